@@ -1,0 +1,95 @@
+"""An adapter: learned tensors and what they mean, in one key scheme.
+
+Canonical keys are `PART.PATH`: PART is `denoiser`, `text_encoder` or `text_encoder_2`; PATH is the module's path in the
+diffusers (denoiser) or transformers (text encoder, always with `text_model.`) layout, e.g.
+`denoiser.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`,
+`text_encoder.text_model.encoder.layers.0.self_attn.q_proj`.
+
+Shapes: O output, I input channels or features, K kernel, R rank. A weight is [O, I] or [O, I, K, K].
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+PARTS = ("denoiser", "text_encoder", "text_encoder_2")
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """dW = up @ down * alpha / R (LoRA, Hu et al. 2021), with LoCon's mid (Tucker) and DoRA's magnitude (Liu et al. 2024)."""
+
+    down: Tensor
+    """[R, I] or [R, I, K, K]; with `mid` [R, I, 1, 1]."""
+    up: Tensor
+    """[O, R] or [O, R, 1, 1]."""
+    alpha: float
+    """Numerator of the scale; alpha = R means scale 1."""
+    mid: Tensor | None = None
+    """[R, R, K, K]."""
+    magnitude: Tensor | None = None
+    """DoRA: [O, 1(, 1, 1)] norms per output, or [1, I(, 1, 1)] norms per input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hadamard:
+    """LoHa: dW = (w1_a @ w1_b) * (w2_a @ w2_b) * alpha / R (Hyeon-Woo et al. 2021)."""
+
+    w1_a: Tensor
+    w1_b: Tensor
+    w2_a: Tensor
+    w2_b: Tensor
+    alpha: float
+    t1: Tensor | None = None
+    t2: Tensor | None = None
+    magnitude: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kronecker:
+    """LoKr: dW = kron(w1, w2) * scale; each factor is full, a product a @ b, or (w2) a Tucker product with t2."""
+
+    w1: Tensor | None = None
+    w1_a: Tensor | None = None
+    w1_b: Tensor | None = None
+    w2: Tensor | None = None
+    w2_a: Tensor | None = None
+    w2_b: Tensor | None = None
+    t2: Tensor | None = None
+    alpha: float | None = None
+    magnitude: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rescale:
+    """(IA)^3: W' = W * (1 + weight), on output rows or input columns (Liu et al. 2022)."""
+
+    weight: Tensor
+    on_input: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """dW and db given outright; norms too."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+LayerUpdate = LowRank | Hadamard | Kronecker | Rescale | Difference
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What one training run learned, independent of any file format."""
+
+    layers: dict[str, LayerUpdate] = field(default_factory=dict)
+    """Canonical key -> update."""
+    embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """Token -> {PART of the text encoder: vectors [n, D]}."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """What the file said of itself, or what konomi will say in it (`ss_*`, `modelspec.*`)."""
+    family: str = ""
+    """`sd1`, `sd2`, `sdxl`, or "" where the file does not tell."""
+    name: str = ""
+    """File stem or output name."""

@@ -1,0 +1,49 @@
+"""The recipe: everything a run needs, typed and immutable."""
+
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from konomi.config.sections import (
+    DataConfig,
+    MemoryConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PreviewConfig,
+    RunConfig,
+    TextConfig,
+    ValidationConfig,
+)
+
+
+@runtime_checkable
+class MethodConfig(Protocol):
+    """A method's own section: a frozen dataclass that lives beside the method and is told apart by `kind`."""
+
+    @property
+    def kind(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One run. A TOML file, a command line and a web form are three ways to write it."""
+
+    base: str
+    """The model to start from: `tiny` (built in), a diffusers folder, a .safetensors or .ckpt file, or a hub id."""
+    method: MethodConfig
+    """What is learned, and how."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Images and captions."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is asked of the denoiser."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How weights move."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """How long, where to, how often."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """Trade speed for memory."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """How captions become conditions."""
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    """The pictures drawn while training."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """The loss on images that are not trained on."""

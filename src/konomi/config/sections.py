@@ -1,0 +1,294 @@
+"""The sections of a recipe: what each setting is, its bounds, its default, and what it does.
+
+Each setting is explained once, here, in the text under it. The command line, the commented recipe, the web form and
+the documentation tables all read that text through `konomi.config.schema`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Size = Annotated[str, Field(pattern=r"^\d{2,5}(x\d{2,5})?$")]
+"""One side of a square, "512", or width x height, "768x512", in pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceConfig:
+    """One place images come from."""
+
+    __pydantic_config__ = STRICT
+
+    path: str
+    """A folder (plain, or kohya's `10_sks dog` folders), a .zip, a metadata.jsonl/.csv, a dataset .toml of sd-scripts, or .tar shards."""
+    role: Literal["train", "prior"] = "train"
+    """`train`: what to learn. `prior`: pictures of the class, so that the model does not forget it (regularisation images)."""
+    repeats: Positive = 1
+    """How often each image is seen in one epoch. A kohya folder name such as `10_sks dog` multiplies it."""
+    trigger: str = ""
+    """The word that will call up what was learned, e.g. `sks`. Put in front of captions that do not have it."""
+    class_noun: str = ""
+    """What the subject is in plain words, e.g. `dog`."""
+    template: str = ""
+    """Caption for images without one; `[name]` is the trigger and class, `[filewords]` the words of the file name or caption."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionConfig:
+    """How captions are read and varied."""
+
+    __pydantic_config__ = STRICT
+
+    separator: str = ","
+    """What divides tags in a caption."""
+    keep_tokens: NonNegative = 0
+    """How many leading tags stay in place (and are never dropped) when tags are shuffled or dropped."""
+    shuffle: bool = False
+    """Put the tags of a caption in a new order each time it is seen."""
+    tag_dropout: Fraction = 0.0
+    """Chance of leaving out each single tag."""
+    dropout: Fraction = 0.0
+    """Chance of training on the empty caption instead; 0.05 to 0.1 keeps guidance strong in long full fine-tunes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketConfig:
+    """Which image sizes are trained."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["area", "novelai", "fixed"] = "area"
+    """`area`: sd-scripts' buckets of about equal area; `novelai`: NovelAI's list (19 sizes for 768x512); `fixed`: one size."""
+    step: NonNegative = 0
+    """Bucket sides are multiples of this many pixels; 0 takes an eighth of the resolution, at most 64."""
+    min_side: NonNegative = 0
+    """Shortest bucket side in pixels; 0 takes half the resolution."""
+    max_side: NonNegative = 0
+    """Longest bucket side in pixels; 0 takes twice the resolution."""
+    upscale: bool = True
+    """Enlarge images that are smaller than their bucket. When off, a small image gets a bucket of its own size (kind `area`)."""
+    max_ratio_error: Annotated[float, Field(gt=0)] = 4.0
+    """An image whose aspect ratio is further than this from every bucket is left out, and listed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageConfig:
+    """How pixels are prepared."""
+
+    __pydantic_config__ = STRICT
+
+    crop: Literal["center", "random"] = "center"
+    """Where the part beyond the bucket is cut off."""
+    crops: Positive = 1
+    """Different random crops kept per image in the cache."""
+    flip: bool = False
+    """Also show each image mirrored. Leave off for asymmetric subjects and text."""
+    alpha: Literal["background", "mask"] = "background"
+    """Transparent pixels: lay the image on `background`, or also weight the loss by opacity."""
+    background: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] = "#ffffff"
+    """Colour put behind transparent images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """What is computed once and kept."""
+
+    __pydantic_config__ = STRICT
+
+    latents: Literal["disk", "memory", "off"] = "disk"
+    """Where encoded images are kept. `off` encodes every time, with a fresh crop."""
+    text: Literal["disk", "memory", "off"] = "disk"
+    """Where encoded captions are kept, as long as the text encoder itself is not trained."""
+    folder: str = ""
+    """Where disk caches lie; empty means the user's cache folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Images and captions."""
+
+    __pydantic_config__ = STRICT
+
+    sources: tuple[SourceConfig, ...] = ()
+    """Where the images are. Several sources are trained together."""
+    resolution: Size | None = None
+    """Training size, `512` or `768x512`; by default the base model's own."""
+    workers: NonNegative = 2
+    """Threads that prepare images in the background. The result does not depend on it."""
+    captions: CaptionConfig = field(default_factory=CaptionConfig)
+    """How captions are read and varied."""
+    buckets: BucketConfig = field(default_factory=BucketConfig)
+    """Which image sizes are trained."""
+    images: ImageConfig = field(default_factory=ImageConfig)
+    """How pixels are prepared."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """What is computed once and kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveConfig:
+    """What is asked of the denoiser."""
+
+    __pydantic_config__ = STRICT
+
+    loss: Literal["mse", "huber", "l1"] = "mse"
+    """Distance between prediction and target. Huber forgives outliers."""
+    huber_delta: Annotated[float, Field(gt=0)] = 0.1
+    """Where Huber turns from square to straight."""
+    weighting: Literal["none", "min_snr", "debiased"] = "none"
+    """Weight of each noise level: min-SNR (Hang et al. 2023) or debiased estimation (Yu et al. 2023)."""
+    snr_gamma: Annotated[float, Field(gt=0)] = 5.0
+    """Ceiling of min-SNR weighting."""
+    noise_offset: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Noise that shifts a whole channel, so that very dark and very bright images can be learned; 0.03 to 0.1."""
+    input_perturbation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Extra noise on the input only (Ning et al. 2023); 0.1."""
+    zero_terminal_snr: bool = False
+    """Rescale the noise schedule so that the last step is pure noise (Lin et al. 2023). For v-prediction bases."""
+    min_timestep: Annotated[int, Field(ge=0, le=999)] = 0
+    """Smallest timestep trained."""
+    max_timestep: Annotated[int, Field(ge=0, le=999)] = 999
+    """Largest timestep trained."""
+    masked: bool = True
+    """Weight the loss by the image's mask where it has one."""
+    prior_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the prior (class) images' loss, where the recipe has such images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerConfig:
+    """How weights move."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free"] = "adamw"
+    """adamw8bit, lion, prodigy and schedule_free come with `pip install 'konomi[optimizers]'`."""
+    learning_rate: Annotated[float, Field(ge=0, le=10)] | None = None
+    """Step size; by default what suits the method."""
+    text_learning_rate: Annotated[float, Field(ge=0, le=10)] | None = None
+    """Step size of the text encoder's part; by default half the other."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Pull towards zero."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Memory of the running mean and of the running square."""
+    schedule: Literal["constant", "linear", "cosine", "cosine_restarts", "polynomial"] = "constant"
+    """How the learning rate falls over the run, after warm-up."""
+    warmup: Annotated[float, Field(ge=0)] = 0.0
+    """Steps of rising learning rate at the start; a value below 1 is a share of all steps (0.06)."""
+    cycles: Positive = 1
+    """Restarts of `cosine_restarts`."""
+    power: Annotated[float, Field(gt=0)] = 1.0
+    """Exponent of `polynomial`."""
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Longest gradient allowed; 0 switches clipping off."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Keep a running average of the weights and save that; 0.999 or 0.9999 for long full fine-tunes, 0 for none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """How long, where to, how often. Everything counted in optimiser steps."""
+
+    __pydantic_config__ = STRICT
+
+    output: str = ""
+    """The run folder; by default runs/NAME."""
+    name: str = ""
+    """Name of the result; by default the trigger or the images' folder."""
+    steps: NonNegative = 0
+    """Steps in all (a total, also after resuming). 0 means: use `epochs`."""
+    epochs: NonNegative = 0
+    """Times through the images, in all. With 0 here and in `steps`, the method's own default counts."""
+    batch_size: Positive = 1
+    """Images behind one optimiser step, over all processes and accumulated passes together."""
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    """Decides order, noise and timesteps. The same seed gives the same result."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the computation; auto: bf16 where the device is good at it, else fp16 on CUDA, else fp32."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    checkpoint_every: NonNegative = 100
+    """Write a state to resume from every so many steps; one is always written at the end. 0: only at the end."""
+    keep_checkpoints: Positive = 2
+    """How many such states are kept."""
+    save_every: NonNegative = 0
+    """Write the result file as it is, every so many steps. 0: only at the end."""
+    preview_every: NonNegative = 0
+    """Draw the previews every so many steps, and before the first. 0: none."""
+    validate_every: NonNegative = 0
+    """Measure the loss on held-out images every so many steps. 0: never."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryConfig:
+    """Trade speed for memory."""
+
+    __pydantic_config__ = STRICT
+
+    accumulation: Positive = 1
+    """Split each batch into this many passes. Same result, less memory."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about 40 % slower, much less memory."""
+    offload: bool = True
+    """Take text encoder and VAE off the device once everything they do is cached."""
+    compile: bool = False
+    """torch.compile the denoiser; pays off only in long runs on CUDA."""
+    channels_last: bool = False
+    """Memory layout that some GPUs like better."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextConfig:
+    """How captions become conditions."""
+
+    __pydantic_config__ = STRICT
+
+    clip_skip: Annotated[int, Field(ge=0, le=12)] = 0
+    """Which layer of CLIP from the end: 1 the last, 2 the one before; 0 is the base's own choice."""
+    max_tokens: Annotated[int, Field(ge=75, le=750, multiple_of=75)] = 75
+    """Longest caption in tokens, in chunks of 75."""
+    emphasis: bool = False
+    """Read `(word:1.2)` and `BREAK` in captions. Prompts for previews always do."""
+    chunking: Literal["novelai", "sd_scripts"] = "novelai"
+    """Where chunks join: keep each chunk's start and end tokens (77, 154, 231 positions) or strip the inner ones (227)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewConfig:
+    """The pictures drawn while training."""
+
+    __pydantic_config__ = STRICT
+
+    prompts: tuple[str, ...] = ()
+    """What to draw; by default the trigger, the trigger in another place, the class alone and something unrelated."""
+    negative: str = ""
+    """What to avoid."""
+    steps: Positive = 20
+    """Sampling steps."""
+    guidance: Annotated[float, Field(ge=0, le=50)] = 7.0
+    """Classifier-free guidance."""
+    sampler: Literal["ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "pndm"] = "dpmpp_2m"
+    """The sampler."""
+    seed: NonNegative = 0
+    """Seed of the first preview; the next ones count on."""
+    size: Size | None = None
+    """Picture size; by default the training size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationConfig:
+    """The loss on images that are not trained on."""
+
+    __pydantic_config__ = STRICT
+
+    path: str = ""
+    """Images for validation; empty: hold out `fraction` of the training images."""
+    fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Share of the images held out when `path` is empty and `run.validate_every` is set. At least one image."""
+    timesteps: Positive = 8
+    """Evenly spread noise levels at which each image is measured, always with the same noise."""

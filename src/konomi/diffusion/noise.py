@@ -1,0 +1,105 @@
+"""The noise process and what is asked of the denoiser.
+
+z_t = alpha_t z_0 + sigma_t eps (Ho et al. 2020; Salimans & Ho 2022 for v). Shapes: B batch; latents [B, C, h, w].
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Prediction = Literal["epsilon", "v", "sample"]
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseSchedule:
+    """A variance-preserving process in discrete time."""
+
+    alphas_cumprod: Tensor
+    """alpha_t^2, float32 [num_timesteps], falling."""
+
+    @property
+    def num_timesteps(self) -> int:
+        return self.alphas_cumprod.shape[0]
+
+    def to(self, device: torch.device | str) -> "NoiseSchedule":
+        return NoiseSchedule(self.alphas_cumprod.to(device))
+
+    def alpha_sigma(self, timesteps_B: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t and sigma_t, [B, 1, 1, 1]."""
+        squared = self.alphas_cumprod[timesteps_B].view(-1, 1, 1, 1)
+        return squared.sqrt(), (1 - squared).sqrt()
+
+    def snr(self, timesteps_B: Tensor) -> Tensor:
+        """Signal-to-noise ratio alpha_t^2 / sigma_t^2, [B]."""
+        squared = self.alphas_cumprod[timesteps_B]
+        return squared / (1 - squared)
+
+
+def scaled_linear_schedule(start: float = 0.00085, end: float = 0.012, num_timesteps: int = 1000) -> NoiseSchedule:
+    """Stable Diffusion's schedule: betas whose square roots are evenly spaced (Rombach et al. 2022)."""
+    betas = torch.linspace(start**0.5, end**0.5, num_timesteps, dtype=torch.float32) ** 2
+    return NoiseSchedule(torch.cumprod(1 - betas, dim=0))
+
+
+def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
+    """Shift and scale alpha_t so that the last timestep is pure noise (Lin et al. 2023, algorithm 1)."""
+    alphas = schedule.alphas_cumprod.sqrt()
+    first, last = alphas[0], alphas[-1]
+    return NoiseSchedule(((alphas - last) * first / (first - last)) ** 2)
+
+
+def add_noise(schedule: NoiseSchedule, latents: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
+    """z_t from z_0."""
+    alpha, sigma = schedule.alpha_sigma(timesteps_B)
+    return alpha * latents + sigma * noise
+
+
+def target(
+    schedule: NoiseSchedule, prediction: Prediction, latents: Tensor, noise: Tensor, timesteps_B: Tensor
+) -> Tensor:
+    """What the denoiser should answer."""
+    if prediction == "epsilon":
+        return noise
+    if prediction == "sample":
+        return latents
+    alpha, sigma = schedule.alpha_sigma(timesteps_B)
+    return alpha * noise - sigma * latents
+
+
+def clean_estimate(
+    schedule: NoiseSchedule, prediction: Prediction, answer: Tensor, noisy_latents: Tensor, timesteps_B: Tensor
+) -> Tensor:
+    """The denoiser's idea of z_0."""
+    alpha, sigma = schedule.alpha_sigma(timesteps_B)
+    if prediction == "epsilon":
+        return (noisy_latents - sigma * answer) / alpha
+    if prediction == "sample":
+        return answer
+    return alpha * noisy_latents - sigma * answer
+
+
+def loss_weights(
+    schedule: NoiseSchedule,
+    prediction: Prediction,
+    timesteps_B: Tensor,
+    *,
+    kind: Literal["none", "min_snr", "debiased"],
+    gamma: float = 5.0,
+) -> Tensor | None:
+    """Weight of each sample, [B], or None for all ones.
+
+    min_snr: min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v, min(SNR, gamma) for sample (Hang et al. 2023, section 3.4).
+    debiased: 1 / sqrt(SNR) for epsilon, 1 / (SNR + 1) for v, SNR capped at 1000 (Yu et al. 2023).
+    """
+    if kind == "none":
+        return None
+    snr = schedule.snr(timesteps_B)
+    if kind == "min_snr":
+        capped = snr.clamp(max=gamma)
+        if prediction == "epsilon":
+            return capped / snr
+        return capped / (snr + 1) if prediction == "v" else capped
+    snr = snr.clamp(max=1000.0)
+    return 1 / (snr + 1) if prediction == "v" else 1 / snr.sqrt()

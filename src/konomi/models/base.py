@@ -1,0 +1,103 @@
+"""A base model seen through one small interface. Nothing outside `models/` and `formats/` asks which family it is.
+
+Shapes: B batch, C latent channels, h w latent grid, H W pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from konomi.config.sections import TextConfig
+from konomi.data.batch import Latents
+from konomi.diffusion.conditioning import Conditioning
+from konomi.diffusion.noise import NoiseSchedule, Prediction
+
+Part = Literal["denoiser", "text_encoder", "text_encoder_2", "vae"]
+
+
+class BaseModel(Protocol):
+    """A loaded model of some family. Parts are loaded when first used, so a warm cache never loads VAE or text encoders."""
+
+    name: str
+    """Name to show: `tiny`, a file's stem, a hub id."""
+    family: str
+    """`sd1`, `sd2`, `sdxl`."""
+    prediction: Prediction
+    schedule: NoiseSchedule
+    resolution: int
+    """Native side in pixels."""
+    latent_factor: int
+    """Pixels per latent cell (8)."""
+    latent_channels: int
+    inpainting: bool
+    """The denoiser takes 9 channels: noisy latents, mask, masked image."""
+    num_positions: int
+    """Positions of one text chunk (77)."""
+
+    @property
+    def denoiser(self) -> nn.Module: ...
+    @property
+    def vae(self) -> nn.Module: ...
+    @property
+    def text_encoders(self) -> Mapping[str, nn.Module]:
+        """PART -> module, in the family's order."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the computation; frozen parts are stored in it."""
+        ...
+
+    def place(self, device: torch.device | str, dtype: torch.dtype) -> None:
+        """Where and in which format parts live, those loaded and those to come. The VAE of SDXL stays float32."""
+        ...
+
+    def unload(self, *parts: Part) -> None:
+        """Forget parts; they come back from the file when used again. A part that was changed must not be unloaded."""
+        ...
+
+    def fingerprint(self, part: Literal["vae", "text"]) -> str:
+        """Hash of the weights and settings that a cache of latents or text states depends on."""
+        ...
+
+    def encode_images(self, pixels: Tensor) -> Latents:
+        """[B, 3, H, W] from -1 to 1 -> scaled latents. Raises ModelError on NaN after trying float32."""
+        ...
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """[B, C, h, w] scaled latents -> pixels [B, 3, H, W] from -1 to 1 (not clamped), float32."""
+        ...
+
+    def encode_captions(self, captions: Sequence[str], text: TextConfig) -> Conditioning:
+        """Captions -> states (gradients flow if the text encoder's parameters want them)."""
+        ...
+
+    def with_sizes(self, conditioning: Conditioning, sizes: Tensor) -> Conditioning:
+        """Add size micro-conditioning [B, 6] where the family reads it; otherwise unchanged."""
+        ...
+
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The denoiser's answer [B, C, h, w] in the sense of `prediction`."""
+        ...
+
+    def targets(self, word: str) -> dict[str, nn.Module]:
+        """Canonical key -> module, for a neutral word.
+
+        `attention` (q k v out of self and cross), `attention.kv`, `cross_attention`, `cross_attention.kv`,
+        `feed_forward`, `projection` (proj_in, proj_out), `transformer` (attention + feed_forward + projection),
+        `conv` (3x3 convolutions, 1x1 shortcuts, resnet time projections, up/down samplers), `text` (q k v out fc1 fc2).
+        Raises ModelError naming the known words.
+        """
+        ...
+
+    def module(self, key: str) -> nn.Module:
+        """The module of a canonical key. Raises ModelError if this base has none."""
+        ...
+
+    def state(self, part: Part) -> dict[str, Tensor]:
+        """Canonical names (diffusers / classic transformers layout, with `text_model.`) -> tensors of a part."""
+        ...
