@@ -10,6 +10,7 @@ from konomi.config.sections import (
     OptimizerConfig,
     PreviewConfig,
     RunConfig,
+    SaveConfig,
     TextConfig,
     ValidationConfig,
 )
@@ -47,3 +48,5 @@ class Recipe:
     """The pictures drawn while training."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     """The loss on images that are not trained on."""
+    save: SaveConfig = field(default_factory=SaveConfig)
+    """The result file."""

@@ -292,3 +292,18 @@ class ValidationConfig:
     """Share of the images held out when `path` is empty and `run.validate_every` is set. At least one image."""
     timesteps: Positive = 8
     """Evenly spread noise levels at which each image is measured, always with the same noise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveConfig:
+    """The result file."""
+
+    __pydantic_config__ = STRICT
+
+    format: Literal["auto", "kohya", "diffusers", "peft", "checkpoint"] = "auto"
+    """Adapters: `kohya` (A1111, ComfyUI, sd-scripts), `diffusers`, `peft`. Whole models: `checkpoint` (one file) or
+    `diffusers` (a folder). auto: kohya for adapters, checkpoint for whole models."""
+    precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Number format in the file."""
+    comment: str = ""
+    """A sentence of yours that is kept in the file's metadata."""

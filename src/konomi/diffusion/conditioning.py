@@ -1,7 +1,10 @@
-"""What the denoiser is told besides the noisy latents. Shapes: B batch, T text positions, D text width, P pooled width."""
+"""What the denoiser is told besides the noisy latents.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+Shapes: B batch, T text positions, D text width, P pooled width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,27 +25,29 @@ class Conditioning:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Conditioning":
         """The same, on a device; floating tensors in `dtype`."""
-        moved = {
-            f.name: None if (value := getattr(self, f.name)) is None else value.to(device, dtype, non_blocking=True)
-            for f in fields(self)
-        }
-        return Conditioning(**moved)
+        return self._map(lambda tensor: tensor.to(device, dtype, non_blocking=True))
 
     def __len__(self) -> int:
         return self.states.shape[0]
 
     def __getitem__(self, index: slice | Tensor) -> "Conditioning":
-        return Conditioning(*(None if (v := getattr(self, f.name)) is None else v[index] for f in fields(self)))
+        return self._map(lambda tensor: tensor[index])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+        optional = (None if value is None else change(value) for value in (self.pooled, self.sizes, self.inpaint))
+        return Conditioning(change(self.states), *optional)
 
 
 def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
     """Join along the batch. Text of fewer positions than the longest is padded by repeating its last position."""
     longest = max(part.states.shape[1] for part in parts)
-    columns: list[Tensor | None] = [torch.cat([_stretch(part.states, longest) for part in parts])]
-    for f in fields(Conditioning)[1:]:
-        values = [getattr(part, f.name) for part in parts]
-        columns.append(None if values[0] is None else torch.cat(values))
-    return Conditioning(*columns)  # type: ignore[arg-type]
+
+    def join(name: str) -> Tensor | None:
+        values = [value for part in parts if (value := getattr(part, name)) is not None]
+        return torch.cat(values) if values else None
+
+    states = torch.cat([_stretch(part.states, longest) for part in parts])
+    return Conditioning(states, join("pooled"), join("sizes"), join("inpaint"))
 
 
 def _stretch(states_BTD: Tensor, length: int) -> Tensor:
