@@ -1,0 +1,225 @@
+"""What people write in a prompt besides words. Plain text in, plain data out; nothing here raises.
+
+Emphasis `(x)` `((x))` `[x]` `{x}` `(x:1.3)`, escapes `\\(`, `BREAK`, prompt switching `[a:b:0.5]` and `[a|b]`, mixing
+`a:0.7 | b:0.3`, and tags `<lora:name:0.8>`. What does not form one of these is text.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import isfinite
+
+ROUND, SQUARE, CURLY = 1.1, 1 / 1.1, 1.05
+"""Factors of (x), [x] (as web UIs read them) and {x} (NovelAI)."""
+
+_FACTORS = {"(": ROUND, "[": SQUARE, "{": CURLY}
+_CLOSES = {")": "(", "]": "[", "}": "{"}
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
+_PIECE = re.compile(
+    rf"(?P<escaped>\\[()\[\]{{}}\\:|<>])|(?P<weight>:\s*(?P<number>{_NUMBER})\s*\))|(?P<open>[(\[{{])|(?P<close>[)\]}}])"
+    r"|(?P<break>\s*\bBREAK\b\s*)|(?P<text>\\|:|[^\\()\[\]{}:\sB]+|\s+|B)"
+)
+_MAX_DEPTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Text of one weight."""
+
+    text: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """`<kind:name:argument:...>`."""
+
+    kind: str
+    name: str
+    arguments: tuple[str, ...] = ()
+
+
+def parse_emphasis(prompt: str) -> tuple[tuple[Span, ...], ...]:
+    """Sections divided by BREAK, each a row of spans (none for an empty section). Nested factors multiply.
+
+    A bracket that is never closed counts to the end of the prompt; a closing one without partner is text.
+    """
+    pieces: list[tuple[str | None, float]] = []
+    opened: list[tuple[str, int]] = []
+
+    def scale(start: int, factor: float) -> None:
+        for i in range(start, len(pieces)):
+            pieces[i] = (pieces[i][0], pieces[i][1] * factor)
+
+    for match in _PIECE.finditer(prompt):
+        piece = match[0]
+        if match["escaped"]:
+            pieces.append((piece[1:], 1.0))
+        elif match["open"]:
+            opened.append((piece, len(pieces)))
+        elif match["break"]:
+            pieces.append((None, 1.0))
+        elif match["weight"] and opened and opened[-1][0] == "(" and isfinite(float(match["number"])):
+            scale(opened.pop()[1], float(match["number"]))
+        elif match["close"] and opened and opened[-1][0] == _CLOSES[piece]:
+            bracket, start = opened.pop()
+            scale(start, _FACTORS[bracket])
+        else:
+            pieces.append((piece, 1.0))
+    for bracket, start in opened:
+        scale(start, _FACTORS[bracket])
+    return _sections(pieces)
+
+
+def _sections(pieces: list[tuple[str | None, float]]) -> tuple[tuple[Span, ...], ...]:
+    """Split at None (BREAK) and join neighbours of one weight."""
+    sections: list[list[Span]] = [[]]
+    for text, weight in pieces:
+        if text is None:
+            sections.append([])
+        elif sections[-1] and sections[-1][-1].weight == weight:
+            sections[-1][-1] = Span(sections[-1][-1].text + text, weight)
+        else:
+            sections[-1].append(Span(text, weight))
+    return tuple(tuple(section) for section in sections)
+
+
+def escape(text: str) -> str:
+    """Text in which `parse_emphasis`, `prompt_per_step` and `parse_mixture` find no syntax (but for the word BREAK)."""
+    return re.sub(r"[()\[\]{}\\:|]", r"\\\g<0>", text)
+
+
+def parse_mixture(prompt: str) -> tuple[tuple[str, float], ...]:
+    """Prompts to blend and their shares: `a:0.7 | b:0.3`. A part without a number counts 1.
+
+    Shares are divided by their sum, so that `a | b` is the middle; they may be negative or above 1. Where the sum is
+    zero they stay as they are. A prompt without a `|` outside brackets is one part, whatever colons it holds.
+    """
+    parts = _split(prompt, "|")
+    if len(parts) == 1:
+        return ((prompt, 1.0),)
+    mixture = []
+    for part in parts:
+        match = re.fullmatch(rf"(.*?)(?<!\\):\s*({_NUMBER})\s*", part, re.DOTALL)
+        weight = float(match[2]) if match else 1.0
+        mixture.append((match[1].strip(), weight) if match and isfinite(weight) else (part.strip(), 1.0))
+    total = sum(weight for _, weight in mixture)
+    if abs(total) < 1e-6 or not isfinite(total):
+        return tuple(mixture)
+    return tuple((text, weight / total) for text, weight in mixture)
+
+
+def prompt_per_step(prompt: str, num_steps: int) -> tuple[str, ...]:
+    """The prompt of each sampling step, with `[from:to:when]`, `[to:when]`, `[from::when]` and `[a|b]` resolved.
+
+    `when` is a share of the steps where it is written with a point (0.5; 1.0 is all of them) or is 0, else a number of
+    steps; `from` is drawn for that many steps. `[a|b|c]` takes turns, a new one each step.
+    """
+    partners = _partners(prompt)
+    if not partners:
+        return (prompt,) * num_steps
+    return tuple(_resolve(prompt, 0, len(prompt), partners, step, num_steps, 0) for step in range(num_steps))
+
+
+def _resolve(prompt: str, start: int, end: int, partners: dict[int, int], step: int, num_steps: int, depth: int) -> str:
+    """prompt[start:end] as it reads at a step (from 0)."""
+    result = []
+    at = start
+    while at < end:
+        close = partners.get(at, end)
+        if close >= end or depth >= _MAX_DEPTH:
+            upcoming = next((i for i in range(at + 1, end) if i in partners), end) if depth < _MAX_DEPTH else end
+            result.append(prompt[at:upcoming])
+            at = upcoming
+            continue
+        chosen = _choose(prompt, at + 1, close, step, num_steps)
+        if chosen is None:
+            inner = _resolve(prompt, at + 1, close, partners, step, num_steps, depth + 1)
+            result.append(f"[{inner}]")
+        else:
+            result.append(_resolve(prompt, *chosen, partners, step, num_steps, depth + 1))
+        at = close + 1
+    return "".join(result)
+
+
+def _choose(prompt: str, start: int, end: int, step: int, num_steps: int) -> tuple[int, int] | None:
+    """Which part of a square bracket's inside counts at a step; None where it is no switch."""
+    inside = prompt[start:end]
+    options = _split(inside, "|")
+    if len(options) > 1:
+        index = step % len(options)
+        first = start + sum(len(option) + 1 for option in options[:index])
+        return first, first + len(options[index])
+    parts = _split(inside, ":")
+    if len(parts) not in (2, 3) or not re.fullmatch(rf"\s*{_NUMBER}\s*", parts[-1]):
+        return None
+    when = float(parts[-1])
+    steps = when * num_steps if ("." in parts[-1] and when <= 1) or when == 0 else when
+    before = (start, start + len(parts[0])) if len(parts) == 3 else (start, start)
+    after_start = end - len(parts[-1]) - 1 - len(parts[-2])
+    # A hair of slack: 0.3 * 10 is 3.0000000000000004 the other way round in some products.
+    return before if step + 1 <= steps + 1e-6 else (after_start, after_start + len(parts[-2]))
+
+
+def _partners(prompt: str) -> dict[int, int]:
+    """Position of each `[` -> position of its `]`, escaped ones left out."""
+    found: dict[int, int] = {}
+    opened: list[int] = []
+    at = 0
+    while at < len(prompt):
+        if prompt[at] == "\\":
+            at += 1
+        elif prompt[at] == "[":
+            opened.append(at)
+        elif prompt[at] == "]" and opened:
+            found[opened.pop()] = at
+        at += 1
+    return found
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """At separators outside brackets and tags, not escaped. Joined by the separator they are the text again."""
+    parts, start, at, depth = [], 0, 0, 0
+    while at < len(text):
+        character = text[at]
+        if character == "\\":
+            at += 1
+        elif character in "([{<":
+            depth += 1
+        elif character in ")]}>":
+            depth = max(depth - 1, 0)
+        elif character == separator and depth == 0:
+            parts.append(text[start:at])
+            start = at + 1
+        at += 1
+    return [*parts, text[start:]]
+
+
+TAG_KINDS = ("lora", "lyco", "hypernet")
+
+
+def extract_tags(prompt: str) -> tuple[str, tuple[Tag, ...]]:
+    """The prompt without its `<lora:name:0.8>` tags, and the tags in order. Other `<...>` are text."""
+    tags: list[Tag] = []
+
+    def take(match: re.Match[str]) -> str:
+        name, *arguments = match[2].split(":")
+        tags.append(Tag(match[1].lower(), name.strip(), tuple(argument.strip() for argument in arguments)))
+        return ""
+
+    pattern = rf"<({'|'.join(TAG_KINDS)}):([^<>\n]+)>"
+    cleaned = re.sub(pattern, take, prompt, flags=re.IGNORECASE)
+    return (cleaned.strip() if tags else prompt), tuple(tags)
+
+
+def find_words(text: str, words: Iterable[str]) -> list[tuple[str, str | None]]:
+    """The text in pieces, each with the word it is or None. Whole words only, any case, the longest first."""
+    by_folded = {word.casefold(): word for word in words if word}
+    if not by_folded:
+        return [(text, None)]
+    alternatives = "|".join(
+        (r"(?<!\w)" if re.match(r"\w", word) else "") + re.escape(word) + (r"(?!\w)" if re.search(r"\w$", word) else "")
+        for word in sorted(by_folded.values(), key=len, reverse=True)
+    )
+    pieces = re.split(f"({alternatives})", text, flags=re.IGNORECASE)
+    return [(piece, by_folded.get(piece.casefold()) if i % 2 else None) for i, piece in enumerate(pieces) if piece]

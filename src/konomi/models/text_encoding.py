@@ -1,0 +1,250 @@
+"""Captions to text states with CLIP text encoders.
+
+Shapes: B captions, N chunks of all captions, L positions of a chunk (77), n chunks of a caption, D width of a tower.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from konomi.config.sections import TextConfig
+from konomi.diffusion.conditioning import Conditioning
+from konomi.errors import ModelError, RecipeError
+from konomi.models.prompt_syntax import Span, find_words, parse_emphasis, parse_mixture
+
+Words = Mapping[str, Mapping[str, Tensor]]
+"""Learned word -> {part of the text encoder: vectors [n, D]}."""
+
+NO_WORDS: Words = {}
+_TOKENS_PER_CHUNK = 75
+
+
+@dataclass(frozen=True, slots=True)
+class TextTower:
+    """One text encoder and how a family reads it."""
+
+    part: Literal["text_encoder", "text_encoder_2"]
+    tokenizer: Any
+    """A CLIPTokenizer. Its pad token fills chunks up (SD1, SDXL's first: end of text; SD2, SDXL's second: `!`)."""
+    module: nn.Module
+    """A CLIPTextModel or CLIPTextModelWithProjection."""
+    layer: int = 1
+    """Whose output is read where the recipe leaves it open, from the end: 1 the last (SD1, SD2), 2 the one before."""
+    final_norm: bool = True
+    """Whether CLIP's final layer norm follows (SD1, SD2: yes, also after skipped layers; SDXL: no)."""
+    pooled: bool = False
+    """Whether this tower gives the pooled vector (SDXL's second)."""
+
+    @property
+    def transformer(self) -> Any:
+        """What holds `embeddings`, `encoder` and `final_layer_norm`; some versions of the classes nest it."""
+        return getattr(self.module, "text_model", self.module)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.transformer.embeddings.token_embedding.weight.device
+        return device
+
+    @property
+    def num_positions(self) -> int:
+        return int(self.transformer.embeddings.position_embedding.weight.shape[0])
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Tokens without start and end."""
+
+    ids: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    vectors: list[tuple[int, str]] = field(default_factory=list)
+    """Where a learned word begins (position among `ids`), and which."""
+
+
+def encode_text(
+    towers: Sequence[TextTower],
+    captions: Sequence[str],
+    text: TextConfig,
+    *,
+    words: Words = NO_WORDS,
+    restore_mean: bool = True,
+) -> Conditioning:
+    """States [B, T, D of all towers] and, where a tower gives it, the pooled vector of each caption's first chunk.
+
+    Every caption becomes `text.max_tokens / 75` chunks, the missing ones empty, the surplus cut off: what a caption
+    becomes never depends on its neighbours in the batch (`count_chunks` tells how many it needs). Each chunk is wrapped
+    in start and end tokens and encoded alone; T is 77, 154, 231 ..., or with `sd_scripts` chunking 77, 152, 227 ...
+    Learned `words` put their vectors in place of token embeddings. Gradients flow to both.
+
+    With `text.emphasis` the states of a weighted token are multiplied by its weight. Then, with `restore_mean`, the
+    chunk is rescaled to the mean it had (what web UIs do by default, here for each chunk by itself and not for a whole
+    batch); without it weights act unscaled. `a:0.7 | b:0.3` blends states and pooled vectors.
+
+    Raises RecipeError where `clip_skip` exceeds the layers, ModelError where a learned word does not fit.
+    """
+    mixtures = [parse_mixture(caption) if text.emphasis else ((caption, 1.0),) for caption in captions]
+    flat = [prompt for mixture in mixtures for prompt, _ in mixture]
+    states, pooled = [], None
+    for tower in towers:
+        chunks = [_fit(_chunk(tower, prompt, text, words), text) for prompt in flat]
+        tower_states, tower_pooled = _encode(tower, chunks, text, words, restore_mean)
+        states.append(_blend(tower_states, mixtures))
+        if tower_pooled is not None:
+            pooled = _blend(tower_pooled, mixtures)
+    return Conditioning(states[0] if len(states) == 1 else torch.cat(states, dim=-1), pooled)
+
+
+def count_chunks(
+    towers: Sequence[TextTower], captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS
+) -> int:
+    """How many chunks the longest caption needs, at least 1; times 75 it is the `max_tokens` that cuts nothing off."""
+    prompts = [p for c in captions for p, _ in (parse_mixture(c) if text.emphasis else ((c, 1.0),))]
+    return max((len(_chunk(tower, prompt, text, words)) for tower in towers for prompt in prompts), default=1)
+
+
+def _chunk(tower: TextTower, prompt: str, text: TextConfig, words: Words) -> list[_Chunk]:
+    """As many chunks as the prompt needs. A learned word is never torn apart."""
+    size = tower.num_positions - 2
+    sections = parse_emphasis(prompt) if text.emphasis else ((Span(prompt),),)
+    chunks: list[_Chunk] = []
+    for section in sections:
+        chunks.append(_Chunk())
+        for span in section:
+            for word, ids in _tokenize(tower, span.text, words):
+                if word is not None and len(ids) > size:
+                    raise ModelError(f"The learned word {word!r} has {len(ids)} vectors; at most {size} fit.")
+                for piece in [ids] if word is not None else [[token] for token in ids]:
+                    if len(chunks[-1].ids) + len(piece) > size:
+                        chunks.append(_Chunk())
+                    if word is not None:
+                        chunks[-1].vectors.append((len(chunks[-1].ids), word))
+                    chunks[-1].ids += piece
+                    chunks[-1].weights += [span.weight] * len(piece)
+    return chunks
+
+
+def _tokenize(tower: TextTower, span: str, words: Words) -> list[tuple[str | None, list[int]]]:
+    """(learned word or None, token ids). A learned word's ids only hold its places."""
+    found: list[tuple[str | None, list[int]]] = []
+    known = [word for word, vectors in words.items() if tower.part in vectors]
+    for piece, word in find_words(span, known):
+        if word is not None:
+            found.append((word, [0] * len(words[word][tower.part])))
+        elif piece.strip():
+            ids = tower.tokenizer(piece, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+            found.append((None, list(ids)))
+    return found
+
+
+def _fit(chunks: list[_Chunk], text: TextConfig) -> list[_Chunk]:
+    """Exactly as many chunks as asked for."""
+    count = text.max_tokens // _TOKENS_PER_CHUNK
+    return chunks[:count] + [_Chunk() for _ in range(count - len(chunks))]
+
+
+def _encode(
+    tower: TextTower, captions: list[list[_Chunk]], text: TextConfig, words: Words, restore_mean: bool
+) -> tuple[Tensor, Tensor | None]:
+    """States [B, T, D] and pooled [B, P] of one tower, all chunks in one pass."""
+    chunks = [chunk for caption in captions for chunk in caption]
+    device = tower.device
+    ids_NL = torch.tensor([_wrap(tower, chunk.ids) for chunk in chunks]).to(device, non_blocking=True)
+    states_NLD, last_NLD = _run_layers(tower, _embed(tower, ids_NL, chunks, words), text.clip_skip)
+    if any(weight != 1.0 for chunk in chunks for weight in chunk.weights):
+        states_NLD = _emphasise(states_NLD, chunks, restore_mean)
+    count = len(captions[0])
+    states = _join(states_NLD.unflatten(0, (len(captions), count)), text.chunking)
+    if last_NLD is None:
+        return states, None
+    # The end token of each first chunk, found by counting: its id may also stand in the text.
+    ends = torch.tensor([len(caption[0].ids) + 1 for caption in captions]).to(device, non_blocking=True)
+    rows = torch.arange(0, len(chunks), count, device=device)
+    pooled = last_NLD[rows, ends]
+    projection = getattr(tower.module, "text_projection", None)
+    return states, pooled if projection is None else projection(pooled)
+
+
+def _wrap(tower: TextTower, ids: list[int]) -> list[int]:
+    tokenizer = tower.tokenizer
+    padding = [tokenizer.pad_token_id] * (tower.num_positions - 2 - len(ids))
+    return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *padding]
+
+
+def _embed(tower: TextTower, ids_NL: Tensor, chunks: list[_Chunk], words: Words) -> Tensor:
+    """Token embeddings with learned words in their places."""
+    embedded_NLD: Tensor = tower.transformer.embeddings.token_embedding(ids_NL)
+    places = [(row, start + 1, word) for row, chunk in enumerate(chunks) for start, word in chunk.vectors]
+    if not places:
+        return embedded_NLD
+    vectors = []
+    for _, _, word in places:
+        vector = words[word][tower.part]
+        if vector.shape[1] != embedded_NLD.shape[2]:
+            raise ModelError(
+                f"The learned word {word!r} is {vector.shape[1]} wide; {tower.part} of this base has width "
+                f"{embedded_NLD.shape[2]}. It was learned on another family of models."
+            )
+        vectors.append(vector.to(embedded_NLD.device, embedded_NLD.dtype))
+    rows = [row for (row, _, _), vector in zip(places, vectors) for _ in vector]
+    columns = [start + i for (_, start, _), vector in zip(places, vectors) for i in range(len(vector))]
+    index = tuple(torch.tensor(values).to(embedded_NLD.device) for values in (rows, columns))
+    return embedded_NLD.index_put(index, torch.cat(vectors))
+
+
+def _run_layers(tower: TextTower, embedded_NLD: Tensor, clip_skip: int) -> tuple[Tensor, Tensor | None]:
+    """States of the layer asked for, and where the tower pools also the last layer's, normed. No layer runs in vain."""
+    model = tower.transformer
+    layers = model.encoder.layers
+    skip = clip_skip or tower.layer
+    if skip > len(layers):
+        raise RecipeError(f"text.clip_skip is {skip}; this base's {tower.part} has {len(layers)} layers.")
+    hidden = embedded_NLD + model.embeddings.position_embedding.weight[: embedded_NLD.shape[1]]
+    mask = None
+    if model.config._attn_implementation == "eager":  # The only one that does not understand `is_causal`.
+        length = hidden.shape[1]
+        mask = torch.full((length, length), torch.finfo(hidden.dtype).min, dtype=hidden.dtype, device=hidden.device)
+        mask = mask.triu(1)[None, None]
+    states = None
+    for number, layer in enumerate(layers[: None if tower.pooled else len(layers) - skip + 1], start=1):
+        hidden = layer(hidden, mask, is_causal=True)
+        if number == len(layers) - skip + 1:
+            states = model.final_layer_norm(hidden) if tower.final_norm else hidden
+    assert states is not None
+    return states, model.final_layer_norm(hidden) if tower.pooled else None
+
+
+def _emphasise(states_NLD: Tensor, chunks: list[_Chunk], restore_mean: bool) -> Tensor:
+    length = states_NLD.shape[1]
+    rows = [[1.0, *chunk.weights, *[1.0] * (length - 1 - len(chunk.weights))] for chunk in chunks]
+    weights_NL1 = torch.tensor(rows).to(states_NLD.device, non_blocking=True)[..., None]
+    states = states_NLD.float()
+    weighted = states * weights_NL1
+    if restore_mean:
+        before, after = states.mean((1, 2), keepdim=True), weighted.mean((1, 2), keepdim=True)
+        # Where the weighted mean is about zero the ratio says nothing; leave such a chunk unscaled.
+        ratio = before / after
+        usable = (ratio > 0.1) & (ratio < 10.0) & (weights_NL1 != 1).any(1, keepdim=True)
+        weighted = weighted * torch.where(usable, ratio, torch.ones_like(ratio))
+    return weighted.to(states_NLD.dtype)
+
+
+def _join(states_BnLD: Tensor, chunking: Literal["novelai", "sd_scripts"]) -> Tensor:
+    if chunking == "novelai":
+        return states_BnLD.flatten(1, 2)
+    inner = states_BnLD[:, :, 1:-1].flatten(1, 2)
+    return torch.cat([states_BnLD[:, 0, :1], inner, states_BnLD[:, -1, -1:]], dim=1)
+
+
+def _blend(values: Tensor, mixtures: Sequence[Sequence[tuple[str, float]]]) -> Tensor:
+    """Sum each caption's parts by their shares; [sum of parts, ...] -> [B, ...]."""
+    if len(mixtures) == len(values):
+        return values
+    blended, start = [], 0
+    for mixture in mixtures:
+        parts = values[start : start + len(mixture)]
+        shares = torch.tensor([share for _, share in mixture], device=values.device, dtype=values.dtype)
+        blended.append(parts[0] if len(mixture) == 1 else torch.tensordot(shares, parts, dims=1))
+        start += len(mixture)
+    return torch.stack(blended)
