@@ -76,6 +76,10 @@ class BaseModel(Protocol):
         """Captions -> states (gradients flow if the text encoder's parameters want them)."""
         ...
 
+    def count_chunks(self, captions: Sequence[str], text: TextConfig) -> int:
+        """Chunks of 75 tokens the longest caption needs: times 75, the `max_tokens` that cuts nothing off."""
+        ...
+
     def with_sizes(self, conditioning: Conditioning, sizes: Tensor) -> Conditioning:
         """Add size micro-conditioning [B, 6] where the family reads it; otherwise unchanged."""
         ...
