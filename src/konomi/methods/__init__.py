@@ -1,0 +1,7 @@
+"""The methods of additional training. A new one is its file and one entry here."""
+
+from konomi.methods.full import Full
+from konomi.methods.lora import Lora
+from konomi.methods.method import Method
+
+METHODS: tuple[type[Method], ...] = (Lora, Full)

@@ -1,14 +1,18 @@
 """What a method is: which parameters it trains, against which loss, and what it leaves behind."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from konomi.adapters.adapter import Adapter
+from konomi.config.recipe import Recipe
+from konomi.config.sections import OptimizerConfig
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
+from konomi.models.base import BaseModel, Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +43,14 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a method asks of the data: decided before anything is cached."""
+    """What a method asks of the base and the data: decided before anything is loaded or cached."""
 
     trains_text: bool = False
     """Text states change during training, so they must not be cached."""
     pixels: bool = False
     """Pixels are needed in every step, not latents alone."""
+    float32_parts: tuple[Part, ...] = ()
+    """Parts whose own weights are trained: kept in float32 whatever the precision of the computation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +61,46 @@ class Weights:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-class Method(Protocol):
-    """The interface every method file implements. Built as `SomeMethod(base, recipe)`."""
+Result = Adapter | Weights
 
-    config_type: type[Any]
-    default_learning_rate: float
+
+def learning_rates(optimizer: OptimizerConfig, default: float) -> tuple[float, float]:
+    """Rates for the denoiser's and the text encoder's parameters, where the recipe leaves them open.
+
+    Prodigy finds its own step and wants 1 (Mishchenko & Defazio 2023); Lion wants a fifth (Chen et al. 2023, section 5).
+    """
+    scale = {"prodigy": 1.0 / default, "lion": 0.2}.get(optimizer.kind, 1.0)
+    rate = default * scale if optimizer.learning_rate is None else optimizer.learning_rate
+    if optimizer.text_learning_rate is not None:
+        return rate, optimizer.text_learning_rate
+    return rate, rate if optimizer.kind == "prodigy" else rate / 2
+
+
+class Method(Protocol):
+    """The interface every method file implements. Built as `SomeMethod(base, recipe)` before the base is loaded."""
+
+    config_type: ClassVar[type[Any]]
+    default_learning_rate: ClassVar[float]
+
+    def __init__(self, base: BaseModel, recipe: Recipe) -> None: ...
 
     @property
     def needs(self) -> Needs: ...
+
+    def default_steps(self, num_images: int) -> int:
+        """Length of a run whose recipe names neither steps nor epochs."""
+        ...
 
     def plan(self) -> tuple[Phase, ...]:
         """Attach what will be trained to the base, and say how it is trained."""
         ...
 
-    def export(self) -> Adapter | Weights:
-        """What has been learned so far, as tensors of its own (no aliasing of live parameters), float32."""
+    def export(self) -> Result:
+        """What has been learned so far: copies, float32."""
         ...
 
-    def pause(self) -> Any:
-        """Context manager: the base behaves untouched inside it (for previews, validation of the base, priors)."""
+    def as_loaded(self, result: Result) -> AbstractContextManager[None]:
+        """Inside, the base behaves as if `result` had been read from its file: what previews are drawn with."""
         ...
 
     def close(self) -> None:

@@ -1,0 +1,160 @@
+"""The loss every method shares: noise the latents, ask the denoiser, compare.
+
+Shapes: B batch, C latent channels, h w latent grid, H W pixels.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from konomi.config.recipe import Recipe
+from konomi.config.sections import ObjectiveConfig
+from konomi.data.batch import Batch, Examples
+from konomi.diffusion import noise as process
+from konomi.diffusion.conditioning import Conditioning
+from konomi.diffusion.random import Rng
+from konomi.errors import RecipeError
+from konomi.models.base import BaseModel
+
+
+class DenoisingLoss:
+    """`loss(examples, rng)`: the mean denoising loss of some examples (Ho et al. 2020, equation 14, and its kin).
+
+    Holds what does not change in a run: the base, the objective, and the noise schedule on the base's device.
+    """
+
+    def __init__(self, base: BaseModel, recipe: Recipe) -> None:
+        check_objective(base, recipe.objective)
+        self.base = base
+        self.objective = recipe.objective
+        self.text = recipe.text
+        self._schedule: process.NoiseSchedule | None = None
+
+    @property
+    def schedule(self) -> process.NoiseSchedule:
+        if self._schedule is None or self._schedule.alphas_cumprod.device != self.base.device:
+            self._schedule = self.base.schedule.to(self.base.device)
+        return self._schedule
+
+    def __call__(self, examples: Examples, rng: Rng, *, timesteps_B: Tensor | None = None) -> Tensor:
+        """A float32 scalar. Timesteps are drawn unless given."""
+        return self.per_example(examples, rng, timesteps_B=timesteps_B).mean()
+
+    def per_example(self, examples: Examples, rng: Rng, *, timesteps_B: Tensor | None = None) -> Tensor:
+        """The loss of each example, float32 [B]."""
+        rng = rng.for_samples(examples.sample_ids)
+        latents = self.draw_latents(examples, rng)
+        conditioning = self.condition(examples, rng, latents)
+        if timesteps_B is None:
+            low, high = self.objective.min_timestep, self.objective.max_timestep
+            timesteps_B = rng.fork("timestep").integers(low, high + 1)
+        noise = self._noise(latents, rng)
+        input_noise = noise
+        if self.objective.input_perturbation > 0:
+            extra = rng.fork("perturbation").normal(latents.shape[1:])
+            input_noise = noise + self.objective.input_perturbation * extra
+        noisy_latents = process.add_noise(self.schedule, latents, input_noise, timesteps_B)
+        answer = self.base.predict(noisy_latents, timesteps_B, conditioning).float()
+        wanted = process.target(self.schedule, self.base.prediction, latents, noise, timesteps_B)
+        return self._compare(answer, wanted, examples.loss_mask, timesteps_B)
+
+    def draw_latents(self, examples: Examples, rng: Rng) -> Tensor:
+        """z_0 from the VAE's distribution, float32 [B, C, h, w]."""
+        latents = examples.latents
+        if latents is None:
+            if examples.pixels is None:
+                raise AssertionError("examples carry neither latents nor pixels")
+            with torch.no_grad():
+                latents = self.base.encode_images(examples.pixels)
+        mean = latents.mean.float()
+        return mean + latents.std.float() * rng.fork("latents").normal(mean.shape[1:])
+
+    def condition(self, examples: Examples, rng: Rng, latents: Tensor) -> Conditioning:
+        """Cached or fresh text states, with sizes and inpainting channels where the family reads them."""
+        conditioning = examples.text
+        if conditioning is None:
+            conditioning = self.base.encode_captions(examples.captions, self.text)
+        conditioning = self.base.with_sizes(conditioning, examples.sizes)
+        if self.base.inpainting:
+            conditioning = replace(conditioning, inpaint=self._inpaint_channels(examples, rng, latents))
+        return conditioning
+
+    def _noise(self, latents: Tensor, rng: Rng) -> Tensor:
+        noise = rng.fork("noise").normal(latents.shape[1:])
+        if self.objective.noise_offset > 0:
+            shift = rng.fork("offset").normal((latents.shape[1], 1, 1))
+            noise = noise + self.objective.noise_offset * shift
+        return noise
+
+    def _compare(self, answer: Tensor, wanted: Tensor, mask: Tensor | None, timesteps_B: Tensor) -> Tensor:
+        loss = distance(answer, wanted, self.objective)
+        if mask is not None and self.objective.masked:
+            loss = loss * mask
+        loss_B = loss.flatten(1).mean(1)
+        weights_B = process.loss_weights(
+            self.schedule,
+            self.base.prediction,
+            timesteps_B,
+            kind=self.objective.weighting,
+            gamma=self.objective.snr_gamma,
+        )
+        return loss_B if weights_B is None else loss_B * weights_B
+
+    def _inpaint_channels(self, examples: Examples, rng: Rng, latents: Tensor) -> Tensor:
+        """[B, 5, h, w]: a random hole, and the latents of the image with the hole in it."""
+        if examples.pixels is None:
+            raise AssertionError("an inpainting base needs pixels in every step")
+        hole = random_holes(rng.fork("hole"), latents.shape[2], latents.shape[3])
+        hole_pixels = functional.interpolate(hole, size=examples.pixels.shape[2:], mode="nearest")
+        with torch.no_grad():
+            masked = self.base.encode_images(examples.pixels * (1 - hole_pixels)).mean.float()
+        return torch.cat([hole, masked], dim=1)
+
+
+def subject_and_prior_loss(denoising: DenoisingLoss, batch: Batch, rng: Rng) -> Tensor:
+    """Loss of the subject plus the weighted loss of the class images (Ruiz et al. 2022, equation 2)."""
+    subject = denoising(batch.subject, rng)
+    if batch.prior is None:
+        return subject
+    return subject + denoising.objective.prior_weight * denoising(batch.prior, rng.fork("prior"))
+
+
+def distance(answer: Tensor, wanted: Tensor, objective: ObjectiveConfig) -> Tensor:
+    """Element-wise distance. Huber is scaled so that it equals the square near zero."""
+    if objective.loss == "mse":
+        return functional.mse_loss(answer, wanted, reduction="none")
+    if objective.loss == "l1":
+        return functional.l1_loss(answer, wanted, reduction="none")
+    return 2 * functional.huber_loss(answer, wanted, reduction="none", delta=objective.huber_delta)
+
+
+def random_holes(rng: Rng, height: int, width: int) -> Tensor:
+    """Float32 [B, 1, height, width], 1 inside: a random rectangle, in a quarter of the samples the whole picture."""
+    u_B5 = rng.uniform((5,))
+    device = u_B5.device
+
+    def inside(start_B: Tensor, share_B: Tensor, count: int) -> Tensor:
+        length = (0.2 + 0.7 * share_B) * count
+        first = start_B * (count - length)
+        cell = torch.arange(count, device=device)[None] + 0.5
+        return (cell >= first[:, None]) & (cell <= (first + length)[:, None])
+
+    rows, columns = inside(u_B5[:, 0], u_B5[:, 1], height), inside(u_B5[:, 2], u_B5[:, 3], width)
+    hole = (rows[:, :, None] & columns[:, None, :]) | (u_B5[:, 4] < 0.25)[:, None, None]
+    return hole[:, None].float()
+
+
+def check_objective(base: BaseModel, objective: ObjectiveConfig) -> None:
+    """Refuse combinations that cannot work. Raises RecipeError."""
+    if objective.min_timestep > objective.max_timestep:
+        raise RecipeError(
+            f"objective.min_timestep is {objective.min_timestep}, above objective.max_timestep "
+            f"({objective.max_timestep}). Swap them."
+        )
+    if objective.zero_terminal_snr and base.prediction == "epsilon":
+        raise RecipeError(
+            f"objective.zero_terminal_snr is on, but {base.name} predicts noise (epsilon), which is undefined where "
+            "nothing but noise is left. Switch it off, or take a v-prediction base."
+        )

@@ -1,0 +1,108 @@
+"""Full fine-tuning: every weight of the denoiser is trained, and the text encoder's too if asked.
+
+The oldest method (追加学習 of the whole model): it learns most, forgets most, and needs most memory. Weights are kept in
+float32 and the computation runs in the chosen precision, so that small steps are not rounded away.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from konomi.config.recipe import Recipe
+from konomi.config.sections import STRICT
+from konomi.data.batch import Batch
+from konomi.diffusion.random import Rng
+from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
+from konomi.methods.method import Needs, ParameterGroup, Phase, Result, Weights, learning_rates
+from konomi.models.base import BaseModel, Part
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullConfig:
+    """The whole model is trained; for thousands of images, or when a LoRA is not enough."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["full"] = "full"
+    text_encoder: bool = False
+    """Train the text encoder as well. Costs memory, and captions can no longer be encoded once."""
+
+
+class Full:
+    """Trains the base's own weights."""
+
+    config_type: ClassVar = FullConfig
+    default_learning_rate: ClassVar = 5e-6
+
+    def __init__(self, base: BaseModel, recipe: Recipe) -> None:
+        if not isinstance(recipe.method, FullConfig):
+            raise TypeError(f"Full takes a FullConfig, not {type(recipe.method).__name__}")
+        self.base = base
+        self.recipe = recipe
+        self.config = recipe.method
+        self.denoising = DenoisingLoss(base, recipe)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        text = cast("tuple[Part, ...]", tuple(self.base.text_encoders)) if self.config.text_encoder else ()
+        return ("denoiser", *text)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(trains_text=self.config.text_encoder, pixels=self.base.inpainting, float32_parts=self.parts)
+
+    def default_steps(self, num_images: int) -> int:
+        return min(max(100 * num_images, 400), 10_000)
+
+    def plan(self) -> tuple[Phase, ...]:
+        rate, text_rate = learning_rates(self.recipe.optimizer, self.default_learning_rate)
+        groups = []
+        for part in self.parts:
+            module = self._part(part).requires_grad_(True)
+            parameters = {f"{part}.{name}": parameter for name, parameter in module.named_parameters()}
+            part_rate = rate if part == "denoiser" else text_rate
+            groups.append(ParameterGroup(name=part, parameters=parameters, learning_rate=part_rate))
+        modules = tuple(self._part(part) for part in self.parts)
+        return (Phase(name="full", groups=tuple(groups), loss=self.loss, modules=modules),)
+
+    def loss(self, batch: Batch, rng: Rng) -> Tensor:
+        reduced = self.base.dtype != torch.float32
+        with torch.autocast(self.base.device.type, dtype=self.base.dtype if reduced else None, enabled=reduced):
+            return subject_and_prior_loss(self.denoising, batch, rng)
+
+    def export(self) -> Weights:
+        tensors = {
+            f"{part}.{name}": tensor.detach().float().clone()
+            for part in self.parts
+            for name, tensor in self.base.state(part).items()
+        }
+        return Weights(tensors)
+
+    @contextmanager
+    def as_loaded(self, result: Result) -> Iterator[None]:
+        """Swap in the weights as the file holds them, in the computation's precision; the trained ones stay as they are."""
+        if not isinstance(result, Weights):
+            raise TypeError("full fine-tuning exports Weights")
+        saved_as = DTYPES[self.recipe.save.precision]
+        parameters = [parameter for part in self.parts for parameter in self._part(part).parameters()]
+        trained = [parameter.data for parameter in parameters]
+        try:
+            for parameter in parameters:
+                parameter.data = parameter.data.to(saved_as).to(self.base.dtype)
+            yield
+        finally:
+            for parameter, data in zip(parameters, trained, strict=True):
+                parameter.data = data
+
+    def close(self) -> None:
+        for part in self.parts:
+            self._part(part).requires_grad_(False)
+
+    def _part(self, part: Part) -> nn.Module:
+        return self.base.denoiser if part == "denoiser" else self.base.text_encoders[part]

@@ -1,0 +1,159 @@
+"""LoRA: learn a low-rank change of the weights (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models").
+
+W' = W + (alpha / rank) B A with A [rank, in] random and B [out, rank] zero: training starts from the base itself, and
+only A and B are learned. Also here, as switches: a larger step for B (LoRA+, Hayou et al. 2024), alpha / sqrt(rank)
+(rsLoRA, Kalajdzievski 2023), and learned magnitudes (DoRA, Liu et al. 2024).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.apply import Strengths, attach
+from konomi.adapters.lora import LoraSpec, inject
+from konomi.config.recipe import Recipe
+from konomi.config.sections import STRICT, Fraction
+from konomi.data.batch import Batch
+from konomi.diffusion.random import Rng
+from konomi.errors import RecipeError
+from konomi.formats import read_adapter
+from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
+from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates
+from konomi.models.base import BaseModel
+
+Rank = Annotated[int, Field(ge=0, le=1024)]
+Alpha = Annotated[float, Field(gt=0, le=1024)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    """A small file beside the base that changes it; the usual choice."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["lora"] = "lora"
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Width of the update. Larger learns more and overfits sooner."""
+    alpha: Alpha | None = None
+    """The update is scaled by alpha / rank; by default alpha = rank."""
+    targets: tuple[str, ...] = ("transformer",)
+    """What is changed: `attention`, `attention.kv`, `cross_attention`, `cross_attention.kv`, `feed_forward`,
+    `projection`, or `transformer` for all linear layers of the transformer blocks."""
+    conv_rank: Rank = 0
+    """Rank for convolutions (LoCon); 0 leaves them alone."""
+    conv_alpha: Alpha | None = None
+    """Alpha for convolutions; by default the conv rank."""
+    text_rank: Rank = 0
+    """Rank for the text encoder; 0 leaves it alone, which lets captions be encoded once."""
+    text_alpha: Alpha | None = None
+    """Alpha for the text encoder; by default the text rank."""
+    dropout: Fraction = 0.0
+    """Chance of dropping each input of an update while training."""
+    rank_dropout: Fraction = 0.0
+    """Chance of dropping each rank."""
+    module_dropout: Fraction = 0.0
+    """Chance of skipping a layer's whole update."""
+    b_rate_ratio: Annotated[float, Field(ge=1, le=64)] = 1.0
+    """Learning rate of B over that of A (LoRA+: 16)."""
+    scaling: Literal["rank", "sqrt_rank"] = "rank"
+    """Divide alpha by the rank, or by its root (rsLoRA), which keeps high ranks lively."""
+    dora: bool = False
+    """Learn each output's magnitude apart from its direction."""
+    start: str = ""
+    """A LoRA file to go on from instead of starting at zero."""
+
+
+class Lora:
+    """Trains low-rank updates beside the frozen base."""
+
+    config_type: ClassVar = LoraConfig
+    default_learning_rate: ClassVar = 1e-4
+
+    def __init__(self, base: BaseModel, recipe: Recipe) -> None:
+        if not isinstance(recipe.method, LoraConfig):
+            raise TypeError(f"Lora takes a LoraConfig, not {type(recipe.method).__name__}")
+        self.base = base
+        self.recipe = recipe
+        self.config = recipe.method
+        self.denoising = DenoisingLoss(base, recipe)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(trains_text=self.config.text_rank > 0, pixels=self.base.inpainting)
+
+    def default_steps(self, num_images: int) -> int:
+        return min(max(80 * num_images, 400), 2000)
+
+    def plan(self) -> tuple[Phase, ...]:
+        specs = self._specs()
+        self.layers = inject(
+            {key: self.base.module(key) for key in specs}, specs.__getitem__, seed=self.recipe.run.seed
+        )
+        if self.config.start:
+            self.layers.load(read_adapter(self.config.start).layers)
+        return (Phase(name="lora", groups=self._groups(), loss=self.loss, modules=tuple(self._modules())),)
+
+    def loss(self, batch: Batch, rng: Rng) -> Tensor:
+        self.layers.begin_step(rng.fork("dropout"))
+        return subject_and_prior_loss(self.denoising, batch, rng)
+
+    def export(self) -> Adapter:
+        return Adapter(layers=dict(self.layers.export()), family=self.base.family)
+
+    @contextmanager
+    def as_loaded(self, result: Result) -> Iterator[None]:
+        if not isinstance(result, Adapter):
+            raise TypeError("a LoRA exports an Adapter")
+        with self.layers.pause(), attach(self.base, [(result, Strengths())]):
+            yield
+
+    def close(self) -> None:
+        self.layers.detach()
+
+    def _specs(self) -> dict[str, LoraSpec]:
+        config = self.config
+        wanted = [(word, config.rank, config.alpha) for word in config.targets]
+        wanted += [("conv", config.conv_rank, config.conv_alpha)] if config.conv_rank else []
+        wanted += [("text", config.text_rank, config.text_alpha)] if config.text_rank else []
+        specs = {}
+        for word, rank, alpha in wanted:
+            spec = LoraSpec(
+                rank=rank,
+                alpha=float(rank) if alpha is None else alpha,
+                dropout=config.dropout,
+                rank_dropout=config.rank_dropout,
+                module_dropout=config.module_dropout,
+                rs_lora=config.scaling == "sqrt_rank",
+                dora=config.dora,
+            )
+            specs.update(dict.fromkeys(self.base.targets(word), spec))
+        if not specs:
+            raise RecipeError("method.targets is empty and so are conv_rank and text_rank: nothing would be trained.")
+        return specs
+
+    def _groups(self) -> tuple[ParameterGroup, ...]:
+        """One group per learning rate: denoiser or text, A or B."""
+        rate, text_rate = learning_rates(self.recipe.optimizer, self.default_learning_rate)
+        members: dict[tuple[str, str], dict[str, nn.Parameter]] = {}
+        for name, parameter in self.layers.parameters.items():
+            part = "denoiser" if name.startswith("denoiser.") else "text"
+            members.setdefault((part, "b" if name.endswith(".up") else "a"), {})[name] = parameter
+        return tuple(
+            ParameterGroup(
+                name=f"{part}.{half}",
+                parameters=parameters,
+                learning_rate=(rate if part == "denoiser" else text_rate)
+                * (self.config.b_rate_ratio if half == "b" else 1.0),
+            )
+            for (part, half), parameters in members.items()
+        )
+
+    def _modules(self) -> Iterator[nn.Module]:
+        yield self.base.denoiser
+        if self.needs.trains_text:
+            yield from self.base.text_encoders.values()

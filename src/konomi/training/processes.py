@@ -1,0 +1,97 @@
+"""The processes that train together. One process alone pays nothing for it."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+from konomi.errors import RunError
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process among its peers, as Accelerate finds it (`accelerate launch`, torchrun)."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.world > 1:
+            distributed.barrier()
+
+    def add_up(self, parameters: Iterable[Tensor], extra: Tensor) -> Tensor:
+        """Sum the gradients over all processes, in place, in one message; `extra` (1-D) rides along, its sum is returned.
+
+        Every process contributes its share of the step's mean, so the sum is the mean over the whole batch.
+        Raises RunError when a peer is gone.
+        """
+        if self.world == 1:
+            return extra
+        owners = list(parameters)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in owners]
+        flat = torch.cat([g.reshape(-1) for g in gradients] + [extra.to(gradients[0].dtype)])
+        try:
+            distributed.all_reduce(flat)
+        except RuntimeError as broken:
+            raise RunError(
+                f"process {self.rank}: another training process is gone ({str(broken).splitlines()[0][:120]}). "
+                "Start all of them again; the run goes on from its last checkpoint."
+            ) from broken
+        position = 0
+        for parameter, gradient in zip(owners, gradients, strict=True):
+            part = flat[position : position + gradient.numel()].view_as(gradient)
+            parameter.grad = part.clone() if parameter.grad is None else gradient.copy_(part)
+            position += gradient.numel()
+        return flat[position:].to(extra.dtype)
+
+    def agree(self, value: bool) -> bool:
+        """True everywhere if it is true anywhere."""
+        if self.world == 1:
+            return value
+        flag = torch.tensor([float(value)], device=self.device)
+        distributed.all_reduce(flag)
+        return bool(flag.item() > 0)
+
+
+def find_processes(device: str = "auto") -> Processes:
+    """Where this process runs. Raises RunError for a device this machine does not have."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        state = PartialState(cpu=device == "cpu")
+        return Processes(state.process_index, state.num_processes, state.device)
+    return Processes(0, 1, choose_device(device))
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` takes CUDA, then MPS, then the CPU. Raises RunError."""
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as unknown:
+        raise RunError(f"run.device is {wanted!r}; say auto, cpu, cuda, cuda:1 or mps.") from unknown
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RunError(f"run.device is {wanted!r}, but this machine has {torch.cuda.device_count()} CUDA devices.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise RunError("run.device is 'mps', which this machine does not have.")
+    return device
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """The computation's number format; `auto`: bf16 on a CUDA device that has it in hardware, fp16 on others, else fp32."""
+    if wanted != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16

@@ -1,0 +1,324 @@
+"""The state of a run and the only training loop.
+
+`Trainer.run` is a generator of `Step` events: whoever iterates it draws, logs, saves and previews between two steps;
+closing it ends the run. It knows neither methods nor families.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from konomi.config.recipe import Recipe
+from konomi.data.batch import Batch
+from konomi.diffusion.random import Rng
+from konomi.errors import RunError
+from konomi.methods.method import Phase
+from konomi.training.average import Average
+from konomi.training.events import Step, Warned
+from konomi.training.memory import peak_memory
+from konomi.training.optimizers import make_optimizer, optimizer_state, restore_optimizer, set_training
+from konomi.training.processes import Processes
+from konomi.training.readout import Readout
+from konomi.training.schedules import rate_factor
+from konomi.training.stop import Stop
+
+
+class BatchSource(Protocol):
+    """Where batches come from: a pure function of the step, so that resuming needs only its number."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def iterate(
+        self, start: int, stop: int, *, rank: int = 0, world: int = 1, accumulation: int = 1
+    ) -> Iterator[tuple[Batch, ...]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """Everything a run needs to go on: tensors by file, numbers for JSON."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    numbers: dict[str, Any]
+
+
+class Trainer:
+    """Phases, the optimiser of the one at work, the average, and how far the run is."""
+
+    def __init__(
+        self,
+        phases: Sequence[Phase],
+        recipe: Recipe,
+        *,
+        processes: Processes,
+        total_steps: int,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        self.phases = tuple(phases)
+        self.recipe = recipe
+        self.processes = processes
+        self.total_steps = total_steps
+        self.step = 0
+        self.samples_seen = 0
+        self.accumulation = recipe.memory.accumulation
+        # fp16 has few exponent bits: the loss is scaled up so that small gradients do not vanish (Micikevicius 2018).
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=precision == torch.float16)
+        self._begin_phase(0)
+
+    @property
+    def device(self) -> torch.device:
+        return self.processes.device
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters of the phase at work, by name."""
+        return {name: p for group in self.phases[self.phase_index].groups for name, p in group.parameters.items()}
+
+    def run(
+        self, batches: BatchSource, *, stop: Stop, rest_at: Callable[[int], bool] = lambda step: False
+    ) -> Iterator[Step | Warned]:
+        """Train up to `total_steps`, or until `stop` is requested.
+
+        `rest_at(step)` names the steps after which the caller wants to work with the weights: when their event comes,
+        nothing is in flight. Raises RunError on a loss that is not finite, before any weight is changed by it.
+        """
+        readout = Readout(self.device)
+        while self.step < self.total_steps and not self.processes.agree(stop.requested):
+            try:
+                yield from self._stretch(batches, readout, stop, rest_at)
+            except torch.OutOfMemoryError as full:
+                yield self._halve_micro_batch(full)
+
+    def _stretch(
+        self, batches: BatchSource, readout: Readout, stop: Stop, rest_at: Callable[[int], bool]
+    ) -> Iterator[Step]:
+        """Steps until the run, the phase, or memory ends, or a stop is asked for."""
+        self._begin_phase(self._phase_at(self.step))
+        source = batches.iterate(
+            self.step,
+            self._phase_end(),
+            rank=self.processes.rank,
+            world=self.processes.world,
+            accumulation=self.accumulation,
+        )
+        with closing(source) as micro_batches:  # type: ignore[type-var]
+            started = time.perf_counter()
+            for passes in micro_batches:
+                loss = self._train_step(passes)
+                self.step += 1
+                self.samples_seen += _samples(passes)
+                stopping = self.processes.agree(stop.requested)
+                now = time.perf_counter()
+                readout.put(self._event(batches, now - started), _files(passes), loss)
+                started = now
+                resting = rest_at(self.step) or self.step in (self.total_steps, self._phase_end()) or stopping
+                for event, files, value in readout.take(everything=resting):
+                    if not math.isfinite(value):
+                        raise RunError(_not_finite(event, files, value))
+                    yield replace(event, loss=value)
+                if resting:
+                    started = time.perf_counter()
+                if stopping:
+                    return
+
+    def _train_step(self, passes: tuple[Batch, ...]) -> Tensor:
+        """One optimiser step over this process's passes. Returns the mean loss over all processes, on the device."""
+        phase = self.phases[self.phase_index]
+        rng = Rng.for_step(self.recipe.run.seed, self.step, device=self.device)
+        loss = torch.zeros((), device=self.device)
+        try:
+            for batch in passes:
+                part = phase.loss(batch.to(self.device), rng) * batch.weight
+                self.scaler.scale(part).backward()
+                loss = loss + part.detach()
+            parameters = self._trained
+            loss = self.processes.add_up(parameters, loss.view(1)).squeeze(0)
+            self._update(parameters, loss)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def _update(self, parameters: list[nn.Parameter], loss: Tensor) -> None:
+        factor = rate_factor(self.step, self.total_steps, self.recipe.optimizer)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+            self._clip(parameters)
+            if math.isfinite(loss.item()):
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+        else:
+            norm = self._clip(parameters)
+            finite = torch.isfinite(loss + norm)
+            if self.device.type == "cuda" and self._fused:
+                # The kernel itself leaves the weights alone, so the host need not wait to decide.
+                self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            elif not finite:
+                loss.fill_(math.nan)
+                return
+            self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
+
+    def _clip(self, parameters: list[nn.Parameter]) -> Tensor:
+        """Shorten the gradient to `optimizer.clip_norm`. Returns its length before."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not self.recipe.optimizer.clip_norm or not gradients:
+            return torch.zeros((), device=self.device)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        excess = (norm / self.recipe.optimizer.clip_norm).clamp(min=1.0)
+        if self._fused and not self.scaler.is_enabled():
+            # The fused kernel divides by this on the way: no pass of its own over all gradients.
+            self.optimizer.grad_scale = excess  # type: ignore[attr-defined]
+        else:
+            torch._foreach_div_(gradients, excess)
+        return norm
+
+    def _event(self, batches: BatchSource, seconds: float) -> Step:
+        return Step(
+            step=self.step,
+            epoch=(self.step - 1) // batches.steps_per_epoch,
+            loss=math.nan,
+            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+            seconds=seconds,
+            samples_seen=self.samples_seen,
+            memory=peak_memory(self.device),
+        )
+
+    def _halve_micro_batch(self, full: torch.OutOfMemoryError) -> Warned:
+        """Same batch in twice as many passes; the step that failed is done again. Raises RunError at one image a pass."""
+        self.optimizer.zero_grad(set_to_none=True)
+        # Several processes would have to shrink together, and a peer that waits in a sum cannot be told.
+        if self.accumulation >= self.recipe.run.batch_size or self.processes.world > 1:
+            raise RunError(
+                f"out of memory in step {self.step + 1}, batch in {self.accumulation} passes. Lower data.resolution, "
+                "raise memory.accumulation (up to run.batch_size), set memory.gradient_checkpointing = true, or lower "
+                "the method's rank; then: konomi resume."
+            ) from full
+        self.accumulation = min(self.accumulation * 2, self.recipe.run.batch_size)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return Warned(
+            f"out of memory in step {self.step + 1}: each batch is now computed in {self.accumulation} passes; "
+            "the result stays the same."
+        )
+
+    def _begin_phase(self, index: int) -> None:
+        if getattr(self, "phase_index", None) == index:
+            return
+        self.phase_index = index
+        phase = self.phases[index]
+        self.optimizer = make_optimizer(phase.groups, self.recipe.optimizer, self.device)
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._fused = bool(self.optimizer.param_groups[0].get("fused"))
+        self._trained = list(self.parameters.values())
+        decay = self.recipe.optimizer.ema_decay
+        self.average = Average(self.parameters, decay) if decay else None
+        for module in phase.modules:
+            module.train()
+        set_training(self.optimizer, True)
+
+    def _phase_at(self, step: int) -> int:
+        end = 0
+        for index, phase in enumerate(self.phases):
+            end += self.total_steps if phase.num_steps is None else phase.num_steps
+            if step < end:
+                return index
+        return len(self.phases) - 1
+
+    def _phase_end(self) -> int:
+        lengths = [phase.num_steps for phase in self.phases[: self.phase_index + 1]]
+        known = [length for length in lengths if length is not None]
+        return min(sum(known), self.total_steps) if len(known) == len(lengths) else self.total_steps
+
+    @contextmanager
+    def weights_for_use(self) -> Iterator[None]:
+        """Inside, parameters hold what should be saved and shown: the average, or schedule-free's other weights."""
+        if self.average is not None:
+            with self.average.swapped_in():
+                yield
+            return
+        switches = hasattr(self.optimizer, "eval")
+        # Switching schedule-free weights back and forth rounds; the trained ones are kept and put back bit for bit.
+        kept = [p.detach().clone() for p in self._trained] if switches else []
+        set_training(self.optimizer, False)
+        try:
+            yield
+        finally:
+            set_training(self.optimizer, True)
+            for parameter, value in zip(self._trained, kept) if switches else ():
+                parameter.data.copy_(value)
+
+    def state(self) -> TrainState:
+        """A view, not a copy: write it before the next step."""
+        weights = {n: p.detach() for phase in self.phases for g in phase.groups for n, p in g.parameters.items()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.parameters.items()}
+        tensors, numbers = optimizer_state(self.optimizer, names)
+        files = {"weights": weights, "optimizer": tensors}
+        if self.average is not None:
+            files["average"] = self.average.tensors
+        return TrainState(
+            files,
+            {
+                "step": self.step,
+                "phase": self.phase_index,
+                "samples_seen": self.samples_seen,
+                "accumulation": self.accumulation,
+                "average_updates": 0 if self.average is None else self.average.updates,
+                "scaler": self.scaler.state_dict(),
+                "optimizer": numbers,
+            },
+        )
+
+    def restore(self, state: TrainState) -> None:
+        """Go on from `state`. Raises RunError if its tensors are not those this recipe trains."""
+        self._begin_phase(state.numbers["phase"])
+        weights = {n: p for phase in self.phases for g in phase.groups for n, p in g.parameters.items()}
+        _check_same(weights, state.tensors["weights"])
+        for name, parameter in weights.items():
+            parameter.data.copy_(state.tensors["weights"][name])
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.parameters.items()}
+        restore_optimizer(self.optimizer, names, state.tensors["optimizer"], state.numbers["optimizer"])
+        if self.average is not None:
+            for name, tensor in self.average.tensors.items():
+                tensor.copy_(state.tensors["average"][name])
+            self.average.updates = state.numbers["average_updates"]
+        self.scaler.load_state_dict(state.numbers["scaler"])
+        self.step = state.numbers["step"]
+        self.samples_seen = state.numbers["samples_seen"]
+        self.accumulation = state.numbers["accumulation"]
+
+
+def _files(passes: tuple[Batch, ...]) -> tuple[str, ...]:
+    examples = [e for batch in passes for e in (batch.subject, batch.prior) if e is not None]
+    return tuple(name for e in examples for name in e.names)
+
+
+def _samples(passes: tuple[Batch, ...]) -> int:
+    """Subjects of the whole step, over all processes."""
+    return round(len(passes[0].subject) / passes[0].weight) if passes else 0
+
+
+def _not_finite(event: Step, files: tuple[str, ...], value: float) -> str:
+    return (
+        f"the loss of step {event.step} is {value} (images: {', '.join(files[:8])}). No weight was changed by it; the "
+        f"last checkpoint is good. Lower optimizer.learning_rate (now {event.learning_rate:g}), or set "
+        "run.precision to bf16 or fp32; then: konomi resume."
+    )
+
+
+def _check_same(ours: dict[str, nn.Parameter], theirs: dict[str, Tensor]) -> None:
+    different = sorted(set(ours) ^ set(theirs))
+    different += [n for n in ours if n in theirs and ours[n].shape != theirs[n].shape]
+    if different:
+        raise RunError(
+            f"the checkpoint trains other weights than this recipe ({len(different)} differ, first: {different[0]}). "
+            "Resume with the recipe the run was started with."
+        )
