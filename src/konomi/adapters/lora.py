@@ -1,7 +1,8 @@
 """Trainable low-rank layers on a frozen base.
 
 LoRA (Hu et al. 2021), DoRA (Liu et al. 2024), rsLoRA (Kalajdzievski 2023). A layer replaces the `forward` of one Linear
-or Conv2d of the base and touches nothing else: the base keeps its tree, its names and its weights, bit for bit. The factors are float32 whatever the base computes in.
+or Conv2d of the base and touches nothing else: the base keeps its tree, its names and its weights, bit for bit. The
+factors are float32 whatever the base computes in.
 
 Shapes: I input, O output features or channels, K kernel, R rank, B samples.
 """
@@ -252,7 +253,7 @@ def _for_batch(rng: Rng, batch: int) -> Rng:
 
 def _load_layer(layer: LoraLayer, update: LowRank) -> None:
     if update.mid is not None:
-        raise ModelError(f"{layer.key}: the file to go on from has a Tucker core (lora_mid); such layers are not trained.")
+        raise ModelError(f"{layer.key} has a Tucker core (lora_mid) in the file to go on from; those are not trained.")
     if (update.magnitude is None) != (layer.magnitude is None):
         raise ModelError(f"{layer.key}: the file to go on from and method.dora disagree about DoRA.")
     pairs = [("down", layer.down, update.down), ("up", layer.up, update.up)]

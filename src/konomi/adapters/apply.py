@@ -1,0 +1,183 @@
+"""Put adapters on a base: their updates, times a strength, are folded into its weights, and taken out again."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from konomi.adapters.adapter import Adapter, LayerUpdate
+from konomi.adapters.delta import bias_delta, delta
+from konomi.errors import ModelError
+
+__all__ = ["Attachment", "Strengths", "attach", "bias_delta", "delta", "fold"]
+
+
+class HasModules(Protocol):
+    """The part of a base that is needed here."""
+
+    def module(self, key: str) -> nn.Module:
+        """The module of a canonical key. Raises ModelError if there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Strengths:
+    """How much of an adapter: 1 as trained, 0 nothing; negative and larger values are allowed."""
+
+    denoiser: float = 1.0
+    text: float = 1.0
+
+    def of(self, key: str) -> float:
+        """For a canonical key."""
+        return self.denoiser if key.startswith("denoiser.") else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """One update of one layer, as it will be applied."""
+
+    update: LayerUpdate
+    strength: float
+    adapter: Adapter
+
+
+class Attachment:
+    """Adapters on a base, until `detach`. Also a context manager.
+
+    It keeps a copy of every changed weight, so that the base comes back bit for bit: as much memory again as those layers
+    take, on their own device or on the CPU.
+    """
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        self._originals: list[tuple[nn.Parameter, Tensor]] = []
+        self.keys = keys
+        """Canonical keys of the changed layers."""
+
+    def keep(self, parameter: nn.Parameter, *, on_cpu: bool) -> None:
+        """Remember a parameter as it is now."""
+        original = parameter.detach()
+        self._originals.append((parameter, original.to("cpu", copy=True) if on_cpu else original.clone()))
+
+    @torch.no_grad()
+    def detach(self) -> None:
+        """Restore the weights. Attachments made one after another are taken off in the opposite order."""
+        for parameter, original in reversed(self._originals):
+            parameter.copy_(original)
+        self._originals = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.detach()
+
+
+def attach(base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]], *, keep_on_cpu: bool = False) -> Attachment:
+    """W + sum of strength * delta, computed in float32 and rounded once to the weight's dtype, in place.
+
+    The order of adapters does not matter beyond float32 rounding; DoRA and rescaling refer to the untouched weight.
+    A part at strength 0 is left alone, bit for bit, and not looked at, nor are the adapters' embeddings. `keep_on_cpu`
+    holds the originals in main memory. Raises ModelError, with the base unchanged, where a layer is missing or of
+    another shape.
+    """
+    uses = _collect(adapters)
+    modules = {key: _checked(base, key, layer) for key, layer in uses.items()}
+    attachment = Attachment(tuple(uses))
+    with ExitStack() as undo:
+        undo.callback(attachment.detach)
+        for key, layer in uses.items():
+            for parameter, change in _changes(modules[key], layer):
+                attachment.keep(parameter, on_cpu=keep_on_cpu)
+                _add(parameter, change)
+        undo.pop_all()
+    return attachment
+
+
+def fold(base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]]) -> tuple[str, ...]:
+    """`attach` for good: no copies are kept. Returns the keys of the changed layers."""
+    uses = _collect(adapters)
+    modules = {key: _checked(base, key, layer) for key, layer in uses.items()}
+    for key, layer in uses.items():
+        for parameter, change in _changes(modules[key], layer):
+            _add(parameter, change)
+    return tuple(uses)
+
+
+def _collect(adapters: Sequence[tuple[Adapter, Strengths]]) -> dict[str, list[_Use]]:
+    """By layer, so that each weight is rounded once however many adapters touch it."""
+    uses: dict[str, list[_Use]] = {}
+    for adapter, strengths in adapters:
+        for key, update in adapter.layers.items():
+            strength = strengths.of(key)
+            if strength != 0.0:
+                uses.setdefault(key, []).append(_Use(update, strength, adapter))
+    return uses
+
+
+def _checked(base: HasModules, key: str, uses: list[_Use]) -> nn.Module:
+    """The module, after a dry run without data, so that nothing has changed yet when something does not fit."""
+    try:
+        module = base.module(key)
+    except ModelError as error:
+        raise ModelError(f"{error} {_hint(base, uses[0].adapter)}".strip()) from None
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise ModelError(f"{key} has no weight that an adapter could change. {_hint(base, uses[0].adapter)}".strip())
+    for use in uses:
+        try:
+            delta(use.update, weight.to("meta"))
+            _bias_change(module, use, "meta")
+        except (ModelError, RuntimeError, IndexError) as error:
+            # torch's own words for sizes that do not match are several lines long; the first one tells.
+            reason = str(error).splitlines()[0].rstrip(".")
+            place = f"{_name(use.adapter)} does not fit {key} {list(weight.shape)}"
+            raise ModelError(f"{place}: {reason}. {_hint(base, use.adapter)}") from error
+    return module
+
+
+def _name(adapter: Adapter) -> str:
+    return f"The adapter {adapter.name}" if adapter.name else "The adapter"
+
+
+def _hint(base: HasModules, adapter: Adapter) -> str:
+    family = getattr(base, "family", "")
+    if family and adapter.family and family != adapter.family:
+        return f"{_name(adapter)} is for {adapter.family}, this base is {family}: use a base of its family."
+    return f"{_name(adapter)} was made for another base."
+
+
+def _bias_change(module: nn.Module, use: _Use, device: torch.device | str) -> Tensor | None:
+    bias = getattr(module, "bias", None)
+    if isinstance(bias, Tensor):
+        return bias_delta(use.update, bias.to(device))
+    if getattr(use.update, "bias", None) is not None:
+        raise ModelError("it changes a bias, and this layer has none")
+    return None
+
+
+def _changes(module: nn.Module, uses: list[_Use]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Each parameter that changes, and its change: the sum of strength * delta, still in float32 or float64."""
+    weight, bias = module.weight, getattr(module, "bias", None)
+    assert isinstance(weight, nn.Parameter)
+    yield weight, _sum([delta(use.update, weight) * use.strength for use in uses])
+    found = [(_bias_change(module, use, weight.device), use.strength) for use in uses]
+    changes = [change.mul(strength) for change, strength in found if change is not None]
+    if changes:
+        assert isinstance(bias, nn.Parameter)
+        yield bias, _sum(changes)
+
+
+def _sum(changes: list[Tensor]) -> Tensor:
+    total, *others = changes
+    for change in others:
+        total = total.add_(change)
+    return total
+
+
+@torch.no_grad()
+def _add(parameter: nn.Parameter, change: Tensor) -> None:
+    parameter.copy_(change.add_(parameter.detach().to(change.dtype)))
