@@ -1,0 +1,69 @@
+"""Small random bases and examples that every method is held against."""
+
+import pytest
+import torch
+
+from konomi.config.recipe import Recipe
+from konomi.config.sections import OptimizerConfig, RunConfig
+from konomi.data.batch import Batch, Examples, Latents
+from konomi.methods import METHODS
+
+FAMILIES = ["sd1", "sd2", "sdxl"]
+METHOD_KINDS = [method.config_type().kind for method in METHODS]
+
+
+def make_examples(count=2, side=8, seed=0, first_id=0):
+    g = torch.Generator().manual_seed(seed)
+    return Examples(
+        names=tuple(f"{i}.png" for i in range(count)),
+        sample_ids=torch.arange(first_id, first_id + count),
+        captions=tuple(f"a photo of sks dog {i}" for i in range(count)),
+        sizes=torch.tensor([[64, 64, 0, 0, 64, 64]] * count),
+        latents=Latents(torch.randn(count, 4, side, side, generator=g), torch.full((count, 4, side, side), 0.01)),
+    )
+
+
+def make_recipe(config, **optimizer):
+    options = {"learning_rate": 1e-3} | optimizer
+    return Recipe(
+        base="random", method=config, run=RunConfig(seed=5, batch_size=2), optimizer=OptimizerConfig(**options)
+    )
+
+
+class FixedStream:
+    """The same two examples in every step."""
+
+    steps_per_epoch = 1
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def iterate(self, start, stop, *, rank=0, world=1, accumulation=1):
+        for _ in range(start, stop):
+            yield (self.batch,)
+
+
+@pytest.fixture
+def kit():
+    class Kit:
+        examples = staticmethod(make_examples)
+        recipe = staticmethod(make_recipe)
+        stream = FixedStream
+
+        @staticmethod
+        def batch(**options):
+            return Batch(subject=make_examples(**options))
+
+        @staticmethod
+        def method_type(kind):
+            return next(method for method in METHODS if method.config_type().kind == kind)
+
+        @staticmethod
+        def base(family, **options):
+            from konomi.models.scratch import random_base
+
+            base = random_base(family, **options)
+            base.place("cpu", torch.float32)
+            return base
+
+    return Kit
