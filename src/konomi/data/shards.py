@@ -27,7 +27,7 @@ _SHARD_BYTES = 64 << 20
 _SHARD_ROWS = 256
 _SHARD_SECONDS = 30.0
 """An interrupted build loses at most this much work."""
-_VERIFY_BYTES = 2 << 30
+_VERIFY_BYTES = 512 << 20
 """Rows up to this size are checked before training; beyond, each row when it is first read."""
 
 

@@ -1,0 +1,125 @@
+"""What a run will do with its data, before it starts: the table and the sentence of `konomi check`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from konomi.config.sections import DataConfig
+from konomi.data.buckets import Assignment, Bucket
+from konomi.data.captions import final_caption
+from konomi.data.epoch import draws_per_bucket, short_batches, steps_per_epoch
+from konomi.data.manifest import Excluded, Manifest, Record
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSummary:
+    """One image as training will see it."""
+
+    name: str
+    role: str
+    caption: str
+    """The first, whole and in order, where captions vary."""
+    size: Bucket
+    """Width, height in pixels."""
+    bucket: Bucket
+    crop: tuple[int, int, int, int]
+    """What is seen of the image (with a centre crop), in its own pixels: left, top, right, bottom."""
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetSummary:
+    """Everything `konomi check` shows of the data."""
+
+    images: tuple[ImageSummary, ...]
+    excluded: tuple[Excluded, ...]
+    problems: tuple[str, ...]
+    bucket_counts: dict[Bucket, int]
+    """Training images times repeats of each bucket."""
+    steps_per_epoch: int
+    steps: int
+    """Of the whole run."""
+    sentence: str
+    """How the number of steps comes about."""
+
+
+def dataset_summary(
+    manifest: Manifest, assignment: Assignment, config: DataConfig, *, batch_size: int, steps: int = 0, epochs: int = 0
+) -> DatasetSummary:
+    """The summary of an assignment; `steps` or `epochs` are the run's totals (`steps` wins, as in a recipe)."""
+    rows = tuple(
+        ImageSummary(
+            name=record.name,
+            role=record.role,
+            caption=final_caption(record, config.captions, None),
+            size=(record.width, record.height),
+            bucket=bucket,
+            crop=centre_crop((record.width, record.height), bucket),
+            repeats=record.repeats,
+        )
+        for record, bucket in zip(assignment.records, assignment.buckets, strict=True)
+    )
+    train = [(r, b) for r, b in zip(assignment.records, assignment.buckets) if r.role == "train"]
+    counts = draws_per_bucket([bucket for _, bucket in train], [record.repeats for record, _ in train])
+    per_epoch = steps_per_epoch(counts.values(), batch_size)
+    return DatasetSummary(
+        images=rows,
+        excluded=manifest.excluded + assignment.excluded,
+        problems=manifest.problems,
+        bucket_counts=counts,
+        steps_per_epoch=per_epoch,
+        steps=steps or per_epoch * epochs,
+        sentence=steps_sentence(assignment, batch_size=batch_size, steps=steps, epochs=epochs),
+    )
+
+
+def steps_sentence(assignment: Assignment, *, batch_size: int, steps: int = 0, epochs: int = 0) -> str:
+    """`14 images x 10 repeats x 10 epochs / batch 2 = 700 steps`, counted as training counts.
+
+    Where the division leaves a rest, the short batches that make up the difference are named. With `steps` given, the
+    sentence tells how many epochs they are.
+    """
+    train = [record for record in assignment.records if record.role == "train"]
+    buckets = [b for r, b in zip(assignment.records, assignment.buckets) if r.role == "train"]
+    counts = draws_per_bucket(buckets, [record.repeats for record in train])
+    per_epoch = steps_per_epoch(counts.values(), batch_size)
+    if not per_epoch:
+        return "No image to train on = 0 steps"
+    remark = _remark(len(counts), short_batches(counts.values(), batch_size))
+    priors = sum(record.role == "prior" for record in assignment.records)
+    beside = f"; beside each image one of {_count(priors, 'prior image')}" if priors else ""
+    images = _images(train)
+    if not steps:
+        total = _count(per_epoch * epochs, "step")
+        return f"{images} x {_count(epochs, 'epoch')} / batch {batch_size} = {total}{remark}{beside}"
+    whole, rest = divmod(steps, per_epoch)
+    share = f"about {steps / per_epoch:.2f} epochs" if rest else _count(whole, "epoch")
+    epoch = f"{images} / batch {batch_size} = {_count(per_epoch, 'step')} an epoch{remark}"
+    return f"{epoch}; {_count(steps, 'step')} = {share}{beside}"
+
+
+def centre_crop(size: Bucket, bucket: Bucket) -> tuple[int, int, int, int]:
+    """The part of an image that a centre crop to the bucket's shape keeps, in its own pixels, rounded."""
+    width, height = size
+    scale = max(bucket[0] / width, bucket[1] / height)
+    seen = min(width, bucket[0] / scale), min(height, bucket[1] / scale)
+    left, top = (width - seen[0]) / 2, (height - seen[1]) / 2
+    return round(left), round(top), round(left + seen[0]), round(top + seen[1])
+
+
+def _images(train: Sequence[Record]) -> str:
+    repeats = {record.repeats for record in train}
+    images = _count(len(train), "image")
+    if len(repeats) == 1:
+        return f"{images} x {_count(repeats.pop(), 'repeat')}"
+    return f"{images} ({sum(record.repeats for record in train)} with their repeats)"
+
+
+def _remark(buckets: int, short: int) -> str:
+    if not short:
+        return ""
+    batches = "1 short batch" if short == 1 else f"{short} short batches"
+    return f" ({_count(buckets, 'bucket')}; {batches} in each epoch)"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
