@@ -1,0 +1,111 @@
+"""kohya's LoRA files (sd-scripts; read by every web UI), with LoCon, LyCORIS and bundled embeddings.
+
+A layer is `{prefix}_{module path, dots as underscores}.{part}`; see `layers` for the parts, `kohya_keys` for the names,
+`kohya_metadata` for what a file says of itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from konomi.adapters.adapter import Adapter
+from konomi.formats.family import family_of
+from konomi.formats.kohya_keys import is_norm, key_of, layout_of, name_of
+from konomi.formats.kohya_metadata import with_hashes, with_minimum
+from konomi.formats.layers import KNOWN_PARTS, LayerError, layer_from_parts, parts_from_layer
+from konomi.formats.ldm_keys import UNetLayout
+from konomi.formats.source import Parsed, Source, fault
+from konomi.storage.tensor_file import write_tensors
+
+NAME = "kohya"
+_BUNDLE = "bundle_emb."
+_EMBEDDING_PARTS = {
+    ".emb_params": "text_encoder",
+    ".string_to_param.*": "text_encoder",
+    ".clip_l": "text_encoder",
+    ".clip_g": "text_encoder_2",
+}
+
+
+def recognise(source: Source) -> bool:
+    """Whether any tensor is named as kohya names layers."""
+    return any(name.startswith(("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", _BUNDLE)) for name in source.shapes)
+
+
+def parse(source: Source) -> Parsed:
+    """Read every variant. Raises FileFormatError naming the tensor whose partner, rank or width is wrong."""
+    tensors = source.tensors()
+    grouped: dict[str, dict[str, Tensor]] = {}
+    embeddings: dict[str, dict[str, Tensor]] = {}
+    unknown = []
+    for name, tensor in tensors.items():
+        if name.startswith(_BUNDLE):
+            if not _add_embedding(embeddings, name, tensor):
+                unknown.append(name)
+            continue
+        layer, _, part = name.partition(".")
+        if part in KNOWN_PARTS:
+            grouped.setdefault(layer, {})[part] = tensor
+        else:
+            unknown.append(name)
+    layout = layout_of(grouped)
+    layers = {}
+    for layer, parts in grouped.items():
+        key = key_of(layer, layout)
+        if key is None:
+            unknown += [f"{layer}.{part}" for part in parts]
+            continue
+        if key in layers:
+            raise fault(source.path, layer, f"names the same layer as another entry ({key})")
+        try:
+            layers[key] = layer_from_parts(parts)
+        except LayerError as error:
+            raise fault(source.path, f"{layer}.{error.part}".rstrip("."), error.what) from error
+    adapter = Adapter(layers, embeddings, dict(source.metadata), "", source.name)
+    adapter = Adapter(layers, embeddings, dict(source.metadata), family_of(adapter), source.name)
+    return Parsed(adapter, tuple(sorted(unknown)))
+
+
+def write(
+    adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = None, layout: UNetLayout | None = None
+) -> None:
+    """Write with complete metadata and hashes. `dtype` None keeps every tensor's; `layout` is for SDXL-like UNets."""
+    path = Path(path)
+    family = adapter.family or family_of(adapter)
+    tensors: dict[str, Tensor] = {}
+    for key, update in adapter.layers.items():
+        name = name_of(key, family, layout)
+        for part, tensor in parts_from_layer(update, norm=is_norm(key)).items():
+            tensors[f"{name}.{part}"] = tensor
+    for token, vectors in adapter.embeddings.items():
+        tensors |= {f"{_BUNDLE}{token}.{part}": tensor for part, tensor in embedding_parts(vectors).items()}
+    tensors = cast_floats(tensors, dtype)
+    metadata = with_hashes(with_minimum(adapter, family, path.stem), tensors)
+    write_tensors(path, tensors, metadata)
+
+
+def embedding_parts(vectors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Part names of an embedding file: `emb_params`, or `clip_l` and `clip_g` with two text encoders."""
+    if "text_encoder_2" not in vectors:
+        return {"emb_params": vectors["text_encoder"]}
+    names = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+    return {names[part]: tensor for part, tensor in vectors.items()}
+
+
+def cast_floats(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Floating tensors in another type; the rest, and all of them for None, as they are."""
+    if dtype is None:
+        return tensors
+    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def _add_embedding(embeddings: dict[str, dict[str, Tensor]], name: str, tensor: Tensor) -> bool:
+    for suffix, part in _EMBEDDING_PARTS.items():
+        if name.endswith(suffix):
+            token = name.removeprefix(_BUNDLE).removesuffix(suffix)
+            embeddings.setdefault(token, {})[part] = tensor if tensor.dim() == 2 else tensor.reshape(1, -1)
+            return True
+    return False

@@ -1,0 +1,193 @@
+"""The tensors of one layer, as kohya's and LyCORIS' files name them, to a layer update and back.
+
+Shapes: O output, I input, R rank, K kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from konomi.adapters.adapter import Difference, Hadamard, Kronecker, LayerUpdate, LowRank, Rescale
+
+_LOW_RANK = {"lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale"}
+_HADAMARD = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "alpha", "dora_scale"}
+_KRONECKER = {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"} | {
+    "alpha", "dora_scale",
+}  # fmt: skip
+_DIFFERENCE = {"diff", "diff_b", "w_norm", "b_norm"}
+_RESCALE = {"weight", "on_input"}
+KNOWN_PARTS = _LOW_RANK | _HADAMARD | _KRONECKER | _DIFFERENCE | _RESCALE
+
+
+class LayerError(Exception):
+    """A layer's tensors do not fit together: (part or "" for the layer, what is wrong)."""
+
+    def __init__(self, part: str, what: str) -> None:
+        super().__init__(part, what)
+        self.part = part
+        self.what = what
+
+
+def layer_from_parts(parts: Mapping[str, Tensor]) -> LayerUpdate:
+    """Assemble one layer. Raises LayerError for missing halves, rank 0, widths that differ, or mixed kinds."""
+    names = set(parts)
+    if any(name.startswith("lora_") for name in names):
+        return _low_rank(parts, _only(names, _LOW_RANK))
+    if any(name.startswith("hada_") for name in names):
+        return _hadamard(parts, _only(names, _HADAMARD))
+    if any(name.startswith("lokr_") for name in names):
+        return _kronecker(parts, _only(names, _KRONECKER))
+    if names & _DIFFERENCE:
+        _only(names, _DIFFERENCE)
+        if {"diff", "w_norm"} <= names or {"diff_b", "b_norm"} <= names:
+            raise LayerError("diff", "is given twice, as difference and as norm")
+        weight = parts["diff"] if "diff" in parts else parts.get("w_norm")
+        bias = parts["diff_b"] if "diff_b" in parts else parts.get("b_norm")
+        return Difference(weight, bias)
+    if "weight" in names:
+        _only(names, _RESCALE)
+        if "on_input" not in names:
+            raise LayerError("weight", "has no on_input beside it, so its axis is unknown")
+        return Rescale(parts["weight"], bool(parts["on_input"].item()))
+    raise LayerError(sorted(names)[0], "stands alone: the tensors it belongs to are missing")
+
+
+def parts_from_layer(update: LayerUpdate, *, norm: bool) -> dict[str, Tensor]:
+    """The way back. `norm`: the module is a normalisation, whose differences have their own names."""
+    found: dict[str, Tensor | None]
+    match update:
+        case LowRank():
+            found = {
+                "lora_down.weight": update.down,
+                "lora_up.weight": update.up,
+                "lora_mid.weight": update.mid,
+                "alpha": _scalar(update.alpha, update.down),
+                "dora_scale": update.magnitude,
+            }
+        case Hadamard():
+            found = {f"hada_{name}": getattr(update, name) for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")}
+            found |= {"alpha": _scalar(update.alpha, update.w1_a), "dora_scale": update.magnitude}
+        case Kronecker():
+            found = {
+                f"lokr_{name}": getattr(update, name) for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
+            }
+            like = next(tensor for tensor in found.values() if tensor is not None)
+            found["alpha"] = None if update.alpha is None else _scalar(update.alpha, like)
+            found["dora_scale"] = update.magnitude
+        case Rescale():
+            found = {"weight": update.weight, "on_input": torch.tensor(update.on_input)}
+        case Difference():
+            found = {"w_norm" if norm else "diff": update.weight, "b_norm" if norm else "diff_b": update.bias}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def rank_of(update: LayerUpdate) -> int | None:
+    """Inner dimension of the factors; None where there is none."""
+    match update:
+        case LowRank():
+            return update.down.shape[0]
+        case Hadamard():
+            return update.w1_b.shape[0]
+        case Kronecker():
+            for factor in (update.w1_b, update.w2_b):
+                if factor is not None:
+                    return factor.shape[0]
+    return None
+
+
+def tensors_of(update: LayerUpdate) -> dict[str, Tensor]:
+    """Field name -> tensor, for walking over any kind of update."""
+    fields = ((name, getattr(update, name)) for name in update.__dataclass_fields__)
+    return {name: value for name, value in fields if isinstance(value, Tensor)}
+
+
+def _only(names: set[str], allowed: set[str]) -> set[str]:
+    for name in sorted(names - allowed):
+        raise LayerError(name, "does not belong to a layer of this kind; konomi cannot combine the two")
+    return names
+
+
+def _low_rank(parts: Mapping[str, Tensor], names: set[str]) -> LowRank:
+    for half, other in (("lora_down.weight", "lora_up.weight"), ("lora_up.weight", "lora_down.weight")):
+        if other not in names:
+            raise LayerError(half if half in names else "", f"has no {other.split('.')[0]} beside it")
+    down, up, mid = parts["lora_down.weight"], parts["lora_up.weight"], parts.get("lora_mid.weight")
+    if down.dim() not in (2, 4) or up.dim() not in (2, 4):
+        raise LayerError("lora_down.weight", f"has shape {list(down.shape)}; two or four dimensions are wanted")
+    rank = down.shape[0]
+    if rank == 0 or up.shape[1] == 0:
+        raise LayerError("lora_down.weight", "has rank 0")
+    if up.shape[1] != rank:
+        raise LayerError("lora_up.weight", f"has rank {up.shape[1]}; its lora_down has rank {rank}")
+    if mid is not None and (mid.dim() != 4 or tuple(mid.shape[:2]) != (rank, rank)):
+        raise LayerError("lora_mid.weight", f"has shape {list(mid.shape)}; [{rank}, {rank}, K, K] is wanted")
+    if up.dim() == 4 and tuple(up.shape[2:]) != (1, 1):
+        raise LayerError("lora_up.weight", f"has a kernel of {list(up.shape[2:])}; 1 x 1 is wanted")
+    magnitude = parts.get("dora_scale")
+    _check_magnitude(magnitude, up.shape[0], down.shape[1])
+    return LowRank(down, up, _alpha(parts, rank), mid, magnitude)
+
+
+def _hadamard(parts: Mapping[str, Tensor], names: set[str]) -> Hadamard:
+    for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"):
+        if name not in names:
+            raise LayerError("", f"has no {name}")
+    w1_a, w1_b, w2_a, w2_b = (parts[f"hada_{name}"] for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
+    rank = w1_b.shape[0]
+    if rank == 0:
+        raise LayerError("hada_w1_b", "has rank 0")
+    t1, t2 = parts.get("hada_t1"), parts.get("hada_t2")
+    if (t1 is None) != (t2 is None):
+        raise LayerError("hada_t1" if t2 is None else "hada_t2", "has no counterpart")
+    for letter, a, b in (("1", w1_a, w1_b), ("2", w2_a, w2_b)):
+        # With a Tucker core the first factor is [R, O]; without, [O, R].
+        inner = a.shape[1] if t1 is None else a.shape[0]
+        if inner != b.shape[0]:
+            raise LayerError(f"hada_w{letter}_a", f"has rank {inner}; hada_w{letter}_b has {b.shape[0]}")
+    if w1_a.shape != w2_a.shape or w1_b.shape != w2_b.shape:
+        raise LayerError("hada_w2_a", "and hada_w1_a belong to matrices of different size")
+    return Hadamard(w1_a, w1_b, w2_a, w2_b, _alpha(parts, rank), t1, t2, parts.get("dora_scale"))
+
+
+def _kronecker(parts: Mapping[str, Tensor], names: set[str]) -> Kronecker:
+    for factor in ("lokr_w1", "lokr_w2"):
+        pair = {f"{factor}_a", f"{factor}_b"}
+        if factor in names:
+            if names & pair:
+                raise LayerError(factor, "is given twice, whole and factored")
+        elif not pair <= names:
+            raise LayerError("", f"has neither {factor} nor both of its factors")
+        # The Tucker core of w2 joins axes 0 of both factors.
+        elif not (factor == "lokr_w2" and "lokr_t2" in names):
+            inner = (parts[f"{factor}_a"].shape[1], parts[f"{factor}_b"].shape[0])
+            if inner[0] != inner[1] or inner[0] == 0:
+                raise LayerError(f"{factor}_a", f"has rank {inner[0]}; {factor}_b has {inner[1]}")
+    if "lokr_t2" in names and "lokr_w2_a" not in names:
+        raise LayerError("lokr_t2", "has no factors to join")
+    tensors = {name.removeprefix("lokr_"): tensor for name, tensor in parts.items() if name.startswith("lokr_")}
+    alpha = float(parts["alpha"].item()) if "alpha" in parts else None
+    return Kronecker(**tensors, alpha=alpha, magnitude=parts.get("dora_scale"))
+
+
+def _alpha(parts: Mapping[str, Tensor], rank: int) -> float:
+    if "alpha" not in parts:
+        return float(rank)
+    if parts["alpha"].numel() != 1:
+        raise LayerError("alpha", f"has shape {list(parts['alpha'].shape)}; one number is wanted")
+    return float(parts["alpha"].item())
+
+
+def _check_magnitude(magnitude: Tensor | None, outputs: int, inputs: int) -> None:
+    if magnitude is None:
+        return
+    per_output = magnitude.numel() == outputs and magnitude.shape[0] == outputs
+    per_input = magnitude.dim() >= 2 and magnitude.numel() == inputs == magnitude.shape[1]
+    if not per_output and not per_input:
+        raise LayerError("dora_scale", f"has shape {list(magnitude.shape)}; [{outputs}, 1] or [1, {inputs}] is wanted")
+
+
+def _scalar(value: float, like: Tensor) -> Tensor:
+    return torch.tensor(value, dtype=like.dtype)
