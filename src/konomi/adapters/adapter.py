@@ -17,7 +17,7 @@ PARTS = ("denoiser", "text_encoder", "text_encoder_2")
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """dW = up @ down * alpha / R (LoRA, Hu et al. 2021), with LoCon's mid (Tucker), DoRA's magnitude (Liu et al. 2024)."""
+    """dW = up @ down * alpha / R (LoRA, Hu et al. 2021); LoCon's mid (Tucker); DoRA's magnitude (Liu et al. 2024)."""
 
     down: Tensor
     """[R, I] or [R, I, K, K]; with `mid` [R, I, 1, 1]."""

@@ -48,8 +48,8 @@ class _Use:
 class Attachment:
     """Adapters on a base, until `detach`. Also a context manager.
 
-    It keeps a copy of every changed weight, so that the base comes back bit for bit: as much memory again as those layers
-    take, on their own device or on the CPU.
+    It keeps a copy of every changed weight, so that the base comes back bit for bit: as much memory again as those
+    layers take, on their own device or on the CPU.
     """
 
     def __init__(self, keys: tuple[str, ...]) -> None:

@@ -1,0 +1,306 @@
+"""Time and memory of one training step, konomi beside a bare loop and beside peft's layers.
+
+    OMP_NUM_THREADS=1 python bench/step.py                      # about five minutes on one CPU core
+    python bench/step.py --device cuda --model sdxl --batch 1   # random weights at full size
+
+Every variant lives in a process of its own (so that its peak memory is its own) and does one step when it is its turn;
+turns go round, so that a busy neighbour slows all alike. Times are medians; ratios are medians over rounds of the ratio
+within a round. Losses of a kind are compared: the variants train from the same start on the same data.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {"block_out_channels": (64, 128, 256, 256), "cross_attention_dim": 128, "attention_head_dim": 8},
+    "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
+    "sdxl": {
+        "cross_attention_dim": 2048,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+LATENTS = {"small": 32, "sd15": 64, "sdxl": 128}
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process measures."""
+
+    kind: str
+    """`lora` or `full`."""
+    variant: str
+    """`peft`, `peft_autocast`, `bare` or `konomi`."""
+    precision: str
+    """`float32` or `bfloat16`."""
+    model: str = "small"
+    device: str = "cpu"
+    latents: int = 32
+    batch: int = 1
+    rank: int = 8
+    checkpointing: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.variant} {self.precision}"
+
+
+def build_denoiser(job: Job, dtype: Any) -> Any:
+    """A UNet of random weights, the same in every process."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(SEED)
+    with torch.device(job.device):
+        unet = UNet2DConditionModel(sample_size=job.latents, **SIZES[job.model])
+    unet.to(dtype).requires_grad_(job.kind == "full")
+    if job.checkpointing:
+        unet.enable_gradient_checkpointing()
+        unet.train()
+    return unet
+
+
+def transformer_layers(unet: Any) -> dict[str, Any]:
+    """All linear layers and 1x1 convolutions of the transformer blocks, by canonical key."""
+    from torch import nn
+
+    kinds = (nn.Linear, nn.Conv2d)
+    return {f"denoiser.{n}": m for n, m in unet.named_modules() if ".attentions." in n and isinstance(m, kinds)}
+
+
+def sample_batch(job: Job, step: int, unet: Any) -> dict[str, Any]:
+    """Cached latents and text states with noise and timesteps of a step; the same for every variant."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1000 + step)
+    size = (job.batch, 4, job.latents, job.latents)
+    drawn = {
+        "latents": torch.randn(size, generator=generator),
+        "noise": torch.randn(size, generator=generator),
+        "timesteps": torch.randint(0, 1000, (job.batch,), generator=generator),
+        "text": torch.randn(job.batch, 77, unet.config.cross_attention_dim, generator=generator),
+        "pooled": torch.randn(job.batch, 1280, generator=generator),
+    }
+    return {name: value.to(job.device, non_blocking=True) for name, value in drawn.items()}
+
+
+def denoising_loss(unet: Any, data: dict[str, Any], alphas: Any, dtype: Any) -> Any:
+    """Mean squared error of the predicted noise, as every plain training script has it."""
+    import torch.nn.functional as F
+
+    root = alphas[data["timesteps"]].view(-1, 1, 1, 1)
+    noisy = (root.sqrt() * data["latents"] + (1 - root).sqrt() * data["noise"]).to(dtype)
+    extra = {}
+    if unet.config.addition_embed_type == "text_time":
+        sizes = noisy.new_full((noisy.shape[0], 6), 1024.0)
+        extra = {"added_cond_kwargs": {"text_embeds": data["pooled"].to(dtype), "time_ids": sizes}}
+    answer = unet(noisy, data["timesteps"], data["text"].to(dtype), return_dict=False, **extra)[0]
+    return F.mse_loss(answer.float(), data["noise"])
+
+
+def bare_loop(job: Job) -> Callable[[int], Any]:
+    """Forward, backward, fused AdamW, and nothing else: returns the step."""
+    from contextlib import nullcontext
+
+    import torch
+
+    dtype = getattr(torch, job.precision)
+    autocast = job.kind == "full" or job.variant.startswith("peft")
+    weights = torch.float32 if job.kind == "full" or job.variant == "peft_autocast" else dtype
+    unet = build_denoiser(job, weights)
+    parameters = list(unet.parameters()) if job.kind == "full" else LAYERS[job.variant](unet, job.rank)
+    # One learning rate per kind, small enough that variants stay comparable over all steps.
+    rate = 1e-5 if job.kind == "full" else 1e-4
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, fused=True)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, device=job.device) ** 2
+    alphas = torch.cumprod(1 - betas, 0)
+
+    def step(number: int) -> Any:
+        data = sample_batch(job, number, unet)
+        mixed = autocast and dtype != torch.float32
+        with torch.autocast(job.device, dtype) if mixed else nullcontext():
+            loss = denoising_loss(unet, data, alphas, torch.float32 if mixed else dtype)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step
+
+
+def with_konomi_layers(unet: Any, rank: int) -> list[Any]:
+    from konomi.adapters.lora import LoraSpec, inject
+
+    spec = LoraSpec(rank=rank, alpha=float(rank))
+    return list(inject(transformer_layers(unet), lambda key: spec, seed=SEED).parameters.values())
+
+
+def with_peft_layers(unet: Any, rank: int) -> list[Any]:
+    """peft's layers, float32 as diffusers' training scripts keep them, with the start that konomi's layers have."""
+    import torch
+    from peft import LoraConfig
+
+    from konomi.adapters.lora import LoraSpec, inject
+
+    keys = transformer_layers(unet)
+    spec = LoraSpec(rank=rank, alpha=float(rank))
+    layers = inject(keys, lambda key: spec, seed=SEED)
+    start = layers.export()
+    layers.detach()
+    names = [key.removeprefix("denoiser.") for key in keys]
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=names, init_lora_weights="gaussian"))
+    modules = dict(unet.named_modules())
+    for key, update in start.items():
+        with torch.no_grad():
+            modules[key.removeprefix("denoiser.")].lora_A["default"].weight.copy_(update.down)
+    trained = [p for p in unet.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    return trained
+
+
+LAYERS = {"bare": with_konomi_layers, "peft": with_peft_layers, "peft_autocast": with_peft_layers}
+
+
+def serve(job: Job) -> None:
+    """The worker: one step for each line that comes in, answered by its time, loss and peak memory."""
+    import resource
+
+    import torch
+
+    step = bare_loop(job)
+    cuda = job.device == "cuda"
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        number = int(line)
+        if cuda:
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        loss = step(number)
+        if cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_rss(resource)
+        print(json.dumps({"seconds": seconds, "loss": float(loss), "memory": peak}), flush=True)
+
+
+def _peak_rss(resource: Any) -> float:
+    peak: float = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+class Worker:
+    """A job in its own process."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        command = [sys.executable, str(Path(__file__)), "--worker", json.dumps(asdict(job))]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.answers: list[dict[str, float]] = []
+        self._read()
+
+    def _read(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.job.name} stopped")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+    def step(self, number: int) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{number}\n")
+        self.process.stdin.flush()
+        self.answers.append(self._read())
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(jobs: list[Job], rounds: int, warmup: int) -> dict[Job, list[dict[str, float]]]:
+    """Interleaved steps; the order within a round alternates."""
+    workers = [Worker(job) for job in jobs]
+    for number in range(warmup + rounds):
+        for worker in workers if number % 2 == 0 else workers[::-1]:
+            worker.step(number)
+    for worker in workers:
+        worker.close()
+    return {worker.job: worker.answers for worker in workers}
+
+
+def report(measured: dict[Job, list[dict[str, float]]], warmup: int) -> None:
+    """The table: each variant against the first of its group."""
+    reference: Job | None = None
+    print(f"{'variant':32} {'s/step':>8} {'ratio':>7} {'MiB':>8} {'ratio':>7}  largest difference of a loss")
+    for job, answers in measured.items():
+        if reference is None or (job.kind, job.precision) != (reference.kind, reference.precision):
+            reference = job
+        other = measured[reference]
+        times, base_times = ([a["seconds"] for a in series[warmup:]] for series in (answers, other))
+        ratio = statistics.median(a / b for a, b in zip(times, base_times, strict=True))
+        memory = answers[-1]["memory"]
+        apart = max(abs(a["loss"] - b["loss"]) for a, b in zip(answers, other, strict=True))
+        print(
+            f"{job.name:32} {statistics.median(times):8.4f} {ratio:7.3f} {memory:8.0f} "
+            f"{memory / other[-1]['memory']:7.3f}  {apart:.1e}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=list(SIZES), default="small")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--latents", type=int, help="side of the latents; by default the model's own")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--kinds", nargs="+", default=["lora", "full"])
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--variants", nargs="+", default=["peft", "peft_autocast", "bare"])
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        serve(Job(**json.loads(options.worker)))
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    shape = {
+        "model": options.model,
+        "device": options.device,
+        "latents": options.latents or LATENTS[options.model],
+        "batch": options.batch,
+        "rank": options.rank,
+        "checkpointing": options.checkpointing,
+    }
+    measured = {}
+    for kind in options.kinds:
+        for precision in options.precisions:
+            wanted = [v for v in options.variants if kind == "lora" or not v.startswith("peft")]
+            wanted = [v for v in wanted if precision != "float32" or v != "peft_autocast"]
+            jobs = [Job(kind, variant, precision, **shape) for variant in wanted]
+            measured |= measure(jobs, options.rounds, options.warmup)
+    report(measured, options.warmup)
+
+
+if __name__ == "__main__":
+    main()
