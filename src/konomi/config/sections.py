@@ -7,14 +7,18 @@ the documentation tables all read that text through `konomi.config.schema`.
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
-Size = Annotated[str, Field(pattern=r"^\d{2,5}(x\d{2,5})?$")]
+Size = Annotated[
+    str,
+    BeforeValidator(lambda value: str(value) if type(value) is int else value),
+    Field(pattern=r"^\d{2,5}(x\d{2,5})?$", examples=["512", "768x512"]),
+]
 """One side of a square, "512", or width x height, "768x512", in pixels."""
 
 
@@ -25,9 +29,11 @@ class SourceConfig:
     __pydantic_config__ = STRICT
 
     path: str
-    """A folder (plain, or kohya's `10_sks dog` folders), a .zip, a metadata.jsonl/.csv, a dataset .toml of sd-scripts, or .tar shards."""
+    """A folder (plain, or kohya's `10_sks dog` folders), a .zip, a metadata.jsonl or .csv, a dataset .toml of
+    sd-scripts, or .tar shards."""
     role: Literal["train", "prior"] = "train"
-    """`train`: what to learn. `prior`: pictures of the class, so that the model does not forget it (regularisation images)."""
+    """`train`: what to learn. `prior`: pictures of the class, so that the model does not forget it (regularisation
+    images)."""
     repeats: Positive = 1
     """How often each image is seen in one epoch. A kohya folder name such as `10_sks dog` multiplies it."""
     trigger: str = ""
@@ -35,7 +41,8 @@ class SourceConfig:
     class_noun: str = ""
     """What the subject is in plain words, e.g. `dog`."""
     template: str = ""
-    """Caption for images without one; `[name]` is the trigger and class, `[filewords]` the words of the file name or caption."""
+    """Caption for images without one; `[name]` is the trigger and class, `[filewords]` the words of the file name or
+    caption."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +70,8 @@ class BucketConfig:
     __pydantic_config__ = STRICT
 
     kind: Literal["area", "novelai", "fixed"] = "area"
-    """`area`: sd-scripts' buckets of about equal area; `novelai`: NovelAI's list (19 sizes for 768x512); `fixed`: one size."""
+    """`area`: sd-scripts' buckets of about equal area; `novelai`: NovelAI's list (19 sizes for 768x512);
+    `fixed`: one size."""
     step: NonNegative = 0
     """Bucket sides are multiples of this many pixels; 0 takes an eighth of the resolution, at most 64."""
     min_side: NonNegative = 0
@@ -71,7 +79,8 @@ class BucketConfig:
     max_side: NonNegative = 0
     """Longest bucket side in pixels; 0 takes twice the resolution."""
     upscale: bool = True
-    """Enlarge images that are smaller than their bucket. When off, a small image gets a bucket of its own size (kind `area`)."""
+    """Enlarge images that are smaller than their bucket. When off, a small image gets a bucket of its own size (kind
+    `area`)."""
     max_ratio_error: Annotated[float, Field(gt=0)] = 4.0
     """An image whose aspect ratio is further than this from every bucket is left out, and listed."""
 
@@ -90,7 +99,7 @@ class ImageConfig:
     """Also show each image mirrored. Leave off for asymmetric subjects and text."""
     alpha: Literal["background", "mask"] = "background"
     """Transparent pixels: lay the image on `background`, or also weight the loss by opacity."""
-    background: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] = "#ffffff"
+    background: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$", examples=["#ffffff"])] = "#ffffff"
     """Colour put behind transparent images."""
 
 
@@ -167,7 +176,7 @@ class OptimizerConfig:
     __pydantic_config__ = STRICT
 
     kind: Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free"] = "adamw"
-    """adamw8bit, lion, prodigy and schedule_free come with `pip install 'konomi[optimizers]'`."""
+    """The algorithm. adamw8bit, lion, prodigy and schedule_free come with `pip install 'konomi[optimizers]'`."""
     learning_rate: Annotated[float, Field(ge=0, le=10)] | None = None
     """Step size; by default what suits the method."""
     text_learning_rate: Annotated[float, Field(ge=0, le=10)] | None = None
@@ -255,7 +264,8 @@ class TextConfig:
     emphasis: bool = False
     """Read `(word:1.2)` and `BREAK` in captions. Prompts for previews always do."""
     chunking: Literal["novelai", "sd_scripts"] = "novelai"
-    """Where chunks join: keep each chunk's start and end tokens (77, 154, 231 positions) or strip the inner ones (227)."""
+    """Where chunks join: keep each chunk's start and end tokens (77, 154, 231 positions), or strip the inner ones
+    (227)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
