@@ -18,7 +18,7 @@ Part = Literal["denoiser", "text_encoder", "text_encoder_2", "vae"]
 
 
 class BaseModel(Protocol):
-    """A loaded model of some family. Parts are loaded when first used, so a warm cache never loads VAE or text encoders."""
+    """A model of some family. Parts are loaded when first used, so a warm cache never loads VAE or text encoders."""
 
     name: str
     """Name to show: `tiny`, a file's stem, a hub id."""
@@ -52,8 +52,12 @@ class BaseModel(Protocol):
         """Of the computation; frozen parts are stored in it."""
         ...
 
-    def place(self, device: torch.device | str, dtype: torch.dtype) -> None:
-        """Where and in which format parts live, those loaded and those to come. The VAE of SDXL stays float32."""
+    def place(self, device: torch.device | str, dtype: torch.dtype, *, float32_parts: Sequence[Part] = ()) -> None:
+        """Where and in which format parts live, those loaded and those to come. The VAE of SDXL stays float32.
+
+        Call it before parts are used where `float32_parts` (those whose own weights train) matter: what was loaded in
+        half precision has lost its digits.
+        """
         ...
 
     def unload(self, *parts: Part) -> None:

@@ -1,0 +1,259 @@
+"""A latent diffusion model with CLIP text encoders, a UNet and a VAE: SD1, SD2, SDXL and their inpainting variants.
+
+Shapes: B batch, C latent channels, h w latent grid, H W pixels.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from konomi.config.sections import TextConfig
+from konomi.data.batch import Latents
+from konomi.diffusion.conditioning import Conditioning
+from konomi.errors import ModelError
+from konomi.models.base import Part
+from konomi.models.family import Family, TowerSpec
+from konomi.models.noise_config import noise_schedule
+from konomi.models.parts import build_part, canonical_name, module_name, part_state
+from konomi.models.source import PartSource, component
+from konomi.models.targets import DENOISER_WORDS, TEXT_WORDS, matching, unknown_word
+from konomi.models.text_encoding import NO_WORDS, TextTower, Words, encode_text
+from konomi.storage.hashing import tensors_hash
+
+
+class LatentDiffusion:
+    """Implements `konomi.models.base.BaseModel`; all that differs between families is in its `spec`."""
+
+    def __init__(self, source: PartSource, *, name: str) -> None:
+        unet, vae = source.configs["unet"], source.configs["vae"]
+        self.source = source
+        self.spec: Family = source.family
+        self.name = name
+        self.family = self.spec.name
+        self.prediction = source.prediction
+        self.schedule = noise_schedule(source.configs["scheduler"])
+        self.latent_channels = int(vae["latent_channels"])
+        self.latent_factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        self.latent_scale = float(vae.get("scaling_factor") or self.spec.latent_scale)
+        self.resolution = int(unet["sample_size"]) * self.latent_factor
+        self.inpainting = int(unet["in_channels"]) == 2 * self.latent_channels + 1
+        self.num_positions = int(source.configs["text_encoder"].get("max_position_embeddings", 77))
+        self.vae_dtype: torch.dtype | None = torch.float32 if self.spec.float32_vae else None
+        """Set it to compute the VAE in another precision than the rest; None follows `place`."""
+        self._device = torch.device("cpu")
+        self._dtype = torch.float32
+        self._float32_parts: tuple[Part, ...] = ()
+        self._modules: dict[Part, nn.Module] = {}
+        self._tokenizers: dict[str, Any] = {}
+        self._fingerprints: dict[str, str] = {}
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All parts, in the order denoiser, text encoders, VAE."""
+        return ("denoiser", *(tower.part for tower in self.spec.towers), "vae")
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return self._part("denoiser")
+
+    @property
+    def vae(self) -> nn.Module:
+        return self._part("vae")
+
+    @property
+    def text_encoders(self) -> Mapping[str, nn.Module]:
+        return _LazyParts(self._part, tuple(tower.part for tower in self.spec.towers))
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    def loaded_parts(self) -> tuple[Part, ...]:
+        """Parts whose weights are in memory."""
+        return tuple(self._modules)
+
+    def place(self, device: torch.device | str, dtype: torch.dtype, *, float32_parts: Sequence[Part] = ()) -> None:
+        """See `BaseModel.place`. Parts that are loaded already are moved."""
+        self._device, self._dtype, self._float32_parts = torch.device(device), dtype, tuple(float32_parts)
+        for part, module in self._modules.items():
+            module.to(self._device, self._dtype_of(part))
+
+    def unload(self, *parts: Part) -> None:
+        for part in parts:
+            self._modules.pop(part, None)
+
+    def fingerprint(self, part: Literal["vae", "text"]) -> str:
+        key = f"{part} {self._dtype}"
+        if key not in self._fingerprints:
+            names: tuple[Part, ...] = ("vae",) if part == "vae" else tuple(tower.part for tower in self.spec.towers)
+            hashes = [tensors_hash(self.source.tensors(name)) for name in names]
+            settings = [str(sorted(self.source.configs[name].items())) for name in names]
+            extra = [str(self._dtype_of(names[0])), self.family, str(self.latent_scale)]
+            self._fingerprints[key] = _digest(hashes + settings + extra)
+        return self._fingerprints[key]
+
+    def encode_images(self, pixels: Tensor) -> Latents:
+        mean, std = self._vae_checked(self._encode, pixels, "the VAE turns these images into NaN or infinite latents")
+        return Latents(mean, std)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        (pixels,) = self._vae_checked(self._decode, latents, "the VAE turns these latents into NaN or infinite pixels")
+        return pixels
+
+    def encode_captions(self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS) -> Conditioning:
+        """See `BaseModel.encode_captions`. `words` are learned words (Textual Inversion)."""
+        return encode_text(self.text_towers(), captions, text, words=words)
+
+    def text_towers(self) -> tuple[TextTower, ...]:
+        """The text encoders as `konomi.models.text_encoding` reads them; loads them."""
+        return tuple(
+            TextTower(
+                part=spec.part,
+                tokenizer=self.tokenizer(spec),
+                module=self._part(spec.part),
+                layer=spec.layer,
+                final_norm=spec.final_norm,
+                pooled=spec.pooled,
+            )
+            for spec in self.spec.towers
+        )
+
+    def tokenizer(self, spec: TowerSpec) -> Any:
+        """The transformers tokenizer of a text encoder."""
+        if spec.tokenizer not in self._tokenizers:
+            from konomi.models.tokenizer import build_tokenizer
+
+            vocabulary, pad = self.source.vocabulary(spec.tokenizer)
+            self._tokenizers[spec.tokenizer] = build_tokenizer(vocabulary, pad_token=pad, length=self.num_positions)
+        return self._tokenizers[spec.tokenizer]
+
+    def with_sizes(self, conditioning: Conditioning, sizes: Tensor) -> Conditioning:
+        if not self.spec.reads_sizes:
+            return conditioning
+        return Conditioning(conditioning.states, conditioning.pooled, sizes, conditioning.inpaint)
+
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        denoiser: Any = self._part("denoiser")
+        dtype = denoiser.conv_in.weight.dtype
+        inputs = noisy_latents.to(dtype)
+        if self.inpainting:
+            if conditioning.inpaint is None:
+                raise ModelError(f"{self.name} is an inpainting base: it needs a mask and the masked image's latents.")
+            inputs = torch.cat([inputs, conditioning.inpaint.to(dtype)], dim=1)
+        added = None
+        if self.spec.reads_sizes:
+            if conditioning.pooled is None or conditioning.sizes is None:
+                raise ModelError(f"{self.name} needs pooled text and image sizes in its conditioning.")
+            added = {"text_embeds": conditioning.pooled.to(dtype), "time_ids": conditioning.sizes.to(dtype)}
+        states = conditioning.states.to(dtype)
+        answer: Tensor = denoiser(
+            inputs, timesteps, encoder_hidden_states=states, added_cond_kwargs=added, return_dict=False
+        )[0]
+        return answer
+
+    def targets(self, word: str) -> dict[str, nn.Module]:
+        if word in DENOISER_WORDS:
+            found = matching(self.denoiser, DENOISER_WORDS[word])
+            return {f"denoiser.{path}": module for path, module in found.items()}
+        if word not in TEXT_WORDS:
+            raise unknown_word(word)
+        modules = {}
+        for tower in self.spec.towers:
+            encoder = self._part(tower.part)
+            for path, module in matching(encoder, TEXT_WORDS[word]).items():
+                modules[f"{tower.part}.{canonical_name(encoder, tower.part, path)}"] = module
+        return modules
+
+    def module(self, key: str) -> nn.Module:
+        name, _, path = key.partition(".")
+        for part in self.parts:
+            if part == name:
+                owner = self._part(part)
+                try:
+                    return owner.get_submodule(module_name(owner, part, path))
+                except AttributeError as error:
+                    raise ModelError(f"{self.name} ({self.spec.title}) has no layer {key}.") from error
+        raise ModelError(f"{self.name} ({self.spec.title}) has no part {name!r}; its parts: {', '.join(self.parts)}.")
+
+    def state(self, part: Part) -> dict[str, Tensor]:
+        return part_state(self._part(part), part)
+
+    def _part(self, part: Part) -> nn.Module:
+        module = self._modules.get(part)
+        if module is None:
+            config = self.source.configs[component(part)]
+            dtype = self._dtype_of(part)
+            tensors = {
+                name: tensor.to(self._device, dtype if tensor.is_floating_point() else None)
+                for name, tensor in self.source.tensors(part).items()
+            }
+            module = build_part(part, config, tensors, where=self.source.where).to(self._device)
+            self._modules[part] = module
+        return module
+
+    def _dtype_of(self, part: Part) -> torch.dtype:
+        if part in self._float32_parts:
+            return torch.float32
+        return self.vae_dtype or self._dtype if part == "vae" else self._dtype
+
+    def _encode(self, vae: Any, pixels: Tensor) -> tuple[Tensor, ...]:
+        distribution = vae.encode(pixels, return_dict=False)[0]
+        return distribution.mean.float() * self.latent_scale, distribution.std.float() * self.latent_scale
+
+    def _decode(self, vae: Any, latents: Tensor) -> tuple[Tensor, ...]:
+        return (vae.decode(latents / self.latent_scale, return_dict=False)[0].float(),)
+
+    def _vae_checked(
+        self, compute: Callable[[Any, Tensor], tuple[Tensor, ...]], inputs: Tensor, fault: str
+    ) -> tuple[Tensor, ...]:
+        """Half precision overflows in some VAEs: on NaN compute again, and from then on, in float32."""
+        vae = self._part("vae")
+        dtype = next(vae.parameters()).dtype
+        result = compute(vae, inputs.to(dtype))
+        if _finite(result):
+            return result
+        if not bool(torch.isfinite(inputs).all()):
+            raise ModelError(f"{self.name}: the VAE was given NaN or infinite values.")
+        if dtype != torch.float32:
+            self.vae_dtype = torch.float32
+            with torch.autocast(inputs.device.type, enabled=False):
+                result = compute(vae.to(torch.float32), inputs.to(torch.float32))
+            if _finite(result):
+                return result
+        raise ModelError(f"{self.name}: {fault}, in float32 too. Its VAE is damaged; take another base or VAE.")
+
+
+class _LazyParts(Mapping[str, nn.Module]):
+    """PART -> module; iterating over names loads nothing."""
+
+    def __init__(self, load: Callable[[Part], nn.Module], parts: tuple[Part, ...]) -> None:
+        self._load = load
+        self._parts = parts
+
+    def __getitem__(self, part: str) -> nn.Module:
+        for known in self._parts:
+            if known == part:
+                return self._load(known)
+        raise KeyError(part)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+def _finite(tensors: tuple[Tensor, ...]) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def _digest(parts: list[str]) -> str:
+    import hashlib
+
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

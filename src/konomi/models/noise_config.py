@@ -1,0 +1,43 @@
+"""The noise process that a diffusers scheduler config describes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from konomi.diffusion.noise import NoiseSchedule, Prediction, scaled_linear_schedule, zero_terminal_snr
+from konomi.errors import ModelError
+
+_PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+
+
+def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
+    """Raises ModelError for a process konomi does not know."""
+    kind = config.get("beta_schedule", "scaled_linear")
+    start, end = float(config.get("beta_start", 0.00085)), float(config.get("beta_end", 0.012))
+    steps = int(config.get("num_train_timesteps", 1000))
+    if not 0 < start < 1 or not 0 < end < 1 or not 0 < steps <= 100_000:
+        raise ModelError(f"the scheduler's config is not a noise process: betas {start} to {end} in {steps} steps.")
+    if config.get("trained_betas") is not None:
+        betas = torch.tensor(config["trained_betas"], dtype=torch.float32)
+        schedule = NoiseSchedule(torch.cumprod(1 - betas, dim=0))
+    elif kind == "scaled_linear":
+        schedule = scaled_linear_schedule(start, end, steps)
+    elif kind == "linear":
+        schedule = NoiseSchedule(torch.cumprod(1 - torch.linspace(start, end, steps, dtype=torch.float32), dim=0))
+    else:
+        raise ModelError(f"the scheduler's config has the noise process {kind!r}, which konomi does not know.")
+    return zero_terminal_snr(schedule) if config.get("rescale_betas_zero_snr") else schedule
+
+
+def prediction_of(config: Mapping[str, Any]) -> Prediction:
+    """What a scheduler config says the denoiser answers."""
+    word = config.get("prediction_type", "epsilon")
+    if word not in _PREDICTIONS:
+        raise ModelError(f"the scheduler's config has the prediction type {word!r}; known: {', '.join(_PREDICTIONS)}.")
+    return _PREDICTIONS[word]
+
+
+def prediction_word(prediction: Prediction) -> str:
+    """diffusers' word."""
+    return "v_prediction" if prediction == "v" else prediction

@@ -1,0 +1,158 @@
+"""From configs and tensors to modules, and the canonical names of what is in them.
+
+Canonical names are diffusers' for the denoiser and the VAE, and classic transformers' for text encoders: always with
+`text_model.`, which transformers dropped from `CLIPTextModel` (not from `CLIPTextModelWithProjection`) in 5.6.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from konomi.errors import ModelError
+from konomi.models.base import Part
+
+TEXT_ROOT = "text_model."
+_PROJECTION = "text_projection."
+_IGNORED = ("text_model.embeddings.position_ids", "logit_scale")
+"""Tensors of old files that newer modules compute themselves or never used."""
+_OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_MOST = 1 << 20
+"""No count or width of a real model comes near; a config that claims more is refused before anything is built."""
+
+
+def build_part(part: Part, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, where: str) -> nn.Module:
+    """The module of a part around the given tensors (not copied), frozen and in evaluation mode.
+
+    Raises ModelError naming the first missing, unknown or misshapen tensor.
+    """
+    with torch.device("meta"):
+        module = _empty_module(part, config, where)
+    named = {module_name(module, part, name): tensor for name, tensor in tensors.items() if name not in _IGNORED}
+    _check_tensors(part, module, named, where)
+    module.load_state_dict(named, strict=False, assign=True)
+    _fill_buffers(module)
+    return module.requires_grad_(False).eval()
+
+
+def random_part(part: Part, config: Mapping[str, Any], *, seed: int) -> dict[str, Tensor]:
+    """Freshly initialised tensors of a part under their canonical names; the global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = _empty_module(part, config, "random")
+    return part_state(module, part)
+
+
+def _empty_module(part: Part, config: Mapping[str, Any], where: str) -> nn.Module:
+    _check_config(config, f"{where}: {part}")
+    try:
+        return _construct(part, config)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError) as error:
+        # diffusers and transformers raise all of these for configs that do not fit together.
+        raise ModelError(f"{where}: the config of {part} describes no model that can be built ({error}).") from error
+
+
+def _construct(part: Part, config: Mapping[str, Any]) -> nn.Module:
+    if part == "denoiser":
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        unet: nn.Module = UNet2DConditionModel.from_config(_public(config))
+        return unet
+    if part == "vae":
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+        vae: nn.Module = AutoencoderKL.from_config(_public(config))
+        return vae
+    from transformers import CLIPTextConfig
+    from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+
+    kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
+    text_config = CLIPTextConfig(**{k: v for k, v in _public(config).items() if k not in ("architectures", "auto_map")})
+    text: nn.Module = kind(text_config)
+    return text
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if not name.startswith("_")}
+
+
+def _check_config(config: Mapping[str, Any], where: str) -> None:
+    """Refuse numbers that would take for ever to build."""
+    for name, value in config.items():
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        limit = 256 if "layers" in name or "per_block" in name else _MOST
+        if len(numbers) > 64 or any(isinstance(n, (int, float)) and abs(n) > limit for n in numbers):
+            raise ModelError(f"{where}: the config says {name} = {str(value)[:60]}, which no model of this kind has.")
+
+
+def module_name(module: nn.Module, part: Part, name: str) -> str:
+    """Name inside the module, as installed here, of a canonical name."""
+    if part not in ("text_encoder", "text_encoder_2") or hasattr(module, "text_model"):
+        return name
+    return name.removeprefix(TEXT_ROOT)
+
+
+def canonical_name(module: nn.Module, part: Part, name: str) -> str:
+    """The way back."""
+    if part not in ("text_encoder", "text_encoder_2") or name.startswith((TEXT_ROOT, _PROJECTION)):
+        return name
+    return TEXT_ROOT + name
+
+
+def part_state(module: nn.Module, part: Part) -> dict[str, Tensor]:
+    """Canonical name -> live tensor."""
+    return {canonical_name(module, part, name): tensor for name, tensor in module.state_dict().items()}
+
+
+def canonical_tensors(part: Part, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a diffusers folder, of any age, under canonical names."""
+    result: dict[str, Tensor] = {}
+    for original, tensor in tensors.items():
+        name = original
+        if part in ("text_encoder", "text_encoder_2"):
+            name = name if name.startswith((TEXT_ROOT, _PROJECTION, "logit_scale")) else TEXT_ROOT + name
+        elif part == "vae":
+            head, _, leaf = name.rpartition(".")
+            stem, _, last = head.rpartition(".")
+            if ".attentions." in name and last in _OLD_VAE_ATTENTION:
+                name = f"{stem}.{_OLD_VAE_ATTENTION[last]}.{leaf}"
+                tensor = tensor.flatten(1)
+        result[name] = tensor
+    return result
+
+
+def _check_tensors(part: Part, module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Every tensor of the module is there in its shape, and nothing else."""
+    wanted = module.state_dict()
+    missing = [name for name in wanted if name not in tensors]
+    if missing:
+        raise ModelError(
+            f"{where}: {len(missing)} of the {len(wanted)} tensors of {part} are missing, first {missing[0]}. "
+            "The file is incomplete, or of another kind of model."
+        )
+    unknown = [name for name in tensors if name not in wanted]
+    if unknown:
+        raise ModelError(
+            f"{where}: {len(unknown)} tensors of {part} have no place in the model, first {unknown[0]}. "
+            "It is of a kind that konomi does not know."
+        )
+    for name, place in wanted.items():
+        tensor = tensors[name]
+        if tensor.shape == place.shape:
+            continue
+        if tensor.numel() == place.numel() and tensor.flatten(1).shape == place.flatten(1).shape:
+            # 1x1 convolutions and linear layers stand for each other between layouts.
+            tensors[name] = tensor.reshape(place.shape)
+            continue
+        raise ModelError(f"{where}: {part}.{name} has shape {list(tensor.shape)}, the model {list(place.shape)}.")
+
+
+def _fill_buffers(module: nn.Module) -> None:
+    """Give what was built on the meta device and is in no file its values."""
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            if buffer.is_meta:
+                if name != "position_ids":
+                    raise AssertionError(f"unknown buffer {name} of {type(owner).__name__}")
+                setattr(owner, name, torch.arange(buffer.shape[-1]).expand(buffer.shape).clone())

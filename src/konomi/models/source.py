@@ -1,0 +1,42 @@
+"""Where the parts of a base come from: a folder, a single file, or a random generator."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from konomi.diffusion.noise import Prediction
+from konomi.models.base import Part
+from konomi.models.family import Family
+from konomi.models.tokenizer import Vocabulary
+
+
+class PartSource(Protocol):
+    """Configs at once, tensors when asked for."""
+
+    @property
+    def family(self) -> Family: ...
+    @property
+    def prediction(self) -> Prediction: ...
+    @property
+    def where(self) -> str:
+        """For messages: the path or name."""
+        ...
+
+    @property
+    def configs(self) -> Mapping[str, Mapping[str, Any]]:
+        """`unet`, `vae`, `text_encoder`, `text_encoder_2`, `scheduler` -> config in diffusers' terms."""
+        ...
+
+    def tensors(self, part: Part) -> dict[str, Tensor]:
+        """Canonical name -> tensor as stored; the source keeps no reference."""
+        ...
+
+    def vocabulary(self, tokenizer: str) -> tuple[Vocabulary, str]:
+        """Vocabulary and padding token of `tokenizer` or `tokenizer_2`."""
+        ...
+
+
+def component(part: Part) -> str:
+    """Name of a part's config and folder in the diffusers layout."""
+    return "unet" if part == "denoiser" else part

@@ -1,0 +1,128 @@
+"""CLIP's tokenizer, from the vocabulary that ships with konomi or from a diffusers folder.
+
+The vocabulary is OpenAI's `bpe_simple_vocab_16e6.txt.gz` (MIT, see configs/clip/LICENSE): 256 byte symbols, the same
+with `</w>`, one token per merge of the first 48,894, and the two special tokens; 49,408 in all (Radford et al. 2021).
+"""
+
+import gzip
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from konomi.errors import ModelError
+from konomi.models.families import CONFIGS
+
+START = "<|startoftext|>"
+END = "<|endoftext|>"
+_MERGES = 49152 - 256 - 2
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A byte-pair vocabulary: what `vocab.json` and `merges.txt` hold."""
+
+    tokens: dict[str, int]
+    merges: tuple[tuple[str, str], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For embedding in a single file's metadata."""
+        return {"tokens": self.tokens, "merges": [" ".join(pair) for pair in self.merges]}
+
+
+def _byte_symbols() -> list[str]:
+    """The 256 printable stand-ins of the bytes, in the vocabulary's order (Radford et al. 2019)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = 256 - len(printable)
+    return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(others)]
+
+
+@lru_cache(maxsize=1)
+def clip_vocabulary() -> Vocabulary:
+    """The vocabulary of every published Stable Diffusion."""
+    text = gzip.decompress((CONFIGS / "clip" / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode("utf-8")
+    lines = text.split("\n")[1 : 1 + _MERGES]
+    return vocabulary_of_merges(tuple((left, right) for left, right in (line.split() for line in lines)))
+
+
+def vocabulary_of_merges(merges: tuple[tuple[str, str], ...]) -> Vocabulary:
+    """CLIP's numbering of tokens for a list of merges: bytes, bytes at a word's end, merges, start, end."""
+    symbols = _byte_symbols()
+    names = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in merges), START, END]
+    return Vocabulary({name: number for number, name in enumerate(names)}, merges)
+
+
+def build_tokenizer(vocabulary: Vocabulary, *, pad_token: str = END, length: int = 77) -> Any:
+    """A transformers `CLIPTokenizer`. Raises ModelError if the vocabulary lacks what every prompt needs."""
+    from transformers import CLIPTokenizer
+
+    for needed in (START, END):
+        if needed not in vocabulary.tokens:
+            raise ModelError(f"the tokenizer's vocabulary lacks {needed}.")
+    return CLIPTokenizer(
+        vocab=vocabulary.tokens, merges=list(vocabulary.merges), pad_token=pad_token, model_max_length=length
+    )
+
+
+def read_vocabulary(folder: Path) -> tuple[Vocabulary, str]:
+    """Vocabulary and padding token of a diffusers tokenizer folder (`vocab.json` + `merges.txt`, or `tokenizer.json`).
+
+    Only data is read: no class or file that a config names is looked up. Raises ModelError for a damaged folder.
+    """
+    try:
+        pad = _pad_token(folder)
+        if (folder / "vocab.json").is_file():
+            tokens = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+            lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+            merges = tuple(_pair(line) for line in lines if line and not line.startswith("#version"))
+        else:
+            model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+            tokens = model["vocab"]
+            merges = tuple(_pair(entry) for entry in model["merges"])
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder}: the tokenizer lacks {Path(error.filename).name}.") from error
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ModelError(f"{folder}: the tokenizer's files are damaged ({error}).") from error
+    if not isinstance(tokens, dict) or not all(type(number) is int for number in tokens.values()):
+        raise ModelError(f"{folder}: the tokenizer's vocabulary is not a table of token numbers.")
+    return Vocabulary(tokens, merges), pad
+
+
+def _pair(entry: str | list[str]) -> tuple[str, str]:
+    left, right = entry.split() if isinstance(entry, str) else entry
+    return left, right
+
+
+def _pad_token(folder: Path) -> str:
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            pad = json.loads((folder / name).read_text(encoding="utf-8")).get("pad_token")
+            if isinstance(pad, dict):
+                pad = pad.get("content")
+            if isinstance(pad, str):
+                return pad
+    return END
+
+
+def write_tokenizer(folder: Path, vocabulary: Vocabulary, *, pad_token: str, length: int = 77) -> None:
+    """The classic files, which every version of transformers reads."""
+    folder.mkdir(parents=True)
+    merges = "".join(f"{left} {right}\n" for left, right in vocabulary.merges)
+    (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8", newline="\n")
+    _write_json(folder / "vocab.json", vocabulary.tokens, indent=None)
+    special = {"bos_token": START, "eos_token": END, "pad_token": pad_token, "unk_token": END}
+    _write_json(folder / "special_tokens_map.json", special)
+    config = {
+        "add_prefix_space": False,
+        **special,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": length,
+        "tokenizer_class": "CLIPTokenizer",
+    }
+    _write_json(folder / "tokenizer_config.json", config)
+
+
+def _write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
