@@ -1,0 +1,94 @@
+"""Which adapters to attach at which weights: `--add FILE:0.8` on the command line, `<lora:name:0.8>` in a prompt."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from konomi.errors import RecipeError
+from konomi.generation.request import UsedAdapter
+from konomi.models.prompt_syntax import Tag, extract_tags
+
+SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
+
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
+_NAMED_WEIGHTS = re.compile(rf"(.+?)((?::(?:unet|denoiser|te|text)=(?:{_NUMBER}))+)", re.DOTALL)
+_ONE_WEIGHT = re.compile(rf"(.+):({_NUMBER})", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRequest:
+    """An adapter file and its weights; 0 leaves the part untouched."""
+
+    path: Path
+    denoiser_weight: float = 1.0
+    text_weight: float = 1.0
+
+
+def parse_add(argument: str) -> AdapterRequest:
+    """`FILE`, `FILE:WEIGHT`, `FILE:unet=W`, `FILE:unet=W:text=W` (`denoiser` and `te` are read too).
+
+    A part that is not named keeps 1. A file whose name ends like a weight is taken whole if it exists.
+    Raises RecipeError where neither file nor folder is there.
+    """
+    path, denoiser, text = Path(argument), 1.0, 1.0
+    if not path.exists():
+        if named := _NAMED_WEIGHTS.fullmatch(argument):
+            weights = dict(pair.split("=") for pair in named[2][1:].split(":"))
+            path = Path(named[1])
+            denoiser = float(weights.get("unet", weights.get("denoiser", 1.0)))
+            text = float(weights.get("text", weights.get("te", 1.0)))
+        elif one := _ONE_WEIGHT.fullmatch(argument):
+            path, denoiser, text = Path(one[1]), float(one[2]), float(one[2])
+    if not path.exists():
+        raise RecipeError(f"--add {argument}: there is no file {path}. Write FILE, FILE:0.8 or FILE:unet=0.8:text=0.5.")
+    return AdapterRequest(path, denoiser, text)
+
+
+def adapters_of_prompt(prompt: str, folders: Sequence[Path]) -> tuple[AdapterRequest, ...]:
+    """The adapters that a prompt's `<lora:NAME:...>` and `<hypernet:NAME:...>` tags ask for, in order.
+
+    `:W` sets both weights, `:TEXT:DENOISER` as web UIs read it, `:te=W` and `:unet=W` by name.
+    Raises RecipeError for a weight that is no number, or a name that is in none of the folders.
+    """
+    return tuple(_request(tag, folders) for tag in extract_tags(prompt)[1])
+
+
+def find_adapter(name: str, folders: Sequence[Path]) -> Path:
+    """The file (or PEFT folder) NAME or NAME.safetensors, .pt, .bin, .ckpt, at any depth; the shallowest counts.
+
+    A name never leads out of the folders. Raises RecipeError naming what is there.
+    """
+    known: list[tuple[int, str, Path]] = []
+    for order, folder in enumerate(folders):
+        for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+            if path.suffix in SUFFIXES or (path / "adapter_config.json").is_file():
+                depth = order * 1000 + len(path.relative_to(folder).parts)
+                known.append((depth, path.name if path.is_dir() else path.stem, path))
+    matches = [entry for entry in known if name in (entry[1], entry[2].name)]
+    if matches:
+        return min(matches)[2]
+    names = ", ".join(sorted({stem for _, stem, _ in known})[:10]) or "nothing"
+    where = ", ".join(map(str, folders)) or "no folder"
+    raise RecipeError(f"<lora:{name}>: no such adapter in {where}; there is {names}.")
+
+
+def format_tag(adapter: UsedAdapter) -> str:
+    """The tag that asks for it, in a form every web UI reads."""
+    text, denoiser = f"{adapter.text_weight:g}", f"{adapter.denoiser_weight:g}"
+    weights = text if text == denoiser else f"{text}:{denoiser}"
+    return f"<{adapter.kind}:{adapter.name}:{weights}>"
+
+
+def _request(tag: Tag, folders: Sequence[Path]) -> AdapterRequest:
+    positional = [argument for argument in tag.arguments if argument and "=" not in argument]
+    named = dict(argument.split("=", 1) for argument in tag.arguments if "=" in argument)
+    text = _weight(tag, named.get("te", positional[0] if positional else "1"))
+    denoiser = _weight(tag, named["unet"] if "unet" in named else positional[1] if len(positional) > 1 else str(text))
+    return AdapterRequest(find_adapter(tag.name, folders), denoiser, text)
+
+
+def _weight(tag: Tag, written: str) -> float:
+    if not re.fullmatch(_NUMBER, written.strip()):
+        raise RecipeError(f"<{tag.kind}:{tag.name}:...>: the weight {written!r} is no number.")
+    return float(written)

@@ -1,0 +1,97 @@
+"""Pictures from a base: txt2img, img2img and inpainting. Shapes: C channels, h w latent grid, H W pixels."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import groupby, islice
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from konomi.errors import ModelError
+from konomi.generation.infotext import write_infotext
+from konomi.generation.job import Job, TextCache, prepare, with_size
+from konomi.generation.request import Origin, Picture, Request
+from konomi.generation.sampling import OnStep, sample_latents
+from konomi.models.base import BaseModel
+
+
+def generate(
+    base: BaseModel,
+    requests: Sequence[Request],
+    *,
+    batch: int = 1,
+    on_step: OnStep | None = None,
+    origin: Origin | None = None,
+) -> Iterator[Picture]:
+    """Draw requests in order. The same request gives the same picture, alone or in a batch, to rounding.
+
+    `batch` images are computed together where consecutive requests agree in size, steps, sampler and text length. The
+    base is in evaluation mode while a batch is drawn, and in its own again whenever a picture is handed out. Text,
+    latents of pictures and images are computed for each image by itself. Latents are kept in float32; the denoiser
+    computes in `base.dtype`.
+
+    Raises RecipeError for a request that cannot be drawn, ModelError where the picture came out as NaN.
+    """
+    origin = origin or Origin(model=base.name)
+    # Everything is checked before anything is drawn; texts and pictures are read when their turn comes.
+    sized = [with_size(base, request) for request in requests]
+    encode = TextCache(base)
+    for _, group in groupby((_ready(base, request, encode) for request in sized), key=lambda job: job.batch_key):
+        while jobs := list(islice(group, max(batch, 1))):
+            images = _draw(base, jobs, on_step)
+            for job, image in zip(jobs, images):
+                yield Picture(image, job.request, write_infotext(job.request, origin))
+
+
+def count_on(request: Request, count: int) -> list[Request]:
+    """`count` requests that differ in their seed: seed, seed + 1, ..."""
+    return [replace(request, seed=request.seed + i) for i in range(count)]
+
+
+def _ready(base: BaseModel, request: Request, encode: TextCache) -> Job:
+    with _evaluating(*base.text_encoders.values()):
+        return prepare(base, request, encode)
+
+
+def _draw(base: BaseModel, jobs: Sequence[Job], on_step: OnStep | None) -> list[Image.Image]:
+    with _evaluating(base.denoiser, base.vae):
+        latents = sample_latents(base, jobs, on_step)
+        return [_decode(base, job, latents_1Chw) for job, latents_1Chw in zip(jobs, latents.split(1))]
+
+
+def _decode(base: BaseModel, job: Job, latents_1Chw: Tensor) -> Image.Image:
+    """One at a time: decoding is the peak of memory, and no image may depend on its neighbours."""
+    pixels = base.decode_latents(latents_1Chw).float().cpu()
+    if not torch.isfinite(pixels).all():
+        part = "VAE" if torch.isfinite(latents_1Chw).all() else "denoiser"
+        raise ModelError(
+            f"The picture of seed {job.request.seed} is not a number: the {part} overflowed in "
+            f"{str(base.dtype).removeprefix('torch.')}. Choose another precision: bf16 or fp32."
+        )
+    if job.init is not None and job.mask is not None:
+        pixels = pixels * job.mask + job.init * (1 - job.mask)
+    return pixels_to_image(pixels)
+
+
+def pixels_to_image(pixels_13HW: Tensor) -> Image.Image:
+    """[1, 3, H, W] from -1 to 1 -> RGB."""
+    levels = ((pixels_13HW[0].float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(np.ascontiguousarray(levels.permute(1, 2, 0).numpy()))
+
+
+@contextmanager
+def _evaluating(*parts: nn.Module) -> Iterator[None]:
+    """No gradients, no dropout; afterwards every module is in the mode it was in."""
+    modules = [m for part in parts for m in part.modules()]
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

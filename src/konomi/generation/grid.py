@@ -1,0 +1,76 @@
+"""Several pictures on one sheet."""
+
+from collections.abc import Sequence
+from math import ceil, sqrt
+
+from PIL import Image, ImageDraw, ImageFont
+
+_MARGIN = 6
+_INK, _PAPER = "black", "white"
+
+
+def make_grid(
+    images: Sequence[Image.Image],
+    *,
+    columns: int = 0,
+    column_labels: Sequence[str] = (),
+    row_labels: Sequence[str] = (),
+) -> Image.Image:
+    """Row by row; `columns` 0 makes it about square. Cells are as large as the largest image.
+
+    Labels stand above the columns and left of the rows, wrapped to their room. Raises ValueError without images.
+    """
+    if not images:
+        raise ValueError("a grid needs at least one image")
+    columns = columns or ceil(sqrt(len(images)))
+    rows = ceil(len(images) / columns)
+    width, height = max(i.width for i in images), max(i.height for i in images)
+    font = ImageFont.load_default(size=max(10, min(width, height) // 16))
+    head = _Labels(column_labels[:columns], font, width)
+    side = _Labels(row_labels[:rows], font, max(width // 2, 60))
+    sheet = Image.new("RGB", (side.width + columns * width, head.height + rows * height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, image in enumerate(images):
+        x = side.width + index % columns * width + (width - image.width) // 2
+        y = head.height + index // columns * height + (height - image.height) // 2
+        sheet.paste(image, (x, y))
+    for column, text in enumerate(head.texts):
+        _write(draw, text, font, side.width + column * width + width // 2, head.height // 2)
+    for row, text in enumerate(side.texts):
+        _write(draw, text, font, side.width // 2, head.height + row * height + height // 2)
+    return sheet
+
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+class _Labels:
+    """Wrapped labels of one edge, and the room they take."""
+
+    def __init__(self, labels: Sequence[str], font: Font, room: int) -> None:
+        self.texts = [_wrap(label, font, room - 2 * _MARGIN) for label in labels]
+        draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+        boxes = [draw.multiline_textbbox((0, 0), text, font=font) for text in self.texts]
+        self.width = max((ceil(box[2] - box[0]) + 2 * _MARGIN for box in boxes), default=0)
+        self.height = max((ceil(box[3] - box[1]) + 2 * _MARGIN for box in boxes), default=0)
+
+
+def _wrap(text: str, font: Font, room: int) -> str:
+    """Lines of at most `room` pixels, broken at spaces, and within a word that is wider by itself."""
+    lines = [""]
+    for word in text.split():
+        candidate = f"{lines[-1]} {word}".strip()
+        if font.getlength(candidate) <= room:
+            lines[-1] = candidate
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word:
+            if lines[-1] and font.getlength(lines[-1] + character) > room:
+                lines.append("")
+            lines[-1] += character
+    return "\n".join(lines)
+
+
+def _write(draw: ImageDraw.ImageDraw, text: str, font: Font, x: int, y: int) -> None:
+    draw.multiline_text((x, y), text, fill=_INK, font=font, anchor="mm", align="center")

@@ -1,0 +1,174 @@
+"""The text that web UIs write into a PNG's `parameters` chunk: written, saved with the picture, and read back.
+
+Three parts: the prompt; a line `Negative prompt: ...` where there is one; a last line of `Name: value` pairs divided by
+commas, values with commas, colons or line breaks in them in JSON quotes.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from io import BytesIO
+from itertools import count
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from konomi import __version__
+from konomi.diffusion.samplers import SamplerName
+from konomi.errors import DataError
+from konomi.generation.adapter_request import format_tag
+from konomi.generation.request import Origin, Picture, Request
+from konomi.models.prompt_syntax import extract_tags
+from konomi.storage.atomic import explained
+
+_SAMPLER_NAMES: dict[SamplerName, tuple[str, str]] = {
+    "ddim": ("DDIM", ""),
+    "euler": ("Euler", ""),
+    "euler_a": ("Euler a", ""),
+    "dpmpp_2m": ("DPM++ 2M", ""),
+    "dpmpp_2m_karras": ("DPM++ 2M", "Karras"),
+    "unipc": ("UniPC", ""),
+    "pndm": ("PLMS", ""),
+}
+"""Our name -> theirs, and their schedule type."""
+
+_PAIR = re.compile(r'\s*([\w][\w \-/+]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+
+
+@dataclass(frozen=True, slots=True)
+class Infotext:
+    """What an infotext says."""
+
+    prompt: str
+    negative: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
+    """Name -> value as written, unquoted."""
+
+    def request(self) -> Request:
+        """The request that draws it again, as far as the text tells; unknown samplers become the default.
+
+        Raises DataError where a number is none.
+        """
+        try:
+            width, height = map(int, self.settings.get("Size", "0x0").split("x"))
+            return Request(
+                prompt=self.prompt,
+                negative=self.negative,
+                seed=int(self.settings.get("Seed", "0")),
+                steps=int(self.settings.get("Steps", "20")),
+                guidance=float(self.settings.get("CFG scale", "7")),
+                sampler=_our_sampler(self.settings),
+                width=width,
+                height=height,
+                clip_skip=int(self.settings.get("Clip skip", "0")),
+                strength=float(self.settings.get("Denoising strength", "1")),
+            )
+        except ValueError as error:
+            raise DataError(f"The picture's infotext cannot be read: {error}.") from error
+
+
+def write_infotext(request: Request, origin: Origin) -> str:
+    """The infotext of a picture. Adapters that the prompt does not name are added to it as tags."""
+    named = {tag.name for tag in extract_tags(request.prompt)[1]}
+    missing = [format_tag(adapter) for adapter in origin.adapters if adapter.name not in named]
+    sampler, schedule = _SAMPLER_NAMES[request.sampler]
+    hashes = ", ".join(f"{adapter.name}: {adapter.hash}" for adapter in origin.adapters if adapter.hash)
+    settings = {
+        "Steps": str(request.steps),
+        "Sampler": sampler,
+        "Schedule type": schedule,
+        "CFG scale": f"{request.guidance:g}",
+        "Seed": str(request.seed),
+        "Size": f"{request.width}x{request.height}",
+        "Model hash": origin.model_hash,
+        "Model": origin.model,
+        "Denoising strength": f"{request.strength:g}" if request.init is not None else "",
+        "Clip skip": str(request.clip_skip) if request.clip_skip else "",
+        "Lora hashes": hashes,
+        **origin.extra,
+        "Version": f"konomi {__version__}",
+    }
+    lines = [" ".join([request.prompt, *missing]).strip()]
+    if request.negative:
+        lines.append(f"Negative prompt: {request.negative}")
+    lines.append(", ".join(f"{name}: {_quote(value)}" for name, value in settings.items() if value))
+    return "\n".join(lines)
+
+
+def parse_infotext(text: str) -> Infotext:
+    """Read ours or a web UI's. Text without a line of settings is all prompt; nothing is refused."""
+    lines = text.strip().split("\n")
+    settings: dict[str, str] = {}
+    if len(_PAIR.findall(lines[-1])) >= 3:
+        settings = {name.strip(): _unquote(value.strip()) for name, value in _PAIR.findall(lines.pop())}
+    prompt: list[str] = []
+    negative: list[str] = []
+    current = prompt
+    for line in lines:
+        if line.startswith("Negative prompt:") and current is prompt:
+            current = negative
+            line = line.removeprefix("Negative prompt:").removeprefix(" ")
+        current.append(line)
+    return Infotext("\n".join(prompt), "\n".join(negative), settings)
+
+
+def read_infotext(path: Path) -> Infotext | None:
+    """Of a PNG file; None where it holds none. Raises DataError where the file is no readable picture."""
+    try:
+        with Image.open(path) as image:
+            text = image.info.get("parameters")
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path} cannot be read as a picture: {error}") from error
+    return parse_infotext(text) if isinstance(text, str) else None
+
+
+def save_png(picture: Picture, folder: Path) -> Path:
+    """Write `0000-SEED.png` with the next free number; nothing is ever overwritten, also not by another process.
+
+    Raises RunError where the folder cannot be written.
+    """
+    chunk = PngInfo()
+    chunk.add_text("parameters", picture.infotext)
+    encoded = BytesIO()
+    picture.image.save(encoded, "PNG", pnginfo=chunk)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        numbers = [int(match[1]) for path in folder.iterdir() if (match := re.match(r"(\d{4,})-", path.name))]
+        for number in count(max(numbers, default=-1) + 1):
+            path = folder / f"{number:04d}-{picture.request.seed}.png"
+            try:
+                file = path.open("xb")
+            except FileExistsError:  # Another process was faster.
+                continue
+            try:
+                with file:
+                    file.write(encoded.getvalue())
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
+            return path
+    raise AssertionError("count() never ends")
+
+
+def _our_sampler(settings: dict[str, str]) -> SamplerName:
+    named = settings.get("Sampler", "")
+    schedule = settings.get("Schedule type", "")
+    if named.endswith(" Karras"):  # Older web UIs write both in one.
+        named, schedule = named.removesuffix(" Karras"), "Karras"
+    exact = [ours for ours, theirs in _SAMPLER_NAMES.items() if theirs == (named, schedule)]
+    similar = [ours for ours, theirs in _SAMPLER_NAMES.items() if theirs[0] == named]
+    return (exact or similar or ["dpmpp_2m"])[0]
+
+
+def _quote(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:\n"]', value) else value
+
+
+def _unquote(value: str) -> str:
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        try:
+            return str(json.loads(value))
+        except json.JSONDecodeError:
+            return value
+    return value

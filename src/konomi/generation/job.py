@@ -1,0 +1,109 @@
+"""A request made ready: checked, sized, its text encoded for each step. All that is done for each image by itself.
+
+Shapes: B images, H W pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from konomi.config.sections import TextConfig
+from konomi.diffusion.conditioning import Conditioning
+from konomi.diffusion.samplers import make_sampler
+from konomi.errors import RecipeError
+from konomi.generation.picture_input import init_to_pixels, mask_to_pixels
+from konomi.generation.request import Request
+from konomi.models.base import BaseModel
+from konomi.models.prompt_syntax import extract_tags, prompt_per_step
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Ready to draw."""
+
+    request: Request
+    positive: tuple[Conditioning, ...]
+    """For each evaluation of the denoiser (repeated objects where nothing changes), B = 1."""
+    negative: tuple[Conditioning, ...] | None
+    """None: no guidance."""
+    init: Tensor | None
+    """[1, 3, H, W] from -1 to 1."""
+    mask: Tensor | None
+    """[1, 1, H, W] from 0 to 1, 1 = draw anew."""
+
+    @property
+    def batch_key(self) -> tuple[object, ...]:
+        """Jobs that can share a batch agree in this. Numbers of text positions too: padding one image's text to its
+        neighbour's length would change the picture."""
+        r = self.request
+        lengths = self.positive[0].states.shape[1]
+        guided = self.negative is not None
+        modes = (self.init is not None, self.mask is not None)
+        return r.width, r.height, r.steps, r.sampler, r.strength, lengths, guided, modes
+
+
+class TextCache:
+    """Encoded prompts, each by itself, so that neither the batch nor the other prompts change a bit of it."""
+
+    def __init__(self, base: BaseModel) -> None:
+        self._base = base
+        self._known: dict[tuple[str, TextConfig], Conditioning] = {}
+
+    def __call__(self, prompt: str, text: TextConfig) -> Conditioning:
+        key = (prompt, text)
+        if key not in self._known:
+            self._known[key] = self._base.encode_captions([prompt], text).to(self._base.device, self._base.dtype)
+        return self._known[key]
+
+
+def prepare(base: BaseModel, request: Request, encode: TextCache) -> Job:
+    """`request` must have its size (`with_size`)."""
+    sampler = make_sampler(
+        request.sampler, base.schedule, base.prediction, num_steps=request.steps, strength=request.strength
+    )
+    num_evaluations = len(sampler.timesteps)
+    prompts = prompt_per_step(extract_tags(request.prompt)[0], num_evaluations)
+    negatives = prompt_per_step(extract_tags(request.negative)[0], num_evaluations)
+    guided = request.guidance != 1
+    text = TextConfig(clip_skip=request.clip_skip, emphasis=True)
+    chunks = base.count_chunks([*set(prompts), *(set(negatives) if guided else ())], text)
+    text = replace(text, max_tokens=75 * chunks)
+    sizes = torch.tensor([[request.height, request.width, 0, 0, request.height, request.width]], device=base.device)
+
+    def conditions(per_step: Sequence[str], *, negative: bool) -> tuple[Conditioning, ...]:
+        unique = {prompt: _zero_if_empty(prompt, encode(prompt, text), negative) for prompt in set(per_step)}
+        complete = {prompt: base.with_sizes(value, sizes) for prompt, value in unique.items()}
+        return tuple(complete[prompt] for prompt in per_step)
+
+    return Job(
+        request=request,
+        positive=conditions(prompts, negative=False),
+        negative=conditions(negatives, negative=True) if guided else None,
+        init=None if request.init is None else init_to_pixels(request.init, request.width, request.height),
+        mask=None if request.mask is None else mask_to_pixels(request.mask, request.width, request.height),
+    )
+
+
+def _zero_if_empty(prompt: str, conditioning: Conditioning, negative: bool) -> Conditioning:
+    """SDXL, the family with a pooled vector, was trained with zeros in place of the empty negative prompt
+    (`force_zeros_for_empty_prompt` of its configuration)."""
+    if not negative or prompt.strip() or conditioning.pooled is None:
+        return conditioning
+    return replace(
+        conditioning, states=torch.zeros_like(conditioning.states), pooled=torch.zeros_like(conditioning.pooled)
+    )
+
+
+def with_size(base: BaseModel, request: Request) -> Request:
+    factor = base.latent_factor
+    width, height = request.width, request.height
+    if request.init is not None and not (width or height):
+        width, height = (max(side // factor, 1) * factor for side in request.init.size)
+    width, height = width or base.resolution, height or base.resolution
+    for name, side in (("width", width), ("height", height)):
+        if side < factor or side % factor:
+            nearest = max(round(side / factor), 1) * factor
+            raise RecipeError(f"{name} is {side}; it must be a multiple of {factor}. The nearest is {nearest}.")
+    return replace(request, width=width, height=height)

@@ -1,0 +1,87 @@
+"""What to draw, and what was drawn."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from konomi.diffusion.samplers import SAMPLERS, SamplerName
+from konomi.errors import RecipeError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One picture to draw. Frozen, so that the same request is the same picture."""
+
+    prompt: str
+    """May hold emphasis, BREAK, switching, mixing. `<lora:...>` tags are kept for the infotext and not drawn: whoever
+    calls attaches the adapters first (`konomi.generation.adapter_request`)."""
+    negative: str = ""
+    seed: int = 0
+    """Of the noise, drawn on the CPU: the same on every device."""
+    steps: int = 20
+    guidance: float = 7.0
+    """Classifier-free guidance (Ho & Salimans 2022); 1 switches it off and halves the work."""
+    sampler: SamplerName = "dpmpp_2m"
+    width: int = 0
+    """In pixels, a multiple of 8; 0: the initial picture's, else the base's own size."""
+    height: int = 0
+    clip_skip: int = 0
+    """As `text.clip_skip`: 1 the last layer, 2 the one before, 0 the base's own choice."""
+    init: Image.Image | None = None
+    """Picture to start from (img2img)."""
+    strength: float = 1.0
+    """How much of `init` is drawn anew, 0 to 1: the share of the steps that is done."""
+    mask: Image.Image | None = None
+    """White where `init` is to be drawn anew (inpainting); everything else keeps its pixels."""
+
+    def check(self) -> None:
+        """Raises RecipeError, naming the value that cannot be drawn."""
+        if self.sampler not in SAMPLERS:
+            raise RecipeError(f"sampler is {self.sampler!r}; choose one of {', '.join(SAMPLERS)}.")
+        if self.steps < 1:
+            raise RecipeError(f"steps is {self.steps}; at least 1 is needed.")
+        if not 0 < self.strength <= 1:
+            raise RecipeError(f"strength is {self.strength:g}; it must lie above 0 and not above 1.")
+        if not 0 <= self.guidance < float("inf"):
+            raise RecipeError(f"guidance is {self.guidance:g}; it must be a number from 0.")
+        if not 0 <= self.seed < 2**63:
+            raise RecipeError(f"seed is {self.seed}; it must be a whole number from 0 to 2^63 - 1.")
+        if self.mask is not None and self.init is None:
+            raise RecipeError("mask is given without init. Give the picture that the mask belongs to.")
+
+
+@dataclass(frozen=True, slots=True)
+class UsedAdapter:
+    """An adapter that was attached while drawing."""
+
+    name: str
+    denoiser_weight: float = 1.0
+    text_weight: float = 1.0
+    hash: str = ""
+    """First 12 characters of the sha256 that web UIs show (of the tensors, `sshs_model_hash`)."""
+    kind: str = "lora"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a picture was drawn with, besides the request."""
+
+    model: str = ""
+    model_hash: str = ""
+    """First 10 characters of the file's sha256."""
+    adapters: tuple[UsedAdapter, ...] = ()
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Further entries of the infotext."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A drawn picture."""
+
+    image: Image.Image
+    """RGB."""
+    request: Request
+    """With width and height filled in."""
+    infotext: str
+    """As web UIs write it into the PNG chunk `parameters`."""

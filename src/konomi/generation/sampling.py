@@ -1,0 +1,108 @@
+"""From noise to latents, with guidance, from a picture, or within a mask.
+
+Shapes: B images, C latent channels, h w latent grid, H W pixels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from konomi.diffusion.conditioning import Conditioning, concatenate
+from konomi.diffusion.samplers import Sampler, make_sampler
+from konomi.generation.job import Job
+from konomi.models.base import BaseModel
+
+OnStep = Callable[[int, int], None]
+"""Called after each step with the number of steps done and in all, of the batch that is being drawn."""
+
+
+def sample_latents(base: BaseModel, jobs: Sequence[Job], on_step: OnStep | None = None) -> Tensor:
+    """Float32 latents [B, C, h, w] of jobs that agree in `batch_key`."""
+    request = jobs[0].request
+    sampler = make_sampler(
+        request.sampler, base.schedule, base.prediction, num_steps=request.steps, strength=request.strength
+    )
+    factor = base.latent_factor
+    shape = (1, base.latent_channels, request.height // factor, request.width // factor)
+    generators = [torch.Generator("cpu").manual_seed(job.request.seed) for job in jobs]
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(base.device)
+    known, mask = _known_latents(base, jobs)
+    # Inpainting at full strength starts from noise alone, else what lies under the mask would shine through.
+    if known is None or (mask is not None and request.strength == 1):
+        latents = sampler.first_latents(noise)
+    else:
+        latents = sampler.add_noise(known, noise)
+    inpaint = _inpaint_channels(base, jobs) if base.inpainting else None
+    scales = torch.tensor([job.request.guidance for job in jobs], device=base.device).view(-1, 1, 1, 1)
+    num_evaluations = len(sampler.timesteps)
+    for step in range(num_evaluations):
+        conditioning = _conditioning(base, jobs, step, inpaint)
+        answer = _ask(base, sampler, step, latents, conditioning, scales if jobs[0].negative is not None else None)
+        latents = sampler.step(answer, step, latents, generators)
+        if mask is not None and known is not None and not base.inpainting:
+            last = step + 1 == num_evaluations
+            kept = known if last else sampler.add_noise(known, noise, step + 1)
+            latents = kept * (1 - mask) + latents * mask
+        if on_step is not None:
+            on_step(step + 1, num_evaluations)
+    return latents
+
+
+def _ask(
+    base: BaseModel, sampler: Sampler, step: int, latents: Tensor, conditioning: Conditioning, scales: Tensor | None
+) -> Tensor:
+    """The denoiser's answer, guided where `scales` [B, 1, 1, 1] is given: both halves in one pass."""
+    scaled = sampler.model_input(latents, step).to(base.dtype)
+    inputs = scaled if scales is None else torch.cat([scaled, scaled])
+    timesteps = sampler.timesteps[step].to(base.device).expand(len(inputs))
+    answer = base.predict(inputs, timesteps, conditioning).float()
+    if scales is None:
+        return answer
+    without, with_prompt = answer.chunk(2)
+    return without + scales * (with_prompt - without)
+
+
+def _conditioning(base: BaseModel, jobs: Sequence[Job], step: int, inpaint: Tensor | None) -> Conditioning:
+    """Of all images at a step: the negative ones first where there is guidance."""
+    rows = [job.positive[step] for job in jobs]
+    if jobs[0].negative is not None:
+        rows = [job.negative[step] for job in jobs if job.negative is not None] + rows
+    joined = concatenate(rows)
+    if inpaint is None:
+        return joined
+    return replace(joined, inpaint=inpaint if jobs[0].negative is None else torch.cat([inpaint, inpaint]))
+
+
+def _known_latents(base: BaseModel, jobs: Sequence[Job]) -> tuple[Tensor | None, Tensor | None]:
+    """Latents of the pictures to start from [B, C, h, w], and the mask [B, 1, h, w] where there is one.
+
+    The mean of the VAE's distribution is taken, so that the noise of a seed is the same with and without a picture.
+    """
+    latents = [_encode(base, job.init) for job in jobs if job.init is not None]
+    masks = [_shrink(base, job.mask) for job in jobs if job.mask is not None]
+    return (torch.cat(latents) if latents else None), (torch.cat(masks) if masks else None)
+
+
+def _inpaint_channels(base: BaseModel, jobs: Sequence[Job]) -> Tensor:
+    """[B, 5, h, w]: mask, latents of the picture with the masked part grey. Without a picture everything is masked."""
+    channels = []
+    for job in jobs:
+        size = (1, 3, job.request.height, job.request.width)
+        init = torch.zeros(size) if job.init is None else job.init
+        mask = torch.ones(1, 1, *size[2:]) if job.mask is None else job.mask
+        masked = init * (mask < 0.5)
+        channels.append(torch.cat([_shrink(base, mask), _encode(base, masked)], dim=1))
+    return torch.cat(channels).to(base.dtype)
+
+
+def _encode(base: BaseModel, pixels: Tensor) -> Tensor:
+    return base.encode_images(pixels.to(base.device)).mean.float()
+
+
+def _shrink(base: BaseModel, mask_11HW: Tensor) -> Tensor:
+    """A mask on the latent grid, hard."""
+    hard = (mask_11HW >= 0.5).float()
+    small = torch.nn.functional.interpolate(hard, scale_factor=1 / base.latent_factor, mode="nearest")
+    return small.to(base.device)
