@@ -1,0 +1,167 @@
+"""From the sources a recipe names to the manifest: every image, in a fixed order, or the reason it is left out."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from konomi.config.sections import DataConfig, SourceConfig
+from konomi.data.containers import Entry, Listing, list_folder, list_zip, printable, read_bytes
+from konomi.data.file_index import FileIndex, Measured
+from konomi.data.kohya_dataset import read_dataset_toml
+from konomi.data.manifest import Excluded, Manifest, Record
+from konomi.data.pixels import BadImageError, size_of
+from konomi.data.preflight import (
+    all_excluded,
+    caption_problems,
+    duplicate_problems,
+    level_problems,
+    missing_path,
+    nothing_found,
+)
+from konomi.data.tar_shards import expand_shards, is_shard_pattern, read_shard
+from konomi.data.tree import Place, Tree, read_tree
+from konomi.errors import DataError
+
+TABLE_SUFFIXES = (".jsonl", ".csv", ".json")
+
+
+def scan(
+    data: DataConfig, *, index: Path | None = None, measure: Callable[[Entry], Measured] | None = None
+) -> Manifest:
+    """List all images of a recipe, by source, then by name in natural order.
+
+    Reads names, captions and, of images new or changed since `index` was written, the bytes for their digest and size;
+    an unchanged image is not opened. Pixels are not decoded: see `konomi.data.images.verify`.
+
+    Args:
+        index: a file that remembers digests and sizes between scans; None remembers nothing.
+        measure: what looks into a file; for tests and benchmarks.
+
+    Raises:
+        DataError: a source is missing, unreadable or without images; a caption or table cannot be read.
+    """
+    if not data.sources:
+        raise DataError("data.sources is empty: no images to train on. Give a folder with --images DIR.")
+    known = FileIndex(index)
+    records: list[Record] = []
+    excluded: list[Excluded] = []
+    problems = [known.warning] if known.warning else []
+    for source in data.sources:
+        trees = list(read_source(source))
+        found: list[Record] = []
+        refused: list[Excluded] = []
+        for tree in trees:
+            problems += tree.problems
+            refused += tree.excluded
+            _measure_all(tree, known, measure or measure_file, found, refused)
+        if not found:
+            raise all_excluded(refused)
+        records += found
+        excluded += refused
+    known.save()
+    problems += duplicate_problems(records)
+    return Manifest(tuple(records), tuple(excluded), tuple(problems))
+
+
+def measure_file(entry: Entry) -> Measured:
+    """Digest (SHA-256) and size of one image, from its bytes."""
+    try:
+        data = read_bytes(entry.locator)
+        width, height = size_of(data)
+    except BadImageError as error:
+        return Measured("", 0, 0, str(error))
+    return Measured(hashlib.sha256(data).hexdigest(), width, height)
+
+
+def _measure_all(
+    tree: Tree,
+    known: FileIndex,
+    measure: Callable[[Entry], Measured],
+    records: list[Record],
+    excluded: list[Excluded],
+) -> None:
+    for candidate in tree.candidates:
+        measured = known.get(candidate.entry)
+        if measured is None:
+            try:
+                measured = measure(candidate.entry)
+            except DataError as error:
+                # Not remembered: permissions and vanished files may be mended without the file changing.
+                excluded.append(Excluded(name=candidate.record.name, reason=str(error)))
+                continue
+            known.put(candidate.entry, measured)
+        content, width, height, reason = measured
+        if not reason:
+            records.append(replace(candidate.record, content=content, width=width, height=height))
+        elif candidate.certain:
+            excluded.append(Excluded(name=candidate.record.name, reason=reason))
+
+
+def read_source(source: SourceConfig) -> Iterator[Tree]:
+    """What lies in each place of one source; images are not yet opened.
+
+    Raises:
+        DataError: see `scan`.
+        MissingExtraError: .tar shards without the webdataset library.
+    """
+    if is_shard_pattern(source.path):
+        place = _place(source, Path(source.path))
+        shards = [read_shard(path, place) for path in expand_shards(source.path)]
+        yield _looked_over(
+            Tree([c for s in shards for c in s.candidates], [x for s in shards for x in s.excluded]), place
+        )
+        return
+    path = Path(source.path).expanduser()
+    if not path.exists():
+        raise missing_path(path)
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix == ".toml":
+        dataset = read_dataset_toml(path, source)
+        for number, place in enumerate(dataset.places):
+            tree = _read_place(place)
+            tree.problems = [*(dataset.problems if number == 0 else ()), *tree.problems]
+            yield tree
+    elif path.is_file() and suffix in TABLE_SUFFIXES:
+        yield _read_place(replace(_place(source, path.parent), table=path))
+    else:
+        yield _read_place(_place(source, path))
+
+
+def _place(source: SourceConfig, path: Path) -> Place:
+    return Place(
+        path=path,
+        role=source.role,
+        repeats=source.repeats,
+        trigger=source.trigger,
+        class_noun=source.class_noun,
+        template=source.template,
+    )
+
+
+def _read_place(place: Place) -> Tree:
+    listing = _list_place(place)
+    inside = listing
+    if not place.reads_folder_names and place.table is None:
+        inside = Listing([entry for entry in listing.entries if "/" not in entry.name], listing.excluded)
+    tree = read_tree(inside, place)
+    if not tree.candidates:
+        raise nothing_found(place, listing, tree)
+    return _looked_over(tree, place)
+
+
+def _list_place(place: Place) -> Listing:
+    if not place.path.exists():
+        raise missing_path(place.path)
+    if place.path.is_dir():
+        return list_folder(place.path)
+    if place.path.is_file():
+        return list_zip(place.path)
+    raise DataError(f"{printable(str(place.path))}: neither a folder nor a file. Give a folder of images.")
+
+
+def _looked_over(tree: Tree, place: Place) -> Tree:
+    if not tree.candidates:
+        raise DataError(f"{printable(str(place.path))}: no images in it. Is it the right file?")
+    tree.problems += caption_problems(place, tree.candidates) + level_problems(place, tree.candidates)
+    return tree
