@@ -52,7 +52,7 @@ def layer_from_parts(parts: Mapping[str, Tensor]) -> LayerUpdate:
         if "on_input" not in names:
             raise LayerError("weight", "has no on_input beside it, so its axis is unknown")
         return Rescale(parts["weight"], bool(parts["on_input"].item()))
-    raise LayerError(sorted(names)[0], "stands alone: the tensors it belongs to are missing")
+    raise LayerError(min(names, default=""), "stands alone: the tensors it belongs to are missing")
 
 
 def parts_from_layer(update: LayerUpdate, *, norm: bool) -> dict[str, Tensor]:

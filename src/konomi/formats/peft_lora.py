@@ -1,0 +1,144 @@
+"""PEFT folders: `adapter_config.json` and `adapter_model.safetensors`, one folder for each part of the model.
+
+An adapter of one part is the folder itself; of several parts, it has `unet`, `text_encoder`, `text_encoder_2` inside.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
+from konomi.errors import FileFormatError
+from konomi.formats.family import family_of
+from konomi.formats.kohya import cast_floats
+from konomi.formats.layers import LayerError, layer_from_parts
+from konomi.formats.peft_config import layer_from_peft, named, peft_tensors, read_config, split_parts
+from konomi.formats.source import PEFT_CONFIG_NAME, Parsed, Source, fault, open_source
+from konomi.storage.atomic import write_folder
+from konomi.storage.sniff import FileKind
+from konomi.storage.tensor_file import write_tensors
+
+NAME = "peft"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_FOLDERS = {"unet": "denoiser", "text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2"}
+_ROLES = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight", "lora_magnitude_vector": "dora_scale"}
+_TENSOR = re.compile(
+    r"(?:base_model\.model\.)?(?P<path>.+?)\.(?P<role>lora_A|lora_B|lora_magnitude_vector)(?:\.[^.]+?)??(?:\.weight)?"
+)
+_MAX_CONFIG = 16 << 20
+
+
+def recognise(source: Source) -> bool:
+    """Whether a folder, or one of its parts' folders, holds a PEFT configuration."""
+    return source.kind is FileKind.FOLDER and bool(_part_folders(source.path))
+
+
+def parse(source: Source) -> Parsed:
+    """Read the folder. Raises FileFormatError for other PEFT types, missing files and unpaired halves."""
+    layers: dict[str, LayerUpdate] = {}
+    unknown: list[str] = []
+    for part, folder in _part_folders(source.path):
+        _read_part(folder, part, layers, unknown)
+    return Parsed(named(Adapter(layers, {}, {}, "", source.name)), tuple(sorted(unknown)))
+
+
+def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = None, base_name: str = "") -> None:
+    """Write a folder that `PeftModel.from_pretrained` loads. The folder must not exist yet.
+
+    Raises FileFormatError for layers that are not low rank and for embeddings, which PEFT folders do not hold.
+    """
+    path = Path(path)
+    if adapter.embeddings:
+        raise FileFormatError(f"{path}: PEFT folders hold no token embeddings. Convert with --to kohya or diffusers.")
+    parts = split_parts(adapter, str(path))
+    if not parts:
+        raise FileFormatError(f"{path}: the adapter has no layers, so there is no LoRA to write.")
+    family = adapter.family or family_of(adapter)
+    names = {part: folder for folder, part in _FOLDERS.items()}
+    with write_folder(path) as temporary:
+        for part, layers in parts.items():
+            folder = temporary if list(parts) == ["denoiser"] else temporary / names[part]
+            folder.mkdir(exist_ok=True)
+            tensors = peft_tensors(layers, family if part == "denoiser" else "")
+            tensors = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+            write_tensors(folder / _WEIGHTS[0], cast_floats(tensors, dtype), {"format": "pt"})
+            config = json.dumps(_config(layers, base_name), indent=2) + "\n"
+            (folder / PEFT_CONFIG_NAME).write_text(config, encoding="utf-8")
+
+
+def _config(layers: dict[str, LowRank], base_name: str) -> dict[str, Any]:
+    ranks = {path: layer.down.shape[0] for path, layer in layers.items()}
+    alphas = {path: int(a) if (a := layer.alpha).is_integer() else a for path, layer in layers.items()}
+    rank, alpha = statistics.mode(ranks.values()), statistics.mode(alphas.values())
+    return {
+        "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
+        "base_model_name_or_path": base_name or None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": {path: value for path, value in ranks.items() if value != rank},
+        "target_modules": sorted(layers),
+        "task_type": None,
+        "use_dora": any(layer.magnitude is not None for layer in layers.values()),
+        "use_rslora": False,
+    }
+
+
+def _part_folders(folder: Path) -> list[tuple[str, Path]]:
+    if (folder / PEFT_CONFIG_NAME).is_file():
+        return [("", folder)]
+    return [(part, folder / name) for name, part in _FOLDERS.items() if (folder / name / PEFT_CONFIG_NAME).is_file()]
+
+
+def _read_part(folder: Path, part: str, layers: dict[str, LayerUpdate], unknown: list[str]) -> None:
+    config = read_config(_read_json(folder / PEFT_CONFIG_NAME), str(folder / PEFT_CONFIG_NAME))
+    path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise FileFormatError(f"{folder}: holds {PEFT_CONFIG_NAME} but no {_WEIGHTS[0]}.")
+    halves: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in open_source(path).tensors().items():
+        match = _TENSOR.fullmatch(name)
+        if match is None:
+            unknown.append(name)
+        else:
+            halves.setdefault(match["path"], {})[_ROLES[match["role"]]] = tensor
+    if not part:
+        part = "text_encoder" if any(".self_attn." in name or ".mlp." in name for name in halves) else "denoiser"
+    for module, parts in halves.items():
+        magnitude = parts.pop("dora_scale", None)
+        try:
+            layer = layer_from_parts(parts)
+        except LayerError as error:
+            raise fault(path, f"{module} ({error.part})" if error.part else module, error.what) from error
+        assert isinstance(layer, LowRank)
+        if part != "denoiser" and module.startswith(("encoder.", "embeddings.", "final_layer_norm")):
+            canonical = f"{part}.text_model.{module}"
+        else:
+            canonical = f"{part}.{module}"
+        alpha = config.alpha_of(module, layer.down.shape[0])
+        layers[canonical] = layer_from_peft(layer.down, layer.up, magnitude, alpha)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MAX_CONFIG:
+        raise FileFormatError(f"{path}: {path.stat().st_size} bytes are too many for a configuration.")
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path}: is not JSON ({error}).") from error
+    if not isinstance(table, dict):
+        raise FileFormatError(f"{path}: is not a table.")
+    return table

@@ -1,0 +1,211 @@
+"""What a file is that holds no LoRA: checkpoints, embeddings, hypernetworks, Custom Diffusion, folders."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from konomi.formats.family import CONTEXT_WIDTH
+from konomi.formats.source import Source
+from konomi.storage.sniff import FileKind
+from konomi.storage.tensor_file import read_tensors
+
+_LDM_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
+_EMBEDDING_WIDTHS = (768, 1024, 1280)
+_CLIP_PARTS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "emb_params": "text_encoder"} | {
+    "emp_params": "text_encoder"
+}
+_LDM_PARTS = {
+    "model.diffusion_model.": "denoiser",
+    "first_stage_model.": "vae",
+    "cond_stage_model.": "text_encoder",
+    "conditioner.embedders.0.": "text_encoder",
+    "conditioner.embedders.1.": "text_encoder_2",
+    "model_ema.": "denoiser (EMA)",
+}
+_CHANNELS = {9: "inpainting (9 input channels)", 8: "image editing (8 input channels)"}
+
+
+@dataclass(frozen=True, slots=True)
+class Recognised:
+    """A kind and what can be told of it without knowing the family's code."""
+
+    kind: str
+    format: str
+    family: str = ""
+    name: str = ""
+    layers: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    tensors: Callable[[], dict[str, Tensor]] = dict
+    """Reads the tensors, named, for a look at their numbers."""
+
+
+def recognise(source: Source) -> Recognised:
+    """Tell what a source is; kind "unknown tensors" if nothing fits."""
+    if source.kind is FileKind.FOLDER:
+        return _folder(source)
+    if source.value is not None:
+        found = _pickled(source)
+        if found is not None:
+            return found
+    return _table(source)
+
+
+def _table(source: Source) -> Recognised:
+    shapes = source.shapes
+    if any(name.startswith("model.diffusion_model.") for name in shapes):
+        return _ldm_checkpoint(source)
+    if "conv_in.weight" in shapes and any(name.startswith("down_blocks.") for name in shapes):
+        width = _context_width(shapes)
+        family, notes = CONTEXT_WIDTH.get(width, ""), _channel_notes(shapes["conv_in.weight"])
+        return Recognised("denoiser", "diffusers", family, notes=notes, tensors=source.tensors)
+    if any(name.startswith("first_stage_model.") for name in shapes) or {"encoder.conv_in.weight"} <= set(shapes):
+        return Recognised("vae", "checkpoint", tensors=source.tensors)
+    if any(".to_k_custom_diffusion.weight" in name for name in shapes):
+        return Recognised("custom diffusion", "diffusers", tensors=source.tensors)
+    if shapes and all(_is_vectors(shape) for shape in shapes.values()) and len(shapes) <= 64:
+        return _embedding_table(source)
+    if any("text_model.encoder.layers." in name for name in shapes):
+        return Recognised("text encoder", "transformers", tensors=source.tensors)
+    note = f"none of its {len(shapes)} names is known; the first is {next(iter(shapes), '(none)')}"
+    return Recognised("unknown tensors", str(source.kind.name).lower(), notes=(note,), tensors=source.tensors)
+
+
+def _ldm_checkpoint(source: Source) -> Recognised:
+    shapes = source.shapes
+    if any(name.startswith("conditioner.embedders.1.") for name in shapes):
+        family = "sdxl"
+    elif any(name.startswith("cond_stage_model.model.") for name in shapes):
+        family = "sd2"
+    else:
+        family = CONTEXT_WIDTH.get(_context_width(shapes), "")
+    counts: Counter[str] = Counter()
+    for name in shapes:
+        counts[next((part for prefix, part in _LDM_PARTS.items() if name.startswith(prefix)), "other")] += 1
+    notes = list(_channel_notes(shapes.get(_LDM_INPUT, ())))
+    missing = [part for part in ("vae", "text_encoder") if part not in counts]
+    if missing:
+        notes.append(f"has no {' and no '.join(missing)}")
+    facts = {}
+    if isinstance(source.value, dict):
+        facts = {name: str(source.value[name]) for name in ("epoch", "global_step") if name in source.value}
+    layers = dict(counts)
+    return Recognised("checkpoint", "single file", family, "", layers, {}, facts, tuple(notes), source.tensors)
+
+
+def _embedding_table(source: Source) -> Recognised:
+    shapes = {name: _two(shape) for name, shape in source.shapes.items()}
+    if set(shapes) <= set(_CLIP_PARTS):
+        tokens = {source.name: {_CLIP_PARTS[name]: shape for name, shape in shapes.items()}}
+        family = "sdxl" if "clip_g" in shapes else CONTEXT_WIDTH.get(next(iter(shapes.values()))[1], "")
+        return Recognised("embedding", "webui", family, tokens=tokens, tensors=source.tensors)
+    tokens = {name: {"text_encoder": shape} for name, shape in shapes.items()}
+    family = CONTEXT_WIDTH.get(next(iter(shapes.values()))[1], "")
+    return Recognised("embedding", "diffusers", family, tokens=tokens, tensors=source.tensors)
+
+
+def _pickled(source: Source) -> Recognised | None:
+    value = source.value
+    if isinstance(value, Tensor):
+        if not _is_vectors(tuple(value.shape)):
+            return None
+        family = CONTEXT_WIDTH.get(value.shape[-1], "")
+        return Recognised("aesthetic embedding", "tensor", family, tensors=lambda: {"tensor": value})
+    if not isinstance(value, dict):
+        return None
+    if isinstance(value.get("string_to_param"), dict):
+        return _webui_embedding(value)
+    if any(isinstance(key, int) for key in value):
+        return _hypernetwork(value)
+    if isinstance(value.get("unet"), dict) and ("modifier_token" in value or "text_encoder" in value):
+        tokens = {str(token): {"text_encoder": _two(tuple(t.shape))} for token, t in _tensors(value, "modifier_token")}
+        tensors = {name: t for part in ("unet", "text_encoder", "modifier_token") for name, t in _tensors(value, part)}
+        return Recognised("custom diffusion", "delta.bin", tokens=tokens, tensors=lambda: tensors)
+    return None
+
+
+def _webui_embedding(value: Mapping[str, Any]) -> Recognised:
+    vectors = {
+        str(token): t.detach() for token, t in value["string_to_param"].items() if isinstance(t, Tensor) and t.dim()
+    }
+    name = str(value.get("name") or "")
+    tokens = {name or token: {"text_encoder": _two(tuple(t.shape))} for token, t in vectors.items()}
+    facts = {key: str(value[key]) for key in ("name", "step", "sd_checkpoint", "sd_checkpoint_name") if key in value}
+    width = next((t.shape[-1] for t in vectors.values()), 0)
+    family = CONTEXT_WIDTH.get(width, "")
+    return Recognised("embedding", "webui", family, name, {}, tokens, facts, tensors=lambda: vectors)
+
+
+def _hypernetwork(value: Mapping[Any, Any]) -> Recognised:
+    widths = sorted(key for key in value if isinstance(key, int))
+    tensors: dict[str, Tensor] = {}
+    for width in widths:
+        for index, half in enumerate(value[width] if isinstance(value[width], tuple | list) else ()):
+            items = half.items() if isinstance(half, dict) else ()
+            tensors |= {f"{width}.{'kv'[index % 2]}.{name}": t for name, t in items if isinstance(t, Tensor)}
+    facts = {str(key): str(item) for key, item in value.items() if isinstance(key, str) and not isinstance(item, dict)}
+    family = "sd2" if 1024 in widths and 768 not in widths else "sd1"
+    layers = {str(width): sum(name.startswith(f"{width}.") for name in tensors) for width in widths}
+    name = str(value.get("name") or "")
+    return Recognised("hypernetwork", "webui", family, name, layers, {}, facts, tensors=lambda: tensors)
+
+
+def _folder(source: Source) -> Recognised:
+    folder = source.path
+    index = _json(folder / "model_index.json")
+    if not index:
+        return Recognised("folder", "unknown", notes=("holds neither model_index.json nor adapter_config.json",))
+    components = {name: item for name, item in index.items() if isinstance(item, list) and item[:1] != [None]}
+    unet = _json(folder / "unet" / "config.json")
+    width = unet.get("cross_attention_dim")
+    family = CONTEXT_WIDTH.get(width, "") if isinstance(width, int) else ""
+    scheduler = _json(folder / "scheduler" / "scheduler_config.json")
+    facts = {"class": str(index.get("_class_name", ""))}
+    if "prediction_type" in scheduler:
+        facts["prediction_type"] = str(scheduler["prediction_type"])
+    channels = unet.get("in_channels")
+    notes = (_CHANNELS[channels],) if channels in _CHANNELS else ()
+    weights = sorted(path for path in folder.glob("*/*.safetensors"))
+    layers = dict(Counter(path.parent.name for path in weights if path.parent.name in components))
+
+    def tensors() -> dict[str, Tensor]:
+        return {f"{p.parent.name}/{p.stem}:{name}": t for p in weights for name, t in read_tensors(p).items()}
+
+    return Recognised("model folder", "diffusers", family, folder.name, layers, {}, facts, notes, tensors)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError, OSError):
+        return {}
+    return table if isinstance(table, dict) else {}
+
+
+def _context_width(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return next((shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), 0)
+
+
+def _channel_notes(shape: tuple[int, ...]) -> tuple[str, ...]:
+    return (_CHANNELS[shape[1]],) if len(shape) == 4 and shape[1] in _CHANNELS else ()
+
+
+def _is_vectors(shape: tuple[int, ...]) -> bool:
+    return len(shape) in (1, 2) and shape[-1] in _EMBEDDING_WIDTHS and (len(shape) == 1 or shape[0] <= 256)
+
+
+def _two(shape: tuple[int, ...]) -> list[int]:
+    return list(shape) if len(shape) == 2 else [1, *shape[-1:]]
+
+
+def _tensors(value: Mapping[str, Any], part: str) -> list[tuple[str, Tensor]]:
+    held = value.get(part)
+    return [(str(name), t) for name, t in held.items() if isinstance(t, Tensor)] if isinstance(held, dict) else []

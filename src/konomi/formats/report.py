@@ -1,0 +1,208 @@
+"""What `inspect` tells of a file."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from konomi.adapters.adapter import Adapter, LowRank
+from konomi.formats.kohya_metadata import text
+from konomi.formats.layers import rank_of, tensors_of
+from konomi.formats.recognition import recognise
+from konomi.formats.source import Parsed, Source
+from konomi.storage.hashing import sha256_file, short_hash
+from konomi.storage.sniff import FileKind
+from konomi.storage.tensor_file import is_finite, read_header
+
+_MAX_NAMED = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """State of the numbers. Lists name at most 50 tensors."""
+
+    checked: bool
+    nonfinite: tuple[str, ...] = ()
+    """Tensors with NaN or infinity."""
+    zero: tuple[str, ...] = ()
+    """Tensors that are all zero: in a LoRA, layers that did not train."""
+    smallest_update: float | None = None
+    """Frobenius norms of the low-rank updates, scale included."""
+    median_update: float | None = None
+    largest_update: float | None = None
+    largest_layer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """Everything `konomi inspect` shows. All values are plain, so `as_json` needs no conversion."""
+
+    path: str
+    kind: str
+    """`lora`, `embedding`, `aesthetic embedding`, `hypernetwork`, `custom diffusion`, `checkpoint`, ..."""
+    format: str
+    family: str
+    """`sd1`, `sd2`, `sdxl`, or "" if the file does not tell."""
+    name: str
+    size_bytes: int
+    num_tensors: int = 0
+    num_parameters: int = 0
+    dtypes: dict[str, int] = field(default_factory=dict)
+    """Type -> number of tensors."""
+    layers: dict[str, int] = field(default_factory=dict)
+    """Part -> number of adapted layers, or of tensors in a checkpoint."""
+    layer_kinds: dict[str, int] = field(default_factory=dict)
+    ranks: dict[str, int] = field(default_factory=dict)
+    """Rank -> number of layers."""
+    alphas: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    """Token -> text encoder -> [vectors, width]."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    health: Health = field(default_factory=lambda: Health(checked=False))
+    unknown: tuple[str, ...] = ()
+    """Tensors that have no place in what the file is."""
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain tables, lists, texts and numbers."""
+        return asdict(self)
+
+
+def adapter_report(source: Source, format_name: str, parsed: Parsed, *, check: bool) -> FileReport:
+    """Report of a LoRA and its relatives."""
+    adapter = parsed.adapter
+    tensors = named_tensors(source, adapter)
+    updates = list(adapter.layers.values())
+    ranks = Counter(str(rank) for rank in map(rank_of, updates) if rank is not None)
+    alphas = Counter(text(alpha) for update in updates if (alpha := getattr(update, "alpha", None)) is not None)
+    notes = _hash_notes(source) if check else []
+    if parsed.unknown:
+        notes.append(f"{len(parsed.unknown)} tensors have no place in a known layer; the file would not be loaded.")
+    return FileReport(
+        path=str(source.path),
+        kind="lora" if adapter.layers else "embedding",
+        format=format_name,
+        family=adapter.family,
+        name=adapter.name,
+        size_bytes=_size(source),
+        num_tensors=len(tensors),
+        num_parameters=sum(tensor.numel() for tensor in tensors.values()),
+        dtypes=_dtypes(tensors),
+        layers=dict(Counter(key.partition(".")[0] for key in adapter.layers)),
+        layer_kinds=dict(Counter(_kind_name(update) for update in updates)),
+        ranks=dict(ranks.most_common()),
+        alphas=dict(alphas.most_common()),
+        tokens=_token_shapes(adapter.embeddings),
+        metadata=dict(source.metadata),
+        hashes=_hashes(source) if check else {},
+        health=_health(tensors, adapter) if check else Health(checked=False),
+        unknown=parsed.unknown,
+        notes=tuple(notes),
+    )
+
+
+def other_report(source: Source, *, check: bool) -> FileReport:
+    """Report of everything that is not a LoRA: checkpoints, embeddings, hypernetworks, folders, unknown tables."""
+    found = recognise(source)
+    tensors = found.tensors() if check else {}
+    return FileReport(
+        path=str(source.path),
+        kind=found.kind,
+        format=found.format,
+        family=found.family,
+        name=found.name or source.name,
+        size_bytes=_size(source),
+        num_tensors=len(source.shapes) or len(tensors),
+        num_parameters=sum(torch.Size(shape).numel() for shape in source.shapes.values()),
+        dtypes=_declared_dtypes(source) or _dtypes(tensors),
+        layers=found.layers,
+        tokens=found.tokens,
+        metadata=dict(source.metadata) | found.facts,
+        hashes=_hashes(source) if check else {},
+        health=_health(tensors, None) if check else Health(checked=False),
+        notes=(*found.notes, *(_hash_notes(source) if check else [])),
+    )
+
+
+def named_tensors(source: Source, adapter: Adapter) -> dict[str, Tensor]:
+    """Tensors by the file's own names where it is a flat table, otherwise by layer."""
+    if source.kind is not FileKind.FOLDER and source.shapes:
+        return source.tensors()
+    found = {f"{key}.{name}": t for key, update in adapter.layers.items() for name, t in tensors_of(update).items()}
+    for token, vectors in adapter.embeddings.items():
+        found |= {f"{token}.{part}": tensor for part, tensor in vectors.items()}
+    return found
+
+
+def update_norm(update: LowRank) -> float:
+    """Frobenius norm of up @ down * alpha / R without building the product: tr(up^T up down down^T) is its square."""
+    rank = update.down.shape[0]
+    down, up = update.down.reshape(rank, -1).double(), update.up.reshape(-1, rank).double()
+    if update.mid is not None:
+        down = torch.einsum("rsk,si->rik", update.mid.reshape(rank, rank, -1).double(), down).reshape(rank, -1)
+    square = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0)
+    return float(square.sqrt()) * abs(update.alpha) / rank
+
+
+def _health(tensors: Mapping[str, Tensor], adapter: Adapter | None) -> Health:
+    nonfinite = tuple(name for name, tensor in tensors.items() if not is_finite(tensor))
+    zero = tuple(name for name, tensor in tensors.items() if tensor.dim() and tensor.numel() and not tensor.any())
+    updates = adapter.layers if adapter else {}
+    norms = {key: update_norm(update) for key, update in updates.items() if isinstance(update, LowRank)}
+    norms = {key: norm for key, norm in norms.items() if norm == norm and norm != float("inf")}
+    if not norms:
+        return Health(True, nonfinite[:_MAX_NAMED], zero[:_MAX_NAMED])
+    largest = max(norms, key=lambda key: norms[key])
+    middle = statistics.median(norms.values())
+    extremes = (min(norms.values()), middle, norms[largest])
+    return Health(True, nonfinite[:_MAX_NAMED], zero[:_MAX_NAMED], *extremes, largest)
+
+
+def _hashes(source: Source) -> dict[str, str]:
+    if source.path.is_dir():
+        return {}
+    full = sha256_file(source.path)
+    found = {"sha256": full, "autov2": full[:10].upper(), "autov1": short_hash(source.path)}
+    if source.kind is FileKind.SAFETENSORS:
+        found["sshs_model_hash"] = sha256_file(source.path, start=read_header(source.path).data_start)
+    return found
+
+
+def _hash_notes(source: Source) -> list[str]:
+    declared = source.metadata.get("sshs_model_hash", "")
+    if not declared or source.kind is not FileKind.SAFETENSORS:
+        return []
+    actual = sha256_file(source.path, start=read_header(source.path).data_start)
+    return [] if actual == declared else ["The tensors were changed after training: sshs_model_hash differs."]
+
+
+def _dtypes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    return dict(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()).most_common())
+
+
+def _declared_dtypes(source: Source) -> dict[str, int]:
+    if source.kind is not FileKind.SAFETENSORS:
+        return {}
+    return dict(Counter(info.dtype for info in read_header(source.path).tensors.values()).most_common())
+
+
+def _token_shapes(embeddings: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, list[int]]]:
+    return {token: {part: list(t.shape) for part, t in vectors.items()} for token, vectors in embeddings.items()}
+
+
+def _kind_name(update: object) -> str:
+    name = {"LowRank": "lora", "Hadamard": "loha", "Kronecker": "lokr", "Rescale": "ia3", "Difference": "diff"}
+    return name[type(update).__name__] + ("+dora" if getattr(update, "magnitude", None) is not None else "")
+
+
+def _size(source: Source) -> int:
+    if source.path.is_dir():
+        return sum(path.stat().st_size for path in source.path.rglob("*") if path.is_file())
+    return source.path.stat().st_size
