@@ -1,0 +1,62 @@
+"""`konomi inspect` and `konomi convert`."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from konomi.cli.plain import plain
+from konomi.errors import KonomiError
+
+
+def inspect(arguments: list[str]) -> int:
+    """Say what files are. One that cannot be read does not keep the others from being shown."""
+    parser = argparse.ArgumentParser(
+        prog="konomi inspect",
+        description="What a model or adapter file is: family, kind, ranks, tokens, metadata, hashes, health.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path)
+    parser.add_argument("--json", action="store_true", help="print a JSON list for a program to read")
+    options = parser.parse_intermixed_args(arguments)
+
+    from konomi import tasks
+
+    entries: list[dict[str, Any]] = []
+    failed = False
+    for path in options.files:
+        try:
+            report = tasks.inspect(path)
+        except KonomiError as error:
+            if os.environ.get("KONOMI_DEBUG"):
+                raise
+            failed = True
+            print(error, file=sys.stderr)
+            entries.append({"path": str(path), "error": str(error)})
+            continue
+        entries.append({"path": str(path), **plain(report)})
+        if not options.json:
+            from konomi.cli.report_view import print_file
+
+            print_file(path, report)
+    if options.json:
+        print(json.dumps(entries, ensure_ascii=False, indent=2))
+    return 1 if failed else 0
+
+
+def convert(arguments: list[str]) -> int:
+    """Write a file in another format."""
+    parser = argparse.ArgumentParser(
+        prog="konomi convert", description="Write a file in another tool's format.", allow_abbrev=False
+    )
+    parser.add_argument("source", metavar="IN", type=Path)
+    parser.add_argument("target", metavar="OUT", type=Path)
+    parser.add_argument("--to", metavar="FORMAT", help="kohya, diffusers, peft, webui; by default what OUT's name says")
+    options = parser.parse_args(arguments)
+
+    from konomi import tasks
+
+    print(f"Wrote {tasks.convert(options.source, options.target, to=options.to)}")
+    return 0

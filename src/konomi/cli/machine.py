@@ -1,0 +1,26 @@
+"""`konomi doctor`."""
+
+import argparse
+import json
+
+from konomi.cli.plain import plain
+
+
+def doctor(arguments: list[str]) -> int:
+    """Look at this machine. 1 where something keeps konomi from working."""
+    parser = argparse.ArgumentParser(
+        prog="konomi doctor", description="What this machine can run, and what would help.", allow_abbrev=False
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON for a program to read")
+    options = parser.parse_args(arguments)
+
+    from konomi import tasks
+
+    report = tasks.doctor()
+    if options.json:
+        print(json.dumps(plain(report), ensure_ascii=False, indent=2))
+    else:
+        from konomi.cli.report_view import print_doctor
+
+        print_doctor(report)
+    return 0 if all(row.ok for row in report.rows) else 1

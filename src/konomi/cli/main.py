@@ -1,0 +1,102 @@
+"""`konomi COMMAND`: find the command, run it, and turn what goes wrong into one line and an exit code.
+
+Nothing heavy is imported before a command needs it, so that `konomi --help` answers at once.
+"""
+
+import difflib
+import importlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from konomi import __version__
+from konomi.errors import KonomiError
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+COMMANDS: tuple[tuple[str, str, str], ...] = (
+    ("demo", "konomi.cli.training", "train on the built-in base and sample images, and show what changed"),
+    ("new", "konomi.cli.recipes", "write a commented recipe"),
+    ("check", "konomi.cli.recipes", "look at images, captions, sizes and steps before training"),
+    ("train", "konomi.cli.training", "train by a recipe, or by a method and a folder of images"),
+    ("resume", "konomi.cli.training", "go on exactly where a run stopped"),
+    ("generate", "konomi.cli.generating", "draw pictures"),
+    ("inspect", "konomi.cli.files", "say what a model or adapter file is"),
+    ("convert", "konomi.cli.files", "write a file in another tool's format"),
+    ("doctor", "konomi.cli.machine", "say what this machine can run"),
+)
+"""Name, module, and what it does. The module has a function of that name: arguments -> exit code."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns its exit code: 0 done, 1 something to mend, 2 usage, 130 interrupted."""
+    _prepare_streams()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except KonomiError as error:
+        if os.environ.get("KONOMI_DEBUG"):
+            raise
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has left. Python would complain once more while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except SystemExit as leaving:
+        # argparse leaves this way after --help (0) and after usage errors (2).
+        return leaving.code if isinstance(leaving.code, int) else 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        if arguments[1:] and arguments[0] == "help":
+            return _dispatch([arguments[1], "--help"])
+        print(_overview())
+        return 0 if arguments else USAGE_ERROR
+    if arguments[0] in ("-V", "--version"):
+        print(f"konomi {__version__}")
+        return 0
+    name, *rest = arguments
+    for command, module, _ in COMMANDS:
+        if command == name:
+            run: Callable[[list[str]], int] = getattr(importlib.import_module(module), command)
+            return run(rest)
+    close = difflib.get_close_matches(name, [command for command, _, _ in COMMANDS], 1)
+    meant = f" Did you mean {close[0]}?" if close else " `konomi --help` lists the commands."
+    print(f"konomi {name}: no such command.{meant}", file=sys.stderr)
+    return USAGE_ERROR
+
+
+def _overview() -> str:
+    lines = [
+        "usage: konomi COMMAND ...",
+        "",
+        "Tune a text-to-image diffusion model to your own taste.",
+        "",
+        *(f"  {command:<10}{what}" for command, _, what in COMMANDS),
+        "",
+        "konomi COMMAND --help tells more. Start with: konomi demo",
+    ]
+    return "\n".join(lines)
+
+
+def _prepare_streams() -> None:
+    """Names in any script must not stop a command on a terminal that cannot write them; libraries keep quiet."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for name, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("DIFFUSERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+    ):
+        os.environ.setdefault(name, value)

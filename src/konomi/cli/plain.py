@@ -1,0 +1,40 @@
+"""Reports as plain data for `--json`."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples, paths and numbers as JSON has them; what is not a finite number becomes null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else label(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, PurePath):
+        return str(value)
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    return str(value)
+
+
+def label(value: Any) -> str:
+    """A value as one short text: sizes as 512x768, boxes as left,top,right,bottom, other lists with commas."""
+    if isinstance(value, list | tuple):
+        is_size = len(value) == 2 and all(type(item) is int for item in value)
+        return ("x" if is_size else ", ").join(str(item) for item in value)
+    return printable("" if value is None else str(value))
+
+
+def printable(text: str) -> str:
+    """Without line breaks and control characters: file names and captions come from anywhere."""
+    return "".join(c if c.isprintable() else " " for c in text)

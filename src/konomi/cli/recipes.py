@@ -1,0 +1,170 @@
+"""`konomi new` and `konomi check`, and how a command line becomes a recipe."""
+
+import argparse
+import difflib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from konomi.cli.plain import plain
+from konomi.errors import RecipeError
+
+if TYPE_CHECKING:
+    from konomi.config.recipe import Recipe
+
+RECIPE_FLAGS = {"base": "base", "output": "run.output", "steps": "run.steps", "seed": "run.seed"}
+"""Flags that also change a recipe from a file, and the settings they stand for."""
+
+
+def new(arguments: list[str]) -> int:
+    """Write a commented recipe to a file, or to standard output."""
+    parser = argparse.ArgumentParser(
+        prog="konomi new", description="Write a recipe with every setting explained.", allow_abbrev=False
+    )
+    parser.add_argument("method", metavar="METHOD", help="lora, full, ...")
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="where to; by default the screen")
+    parser.add_argument("--base", default="tiny", help="the model to start from (default: %(default)s)")
+    parser.add_argument("--images", metavar="DIR", default="images", help="folder of images (default: %(default)s)")
+    parser.add_argument("--trigger", metavar="WORD", default="", help="the word that calls up what is learned")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    options = parser.parse_args(arguments)
+
+    from konomi.config.load import commented_recipe
+    from konomi.config.overrides import require_method
+
+    config = require_method(options.method, method_configs())
+    text = commented_recipe(config, base=options.base, images=options.images, trigger=options.trigger)
+    if options.output is None:
+        print(text, end="")
+        return 0
+    if options.output.exists() and not options.overwrite:
+        raise RecipeError(f"{options.output}: exists already. Choose another name, or add --overwrite.")
+    if not options.output.parent.is_dir():
+        raise RecipeError(f"{options.output.parent}: no such folder. Make it, or write the recipe somewhere else.")
+    options.output.write_text(text, encoding="utf-8")
+    print(f"Wrote {options.output}. Next: konomi check {options.output}")
+    return 0
+
+
+def check(arguments: list[str]) -> int:
+    """Show what a run would do."""
+    parser = argparse.ArgumentParser(
+        prog="konomi check",
+        usage="konomi check RECIPE [key=value ...] [--json] [--all]\n"
+        "       konomi check [METHOD] --images DIR [--base BASE] [options] [key=value ...]",
+        description="Per image the final caption, bucket, crop, repeats and problems; steps and time to expect.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("what", metavar="RECIPE|METHOD", nargs="*", help="a recipe file, or a method (default: lora)")
+    add_recipe_flags(parser, base="tiny")
+    parser.add_argument("--all", action="store_true", help="show every image, however many there are")
+    parser.add_argument("--json", action="store_true", help="print JSON for a program to read")
+    options = parser.parse_intermixed_args(arguments)
+    names = [word for word in options.what if "=" not in word or Path(word).is_file()]
+    if not names and not options.images:
+        parser.error("name a recipe, or a folder with --images DIR")
+    options.what = [*(names or ["lora"]), *(word for word in options.what if word not in names)]
+    recipe = recipe_of(parser, options)
+
+    from konomi import tasks
+
+    report = tasks.check(recipe)
+    if options.json:
+        print(json.dumps(plain(report), ensure_ascii=False, indent=2))
+    else:
+        from konomi.cli.check_view import print_check
+
+        print_check(report, show_all=options.all)
+    return 0 if report.steps else 1
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser, *, base: str | None = None) -> None:
+    """The flags that make a recipe of a method and a folder; `base` is the default in that case."""
+    parser.set_defaults(default_base=base)
+    parser.add_argument(
+        "--images", metavar="DIR", type=Path, action="append", default=[], help="images; may be repeated"
+    )
+    parser.add_argument("--base", help="`tiny` (built in), a folder, a .safetensors or .ckpt file, or a hub id")
+    add("--trigger", metavar="WORD", default="", help="the word that calls up what is learned")
+    add("--class", dest="class_noun", metavar="NOUN", default="", help="what it is, e.g. dog")
+    add("--prior", metavar="DIR", type=Path, help="images of the class, so that it is not forgotten")
+    add("--output", metavar="RUN", help="the run folder (default: runs/NAME)")
+    add("--steps", metavar="N", type=int, help="optimiser steps in all")
+    add("--seed", metavar="S", type=int, help="decides order, noise and timesteps")
+
+
+def recipe_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> "Recipe":
+    """The recipe that parsed arguments stand for. Raises RecipeError."""
+    what, *changes = options.what
+    if strays := [word for word in changes if "=" not in word]:
+        parser.error(f"unexpected {strays[0]!r}; settings are changed by name=value")
+    for folder in (*options.images, *([options.prior] if options.prior else [])):
+        if not folder.exists():
+            raise RecipeError(f"--images {folder}: no such file or folder.{_similar(folder)}")
+    if _looks_like_file(what):
+        return _from_file(what, options, changes)
+    return _from_method(what, options, changes)
+
+
+def method_configs() -> tuple[type, ...]:
+    """The configuration classes of all methods."""
+    from konomi.methods import METHODS
+
+    return tuple(method.config_type for method in METHODS)
+
+
+def _from_file(what: str, options: argparse.Namespace, changes: list[str]) -> "Recipe":
+    flags = {"--images": options.images, "--prior": options.prior}
+    flags |= {"--trigger": options.trigger, "--class": options.class_noun}
+    if given := [flag for flag, value in flags.items() if value]:
+        raise RecipeError(f"{given[0]}: goes with a method, not with a recipe. Change data.sources in {what} instead.")
+    if not Path(what).exists():
+        raise RecipeError(f"{what}: no such recipe.{_similar(Path(what))} `konomi new lora -o {what}` writes one.")
+    flagged = [
+        f"{path}={value}" for flag, path in RECIPE_FLAGS.items() if (value := getattr(options, flag)) is not None
+    ]
+
+    from konomi.config.load import read_recipe
+
+    return read_recipe(what, [*flagged, *changes], method_configs())
+
+
+def _from_method(what: str, options: argparse.Namespace, changes: list[str]) -> "Recipe":
+    configs = method_configs()
+
+    from konomi.config.flags import recipe_from_flags
+    from konomi.config.overrides import require_method
+
+    require_method(what, configs)
+    base = options.base or options.default_base
+    if not options.images and not any(change.startswith("data.sources.0.path=") for change in changes):
+        raise RecipeError(f"data.sources: no images. Name their folder: konomi train {what} --images DIR --base BASE")
+    if not base and not any(change.startswith("base=") for change in changes):
+        raise RecipeError(
+            "base: must be set. Name it with --base: tiny (built in), a folder, a .safetensors or .ckpt file, a hub id."
+        )
+    return recipe_from_flags(
+        what,
+        images=options.images,
+        base=base or "",
+        method_configs=configs,
+        trigger=options.trigger,
+        class_noun=options.class_noun,
+        output=options.output or "",
+        steps=options.steps,
+        seed=options.seed,
+        prior_images=options.prior,
+        overrides=changes,
+    )
+
+
+def _looks_like_file(what: str) -> bool:
+    return what.endswith(".toml") or "/" in what or "\\" in what or Path(what).is_file()
+
+
+def _similar(path: Path) -> str:
+    """` Did you mean ...?` with what lies beside a path that is not there."""
+    if not path.parent.is_dir():
+        return f" There is no folder {path.parent} either."
+    close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 1)
+    return f" Did you mean {path.with_name(close[0])}?" if close else ""

@@ -1,0 +1,81 @@
+"""What `konomi inspect` and `konomi doctor` show."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from konomi.cli.plain import label, printable
+from konomi.cli.screen import screen
+
+if TYPE_CHECKING:
+    from konomi.tasks import DoctorReport, FileReport
+
+LONGEST = 400
+"""Characters of one value; training metadata can hold whole tag lists."""
+SHOWN = 60
+"""Entries of one table."""
+
+
+def print_file(path: Path, report: "FileReport") -> None:
+    """Every field of the report that says something, in its own order."""
+    console = screen()
+    console.print(Text(printable(str(path)), style="bold"))
+    table = _two_columns()
+    for field in dataclasses.fields(report):
+        value = getattr(report, field.name)
+        if field.name == "path" or value is None or value == "" or value == () or value == {} or value == []:
+            continue
+        table.add_row(Text(field.name.replace("_", " ")), _value(value))
+    console.print(Padding(table, (0, 0, 1, 2)))
+
+
+def print_doctor(report: "DoctorReport") -> None:
+    """One line for each finding, and the advice there is about it below."""
+    console = screen()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in report.rows:
+        mark = Text("ok", style="green") if row.ok else Text("!!", style="bold red")
+        text = Text(printable(row.value))
+        if row.advice:
+            text.append(f"\n{printable(row.advice)}", style="dim" if row.ok else "yellow")
+        table.add_row(mark, Text(row.what), text)
+    console.print(table)
+
+
+def _two_columns() -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _value(value: Any) -> Text | Table:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        table = _two_columns()
+        for index, (key, item) in enumerate(value.items()):
+            if index == SHOWN:
+                table.add_row(Text("..."), Text(f"{len(value) - SHOWN} more; --json shows them"))
+                break
+            table.add_row(Text(label(key)), _value(item))
+        return table
+    if isinstance(value, list | tuple) and value and not isinstance(value[0], int | float):
+        return Text("\n".join(_cut(label(item)) for item in value[:SHOWN]))
+    if isinstance(value, bool):
+        return Text("yes" if value else "no")
+    if isinstance(value, int):
+        return Text(f"{value:,}")
+    return Text(_cut(label(value)))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({len(text)} characters)"
