@@ -61,9 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", metavar="N", type=int, default=1, help="pictures drawn at a time (default: %(default)s)")
     add("--sampler", metavar="NAME", default="dpmpp_2m", help=f"one of {SAMPLERS} (default: %(default)s)")
     add("--init", metavar="IMAGE", type=Path, help="a picture to start from")
-    add(
-        "--strength", metavar="X", type=float, default=0.7, help="share of it drawn anew, 0 to 1 (default: %(default)s)"
-    )
+    add("--strength", metavar="X", type=float, default=0.7, help="share of it drawn anew (default: %(default)s)")
     add("--mask", metavar="IMAGE", type=Path, help="white where the picture is to be drawn anew")
     add("--output", metavar="DIR", type=Path, default=Path("images"), help="where to (default: %(default)s)")
     add("--grid", action="store_true", help="also write all pictures on one sheet")

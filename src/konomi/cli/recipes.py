@@ -81,10 +81,9 @@ def check(arguments: list[str]) -> int:
 def add_recipe_flags(parser: argparse.ArgumentParser, *, base: str | None = None) -> None:
     """The flags that make a recipe of a method and a folder; `base` is the default in that case."""
     parser.set_defaults(default_base=base)
-    parser.add_argument(
-        "--images", metavar="DIR", type=Path, action="append", default=[], help="images; may be repeated"
-    )
-    parser.add_argument("--base", help="`tiny` (built in), a folder, a .safetensors or .ckpt file, or a hub id")
+    add = parser.add_argument
+    add("--images", metavar="DIR", type=Path, action="append", default=[], help="images to learn; may be repeated")
+    add("--base", help="`tiny` (built in), a folder, a .safetensors or .ckpt file, or a hub id")
     add("--trigger", metavar="WORD", default="", help="the word that calls up what is learned")
     add("--class", dest="class_noun", metavar="NOUN", default="", help="what it is, e.g. dog")
     add("--prior", metavar="DIR", type=Path, help="images of the class, so that it is not forgotten")
