@@ -24,8 +24,8 @@ class Conditioning:
     """Inpainting bases [B, 5, h, w]: the mask (1 = to be drawn), then the latents of the masked image."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Conditioning":
-        """The same, on a device; floating tensors in `dtype`."""
-        return self._map(lambda tensor: tensor.to(device, dtype, non_blocking=True))
+        """The same, on a device; floating tensors in `dtype`. Sizes stay whole numbers: bfloat16 cannot hold 1001."""
+        return self._map(lambda t: t.to(device, dtype if t.is_floating_point() else None, non_blocking=True))
 
     def __len__(self) -> int:
         return self.states.shape[0]
@@ -39,11 +39,15 @@ class Conditioning:
 
 
 def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
-    """Join along the batch. Text of fewer positions than the longest is padded by repeating its last position."""
+    """Join along the batch. Text of fewer positions than the longest is padded by repeating its last position.
+
+    A field must be there in all parts or in none.
+    """
     longest = max(part.states.shape[1] for part in parts)
 
     def join(name: str) -> Tensor | None:
         values = [value for part in parts if (value := getattr(part, name)) is not None]
+        assert len(values) in (0, len(parts)), f"{name} is missing in some parts"
         return torch.cat(values) if values else None
 
     states = torch.cat([_stretch(part.states, longest) for part in parts])

@@ -90,16 +90,20 @@ def loss_weights(
 ) -> Tensor | None:
     """Weight of each sample, [B], or None for all ones.
 
-    min_snr: min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v, min(SNR, gamma) for sample (Hang et al. 2023, section 3.4).
-    debiased: 1 / sqrt(SNR) for epsilon, 1 / (SNR + 1) for v, SNR capped at 1000 (Yu et al. 2023).
+    min_snr (Hang et al. 2023, section 3.4): min(SNR, gamma) times the weight that turns the loss into one on z_0, which
+    is 1 / SNR for epsilon, 1 / (SNR + 1) for v, 1 for sample.
+    debiased (Yu et al. 2023): 1 / sqrt(SNR) for epsilon, the same loss on z_0 for sample; 1 / (SNR + 1) for v, as
+    sd-scripts has it. SNR is capped at 1000.
     """
     if kind == "none":
         return None
     snr = schedule.snr(timesteps_B)
     if kind == "min_snr":
-        capped = snr.clamp(max=gamma)
         if prediction == "epsilon":
-            return capped / snr
+            return (gamma / snr).clamp(max=1.0)  # Also right for a terminal SNR of zero.
+        capped = snr.clamp(max=gamma)
         return capped / (snr + 1) if prediction == "v" else capped
     snr = snr.clamp(max=1000.0)
-    return 1 / (snr + 1) if prediction == "v" else 1 / snr.sqrt()
+    if prediction == "v":
+        return 1 / (snr + 1)
+    return 1 / snr.sqrt() if prediction == "epsilon" else snr.sqrt()

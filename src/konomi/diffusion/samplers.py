@@ -90,12 +90,13 @@ def _scheduler(name: SamplerName, schedule: NoiseSchedule, prediction: Predictio
         "num_train_timesteps": schedule.num_timesteps,
         "trained_betas": _betas(alphas_cumprod).tolist(),
         "prediction_type": _PREDICTION_TYPES[prediction],
+        "steps_offset": 1,
     }
     # A process that ends in pure noise has to be sampled from its very last timestep (Lin et al. 2023, section 3.3).
     if alphas_cumprod[-1] < 1e-5:
         settings |= {"timestep_spacing": "trailing"}
     elif name in ("ddim", "pndm"):
-        settings |= {"timestep_spacing": "leading", "steps_offset": 1}
+        settings |= {"timestep_spacing": "leading"}
     else:
         settings |= {"timestep_spacing": "linspace"}
     if name == "ddim":

@@ -123,15 +123,21 @@ def read_infotext(path: Path) -> Infotext | None:
     return parse_infotext(text) if isinstance(text, str) else None
 
 
+def png_bytes(picture: Picture) -> bytes:
+    """A PNG file with the infotext in it."""
+    chunk = PngInfo()
+    chunk.add_text("parameters", picture.infotext)
+    encoded = BytesIO()
+    picture.image.save(encoded, "PNG", pnginfo=chunk)
+    return encoded.getvalue()
+
+
 def save_png(picture: Picture, folder: Path) -> Path:
     """Write `0000-SEED.png` with the next free number; nothing is ever overwritten, also not by another process.
 
     Raises RunError where the folder cannot be written.
     """
-    chunk = PngInfo()
-    chunk.add_text("parameters", picture.infotext)
-    encoded = BytesIO()
-    picture.image.save(encoded, "PNG", pnginfo=chunk)
+    encoded = png_bytes(picture)
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         numbers = [int(match[1]) for path in folder.iterdir() if (match := re.match(r"(\d{4,})-", path.name))]
@@ -143,7 +149,7 @@ def save_png(picture: Picture, folder: Path) -> Path:
                 continue
             try:
                 with file:
-                    file.write(encoded.getvalue())
+                    file.write(encoded)
             except OSError:
                 path.unlink(missing_ok=True)
                 raise

@@ -1,0 +1,144 @@
+"""Small random models of real architecture, behind the interface that generation sees."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from konomi.config.sections import TextConfig
+from konomi.data.batch import Latents
+from konomi.diffusion.noise import scaled_linear_schedule
+from konomi.models.text_encoding import TextTower, count_chunks, encode_text
+
+
+class LetterTokenizer:
+    """One token a letter; enough to tell prompts apart."""
+
+    bos_token_id, eos_token_id = 98, 99
+
+    def __init__(self, pad_token_id: int = 99) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) % 96 for c in text.replace(" ", "")]}
+
+
+class SmallBase:
+    """A BaseModel of about 100,000 weights (SD1, or SDXL with two text encoders; 4 or 9 input channels)."""
+
+    name = "small"
+    prediction = "epsilon"
+    resolution = 32
+    latent_factor = 2
+    latent_channels = 4
+    num_positions = 77
+
+    def __init__(self, *, sdxl: bool = False, inpainting: bool = False) -> None:
+        import diffusers
+        import transformers
+
+        torch.manual_seed(0)
+        self.family = "sdxl" if sdxl else "sd1"
+        self.inpainting = inpainting
+        self.schedule = scaled_linear_schedule()
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        text = transformers.CLIPTextConfig(
+            vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+            projection_dim=16, eos_token_id=99, bos_token_id=98, pad_token_id=99,
+        )  # fmt: skip
+        self.towers = [TextTower("text_encoder", LetterTokenizer(), transformers.CLIPTextModel(text).eval())]
+        extra = {}
+        if sdxl:
+            second = transformers.CLIPTextModelWithProjection(text).eval()
+            first = TextTower("text_encoder", LetterTokenizer(), self.towers[0].module, layer=2, final_norm=False)
+            pooling = TextTower("text_encoder_2", LetterTokenizer(0), second, layer=2, final_norm=False, pooled=True)
+            self.towers = [first, pooling]
+            extra = {
+                "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 16 + 6 * 8, "use_linear_projection": True,
+            }  # fmt: skip
+        self.denoiser = diffusers.UNet2DConditionModel(
+            sample_size=16, in_channels=9 if inpainting else 4, out_channels=4, block_out_channels=(16, 32),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1, cross_attention_dim=16 * len(self.towers), attention_head_dim=2, norm_num_groups=8,
+            **extra,
+        ).eval()  # fmt: skip
+        self.vae = diffusers.AutoencoderKL(
+            block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4, sample_size=32,
+            scaling_factor=0.18215,
+        ).eval()  # fmt: skip
+        self.text_encoders = {tower.part: tower.module for tower in self.towers}
+
+    def encode_images(self, pixels: Tensor) -> Latents:
+        distribution = self.vae.encode(pixels).latent_dist
+        return Latents(distribution.mean * 0.18215, distribution.std * 0.18215)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents / 0.18215).sample.float()
+
+    def encode_captions(self, captions: Any, text: TextConfig) -> Any:
+        return encode_text(self.towers, captions, text)
+
+    def count_chunks(self, captions: Any, text: TextConfig) -> int:
+        return count_chunks(self.towers, captions, text)
+
+    def with_sizes(self, conditioning: Any, sizes: Tensor) -> Any:
+        from dataclasses import replace
+
+        return replace(conditioning, sizes=sizes) if self.family == "sdxl" else conditioning
+
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Any) -> Tensor:
+        inputs, added = noisy_latents, None
+        if self.inpainting:
+            inputs = torch.cat([inputs, conditioning.inpaint], dim=1)
+        if self.family == "sdxl":
+            added = {"text_embeds": conditioning.pooled, "time_ids": conditioning.sizes}
+        return self.denoiser(inputs, timesteps, conditioning.states, added_cond_kwargs=added).sample
+
+
+@pytest.fixture(scope="session")
+def small() -> SmallBase:
+    return SmallBase()
+
+
+@pytest.fixture(scope="session")
+def small_inpainting() -> SmallBase:
+    return SmallBase(inpainting=True)
+
+
+@pytest.fixture(scope="session")
+def small_sdxl() -> SmallBase:
+    return SmallBase(sdxl=True)
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Any:
+    """diffusers' own pipelines over a base's modules."""
+    import diffusers
+
+    def silent(pipeline: Any) -> Any:
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def parts(base: SmallBase, scheduler: Any) -> dict[str, Any]:
+        return {
+            "vae": base.vae, "text_encoder": base.towers[0].module, "tokenizer": None, "unet": base.denoiser,
+            "scheduler": scheduler, "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False,
+        }  # fmt: skip
+
+    def sdxl(base: SmallBase, scheduler: Any) -> Any:
+        return diffusers.StableDiffusionXLPipeline(
+            vae=base.vae, text_encoder=None, text_encoder_2=base.towers[1].module, tokenizer=None, tokenizer_2=None,
+            unet=base.denoiser, scheduler=scheduler, add_watermarker=False,
+        )  # fmt: skip
+
+    return SimpleNamespace(
+        text=lambda base, scheduler: silent(diffusers.StableDiffusionPipeline(**parts(base, scheduler))),
+        image=lambda base, scheduler: silent(diffusers.StableDiffusionImg2ImgPipeline(**parts(base, scheduler))),
+        inpaint=lambda base, scheduler: silent(diffusers.StableDiffusionInpaintPipeline(**parts(base, scheduler))),
+        sdxl=lambda base, scheduler: silent(sdxl(base, scheduler)),
+    )
