@@ -1,7 +1,11 @@
 """The list of images a run works on: `manifest.jsonl`, one object a line, in a fixed order."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
+
+from konomi.storage.atomic import write_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,3 +53,10 @@ class Manifest:
     excluded: tuple[Excluded, ...] = ()
     problems: tuple[str, ...] = ()
     """What is not fatal but worth a word: missing captions, a trigger in no caption, duplicates."""
+
+
+def write_manifest(manifest: Manifest, path: Path) -> None:
+    """One object a line: the images, then those left out. Raises RunError for the disk."""
+    with write_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for entry in (*manifest.records, *manifest.excluded):
+            file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")

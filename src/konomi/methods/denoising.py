@@ -3,6 +3,7 @@
 Shapes: B batch, C latent channels, h w latent grid, H W pixels.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -113,12 +114,14 @@ class DenoisingLoss:
         return torch.cat([hole, masked], dim=1)
 
 
-def subject_and_prior_loss(denoising: DenoisingLoss, batch: Batch, rng: Rng) -> Tensor:
+def subject_and_prior_loss(
+    denoising: Callable[[Examples, Rng], Tensor], batch: Batch, rng: Rng, *, prior_weight: float
+) -> Tensor:
     """Loss of the subject plus the weighted loss of the class images (Ruiz et al. 2022, equation 2)."""
     subject = denoising(batch.subject, rng)
     if batch.prior is None:
         return subject
-    return subject + denoising.objective.prior_weight * denoising(batch.prior, rng.fork("prior"))
+    return subject + prior_weight * denoising(batch.prior, rng.fork("prior"))
 
 
 def distance(answer: Tensor, wanted: Tensor, objective: ObjectiveConfig) -> Tensor:

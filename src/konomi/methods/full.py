@@ -1,7 +1,7 @@
 """Full fine-tuning: every weight of the denoiser is trained, and the text encoder's too if asked.
 
-The oldest method (追加学習 of the whole model): it learns most, forgets most, and needs most memory. Weights are kept in
-float32 and the computation runs in the chosen precision, so that small steps are not rounded away.
+The oldest method (追加学習 of the whole model): it learns most, forgets most, and needs most memory. Weights are kept
+in float32 and the computation runs in the chosen precision, so that small steps are not rounded away.
 """
 
 from collections.abc import Iterator
@@ -74,7 +74,8 @@ class Full:
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
         reduced = self.base.dtype != torch.float32
         with torch.autocast(self.base.device.type, dtype=self.base.dtype if reduced else None, enabled=reduced):
-            return subject_and_prior_loss(self.denoising, batch, rng)
+            prior_weight = self.recipe.objective.prior_weight
+            return subject_and_prior_loss(self.denoising, batch, rng, prior_weight=prior_weight)
 
     def export(self) -> Weights:
         tensors = {
@@ -86,7 +87,7 @@ class Full:
 
     @contextmanager
     def as_loaded(self, result: Result) -> Iterator[None]:
-        """Swap in the weights as the file holds them, in the computation's precision; the trained ones stay as they are."""
+        """Swap in the weights as the file holds them, in the computation's precision; the trained ones are kept."""
         if not isinstance(result, Weights):
             raise TypeError("full fine-tuning exports Weights")
         saved_as = DTYPES[self.recipe.save.precision]

@@ -67,7 +67,7 @@ Result = Adapter | Weights
 def learning_rates(optimizer: OptimizerConfig, default: float) -> tuple[float, float]:
     """Rates for the denoiser's and the text encoder's parameters, where the recipe leaves them open.
 
-    Prodigy finds its own step and wants 1 (Mishchenko & Defazio 2023); Lion wants a fifth (Chen et al. 2023, section 5).
+    Prodigy finds its own step and wants 1 (Mishchenko & Defazio 2023); Lion a fifth (Chen et al. 2023, section 5).
     """
     scale = {"prodigy": 1.0 / default, "lion": 0.2}.get(optimizer.kind, 1.0)
     rate = default * scale if optimizer.learning_rate is None else optimizer.learning_rate

@@ -36,7 +36,7 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, state: TrainState, run: dict[str, Any], *, keep: int) -> Path:
-    """Publish `folder/step-NNNNNN`, then delete the oldest beyond `keep` (at least one). Raises RunError for the disk."""
+    """Publish `folder/step-NNNNNN`, then delete the oldest beyond `keep`. Raises RunError for the disk."""
     final = folder / f"step-{state.numbers['step']:06d}"
     check_free_space(folder, sum(_bytes(tensors) for tensors in state.tensors.values()) + MARGIN)
     with write_folder(final, replace=True) as temporary:

@@ -28,7 +28,7 @@ class Processes:
             distributed.barrier()
 
     def add_up(self, parameters: Iterable[Tensor], extra: Tensor) -> Tensor:
-        """Sum the gradients over all processes, in place, in one message; `extra` (1-D) rides along, its sum is returned.
+        """Sum the gradients over all processes, in place, in one message; `extra` (1-D) rides along and is returned.
 
         Every process contributes its share of the step's mean, so the sum is the mean over the whole batch.
         Raises RunError when a peer is gone.
@@ -89,7 +89,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """The computation's number format; `auto`: bf16 on a CUDA device that has it in hardware, fp16 on others, else fp32."""
+    """Number format of the computation; `auto`: bf16 on CUDA devices that have it, fp16 on older ones, else fp32."""
     if wanted != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
     if device.type != "cuda":

@@ -193,7 +193,7 @@ class Trainer:
         )
 
     def _halve_micro_batch(self, full: torch.OutOfMemoryError) -> Warned:
-        """Same batch in twice as many passes; the step that failed is done again. Raises RunError at one image a pass."""
+        """Same batch in twice as many passes; the step is done again. Raises RunError at one image a pass."""
         self.optimizer.zero_grad(set_to_none=True)
         # Several processes would have to shrink together, and a peer that waits in a sum cannot be told.
         if self.accumulation >= self.recipe.run.batch_size or self.processes.world > 1:

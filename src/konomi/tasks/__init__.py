@@ -1,0 +1,51 @@
+"""The verbs. Each is a function that both the command line and Python programs call; each imports what it needs only
+when it is asked for, so that `konomi inspect` does not wait for the training code."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from konomi.tasks.checking import CheckReport, CheckRow, check
+    from konomi.tasks.demonstration import demo
+    from konomi.tasks.files import convert, inspect
+    from konomi.tasks.generating import generate, load_base
+    from konomi.tasks.machine import DoctorReport, DoctorRow, doctor
+    from konomi.tasks.training import resume, train
+
+_HOME = {
+    "CheckReport": "checking",
+    "CheckRow": "checking",
+    "check": "checking",
+    "demo": "demonstration",
+    "convert": "files",
+    "inspect": "files",
+    "generate": "generating",
+    "load_base": "generating",
+    "DoctorReport": "machine",
+    "DoctorRow": "machine",
+    "doctor": "machine",
+    "resume": "training",
+    "train": "training",
+}
+
+__all__ = [
+    "CheckReport",
+    "CheckRow",
+    "DoctorReport",
+    "DoctorRow",
+    "check",
+    "convert",
+    "demo",
+    "doctor",
+    "generate",
+    "inspect",
+    "load_base",
+    "resume",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

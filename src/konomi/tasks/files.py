@@ -1,0 +1,55 @@
+"""`inspect` and `convert`: what a file is, and the same thing in another format."""
+
+from pathlib import Path
+
+import torch
+
+from konomi.errors import RecipeError
+from konomi.formats import TARGETS, Target, inspect_file, read_adapter, write_adapter
+from konomi.formats.report import FileReport
+from konomi.models.load import load_base
+from konomi.models.save import save_folder, save_single_file
+
+_MODEL_KINDS = ("checkpoint", "model", "base")
+
+
+def inspect(path: Path) -> FileReport:
+    """What a model or adapter file is. Nothing in it is executed. Raises FileFormatError."""
+    return inspect_file(path)
+
+
+def convert(source: Path, target: Path, *, to: Target | None = None, precision: str | None = None) -> Path:
+    """Write `source` in another format. Adapters: kohya (= webui), diffusers, peft. Models: diffusers (a folder), webui
+    (one file); without `to`, a target that ends in .safetensors is one file, any other a folder.
+
+    Raises RecipeError for a format that does not exist for this kind of file.
+    """
+    if to is not None and to not in TARGETS:
+        raise RecipeError(f"--to is {to!r}; choose one of {', '.join(TARGETS)}.")
+    if target.exists() and source.resolve() == target.resolve():
+        raise RecipeError(f"{target}: is the source itself. Name another target.")
+    dtype = (
+        None if precision is None else {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    )
+    if _is_model(source):
+        return _convert_model(source, target, to, dtype)
+    adapter = read_adapter(source)
+    write_adapter(adapter, target, to=to or "kohya", dtype=dtype)
+    return target
+
+
+def _is_model(source: Path) -> bool:
+    if (source / "model_index.json").is_file():
+        return True
+    return inspect_file(source).kind in _MODEL_KINDS
+
+
+def _convert_model(source: Path, target: Path, to: Target | None, dtype: torch.dtype | None) -> Path:
+    if to in ("kohya", "peft"):
+        raise RecipeError(f"--to {to} is for adapters; {source.name} is a whole model. Use diffusers or webui.")
+    base = load_base(source)
+    if to == "diffusers" or (to is None and target.suffix != ".safetensors"):
+        save_folder(base, target, dtype=dtype or torch.float32)
+    else:
+        save_single_file(base, target, dtype=dtype or torch.float32)
+    return target

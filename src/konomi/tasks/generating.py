@@ -1,0 +1,137 @@
+"""`generate`: pictures from a base with adapters on it."""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.apply import Strengths, fold
+from konomi.data.buckets import parse_size
+from konomi.data.images import read_image
+from konomi.errors import RecipeError
+from konomi.formats import read_adapter
+from konomi.generation.adapter_request import AdapterRequest, adapters_of_prompt, parse_add
+from konomi.generation.generate import count_on
+from konomi.generation.generate import generate as draw
+from konomi.generation.grid import make_grid
+from konomi.generation.infotext import save_png
+from konomi.generation.prompt_file import read_prompt_file
+from konomi.generation.request import Origin, Picture, Request, UsedAdapter
+from konomi.models.base import BaseModel
+from konomi.models.load import load_base as open_base
+from konomi.storage.hashing import sha256_file
+from konomi.training.processes import choose_device, choose_precision
+
+
+def load_base(source: str, *, device: str = "auto", precision: str = "auto") -> BaseModel:
+    """A base model on a device: `tiny`, a diffusers folder, a .safetensors or .ckpt file, or a hub id.
+
+    Raises ModelError or FileFormatError that says what the file is instead, RunError for a device that is not there.
+    """
+    base = open_base(source)
+    where = choose_device(device)
+    base.place(where, choose_precision(precision, where))
+    return base
+
+
+def generate(
+    prompts: Sequence[str],
+    *,
+    base: str,
+    add: Sequence[str] = (),
+    negative: str = "",
+    seed: int | None = None,
+    steps: int = 25,
+    guidance: float = 7.0,
+    size: str | None = None,
+    count: int = 1,
+    sampler: str = "dpmpp_2m",
+    init: Path | None = None,
+    strength: float = 0.7,
+    mask: Path | None = None,
+    output: Path = Path("images"),
+    batch: int = 1,
+    grid: bool = False,
+    clip_skip: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    prompt_file: Path | None = None,
+) -> Iterator[Path]:
+    """Draw pictures and yield the path of each. `seed` None draws one by chance; image i of a count has seed + i.
+
+    `add`: `FILE`, `FILE:0.8` or `FILE:unet=0.8:text=0.5`; `<lora:name:0.8>` in a prompt looks for the name in the
+    current folder, `output` and the folders of `add`. Raises KonomiError.
+    """
+    width, height = parse_size(size) if size else (0, 0)
+    default = Request(
+        prompt="",
+        negative=negative,
+        seed=secrets.randbelow(2**32) if seed is None else seed,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,  # type: ignore[arg-type]
+        width=width,
+        height=height,
+        clip_skip=clip_skip,
+        init=None if init is None else _picture(init),
+        strength=strength if init is not None else 1.0,
+        mask=None if mask is None else _picture(mask),
+    )
+    requests = [replace(default, prompt=prompt) for prompt in prompts]
+    requests += read_prompt_file(prompt_file, default) if prompt_file else []
+    if not requests:
+        raise RecipeError("there is no prompt. Say what to draw: konomi generate 'a cat' --base tiny")
+    requests = [one for request in requests for one in count_on(request, count)]
+    for request in requests:
+        request.check()
+    wanted = _wanted_adapters(requests, add, output)
+    loaded = load_base(base, device=device, precision=precision)
+    used = _put_on(loaded, wanted)
+    origin = Origin(model=loaded.name, model_hash=_model_hash(base), adapters=used)
+    pictures = []
+    for picture in draw(loaded, requests, batch=batch, origin=origin):
+        yield save_png(picture, output)
+        if grid:
+            pictures.append(picture)
+    if grid and len(pictures) > 1:
+        yield save_png(_grid_picture(pictures), output)
+
+
+def _wanted_adapters(requests: Sequence[Request], add: Sequence[str], output: Path) -> list[AdapterRequest]:
+    wanted = [parse_add(argument) for argument in add]
+    folders = [Path.cwd(), output, *(request.path.parent for request in wanted)]
+    tagged = {adapters_of_prompt(request.prompt, folders) for request in requests}
+    if len(tagged) > 1:
+        raise RecipeError("the prompts ask for different <lora:...> tags. Draw them in separate calls.")
+    return wanted + list(next(iter(tagged), ()))
+
+
+def _put_on(base: BaseModel, wanted: Sequence[AdapterRequest]) -> tuple[UsedAdapter, ...]:
+    adapters: list[tuple[Adapter, Strengths]] = []
+    used = []
+    for request in wanted:
+        adapter = read_adapter(request.path)
+        adapters.append((adapter, Strengths(request.denoiser_weight, request.text_weight)))
+        hashed = adapter.metadata.get("sshs_model_hash", "")[:12]
+        used.append(UsedAdapter(request.path.stem, request.denoiser_weight, request.text_weight, hashed))
+    if adapters:
+        fold(base, adapters)
+    return tuple(used)
+
+
+def _picture(path: Path) -> Image.Image:
+    try:
+        return Image.fromarray(read_image(str(path)).pixels)
+    except (FileNotFoundError, UnidentifiedImageError) as error:
+        raise RecipeError(f"{path}: no picture there.") from error
+
+
+def _grid_picture(pictures: Sequence[Picture]) -> Picture:
+    return replace(pictures[0], image=make_grid([picture.image for picture in pictures]))
+
+
+def _model_hash(base: str) -> str:
+    return sha256_file(base)[:10] if Path(base).is_file() else ""

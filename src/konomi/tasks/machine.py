@@ -1,0 +1,121 @@
+"""What this machine can run, and what would help."""
+
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+
+MINIMUM = {"torch": (2, 10), "transformers": (5, 3), "pillow": (12, 2), "diffusers": (0, 36)}
+OPTIONAL = (
+    ("bitsandbytes", "bitsandbytes", "8-bit AdamW", "optimizers"),
+    ("prodigyopt", "prodigyopt", "Prodigy optimiser", "optimizers"),
+    ("schedulefree", "schedulefree", "schedule-free optimiser", "optimizers"),
+    ("lion-pytorch", "lion_pytorch", "Lion optimiser", "optimizers"),
+    ("webdataset", "webdataset", ".tar shards", "webdataset"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorRow:
+    """One finding."""
+
+    what: str
+    value: str
+    ok: bool
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorReport:
+    rows: tuple[DoctorRow, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(row.ok for row in self.rows)
+
+
+def doctor() -> DoctorReport:
+    """Look at Python, packages, devices, memory, disk and the caches. Changes nothing."""
+    rows = [
+        DoctorRow(
+            "Python", platform.python_version(), sys.version_info >= (3, 11), "konomi needs Python 3.11 or newer."
+        ),
+        *(_package(name, minimum) for name, minimum in MINIMUM.items()),
+        *_devices(),
+        _memory(),
+        _disk(),
+        _optional_packages(),
+        _builtin(),
+    ]
+    return DoctorReport(tuple(rows))
+
+
+def _package(name: str, minimum: tuple[int, int]) -> DoctorRow:
+    version = metadata.version(name)
+    numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+    wanted = ".".join(map(str, minimum))
+    return DoctorRow(name, version, numbers >= minimum, f"Update it: pip install -U '{name}>={wanted}'")
+
+
+def _devices() -> list[DoctorRow]:
+    import torch
+
+    rows = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        gib = properties.total_memory / 2**30
+        rows.append(DoctorRow(f"cuda:{index}", f"{properties.name}, {gib:.1f} GiB", True, _fits(gib)))
+    if torch.backends.mps.is_available():
+        rows.append(DoctorRow("mps", "Apple GPU", True))
+    if not rows:
+        what = f"{os.cpu_count()} cores; no CUDA or MPS device"
+        advice = "Fine for the base `tiny` and for tests; full-size bases take seconds to minutes a step."
+        if shutil.which("nvidia-smi") and torch.version.cuda is None:
+            advice = (
+                "There is an NVIDIA card, but this PyTorch is a CPU build. Install the CUDA build from pytorch.org."
+            )
+        rows.append(DoctorRow("device", what, True, advice))
+    return rows
+
+
+def _fits(gib: float) -> str:
+    if gib < 7:
+        return "SD1 LoRA with memory.gradient_checkpointing = true and 512 pixels."
+    if gib < 11:
+        return "SD1 and SD2 LoRA; SDXL LoRA with gradient checkpointing."
+    if gib < 20:
+        return "SDXL LoRA; SD1 full fine-tuning with gradient checkpointing."
+    return "Everything up to SDXL LoRA in large batches; SDXL full fine-tuning from about 48 GiB."
+
+
+def _memory() -> DoctorRow:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    free = memory.available / 2**30
+    value = f"{free:.1f} of {memory.total / 2**30:.1f} GiB free"
+    return DoctorRow("memory", value, free > 2, "Close other programs; loading an SDXL base takes about 8 GiB.")
+
+
+def _disk() -> DoctorRow:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    return DoctorRow("disk", f"{free:.1f} GiB free here", free > 2, "Runs need room for checkpoints: free some space.")
+
+
+def _optional_packages() -> DoctorRow:
+    there = [what for _, module, what, _ in OPTIONAL if util.find_spec(module)]
+    absent = [
+        f"{what} (pip install 'konomi[{extra}]')" for _, module, what, extra in OPTIONAL if not util.find_spec(module)
+    ]
+    return DoctorRow(
+        "extras", ", ".join(there) or "none", True, f"Not installed: {'; '.join(absent)}." if absent else ""
+    )
+
+
+def _builtin() -> DoctorRow:
+    folder = Path(__file__).parent.parent / "builtin" / "tiny"
+    found = (folder / "model_index.json").exists()
+    return DoctorRow("base `tiny`", "there" if found else "missing", found, "Reinstall konomi.")

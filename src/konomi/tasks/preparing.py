@@ -1,0 +1,252 @@
+"""From a recipe to a run that is ready to start: base, images, steps, method, caches."""
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from konomi.config.recipe import Recipe
+from konomi.config.sections import SourceConfig
+from konomi.data.buckets import Assignment, assign, parse_size
+from konomi.data.latent_cache import LatentCache
+from konomi.data.loader import BatchStream, static_captions
+from konomi.data.manifest import Manifest, Record
+from konomi.data.shards import Progress
+from konomi.data.sources import scan
+from konomi.data.summary import DatasetSummary, dataset_summary
+from konomi.data.text_cache import TextCache
+from konomi.data.variants import preparing
+from konomi.diffusion.noise import zero_terminal_snr
+from konomi.diffusion.random import stable_hash
+from konomi.errors import DataError, RecipeError
+from konomi.methods import METHODS
+from konomi.methods.method import Method
+from konomi.models.base import BaseModel
+from konomi.models.load import load_base
+from konomi.training.events import Prepared, Warned
+from konomi.training.processes import Processes, choose_precision, find_processes
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run that has been looked at from all sides and not yet started."""
+
+    recipe: Recipe
+    """With everything filled in that a recipe may leave open."""
+    base: BaseModel
+    method: Method
+    manifest: Manifest
+    assignment: Assignment
+    held_out: Assignment
+    """Validation images; empty where nothing is validated."""
+    summary: DatasetSummary
+    processes: Processes
+    precision: torch.dtype
+
+    @property
+    def total_steps(self) -> int:
+        return self.summary.steps
+
+
+def prepare(recipe: Recipe) -> Job:
+    """Look at everything a run needs before any weight is loaded. Raises KonomiError."""
+    processes = find_processes(recipe.run.device)
+    precision = choose_precision(recipe.run.precision, processes.device)
+    base = load_base(recipe.base)
+    if recipe.objective.zero_terminal_snr:
+        base.schedule = zero_terminal_snr(base.schedule)
+    recipe = _filled_in(recipe, base)
+    method = _method_type(recipe)(base, recipe)
+    manifest = scan(recipe.data, index=cache_folder(recipe) / "images.jsonl")
+    size = parse_size(recipe.data.resolution or str(base.resolution))
+    training, validation = _hold_out(manifest.records, recipe)
+    assignment = assign(training, size, recipe.data.buckets)
+    if recipe.validation.path and recipe.run.validate_every:
+        source = SourceConfig(path=recipe.validation.path)
+        validation = scan(replace(recipe.data, sources=(source,))).records
+    summary = dataset_summary(
+        manifest,
+        assignment,
+        recipe.data,
+        batch_size=recipe.run.batch_size,
+        steps=_wanted_steps(recipe, method, training),
+        epochs=recipe.run.epochs,
+    )
+    return Job(
+        recipe=recipe,
+        base=base,
+        method=method,
+        manifest=manifest,
+        assignment=assignment,
+        held_out=assign(validation, size, recipe.data.buckets),
+        summary=summary,
+        processes=processes,
+        precision=precision,
+    )
+
+
+def open_stream(job: Job) -> Iterator[Prepared | Warned | BatchStream]:
+    """Encode what can be encoded once, telling how far it is; the last thing yielded is the stream of batches."""
+    recipe, base = job.recipe, job.base
+    place(job)
+    latents, text = _make_caches(job)
+    if job.processes.is_first:
+        yield from _build(job, latents, text)
+    job.processes.wait()
+    if not job.processes.is_first:
+        if latents is not None:
+            latents.open()
+        if text is not None:
+            text.open(static_captions(_all_records(job), recipe.data)[0])
+    stream = BatchStream(
+        job.assignment,
+        recipe.data,
+        batch_size=recipe.run.batch_size,
+        seed=recipe.run.seed,
+        latents=latents,
+        text=text,
+        pixels=job.method.needs.pixels,
+    )
+    if recipe.memory.offload:
+        if latents is not None and not job.method.needs.pixels:
+            base.unload("vae")
+        if text is not None and static_captions(_all_records(job), recipe.data)[1]:
+            base.unload("text_encoder", "text_encoder_2")
+    yield stream
+
+
+def held_out_stream(job: Job) -> BatchStream | None:
+    """The validation images, one after another, from the same caches; None where there are none."""
+    if not job.held_out.records:
+        return None
+    as_training = tuple(replace(record, role="train", repeats=1) for record in job.held_out.records)
+    latents, text = _make_caches(job)
+    for cache_events in _build_for(job, replace(job.held_out, records=as_training), latents, text):
+        del cache_events
+    return BatchStream(
+        replace(job.held_out, records=as_training),
+        job.recipe.data,
+        batch_size=1,
+        seed=0,
+        latents=latents,
+        text=text,
+        pixels=job.method.needs.pixels,
+    )
+
+
+def place(job: Job) -> None:
+    """Base on its device: frozen parts in the computation's format, trained ones in float32."""
+    job.base.place(job.processes.device, job.precision, float32_parts=job.method.needs.float32_parts)
+
+
+def cache_folder(recipe: Recipe) -> Path:
+    """Where caches lie: the recipe's folder, or the system's usual place."""
+    if recipe.data.cache.folder:
+        return Path(recipe.data.cache.folder).expanduser()
+    if sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        root = Path.home() / "Library" / "Caches"
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "konomi"
+
+
+def _filled_in(recipe: Recipe, base: BaseModel) -> Recipe:
+    data = replace(recipe.data, resolution=recipe.data.resolution or str(base.resolution))
+    name = recipe.run.name or next((s.trigger or Path(s.path).stem for s in data.sources if s.role == "train"), "")
+    return replace(recipe, data=data, run=replace(recipe.run, name=_as_file_name(name) or "konomi"))
+
+
+def _as_file_name(name: str) -> str:
+    kept = "".join(c if c.isalnum() or c in "-_. " else "-" for c in name)
+    return kept.strip(" .-").replace(" ", "-")[:80]
+
+
+def _method_type(recipe: Recipe) -> type[Method]:
+    for method in METHODS:
+        if isinstance(recipe.method, method.config_type):
+            return method
+    raise RecipeError(f"method.kind is {recipe.method.kind!r}, which konomi does not have.")
+
+
+def _wanted_steps(recipe: Recipe, method: Method, training: tuple[Record, ...]) -> int:
+    if recipe.run.steps or recipe.run.epochs:
+        return recipe.run.steps
+    return method.default_steps(sum(record.role == "train" for record in training))
+
+
+def _hold_out(records: tuple[Record, ...], recipe: Recipe) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    """Split off validation images by a hash of their content: the same images whatever else is in the folder."""
+    if not recipe.run.validate_every or recipe.validation.path:
+        return records, ()
+    training = sorted(
+        (record for record in records if record.role == "train"), key=lambda r: stable_hash("hold out", r.content)
+    )
+    count = max(1, round(recipe.validation.fraction * len(training)))
+    if len(training) <= count:
+        raise DataError(
+            f"run.validate_every is set, but {len(training)} images are too few to hold some out. "
+            "Set run.validate_every = 0, or give other images in validation.path."
+        )
+    held_out = {id(record) for record in training[:count]}
+    return (
+        tuple(record for record in records if id(record) not in held_out),
+        tuple(record for record in records if id(record) in held_out),
+    )
+
+
+def _make_caches(job: Job) -> tuple[LatentCache | None, TextCache | None]:
+    """Caches as the recipe and the method allow: pixels each step rule out cached latents alone, training the text
+    encoder rules out cached text."""
+    recipe, base = job.recipe, job.base
+    cache = recipe.data.cache
+    folder = cache_folder(recipe)
+    number_format = str(job.precision).removeprefix("torch.")
+    latents = text = None
+    if cache.latents != "off":
+        latents = LatentCache(
+            f"{base.fingerprint('vae')} {number_format}",
+            recipe.data.images,
+            folder=folder if cache.latents == "disk" else None,
+        )
+    if cache.text != "off" and not job.method.needs.trains_text:
+        fingerprint = f"{base.fingerprint('text')} {number_format}"
+        text = TextCache(fingerprint, recipe.text, folder=folder if cache.text == "disk" else None)
+    return latents, text
+
+
+def _build(job: Job, latents: LatentCache | None, text: TextCache | None) -> Iterator[Prepared | Warned]:
+    yield from _build_for(job, job.assignment, latents, text)
+
+
+def _build_for(
+    job: Job, assignment: Assignment, latents: LatentCache | None, text: TextCache | None
+) -> Iterator[Prepared | Warned]:
+    base, recipe = job.base, job.recipe
+
+    def tell(what: str, news: object) -> Prepared | Warned:
+        return Prepared(what, news.done, news.total) if isinstance(news, Progress) else Warned(str(news.message))  # type: ignore[attr-defined]
+
+    if latents is not None:
+        prepare_image = preparing(recipe.data.images)
+        for news in latents.build(assignment, prepare_image, _encoder(base), workers=recipe.data.workers):
+            yield tell("images", news)
+    if text is not None:
+        captions, _ = static_captions(assignment.records, recipe.data)
+        for news in text.build(captions, lambda words: base.encode_captions(words, recipe.text)):
+            yield tell("captions", news)
+
+
+def _encoder(base: BaseModel):  # type: ignore[no-untyped-def]
+    def encode(pixels: torch.Tensor):  # type: ignore[no-untyped-def]
+        return base.encode_images(pixels.to(base.device))
+
+    return encode
+
+
+def _all_records(job: Job) -> tuple[Record, ...]:
+    return job.assignment.records

@@ -1,0 +1,61 @@
+"""Previews while training: the same pictures `konomi generate` draws with the file saved at that step."""
+
+from pathlib import Path
+
+from konomi.data.buckets import parse_size
+from konomi.generation.generate import generate
+from konomi.generation.infotext import png_bytes
+from konomi.generation.request import Origin, Request
+from konomi.methods.method import Result
+from konomi.storage.atomic import write_file
+from konomi.tasks.preparing import Job
+from konomi.tasks.saving import as_read_back
+
+
+def preview_prompts(job: Job) -> tuple[str, ...]:
+    """The recipe's prompts, or a panel that shows learning and forgetting: the subject, the subject elsewhere, the
+    class alone, something unrelated."""
+    if job.recipe.preview.prompts:
+        return job.recipe.preview.prompts
+    source = next((s for s in job.recipe.data.sources if s.role == "train"), None)
+    trigger = source.trigger if source else ""
+    noun = source.class_noun if source else ""
+    subject = " ".join(word for word in (trigger, noun) if word)
+    if not subject:
+        captions = [row.caption for row in job.summary.images if row.role == "train" and row.caption]
+        return tuple(dict.fromkeys([*captions[:2], "a house by a lake"]))
+    panel = [f"a photo of {subject}", f"{subject} on the beach", f"a photo of a {noun}" if noun else ""]
+    return tuple(prompt for prompt in [*panel, "a house by a lake"] if prompt)
+
+
+def preview_requests(job: Job) -> list[Request]:
+    """One picture a prompt, from fixed seeds."""
+    settings = job.recipe.preview
+    width, height = parse_size(settings.size or job.recipe.data.resolution or str(job.base.resolution))
+    return [
+        Request(
+            prompt=prompt,
+            negative=settings.negative,
+            seed=settings.seed + index,
+            steps=settings.steps,
+            guidance=settings.guidance,
+            sampler=settings.sampler,
+            width=width // 8 * 8,
+            height=height // 8 * 8,
+            clip_skip=job.recipe.text.clip_skip,
+        )
+        for index, prompt in enumerate(preview_prompts(job))
+    ]
+
+
+def draw_previews(job: Job, result: Result, folder: Path, step: int) -> list[Path]:
+    """Draw `step-NNNNNN-KK.png`. The base is left as it was found."""
+    paths = []
+    with job.method.as_loaded(as_read_back(job, result)):
+        pictures = generate(job.base, preview_requests(job), origin=Origin(model=job.base.name))
+        for index, picture in enumerate(pictures):
+            path = folder / f"step-{step:06d}-{index:02d}.png"
+            with write_file(path) as temporary:
+                temporary.write_bytes(png_bytes(picture))
+            paths.append(path)
+    return paths

@@ -1,0 +1,285 @@
+"""`train` and `resume`: the run folder, the loop, and what happens between two steps."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from konomi.config.load import read_recipe, write_recipe
+from konomi.config.recipe import Recipe
+from konomi.data.batch import Examples
+from konomi.data.loader import BatchStream
+from konomi.data.manifest import write_manifest
+from konomi.errors import KonomiError, RunError
+from konomi.methods import METHODS
+from konomi.methods.denoising import DenoisingLoss
+from konomi.models.memory import apply_memory_options
+from konomi.storage.atomic import explained, sweep_temporaries, write_text
+from konomi.storage.lock import RunLock
+from konomi.tasks.preparing import Job, held_out_stream, open_stream, place, prepare
+from konomi.tasks.previewing import draw_previews
+from konomi.tasks.saving import save_result
+from konomi.training.checkpoint import Checkpoint, checkpoint_paths, newest_good, write_checkpoint
+from konomi.training.events import Checkpointed, Event, Finished, Previewed, Saved, Started, Step, Validated, Warned
+from konomi.training.identity import check_same_run, run_identity
+from konomi.training.log import cut_log, logged
+from konomi.training.stop import Stop, stop_on_signals
+from konomi.training.trainer import Trainer
+from konomi.training.validation import spread_timesteps, validation_loss
+
+METHOD_CONFIGS = tuple(method.config_type for method in METHODS)
+OUTPUTS = ("checkpoints", "previews", "tensorboard", "log.jsonl", "recipe.toml", "manifest.jsonl")
+
+
+def train(recipe: Recipe, *, overwrite: bool = False) -> Iterator[Event]:
+    """Train; yields events until `Finished`. Closing the iterator cancels, SIGINT and SIGTERM save and end.
+
+    Raises KonomiError for anything the user can mend, before the first step wherever that can be known.
+    """
+    job = prepare(recipe)
+    folder = _new_run_folder(job, overwrite=overwrite)
+    job = replace(job, recipe=replace(job.recipe, run=replace(job.recipe.run, output=str(folder))))
+    yield from _run(job, folder, resuming=False, allow_changes=False)
+
+
+def resume(run: Path, *, steps: int | None = None, allow_changes: bool = False) -> Iterator[Event]:
+    """Go on exactly where a run stopped, up to its total or to a new total `steps`."""
+    recipe_file = run / "recipe.toml"
+    if not recipe_file.is_file():
+        raise RunError(f"{run}: is not a run folder (no recipe.toml in it). Name the folder that `train` wrote to.")
+    recipe = read_recipe(recipe_file, (), METHOD_CONFIGS)
+    settings = replace(recipe.run, output=str(run))
+    if steps:
+        settings = replace(settings, steps=steps, epochs=0)
+    job = prepare(replace(recipe, run=settings))
+    yield from _run(job, run, resuming=True, allow_changes=allow_changes)
+
+
+def _run(job: Job, folder: Path, *, resuming: bool, allow_changes: bool) -> Iterator[Event]:
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_on_signals())
+        if job.processes.is_first:
+            stack.enter_context(RunLock(folder))
+            sweep_temporaries(folder)
+            sweep_temporaries(folder / "checkpoints")
+        stack.callback(job.method.close)
+        warnings: list[str] = []
+        identity = run_identity(job.recipe, job.manifest, _base_fingerprint(job))
+        checkpoint = None
+        if resuming:
+            checkpoint = newest_good(folder / "checkpoints", warn=warnings.append)
+            warnings += check_same_run(checkpoint.run, identity, allow_changes=allow_changes)
+            if checkpoint.state.numbers["step"] >= job.total_steps:
+                raise RunError(
+                    f"{folder}: all {job.total_steps} steps are done. `konomi resume {folder} --steps N` goes on to N."
+                )
+        job.processes.wait()
+        events = _events(job, folder, stop, checkpoint, identity)
+        if not job.processes.is_first:
+            yield from events
+            return
+        with explained(folder):
+            _write_inputs(job, folder)
+        if checkpoint is not None:
+            cut_log(folder, checkpoint.state.numbers["step"])
+        yield from (Warned(warning) for warning in warnings)
+        yield from logged(events, folder)
+
+
+def _events(
+    job: Job, folder: Path, stop: Stop, checkpoint: Checkpoint | None, identity: dict[str, Any]
+) -> Iterator[Event]:
+    stream: BatchStream | None = None
+    for news in open_stream(job):
+        if isinstance(news, BatchStream):
+            stream = news
+        else:
+            yield news
+        if stop.requested:
+            raise RunError("stopped before the first step. What was encoded is kept; start again to go on.")
+    if stream is None:
+        raise AssertionError("open_stream ends with a stream")
+    work = Between(job, folder, identity)
+    work.measure_base(checkpoint)
+    phases = job.method.plan()
+    apply_memory_options(job.base, job.recipe.memory)
+    trainer = Trainer(
+        phases,
+        job.recipe,
+        processes=job.processes,
+        total_steps=job.total_steps,
+        precision=job.precision,
+    )
+    if checkpoint is not None:
+        trainer.restore(checkpoint.state)
+    work.trainer = trainer
+    yield Started(
+        first_step=trainer.step,
+        total_steps=job.total_steps,
+        steps_per_epoch=stream.steps_per_epoch,
+        trainable_parameters=sum(p.numel() for p in trainer.parameters.values()),
+        device=str(job.processes.device),
+        precision=str(job.precision).removeprefix("torch."),
+    )
+    if trainer.step == 0:
+        yield from work.look()
+    for event in trainer.run(stream, stop=stop, rest_at=work.is_due):
+        yield event
+        if isinstance(event, Step):
+            yield from work.after(event.step)
+    yield from work.finish(interrupted=trainer.step < job.total_steps)
+
+
+@dataclass(slots=True)
+class Between:
+    """What happens between two steps: checkpoints first, then result files, then what may fail (previews)."""
+
+    job: Job
+    folder: Path
+    identity: dict[str, Any]
+    trainer: Trainer = field(init=False)
+    held_out: list[Examples] = field(default_factory=list)
+    base_loss: float = 0.0
+
+    def is_due(self, step: int) -> bool:
+        run = self.job.recipe.run
+        every = (run.checkpoint_every, run.save_every, run.preview_every, run.validate_every)
+        return any(period and step % period == 0 for period in every)
+
+    def measure_base(self, checkpoint: Checkpoint | None) -> None:
+        """The validation loss of the untouched base, before anything is attached; a resumed run remembers it."""
+        if not self.job.recipe.run.validate_every or not self.job.processes.is_first:
+            return
+        stream = held_out_stream(self.job)
+        if stream is None:
+            return
+        self.held_out = [passes[0].subject for passes in stream.iterate(0, stream.steps_per_epoch)]
+        if checkpoint is not None and "validation_base" in checkpoint.run:
+            self.base_loss = checkpoint.run["validation_base"]
+        else:
+            self.base_loss = self._validation_loss()
+        self.identity["validation_base"] = self.base_loss
+
+    def after(self, step: int) -> Iterator[Event]:
+        """After a step's event has been passed on. The last step is `finish`'s."""
+        run = self.job.recipe.run
+        if not self.job.processes.is_first or step >= self.job.total_steps:
+            return
+        if run.checkpoint_every and step % run.checkpoint_every == 0:
+            yield self._checkpoint()
+        if run.save_every and step % run.save_every == 0:
+            yield self._save(final=False)
+        if run.validate_every and step % run.validate_every == 0:
+            yield from self._validate()
+        if run.preview_every and step % run.preview_every == 0:
+            yield from self._preview()
+
+    def look(self) -> Iterator[Event]:
+        """Before the first step: what the base itself does."""
+        run = self.job.recipe.run
+        if self.job.processes.is_first:
+            if run.validate_every:
+                yield from self._validate()
+            if run.preview_every:
+                yield from self._preview()
+
+    def finish(self, *, interrupted: bool) -> Iterator[Event]:
+        """The last checkpoint, and the result file if the run is complete."""
+        if not self.job.processes.is_first:
+            yield Finished(self.trainer.step, "", interrupted)
+            return
+        yield self._checkpoint()
+        path = ""
+        if not interrupted:
+            saved = self._save(final=True)
+            path = saved.path
+            yield saved
+            if self.job.recipe.run.validate_every:
+                yield from self._validate()
+            if self.job.recipe.run.preview_every:
+                yield from self._preview()
+        yield Finished(self.trainer.step, path, interrupted)
+
+    def _checkpoint(self) -> Checkpointed:
+        keep = self.job.recipe.run.keep_checkpoints
+        path = write_checkpoint(self.folder / "checkpoints", self.trainer.state(), self.identity, keep=keep)
+        return Checkpointed(self.trainer.step, str(path))
+
+    def _save(self, *, final: bool) -> Saved:
+        with self.trainer.weights_for_use():
+            result = self.job.method.export()
+        path = save_result(self.job, result, self.folder, step=self.trainer.step, final=final)
+        return Saved(self.trainer.step, str(path))
+
+    def _validate(self) -> Iterator[Event]:
+        if self.held_out:
+            with self.trainer.weights_for_use():
+                loss = self._validation_loss()
+            yield Validated(self.trainer.step, loss, self.base_loss)
+
+    def _validation_loss(self) -> float:
+        recipe = self.job.recipe
+        objective = recipe.objective
+        timesteps = spread_timesteps(recipe.validation.timesteps, objective.min_timestep, objective.max_timestep)
+        loss = DenoisingLoss(self.job.base, recipe)
+        return validation_loss(loss, self.held_out, timesteps, self.job.processes.device)
+
+    def _preview(self) -> Iterator[Event]:
+        try:
+            with self.trainer.weights_for_use():
+                paths = draw_previews(self.job, self.job.method.export(), self.folder / "previews", self.trainer.step)
+        except (KonomiError, torch.OutOfMemoryError) as problem:
+            # A preview is worth nothing beside the run: what was learned is safe, and training goes on.
+            yield Warned(f"the previews of step {self.trainer.step} could not be drawn: {problem}")
+            return
+        yield Previewed(self.trainer.step, tuple(map(str, paths)))
+
+
+def _new_run_folder(job: Job, *, overwrite: bool) -> Path:
+    """The folder asked for, or the next free one below `runs/`. Raises RunError if it holds a run already."""
+    asked = job.recipe.run.output
+    folder = Path(asked) if asked else _next_free(Path("runs") / job.recipe.run.name)
+    if job.processes.is_first:
+        if checkpoint_paths(folder / "checkpoints") and not overwrite:
+            raise RunError(
+                f"{folder}: holds a run already. `konomi resume {folder}` goes on with it; another --output starts a "
+                "new one; --overwrite replaces it."
+            )
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                _clear(folder)
+    return folder
+
+
+def _next_free(folder: Path) -> Path:
+    candidate, number = folder, 1
+    while candidate.exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run wrote here, and nothing else. Not while it still runs."""
+    with RunLock(folder):
+        for name in OUTPUTS:
+            path = folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _write_inputs(job: Job, folder: Path) -> None:
+    write_text(folder / "recipe.toml", write_recipe(job.recipe))
+    write_manifest(job.manifest, folder / "manifest.jsonl")
+
+
+def _base_fingerprint(job: Job) -> str:
+    place(job)
+    return f"{job.base.family} {job.base.fingerprint('vae')[:16]} {job.base.fingerprint('text')[:16]}"
