@@ -106,15 +106,21 @@ class LatentDiffusion:
         (pixels,) = self._vae_checked(self._decode, latents, "the VAE turns these latents into NaN or infinite pixels")
         return pixels
 
-    def encode_captions(self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS) -> Conditioning:
-        """See `BaseModel.encode_captions`. `words` are learned words (Textual Inversion)."""
-        return encode_text(self.text_towers(), captions, text, words=words)
+    def encode_captions(self, captions: Sequence[str], text: TextConfig) -> Conditioning:
+        from konomi.models.text_encoding import encode_text
 
-    def text_towers(self) -> tuple[TextTower, ...]:
-        """The text encoders as `konomi.models.text_encoding` reads them; loads them."""
-        return tuple(
+        return encode_text(self._towers(), captions, text)
+
+    def count_chunks(self, captions: Sequence[str], text: TextConfig) -> int:
+        from konomi.models.text_encoding import count_chunks
+
+        return count_chunks(self._towers(), captions, text)
+
+    def _towers(self) -> list[Any]:
+        from konomi.models.text_encoding import TextTower
+
+        return [
             TextTower(
-                part=spec.part,
                 tokenizer=self.tokenizer(spec),
                 module=self._part(spec.part),
                 layer=spec.layer,
@@ -122,7 +128,7 @@ class LatentDiffusion:
                 pooled=spec.pooled,
             )
             for spec in self.spec.towers
-        )
+        ]
 
     def tokenizer(self, spec: TowerSpec) -> Any:
         """The transformers tokenizer of a text encoder."""
