@@ -133,7 +133,7 @@ class LatentCache:
                 variant = cached_variant(self.images, record.content, index)
                 key = self._key(record, bucket, variant)
                 jobs[key] = _Job(record, bucket, variant, key)
-                origins[key] = digest("origin", record.locator, bucket, index, self._transform())[:16]
+                origins[key] = digest(record.locator, bucket, index, self.images.crop, self._transform())[:16]
         return list(jobs.values()), origins
 
     def _key(self, record: Record, bucket: Bucket, variant: Variant) -> str:

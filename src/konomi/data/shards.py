@@ -61,7 +61,7 @@ class ShardStore:
         self.folder = folder
         self._memory: dict[str, dict[str, Tensor]] = {}
         self._places: dict[str, tuple[Path, int]] = {}
-        self._origins: set[str] = set()
+        self._origins: dict[str, str] = {}
         self._opened: dict[Path, tuple[dict[str, Tensor], list[int]]] = {}
         """Mapped tensors and checksums of a shard."""
         self._verified: set[str] = set()
@@ -69,11 +69,12 @@ class ShardStore:
         """Rows not yet published: by signature, key -> (origin, row)."""
         self._published = time.monotonic()
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: object) -> bool:
         return key in self._places or key in self._memory
 
     def knows_origin(self, origin: str) -> bool:
-        return origin in self._origins
+        """Whether there is a row from that origin, under whatever key."""
+        return self._origins.get(origin) in self
 
     def open(self) -> Iterator[Notice]:
         """Read what the folder holds, from headers alone. Damaged shards are deleted, with a notice each."""
@@ -87,7 +88,7 @@ class ShardStore:
                 yield self._drop(path, str(error))
                 continue
             self._places.update((key, (path, row)) for row, key in enumerate(keys))
-            self._origins.update(origins)
+            self._origins.update(zip(origins, keys))
 
     def verify(self, keys: Iterable[str]) -> Iterator[Notice]:
         """Check these keys' rows against their checksums, up to a bound. Damaged shards go, with a notice each."""
@@ -126,7 +127,7 @@ class ShardStore:
         """Keep a row; rows become durable in groups, at the latest with `flush`. Raises RunError for a full disk."""
         own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in row.items()}
         self._memory[key] = own
-        self._origins.add(origin)
+        self._origins[origin] = key
         if self.folder is None:
             return
         signature = str([(name, own[name].dtype, tuple(own[name].shape)) for name in sorted(own)])
