@@ -276,3 +276,43 @@ def transformers_to_openclip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
                     [tensor, tensors[f"{source}.k_proj.{kind}"], tensors[f"{source}.v_proj.{kind}"]]
                 )
     return result
+
+
+_FLAT_BLOCK = re.compile(r"(?:(input_blocks|output_blocks)(\d+)(\d)|(middle_block)(\d)|(time_embed|out)(\d))(\D*.*)")
+_FLAT_RESNET = re.compile(r"(in_layers|emb_layers|out_layers)(\d)|skip_connection|op|conv|norm|proj_in|proj_out|")
+
+
+def ema_name_to_dotted(flat: str) -> str | None:
+    """Name of a UNet tensor from the name of its running average, which LDM stores without dots.
+
+    `input_blocks41transformer_blocks0norm1weight` -> `input_blocks.4.1.transformer_blocks.0.norm1.weight`.
+    """
+    for kind in ("weight", "bias"):
+        if flat.endswith(kind):
+            head = _dotted_module(flat.removesuffix(kind))
+            return None if head is None else f"{head}.{kind}"
+    return None
+
+
+def _dotted_module(flat: str) -> str | None:
+    if label := re.fullmatch(r"label_emb(\d)(\d)", flat):
+        return f"label_emb.{label[1]}.{label[2]}"
+    match = _FLAT_BLOCK.fullmatch(flat)
+    if match is None:
+        return None
+    *numbers, rest = match.groups()
+    block = ".".join(part for part in numbers if part is not None)
+    if inner := re.fullmatch(
+        r"transformer_blocks(\d+)(?:(attn[12])(to_q|to_k|to_v|to_out0)|(norm[123])|ffnet(0proj|2))", rest
+    ):
+        index, attention, projection, norm, feed_forward = inner.groups()
+        if attention:
+            leaf = f"{attention}.{projection.replace('to_out0', 'to_out.0')}"
+        else:
+            leaf = norm or f"ff.net.{feed_forward.replace('0proj', '0.proj')}"
+        return f"{block}.transformer_blocks.{index}.{leaf}"
+    layer = _FLAT_RESNET.fullmatch(rest)
+    if layer is None:
+        return None
+    name = f"{layer[1]}.{layer[2]}" if layer[1] else rest
+    return f"{block}.{name}" if name else block

@@ -14,6 +14,7 @@ from konomi.data.batch import Latents
 from konomi.diffusion.conditioning import Conditioning
 from konomi.errors import ModelError
 from konomi.models.base import Part
+from konomi.models.families import shipped_config
 from konomi.models.family import Family, TowerSpec
 from konomi.models.noise_config import noise_schedule
 from konomi.models.parts import build_part, canonical_name, module_name, part_state
@@ -93,7 +94,13 @@ class LatentDiffusion:
         if key not in self._fingerprints:
             names: tuple[Part, ...] = ("vae",) if part == "vae" else tuple(tower.part for tower in self.spec.towers)
             hashes = [tensors_hash(self.source.tensors(name)) for name in names]
-            settings = [str(sorted(self.source.configs[name].items())) for name in names]
+            # Paths, versions and the like in a config change nothing.
+            settings = [
+                str(
+                    sorted((k, v) for k, v in self.source.configs[name].items() if k in shipped_config(self.spec, name))
+                )
+                for name in names
+            ]
             extra = [str(self._dtype_of(names[0])), self.family, str(self.latent_scale)]
             self._fingerprints[key] = _digest(hashes + settings + extra)
         return self._fingerprints[key]
@@ -121,6 +128,7 @@ class LatentDiffusion:
 
         return [
             TextTower(
+                part=spec.part,
                 tokenizer=self.tokenizer(spec),
                 module=self._part(spec.part),
                 layer=spec.layer,

@@ -86,6 +86,16 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
             raise ModelError(f"{where}: the config says {name} = {str(value)[:60]}, which no model of this kind has.")
 
 
+def complete_config(part: Part, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A part's config with the class it belongs to, for a diffusers folder. Nothing local (paths) is kept."""
+    named = {"denoiser": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+    public = _public(config)
+    if part in named:
+        return {"_class_name": named[part], "_diffusers_version": "0.36.0", **public}
+    architecture = "CLIPTextModelWithProjection" if part == "text_encoder_2" else "CLIPTextModel"
+    return {**public, "architectures": [architecture], "model_type": "clip_text_model"}
+
+
 def module_name(module: nn.Module, part: Part, name: str) -> str:
     """Name inside the module, as installed here, of a canonical name."""
     if part not in ("text_encoder", "text_encoder_2") or hasattr(module, "text_model"):

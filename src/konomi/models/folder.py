@@ -1,0 +1,125 @@
+"""A base in a diffusers folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from konomi.diffusion.noise import Prediction
+from konomi.errors import ModelError
+from konomi.models.base import Part
+from konomi.models.families import FAMILIES, shipped_config
+from konomi.models.family import Family
+from konomi.models.identify import check_channels
+from konomi.models.noise_config import prediction_of, prediction_word
+from konomi.models.parts import canonical_tensors
+from konomi.models.source import component
+from konomi.models.tensor_files import open_component, read_json
+from konomi.models.tokenizer import Vocabulary, read_vocabulary
+
+_LEGACY_END = 2
+"""`eos_token_id` in the published configs, a mistake that transformers works around by taking the highest token. That
+goes wrong once words are added, so the true number is set."""
+_CLIP_END = 49407
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSource:
+    """Parts of a diffusers folder."""
+
+    path: Path
+    family: Family
+    prediction: Prediction
+    configs: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def tensors(self, part: Part) -> dict[str, Tensor]:
+        return canonical_tensors(part, component_tensors(self.path / component(part)))
+
+    def vocabulary(self, tokenizer: str) -> tuple[Vocabulary, str]:
+        return read_vocabulary(self.path / tokenizer)
+
+
+def component_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of one component's folder."""
+    result: dict[str, Tensor] = {}
+    for file in open_component(folder, ("diffusion_pytorch_model", "model", "pytorch_model")):
+        result.update(file.read(file.shapes))
+    return result
+
+
+def open_folder(path: Path, *, prediction: Prediction | None = None, needs_vae: bool = True) -> FolderSource:
+    """Read the configs of a diffusers folder. Raises ModelError naming the file that is missing or wrong."""
+    if not (path / "unet").is_dir():
+        raise ModelError(f"{path}: {_not_a_base(path)}")
+    unet = read_json(path / "unet" / "config.json")
+    second = (path / "text_encoder_2").is_dir()
+    family = next((family for family in FAMILIES if family.recognise_folder(unet, second)), None)
+    if family is None:
+        raise ModelError(f"{path}: its UNet ({unet.get('addition_embed_type')}) is of no family that konomi knows.")
+    configs: dict[str, dict[str, Any]] = {"unet": unet}
+    for tower in family.towers:
+        text = read_json(path / tower.part / "config.json")
+        if text.get("model_type", "clip_text_model") != "clip_text_model":
+            raise ModelError(f"{path}: its {tower.part} is a {text['model_type']}, not CLIP; konomi does not read it.")
+        if text.get("eos_token_id") == _LEGACY_END and text.get("vocab_size", 0) > _CLIP_END:
+            text["eos_token_id"] = _CLIP_END
+        configs[tower.part] = text
+    if (path / "vae" / "config.json").is_file():
+        configs["vae"] = read_json(path / "vae" / "config.json")
+    elif needs_vae:
+        raise ModelError(f"{path}: has no vae folder. Add one, or give a VAE with vae=FILE.")
+    else:
+        configs["vae"] = shipped_config(family, "vae")
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    configs["scheduler"] = read_json(scheduler) if scheduler.is_file() else shipped_config(family, "scheduler")
+    try:
+        _complete(family, configs)
+        prediction = prediction or prediction_of(configs["scheduler"])
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    configs["scheduler"]["prediction_type"] = prediction_word(prediction)
+    check_channels(configs["unet"]["in_channels"], configs["vae"]["latent_channels"], str(path))
+    return FolderSource(path, family, prediction, configs)
+
+
+def _complete(family: Family, configs: dict[str, dict[str, Any]]) -> None:
+    """Fill in what old configs leave out (diffusers' own defaults), and check the types of what is read here."""
+    defaults = {
+        "unet": {"sample_size": shipped_config(family, "unet")["sample_size"], "in_channels": 4},
+        "vae": {"latent_channels": 4, "block_out_channels": [64]},
+    }
+    for name, values in defaults.items():
+        for setting, value in values.items():
+            if configs[name].get(setting) is None:
+                configs[name][setting] = value
+    for name, setting, kind in (
+        ("unet", "sample_size", int),
+        ("unet", "in_channels", int),
+        ("unet", "block_out_channels", list),
+        ("unet", "down_block_types", list),
+        ("vae", "latent_channels", int),
+        ("vae", "block_out_channels", list),
+    ):
+        if not isinstance(configs[name].get(setting), kind):
+            raise ModelError(f"the config of {name} has {setting} = {str(configs[name].get(setting))[:60]}.")
+
+
+def _not_a_base(path: Path) -> str:
+    if (path / "transformer").is_dir():
+        return "this looks like SD3 or FLUX (a transformer in place of a UNet), which konomi does not read yet."
+    if (path / "prior").is_dir() or (path / "decoder").is_dir():
+        return "this looks like Stable Cascade, which konomi does not read."
+    if (path / "adapter_config.json").is_file() or (path / "pytorch_lora_weights.safetensors").is_file():
+        return "this is a LoRA, not a base model. Use it with --add."
+    if (path / "config.json").is_file() and not (path / "model_index.json").is_file():
+        return "this is one part of a model. Give the folder above it, which holds model_index.json."
+    files = [file.name for file in sorted(path.glob("*.safetensors"))]
+    if files:
+        return f"not a diffusers folder (no unet). Give one of the files in it: {', '.join(files[:3])}."
+    return "not a diffusers folder: it has no unet. Give a folder with model_index.json, or a .safetensors file."

@@ -1,0 +1,50 @@
+"""What a file that is no base model is, by the names of its tensors."""
+
+import re
+
+from konomi.errors import ModelError
+from konomi.models.families import FAMILIES
+from konomi.models.family import UNET_PREFIX, Family, Shapes
+
+_OTHERS: tuple[tuple[str, str], ...] = (
+    (r"lora_(up|down|A|B)|\.lora\.|lora_unet_|^unet:\d+:|lokr_|hada_|lora_linear_layer",
+     "a LoRA, not a base model. Use it with --add, and give the model it was trained on as the base"),
+    (r"joint_blocks\.", "Stable Diffusion 3, which konomi does not read yet"),
+    (r"double_blocks\.|single_transformer_blocks\.", "FLUX, which konomi does not read yet"),
+    (r"^conditioner\.embedders\.0\.model\.", "the SDXL refiner, which konomi does not train. Take the SDXL base"),
+    (r"control_model\.|controlnet_|^zero_convs\.|input_hint_block", "a ControlNet, not a base model"),
+    (r"motion_modules\.", "an AnimateDiff motion module, not a base model"),
+    (r"^emb_params$|^clip_[lg]$|^string_to_param",
+     "a learned word (Textual Inversion), not a base model. Use it with --add"),
+    (r"^(down_blocks|mid_block)\..*attentions", "a diffusers UNet alone. Give the folder that holds all parts"),
+    (r"^(first_stage_model\.)?(encoder|decoder)\.(down|up|mid)", "a VAE alone, not a base model"),
+    (r"^(text_model\.|transformer\.resblocks\.)", "a text encoder alone, not a base model"),
+    (r"^transformer_blocks\.|^blocks\.\d+\.|caption_projection", "a transformer model that konomi does not read yet"),
+)  # fmt: skip
+
+
+def recognise(shapes: Shapes, where: str) -> Family:
+    """The family of a single file. Raises ModelError that names what it is instead."""
+    unet = any(name.startswith(UNET_PREFIX) for name in shapes)
+    if unet and f"{UNET_PREFIX}input_blocks.0.0.weight" in shapes:
+        for family in FAMILIES:
+            if family.recognise_ldm(shapes):
+                return family
+    for pattern, name in _OTHERS:
+        expression = re.compile(pattern)
+        if any(expression.search(key) for key in shapes):
+            raise ModelError(f"{where}: this looks like {name}.")
+    if unet:
+        raise ModelError(f"{where}: holds a UNet but no text encoder that konomi knows. Take the complete checkpoint.")
+    example = next(iter(shapes), None)
+    detail = "it holds no tensors" if example is None else f"its {len(shapes)} tensors are named like {example!r}"
+    raise ModelError(f"{where}: no Stable Diffusion 1, 2 or XL model that konomi recognises; {detail[:200]}.")
+
+
+def check_channels(in_channels: int, latent_channels: int, where: str) -> None:
+    """Only text-to-image and inpainting inputs are known."""
+    if in_channels in (latent_channels, 2 * latent_channels + 1):
+        return
+    known = {5: "a depth-to-image model", 7: "an upscaler", 8: "an image-editing model (InstructPix2Pix)"}
+    what = known.get(in_channels, "a model of another kind")
+    raise ModelError(f"{where}: its UNet takes {in_channels} channels: {what}, which konomi does not read.")

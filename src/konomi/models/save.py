@@ -1,0 +1,237 @@
+"""Save a base, with trained parts in place of its own: a diffusers folder or a single file in the LDM layout."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from konomi.errors import ModelError
+from konomi.formats.ldm_keys import UNetLayout, transformers_to_openclip, unet_to_ldm, vae_to_ldm
+from konomi.models.base import Part
+from konomi.models.families import shipped_config
+from konomi.models.family import UNET_PREFIX, VAE_PREFIX, TowerSpec
+from konomi.models.infer import TOLD, infer_text, infer_unet, infer_vae
+from konomi.models.latent_diffusion import LatentDiffusion
+from konomi.models.parts import complete_config
+from konomi.models.single_file import CONFIGS_KEY, VOCABULARY_KEY, SingleFileSource
+from konomi.models.source import component
+from konomi.models.tokenizer import clip_vocabulary, write_tokenizer
+from konomi.storage.atomic import check_free_space, write_folder
+from konomi.storage.tensor_file import check_finite, write_tensors
+
+_SLACK = 16 << 20
+_LOGIT_SCALE = 4.6052
+"""ln 100, what every CLIP ends up with; unused here, but other tools look for it."""
+_MODULE_CLASS = {
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+}
+
+
+def save_folder(
+    base: LatentDiffusion, path: str | Path, *, dtype: torch.dtype, tensors: Mapping[str, Tensor] | None = None
+) -> None:
+    """A diffusers folder. `tensors` (canonical `PART.PATH`) stand in for the base's own.
+
+    A part that is loaded is saved as it is in memory, unless it was converted to half precision on loading: then it is
+    taken from where it came from. Atomic: `path` must not exist, and appears complete or not at all. Raises RunError for a lack of space and
+    FileFormatError naming a tensor with NaN or infinity.
+    """
+    path = Path(path)
+    replaced = _by_part(base, tensors or {})
+    check_free_space(path.parent, _size(base, dtype))
+    with write_folder(path) as folder:
+        for part in base.parts:
+            state = _final(base, part, replaced.get(part, {}), dtype)
+            target = folder / component(part)
+            target.mkdir()
+            text = part in ("text_encoder", "text_encoder_2")
+            file = "model.safetensors" if text else "diffusion_pytorch_model.safetensors"
+            write_tensors(target / file, state, {"format": "pt"})
+            config = complete_config(part, base.source.configs[component(part)])
+            if text:
+                config["torch_dtype"] = config["dtype"] = str(dtype).removeprefix("torch.")
+            _write_json(target / "config.json", config)
+        for tower in base.spec.towers:
+            vocabulary, pad = base.source.vocabulary(tower.tokenizer)
+            write_tokenizer(folder / tower.tokenizer, vocabulary, pad_token=pad, length=base.num_positions)
+        scheduler = {**shipped_config(base.spec, "scheduler"), **base.source.configs["scheduler"]}
+        (folder / "scheduler").mkdir()
+        _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+        _write_json(folder / "model_index.json", _model_index(base, scheduler["_class_name"]))
+
+
+def save_single_file(
+    base: LatentDiffusion,
+    path: str | Path,
+    *,
+    dtype: torch.dtype,
+    tensors: Mapping[str, Tensor] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """A .safetensors file in the LDM layout with the classic names, which every tool reads.
+
+    Where the base's architecture is not the published one, the file says what its shapes cannot (`konomi.configs`,
+    `konomi.vocabulary`). Arguments and errors as for `save_folder`; an existing file is replaced in one step.
+    """
+    path = Path(path)
+    replaced = _by_part(base, tensors or {})
+    content: dict[str, Tensor] = {}
+    for part in base.parts:
+        content.update(_to_ldm(base, part, _final(base, part, replaced.get(part, {}), dtype)))
+    check_free_space(path.parent, _SLACK + sum(tensor.numel() * tensor.element_size() for tensor in content.values()))
+    write_tensors(path, content, {**_own_metadata(base, content), **(metadata or {})})
+
+
+def _by_part(base: LatentDiffusion, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    result: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition(".")
+        if part not in base.parts:
+            raise ModelError(f"{key}: {base.name} has no part {part!r}; its parts: {', '.join(base.parts)}.")
+        result.setdefault(part, {})[name] = tensor
+    return result
+
+
+def _final(base: LatentDiffusion, part: Part, replaced: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """A part's tensors as they go into the file."""
+    state = _own_tensors(base, part)
+    for name, tensor in replaced.items():
+        if name not in state:
+            raise ModelError(f"{part}.{name}: {base.name} has no such tensor.")
+        if tensor.shape != state[name].shape:
+            raise ModelError(f"{part}.{name} has shape {list(tensor.shape)}, the base's {list(state[name].shape)}.")
+        state[name] = tensor.detach()
+    check_finite(state, base.name)
+    return {name: tensor.to("cpu", dtype).contiguous() for name, tensor in state.items()}
+
+
+def _own_tensors(base: LatentDiffusion, part: Part) -> dict[str, Tensor]:
+    """The base's own, in the best precision there is of them."""
+    live = base.state(part) if part in base.loaded_parts() else {}
+    if live and all(tensor.dtype == torch.float32 for tensor in live.values()):
+        return live
+    stored = base.source.tensors(part)
+    return {
+        name: live[name] if name in live and live[name].dtype == tensor.dtype else tensor
+        for name, tensor in stored.items()
+        if not name.endswith("position_ids")
+    }
+
+
+def _size(base: LatentDiffusion, dtype: torch.dtype) -> int:
+    count = sum(tensor.numel() for part in base.parts for tensor in _own_tensors(base, part).values())
+    return _SLACK + count * (torch.finfo(dtype).bits // 8)
+
+
+def _to_ldm(base: LatentDiffusion, part: Part, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    config = base.source.configs[component(part)]
+    if part == "denoiser":
+        layout = UNetLayout.from_config(config)
+        return {f"{UNET_PREFIX}{_known(unet_to_ldm(name, layout), name)}": t for name, t in state.items()}
+    if part == "vae":
+        levels, layers = len(config["block_out_channels"]), int(config["layers_per_block"])
+        named = {_known(vae_to_ldm(name, levels=levels, layers=layers), name): t for name, t in state.items()}
+        return {f"{VAE_PREFIX}{name}": _as_convolution(name, tensor) for name, tensor in named.items()}
+    tower = next(tower for tower in base.spec.towers if tower.part == part)
+    if not tower.open_clip:
+        return {f"{tower.ldm_prefix}{name}": tensor for name, tensor in state.items()}
+    result = {f"{tower.ldm_prefix}{name}": tensor for name, tensor in transformers_to_openclip(state).items()}
+    return {**_openclip_rest(base, tower, result), **result}
+
+
+def _openclip_rest(base: LatentDiffusion, tower: TowerSpec, result: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What OpenCLIP's layout has and transformers' lacks: from the base's own file, or the nearest thing to it."""
+    dtype = result[f"{tower.ldm_prefix}token_embedding.weight"].dtype
+    source: Any = base.source
+    if isinstance(source, SingleFileSource):
+        return {n: t.to(dtype) for n, t in source.leftovers().items() if n.startswith(tower.ldm_prefix)}
+    rest = {f"{tower.ldm_prefix}logit_scale": torch.tensor(_LOGIT_SCALE, dtype=dtype)}
+    if not tower.pooled:
+        width = base.source.configs[tower.part]["hidden_size"]
+        rest[f"{tower.ldm_prefix}text_projection"] = torch.eye(int(width), dtype=dtype)
+    last = int(base.source.configs[tower.part]["num_hidden_layers"]) - 1
+    block = f"{tower.ldm_prefix}transformer.resblocks."
+    for extra in range(tower.ldm_extra_layers):
+        for name, tensor in result.items():
+            if name.startswith(f"{block}{last}."):
+                rest[name.replace(f"{block}{last}.", f"{block}{last + 1 + extra}.")] = tensor.clone()
+    return rest
+
+
+def _as_convolution(name: str, tensor: Tensor) -> Tensor:
+    attention = ".mid.attn_1." in f".{name}" and tensor.ndim == 2
+    return tensor[:, :, None, None] if attention else tensor
+
+
+def _known(ldm_name: str | None, name: str) -> str:
+    if ldm_name is None:
+        raise ModelError(f"{name} has no name in the LDM layout: this architecture can only be saved as a folder.")
+    return ldm_name
+
+
+def _own_metadata(base: LatentDiffusion, content: Mapping[str, Tensor]) -> dict[str, str]:
+    """modelspec's facts, and what the shapes do not tell of an unusual architecture."""
+    side = base.resolution
+    result = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": base.spec.modelspec_architecture[base.prediction],
+        "modelspec.prediction_type": base.prediction,
+        "modelspec.resolution": f"{side}x{side}",
+    }
+    shapes = {name: tuple(tensor.shape) for name, tensor in content.items()}
+    inferred: dict[str, dict[str, Any]] = {
+        "unet": infer_unet(base.spec, shapes, {}, check=False),
+        "vae": infer_vae(base.spec, shapes, {}, check=False),
+        "scheduler": shipped_config(base.spec, "scheduler"),
+        **{tower.part: infer_text(base.spec, tower, shapes, {}) for tower in base.spec.towers},
+    }
+    inferred["unet"]["sample_size"] = base.spec.resolution[base.prediction] // 8
+    inferred["scheduler"]["prediction_type"] = base.source.configs["scheduler"].get("prediction_type", "epsilon")
+    unusual = {}
+    for name, settings in TOLD.items():
+        actual = base.source.configs.get(name, {})
+        differing = {s: actual[s] for s in settings if s in actual and actual[s] != inferred[name].get(s)}
+        if differing:
+            unusual[name] = differing
+    if unusual:
+        result[CONFIGS_KEY] = json.dumps(unusual, sort_keys=True)
+    vocabulary, _ = base.source.vocabulary(base.spec.towers[0].tokenizer)
+    if vocabulary != clip_vocabulary():
+        result[VOCABULARY_KEY] = json.dumps(vocabulary.to_json(), ensure_ascii=False)
+    return result
+
+
+def _model_index(base: LatentDiffusion, scheduler_class: str) -> dict[str, Any]:
+    sdxl = base.spec.reads_sizes
+    index: dict[str, Any] = {
+        "_class_name": base.spec.inpaint_pipeline if base.inpainting else base.spec.pipeline,
+        "_diffusers_version": "0.36.0",
+        "feature_extractor": [None, None],
+        "scheduler": ["diffusers", scheduler_class],
+        "unet": _MODULE_CLASS["unet"],
+        "vae": _MODULE_CLASS["vae"],
+    }
+    for tower in base.spec.towers:
+        index[tower.part] = _MODULE_CLASS[tower.part]
+        index[tower.tokenizer] = _MODULE_CLASS[tower.tokenizer]
+    if sdxl:
+        index["image_encoder"] = [None, None]
+        index["force_zeros_for_empty_prompt"] = True
+        if base.inpainting:
+            index["requires_aesthetics_score"] = False
+    else:
+        index["safety_checker"] = [None, None]
+        index["requires_safety_checker"] = False
+    return dict(sorted(index.items()))
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")

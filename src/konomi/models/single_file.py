@@ -1,0 +1,235 @@
+"""A base in one file (.safetensors, .ckpt) in the LDM layout."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from konomi.diffusion.noise import Prediction
+from konomi.errors import FileFormatError, ModelError
+from konomi.formats.ldm_keys import (
+    UNetLayout,
+    ema_name_to_dotted,
+    openclip_to_transformers,
+    unet_to_diffusers,
+    vae_to_diffusers,
+)
+from konomi.models.base import Part
+from konomi.models.families import shipped_config
+from konomi.models.family import UNET_PREFIX, VAE_PREFIX, Family, Shapes, TowerSpec
+from konomi.models.identify import check_channels, recognise
+from konomi.models.infer import TOLD, infer_text, infer_unet, infer_vae, time_embedding_width
+from konomi.models.noise_config import prediction_of, prediction_word
+from konomi.models.tensor_files import TensorFile, open_tensor_file
+from konomi.models.tokenizer import Vocabulary, clip_vocabulary
+
+CONFIGS_KEY = "konomi.configs"
+VOCABULARY_KEY = "konomi.vocabulary"
+_EMA_PREFIX = "model_ema.diffusion_model"
+_EPSILON_STEPS = (875000,)
+"""`global_step` of SD2-base's .ckpt; the 768-v models have others."""
+
+
+@dataclass(frozen=True, slots=True)
+class SingleFileSource:
+    """Parts of a single file."""
+
+    file: TensorFile
+    family: Family
+    prediction: Prediction
+    configs: Mapping[str, Mapping[str, Any]]
+    has_vae: bool
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """LDM name -> name in the file, for tensors stored under another name."""
+
+    @property
+    def where(self) -> str:
+        return str(self.file.path)
+
+    def tensors(self, part: Part) -> dict[str, Tensor]:
+        if part == "denoiser":
+            return self._unet()
+        if part == "vae":
+            if not self.has_vae:
+                raise ModelError(f"{self.where}: holds no VAE. Give one with vae=FILE.")
+            return vae_tensors(self.file, VAE_PREFIX, self.configs["vae"])
+        tower = next(tower for tower in self.family.towers if tower.part == part)
+        return self._text(tower)
+
+    def vocabulary(self, tokenizer: str) -> tuple[Vocabulary, str]:
+        tower = next(tower for tower in self.family.towers if tower.tokenizer == tokenizer)
+        told = self.file.metadata.get(VOCABULARY_KEY)
+        vocabulary = clip_vocabulary() if told is None else _told_vocabulary(told, self.where)
+        size = self.configs[tower.part]["vocab_size"]
+        if max(vocabulary.tokens.values()) >= size:
+            raise ModelError(
+                f"{self.where}: its text encoder knows {size} tokens, CLIP's vocabulary has {len(vocabulary.tokens)}, "
+                "and the file brings no vocabulary of its own. Use it as a diffusers folder."
+            )
+        return vocabulary, tower.pad_token if tower.pad_token in vocabulary.tokens else "<|endoftext|>"
+
+    def leftovers(self) -> dict[str, Tensor]:
+        """Text tensors that no module uses but other tools expect (SD2's last layer, `logit_scale`)."""
+        names = [
+            name
+            for tower in self.family.towers
+            if tower.open_clip
+            for name in self.file.shapes
+            if name.startswith(tower.ldm_prefix) and self._is_leftover(name[len(tower.ldm_prefix) :], tower)
+        ]
+        return self.file.read(names)
+
+    def _is_leftover(self, name: str, tower: TowerSpec) -> bool:
+        match = re.match(r"transformer\.resblocks\.(\d+)\.", name)
+        if match is not None:
+            return int(match[1]) >= int(self.configs[tower.part]["num_hidden_layers"])
+        return name == "logit_scale" or (name == "text_projection" and not tower.pooled)
+
+    def _unet(self) -> dict[str, Tensor]:
+        layout = UNetLayout.from_config(self.configs["unet"])
+        wanted = {name: self.aliases.get(name, name) for name in _names(self.file, self.aliases)}
+        result: dict[str, Tensor] = {}
+        stored = self.file.read(wanted.values())
+        for name, alias in wanted.items():
+            path = unet_to_diffusers(name[len(UNET_PREFIX) :], layout)
+            # An unknown name goes on as it is: building the part reports it.
+            result[path or name] = stored[alias]
+        return result
+
+    def _text(self, tower: TowerSpec) -> dict[str, Tensor]:
+        names = [name for name in self.file.shapes if name.startswith(tower.ldm_prefix)]
+        names = [name for name in names if not self._is_leftover(name[len(tower.ldm_prefix) :], tower)]
+        result: dict[str, Tensor] = {}
+        for name, tensor in self.file.read(names).items():
+            inner = name[len(tower.ldm_prefix) :]
+            if tower.open_clip:
+                result.update(openclip_to_transformers(inner, tensor))
+            elif "position_ids" not in inner:
+                result[inner if inner.startswith("text_model.") else f"text_model.{inner}"] = tensor
+        return result
+
+
+def open_single_file(path: Path, *, prediction: Prediction | None = None) -> SingleFileSource:
+    """Recognise a single file from its header. Raises ModelError or FileFormatError saying what is wrong."""
+    file = open_tensor_file(path)
+    aliases = _ema_aliases(file.shapes)
+    shapes = dict(file.shapes)
+    shapes.update({name: file.shapes[stored] for name, stored in aliases.items()})
+    family = recognise(shapes, str(path))
+    told = _told_configs(file)
+    try:
+        configs: dict[str, dict[str, Any]] = {
+            tower.part: infer_text(family, tower, shapes, told.get(tower.part, {})) for tower in family.towers
+        }
+        unet: dict[str, Any] = infer_unet(family, shapes, told.get("unet", {}))
+        has_vae = any(name.startswith(f"{VAE_PREFIX}encoder.") for name in shapes)
+        vae = infer_vae(family, shapes, told.get("vae", {})) if has_vae else shipped_config(family, "vae")
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    check_channels(unet["in_channels"], vae["latent_channels"], str(path))
+    if family.reads_sizes:
+        unet["addition_time_embed_dim"] = time_embedding_width(unet, configs["text_encoder_2"]["projection_dim"])
+    prediction = prediction or told_prediction(file, family, told) or default_prediction(family, unet["in_channels"])
+    if "sample_size" not in told.get("unet", {}):
+        unet["sample_size"] = family.resolution[prediction] // 8
+    scheduler = {**shipped_config(family, "scheduler"), **told.get("scheduler", {})}
+    scheduler["prediction_type"] = prediction_word(prediction)
+    if "ztsnr" in file.shapes:
+        scheduler["rescale_betas_zero_snr"] = True
+    all_configs = {"unet": unet, "vae": vae, "scheduler": scheduler, **configs}
+    return SingleFileSource(file, family, prediction, all_configs, has_vae, aliases)
+
+
+def default_prediction(family: Family, in_channels: int) -> Prediction:
+    """What is assumed where nothing tells: the family's first, but epsilon for inpainting models, as published."""
+    return "epsilon" if in_channels > 4 and "epsilon" in family.predictions else family.predictions[0]
+
+
+def told_prediction(file: TensorFile, family: Family, told: Mapping[str, Mapping[str, Any]]) -> Prediction | None:
+    """From konomi's or modelspec metadata, marker tensors, a `.yaml` of the same name, or the training step."""
+    if "prediction_type" in told.get("scheduler", {}):
+        return prediction_of(told["scheduler"])
+    word = file.metadata.get("modelspec.prediction_type", "").lower()
+    if word:
+        return "v" if word.startswith("v") else "epsilon"
+    architecture = file.metadata.get("modelspec.architecture", "").partition("/")[0]
+    if architecture == "stable-diffusion-v2-768-v" or "v_pred" in file.shapes:
+        return "v"
+    if architecture == "stable-diffusion-v2-512":
+        return "epsilon"
+    beside = _parameterization(file.path)
+    if beside is not None:
+        return beside
+    if len(set(family.resolution.values())) > 1 and file.global_step in _EPSILON_STEPS:
+        return "epsilon"
+    return None
+
+
+def _parameterization(path: Path) -> Prediction | None:
+    """`parameterization: "v"` in the yaml beside a checkpoint, read as plain text."""
+    for ending in (".yaml", ".yml"):
+        config = path.with_suffix(ending)
+        if config.is_file() and config.stat().st_size < 1 << 20:
+            text = config.read_text(encoding="utf-8", errors="replace")
+            match = re.search(r"^\s*parameterization:\s*[\"']?(\w+)", text, re.MULTILINE)
+            return "v" if match is not None and match[1] == "v" else "epsilon"
+    return None
+
+
+def vae_tensors(file: TensorFile, prefix: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A VAE in the LDM layout, under diffusers' names."""
+    levels, layers = len(config["block_out_channels"]), int(config["layers_per_block"])
+    starts = tuple(prefix + part for part in ("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))
+    names = [name for name in file.shapes if name.startswith(starts)]
+    result: dict[str, Tensor] = {}
+    for name, tensor in file.read(names).items():
+        inner = name[len(prefix) :]
+        result[vae_to_diffusers(inner, levels=levels, layers=layers) or inner] = tensor
+    return result
+
+
+def _names(file: TensorFile, aliases: Mapping[str, str]) -> list[str]:
+    return list(aliases) or [name for name in file.shapes if name.startswith(UNET_PREFIX)]
+
+
+def _ema_aliases(shapes: Shapes) -> dict[str, str]:
+    """Running averages stand in for a UNet that is not there itself."""
+    if any(name.startswith(UNET_PREFIX) for name in shapes):
+        return {}
+    aliases: dict[str, str] = {}
+    for name in shapes:
+        if name.startswith(_EMA_PREFIX):
+            dotted = ema_name_to_dotted(name[len(_EMA_PREFIX) :])
+            if dotted is not None:
+                aliases[UNET_PREFIX + dotted] = name
+    return aliases
+
+
+def _told_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
+    """Settings the file states about itself, those of `TOLD` alone."""
+    raw = file.metadata.get(CONFIGS_KEY)
+    if raw is None:
+        return {}
+    try:
+        stated = json.loads(raw)
+        return {
+            component: {name: stated[component][name] for name in names if name in stated[component]}
+            for component, names in TOLD.items()
+            if component in stated
+        }
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise FileFormatError(f"{file.path}: the metadata {CONFIGS_KEY} is damaged ({error}).") from error
+
+
+def _told_vocabulary(raw: str, where: str) -> Vocabulary:
+    try:
+        content = json.loads(raw)
+        tokens = {str(token): int(number) for token, number in content["tokens"].items()}
+        pairs = [merge.split() for merge in content["merges"]]
+        return Vocabulary(tokens, tuple((left, right) for left, right in pairs))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise FileFormatError(f"{where}: the metadata {VOCABULARY_KEY} is damaged ({error}).") from error
