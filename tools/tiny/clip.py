@@ -1,0 +1,164 @@
+"""Stage 3: text tower (the text encoder of `tiny`) and image tower, trained together on captions and their scenes.
+
+Contrastive loss (Radford et al. 2021) plus, while training only, one learned direction per concept, style and background
+colour that both towers are drawn to (proxies, Movshovitz-Attias et al. 2017): batches that a CPU can hold have too few
+negatives to tell 1,489 concepts apart. B batch, D projection width.
+"""
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from tools.tiny.captions import background_words, caption
+from tools.tiny.scenes import COLOURS, SIDE, STYLES, Scene, Sprites, describe, render
+from tools.tiny.stage import Progress, Work, learning_rate, set_rate, steps_from
+from tools.tiny.tokenizer import VOCABULARY
+from tools.tiny.vae import to_tensor
+
+FIRST_SEED = 200_000_000
+BATCH = 128
+PEAK = 1.5e-3
+WIDTH_TEXT, WIDTH_IMAGE, WIDTH_SHARED = 192, 128, 128
+
+
+class Towers(nn.Module):
+    """Both towers, the temperature and the proxies."""
+
+    def __init__(self, concepts: int, seed: int = 13) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.text = CLIPTextModelWithProjection(text_config())
+        self.image = CLIPVisionModelWithProjection(image_config())
+        self.log_scale = nn.Parameter(torch.tensor(2.7))
+        self.concepts = nn.Parameter(F.normalize(torch.randn(concepts, WIDTH_SHARED), dim=1))
+        self.styles = nn.Linear(WIDTH_SHARED, len(STYLES))
+        self.colours = nn.Linear(WIDTH_SHARED, len(COLOURS))
+
+    def forward(self, tokens: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors [B, D] of texts and pictures."""
+        text = self.text(input_ids=tokens).text_embeds.float()
+        image = self.image(pixel_values=pixels).image_embeds.float()
+        return F.normalize(text, dim=1), F.normalize(image, dim=1)
+
+
+def text_config() -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH_TEXT, intermediate_size=4 * WIDTH_TEXT, num_hidden_layers=3,
+        num_attention_heads=WIDTH_TEXT // 64, max_position_embeddings=77, hidden_act="quick_gelu",
+        projection_dim=WIDTH_SHARED, bos_token_id=VOCABULARY - 2, eos_token_id=VOCABULARY - 1,
+        pad_token_id=VOCABULARY - 1,
+    )  # fmt: skip
+
+
+def image_config() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=WIDTH_IMAGE, intermediate_size=4 * WIDTH_IMAGE, num_hidden_layers=5,
+        num_attention_heads=WIDTH_IMAGE // 32, image_size=SIDE, patch_size=16, hidden_act="quick_gelu",
+        projection_dim=WIDTH_SHARED,
+    )  # fmt: skip
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str], device: str) -> Tensor:
+    """Ids padded to the longest: the towers are causal, so what follows the end token does not matter."""
+    rows = [ids[:76] + [VOCABULARY - 1] if len(ids) > 77 else ids for ids in tokenizer(captions).input_ids]
+    longest = max(len(row) for row in rows)
+    return torch.tensor([row + [VOCABULARY - 1] * (longest - len(row)) for row in rows], device=device)
+
+
+def towers_loss(towers: Towers, tokens: Tensor, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss, share of captions whose own picture is nearest). `labels` [B, 4]: concept, style, colour, said (bits)."""
+    text, image = towers(tokens, pixels)
+    scale = towers.log_scale.clamp(max=4.6).exp()
+    logits = scale * text @ image.T
+    own = torch.arange(len(text), device=text.device)
+    contrast = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    proxies = F.normalize(towers.concepts, dim=1).T
+    concept, style, colour, said = labels.unbind(1)
+    guide = F.cross_entropy(16 * image @ proxies, concept, label_smoothing=0.05)
+    guide = guide + F.cross_entropy(16 * text @ proxies, concept, label_smoothing=0.05)
+    for head, target, bit in ((towers.styles, style, 1), (towers.colours, colour, 2)):
+        guide = guide + 0.3 * F.cross_entropy(8 * head(image), target)
+        mentioned = (said & bit) > 0
+        if mentioned.any():
+            guide = guide + 0.3 * F.cross_entropy(8 * head(text[mentioned]), target[mentioned])
+    return contrast + 0.5 * guide, (logits.argmax(1) == own).float().mean()
+
+
+def label(sprites: Sprites, scene: Scene, words: str, numbers: dict[str, int], rng: np.random.Generator) -> list[int]:
+    """Concept (one of two at random), style, colour, and which of style (1) and colour (2) the caption names."""
+    item = scene.items[int(rng.integers(len(scene.items)))]
+    said = int(f"{scene.style} style" in words) + 2 * int(background_words(scene.background) in words)
+    concept = numbers[sprites.all[item.sprite].name]
+    return [concept, STYLES.index(scene.style), list(COLOURS).index(scene.background.colour), said]
+
+
+def train_clip(work: Work, sprites: Sprites, tokenizer: CLIPTokenizer, *, steps: int, minutes: float = 1e9) -> Towers:
+    """Stops after `minutes` (state saved)."""
+    numbers = {name: n for n, name in enumerate(sprites.names)}
+    towers = Towers(len(numbers)).to(work.device)
+    if work.device == "cpu":
+        # The fused attention's backward pass in bfloat16 takes a third of the step on the CPU; plain products do not.
+        towers.text.set_attn_implementation("eager")
+        towers.image.set_attn_implementation("eager")
+    decayed = [p for p in towers.parameters() if p.dim() > 1]
+    plain = [p for p in towers.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=PEAK, betas=(0.9, 0.98)
+    )
+    progress = Progress(work.folder / "clip", towers, optimizer, decay=0.998)
+    started = saved = time.monotonic()
+    for step, seeds in steps_from(progress.step, steps, BATCH, FIRST_SEED):
+        rng = np.random.default_rng((step, 0xC11B))
+        scenes = [describe(sprites, seed) for seed in seeds]
+        words = [caption(sprites, scene, 0) for scene in scenes]
+        labels = torch.tensor([label(sprites, s, w, numbers, rng) for s, w in zip(scenes, words)], device=work.device)
+        pixels = to_tensor([render(sprites, scene) for scene in scenes], work.device)
+        set_rate(optimizer, learning_rate(step, steps, PEAK, warmup=200))
+        with work.autocast():
+            loss, hits = towers_loss(towers, tokenize(tokenizer, words, work.device), pixels, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
+        optimizer.step()
+        progress.advance()
+        if step % 50 == 0:
+            taken = time.monotonic() - started
+            print(f"clip {step}/{steps} loss {loss.item():.3f} top-1 of {BATCH} {hits.item():.2f} {taken:.0f} s", flush=True)
+        if time.monotonic() - saved > 180:
+            progress.save()
+            saved = time.monotonic()
+        if time.monotonic() - started > 60 * minutes:
+            break
+    progress.save()
+    towers.load_state_dict(progress.average)
+    return towers
+
+
+@torch.no_grad()
+def retrieval(
+    towers: Towers, sprites: Sprites, tokenizer: CLIPTokenizer, *, first_seed: int, rounds: int = 8, device: str = "cpu"
+) -> float:
+    """Share of captions nearest to their own scene among 64 new scenes of distinct single concepts."""
+    hits = []
+    seed = first_seed
+    for _ in range(rounds):
+        chosen: dict[str, Scene] = {}
+        while len(chosen) < 64:
+            scene = describe(sprites, seed, pair_share=0.0)
+            seed += 1
+            chosen.setdefault(sprites.all[scene.items[0].sprite].name, scene)
+        words = [caption(sprites, scene, 0) for scene in chosen.values()]
+        pixels = to_tensor([render(sprites, scene) for scene in chosen.values()], device)
+        text, image = towers(tokenize(tokenizer, words, device), pixels)
+        hits.append(((text @ image.T).argmax(1).cpu() == torch.arange(64)).float().mean().item())
+    return float(np.mean(hits))

@@ -1,0 +1,138 @@
+"""Stage 2: the autoencoder (AutoencoderKL, 8x reduction, 4 channels), trained on crops and whole scenes.
+
+Loss: L1 + squared error + difference of image gradients + a small KL (Rombach et al. 2022, without perceptual and
+adversarial terms, which need networks we do not have). B batch, H W pixels.
+"""
+
+import time
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional as F
+
+from tools.tiny.norm import use_fast_group_norm
+from tools.tiny.scenes import Sprites, describe, render
+from tools.tiny.stage import Progress, Work, learning_rate, set_rate, steps_from
+
+SCALING = 0.18215
+FIRST_SEED = 100_000_000
+CROP = 64
+BATCH_CROP, BATCH_WHOLE = 16, 4
+PEAK = 1.5e-3
+KL_WEIGHT = 1e-4
+
+
+def new_vae(seed: int = 11) -> AutoencoderKL:
+    """Random weights. Channels are multiples of 32 because the SD1 layout fixes 32 normalisation groups."""
+    torch.manual_seed(seed)
+    return AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=4, sample_size=128, layers_per_block=1, norm_num_groups=32,
+        block_out_channels=(32, 32, 64, 96), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, scaling_factor=SCALING,
+    )  # fmt: skip
+
+
+def to_tensor(images: list[np.ndarray], device: str) -> Tensor:
+    """uint8 pictures -> [B, 3, H, W] from -1 to 1."""
+    stacked = torch.from_numpy(np.stack(images)).to(device)
+    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def crops(sprites: Sprites, seeds: range) -> list[np.ndarray]:
+    """One CROP x CROP window a scene, around a drawing: plain background teaches nothing."""
+    out = []
+    for seed in seeds:
+        scene = describe(sprites, seed)
+        picture = render(sprites, scene)
+        rng = np.random.default_rng((seed, 0xC0))
+        item = scene.items[int(rng.integers(len(scene.items)))]
+        side = picture.shape[0]
+        corner = [
+            int(np.clip((c + rng.uniform(-0.5, 0.5) * item.size) * side - CROP / 2, 0, side - CROP)) for c in item.centre
+        ]
+        out.append(picture[corner[1] : corner[1] + CROP, corner[0] : corner[0] + CROP])
+    return out
+
+
+def vae_loss(vae: AutoencoderKL, pixels: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(loss, mean squared error)."""
+    moments = vae.quant_conv(vae.encoder(pixels)).float()
+    mean, log_variance = moments.chunk(2, dim=1)
+    log_variance = log_variance.clamp(-30, 20)
+    draw = torch.randn(mean.shape, generator=noise, device=mean.device)
+    latents = mean + torch.exp(0.5 * log_variance) * draw
+    restored = vae.decoder(vae.post_quant_conv(latents)).float()
+    error = restored - pixels
+    squared = error.square().mean()
+    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+    return 2 * squared + 0.5 * error.abs().mean() + 0.25 * edges + KL_WEIGHT * kl, squared
+
+
+def train_vae(work: Work, sprites: Sprites, *, steps: int, whole_share: float = 0.2, minutes: float = 1e9) -> AutoencoderKL:
+    """Crops first, whole scenes in the last `whole_share` of the steps. Stops after `minutes` (state saved)."""
+    vae = new_vae().to(work.device, memory_format=torch.channels_last)
+    if work.device == "cpu":
+        use_fast_group_norm(vae)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=1e-3)
+    progress = Progress(work.folder / "vae", vae, optimizer, decay=0.998)
+    started = saved = time.monotonic()
+    running = 0.0
+    for step, seeds in steps_from(progress.step, steps, BATCH_CROP, FIRST_SEED):
+        whole = step >= steps * (1 - whole_share)
+        images = [render(sprites, describe(sprites, s)) for s in seeds[:BATCH_WHOLE]] if whole else crops(sprites, seeds)
+        pixels = to_tensor(images, work.device).contiguous(memory_format=torch.channels_last)
+        set_rate(optimizer, learning_rate(step, steps, PEAK, warmup=100))
+        noise = torch.Generator(work.device).manual_seed(step)
+        with work.autocast():
+            loss, squared = vae_loss(vae, pixels, noise)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        progress.advance()
+        running = 0.98 * running + 0.02 * squared.item() if running else squared.item()
+        if step % 50 == 0:
+            psnr = 10 * np.log10(4 / running)
+            print(f"vae {step}/{steps} loss {loss.item():.4f} psnr {psnr:.2f} {time.monotonic() - started:.0f} s", flush=True)
+        if time.monotonic() - saved > 180:
+            progress.save()
+            saved = time.monotonic()
+        if time.monotonic() - started > 60 * minutes:
+            break
+    progress.save()
+    vae.load_state_dict(progress.average)
+    return vae
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, images: list[np.ndarray], device: str = "cpu") -> float:
+    """Mean over pictures of the peak signal-to-noise ratio in dB, latents at their mean, pixels clamped and 8-bit."""
+    values = []
+    for image in images:
+        pixels = to_tensor([image], device)
+        restored = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
+        restored = ((restored + 1) * 127.5).round() / 127.5 - 1
+        values.append(10 * torch.log10(4 / F.mse_loss(restored, pixels)).item())
+    return float(np.mean(values))
+
+
+@torch.no_grad()
+def fold_scale(vae: AutoencoderKL, images: list[np.ndarray], device: str = "cpu") -> None:
+    """Make each latent channel zero mean, unit variance after the fixed factor 0.18215 that every SD1 tool multiplies by.
+
+    The affine map goes into the 1x1 convolutions around the latents, so pictures are restored exactly as before.
+    """
+    latents = torch.cat([vae.encode(to_tensor([image], device)).latent_dist.mean for image in images])
+    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    gain = 1 / (deviation * SCALING)
+    channels = len(gain)
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    # z' = gain * (z - mean); its log-variance grows by 2 log gain; the decoder sees z' / gain + mean.
+    quant.weight[:channels] *= gain[:, None, None, None]
+    quant.bias[:channels] = (quant.bias[:channels] - mean) * gain
+    quant.bias[channels:] += 2 * gain.log()
+    post.bias += (post.weight[:, :, 0, 0] @ mean[:, None])[:, 0]
+    post.weight /= gain[None, :, None, None]
