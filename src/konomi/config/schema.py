@@ -64,13 +64,16 @@ def nearest(path: str, settings: Iterable[Setting]) -> str | None:
     """The setting's path that was probably meant, with the numbers of list items as they were written."""
     paths = [setting.path for setting in settings]
     wanted = generic(path)
-    same_name = [p for p in paths if p.rpartition(".")[2] == wanted.rpartition(".")[2]]
-    close = difflib.get_close_matches(wanted, same_name, 1, 0.4) or difflib.get_close_matches(wanted, paths, 1, 0.6)
+    name = _last(wanted)
+    same_name = [p for p in paths if _last(p) == name]
+    # A long common section must not make strangers look alike, so names are compared by themselves too.
+    like_name = [p for p in paths if difflib.SequenceMatcher(None, name, _last(p)).ratio() >= 0.6]
+    close = difflib.get_close_matches(wanted, same_name, 1, 0.4) or difflib.get_close_matches(wanted, like_name, 1, 0.6)
     if not close and len(same_name) == 1:
         close = same_name
     if not close and "." not in wanted:
-        by_name = {p.rpartition(".")[2]: p for p in reversed(paths)}
-        close = [by_name[name] for name in difflib.get_close_matches(wanted, by_name, 1, 0.75)]
+        by_name = {_last(p): p for p in reversed(paths)}
+        close = [by_name[found] for found in difflib.get_close_matches(wanted, by_name, 1, 0.75)]
     if not close:
         return None
     numbers = [part for part in path.split(".") if part.isdecimal()]
@@ -105,7 +108,8 @@ def help_of(config_type: type) -> dict[str, str]:
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             texts[statement.target.id] = " ".join(str(following.value.value).split())
     # A method's own text is what there is to say about its kind.
-    texts.setdefault("kind", summary(config_type))
+    if any(item.name == "kind" for item in fields(config_type)):
+        texts.setdefault("kind", summary(config_type))
     return texts
 
 
@@ -140,6 +144,10 @@ def _walk(config_type: type, prefix: str, method: type | None) -> Iterator[Setti
             yield from _walk(shape.section, f"{path}.", method)
         elif shape.word == "list" and shape.parts[0].section is not None:
             yield from _walk(shape.parts[0].section, f"{path}.{INDEX}.", method)
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _default(item: Field[Any]) -> Any:

@@ -58,6 +58,8 @@ def commented_recipe(method_config: type, *, base: str = "tiny", images: str = "
 
 def toml_value(value: Any) -> str:
     """A value as it stands behind the `=`."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{tomlkit.item(str(k)).as_string()} = {toml_value(v)}" for k, v in value.items()) + "}"
     text: str = tomlkit.item(_plain(value)).as_string()
     return text
 
