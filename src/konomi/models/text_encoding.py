@@ -223,9 +223,10 @@ def _emphasise(states_NLD: Tensor, chunks: list[_Chunk], restore_mean: bool) -> 
     weighted = states * weights_NL1
     if restore_mean:
         before, after = states.mean((1, 2), keepdim=True), weighted.mean((1, 2), keepdim=True)
-        # Where the weighted mean is about zero the ratio says nothing; leave such a chunk unscaled.
+        # Where a mean is about zero, their ratio is rounding noise: such a chunk stays as it is.
+        size = states.square().mean((1, 2), keepdim=True).sqrt()
         ratio = before / after
-        usable = (ratio > 0.1) & (ratio < 10.0) & (weights_NL1 != 1).any(1, keepdim=True)
+        usable = (before.abs() > 1e-4 * size) & (ratio > 0.1) & (ratio < 10.0) & (weights_NL1 != 1).any(1, keepdim=True)
         weighted = weighted * torch.where(usable, ratio, torch.ones_like(ratio))
     return weighted.to(states_NLD.dtype)
 
