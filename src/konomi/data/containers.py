@@ -60,11 +60,14 @@ def printable(name: str) -> str:
 def natural_key(name: str) -> tuple[tuple[tuple[bytes | int, ...], ...], bytes]:
     """Sort key: folder by folder, bytes as they are, digit runs as numbers; the same under every locale."""
     raw = name.encode("utf-8", "surrogatepass")
-    parts = tuple(
+    *folders, base = raw.split(b"/")
+    # The suffix apart: `a.png` comes before `a1.png`.
+    stem, dot, suffix = base.rpartition(b".")
+    parts = [*folders, stem if dot else base, suffix]
+    return tuple(
         tuple(int(piece) if index % 2 else piece for index, piece in enumerate(re.split(rb"([0-9]+)", part)))
-        for part in raw.split(b"/")
-    )
-    return parts, raw
+        for part in parts
+    ), raw
 
 
 def is_junk(name: str) -> bool:
@@ -163,6 +166,8 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 def _zip_refusal(info: zipfile.ZipInfo, name: str) -> str:
     if name.startswith("/") or ".." in name.split("/") or re.match(r"[A-Za-z]:", name):
         return "its name points outside the zip"
+    if info.file_size > MAX_FILE_BYTES:
+        return f"larger than {MAX_FILE_BYTES >> 20} MiB; save it smaller"
     if info.flag_bits & 0x1:
         return "it is encrypted; unpack the zip with its password first"
     if stat.S_ISLNK(info.external_attr >> 16):
@@ -247,6 +252,8 @@ def _open_regular(path: str) -> IO[bytes]:
 def _opened_zip(path: str) -> zipfile.ZipFile:
     try:
         status = os.stat(path)  # noqa: PTH116
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{printable(path)}: not a regular file")
         # The process id keeps forked workers from sharing one file position.
         return _cached_zip(path, status.st_size, status.st_mtime_ns, os.getpid())
     except MEMBER_ERRORS as error:
@@ -255,4 +262,5 @@ def _opened_zip(path: str) -> zipfile.ZipFile:
 
 @lru_cache(maxsize=8)
 def _cached_zip(path: str, _size: int, _mtime_ns: int, _process: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(_open_regular(path))
+    # By name, so that the archive closes its file when it leaves the cache.
+    return zipfile.ZipFile(path)

@@ -42,12 +42,12 @@ class FileIndex:
 
     def get(self, entry: Entry) -> Measured | None:
         """What is known of a file, if it is still the same."""
-        size, mtime_ns, measured = self._known.get(entry.locator, (-1, -1, None))
+        size, mtime_ns, measured = self._known.get(_key(entry), (-1, -1, None))
         return measured if (size, mtime_ns) == (entry.size, entry.mtime_ns) else None
 
     def put(self, entry: Entry, measured: Measured) -> None:
         if self.path is not None:
-            self._known[entry.locator] = (entry.size, entry.mtime_ns, measured)
+            self._known[_key(entry)] = (entry.size, entry.mtime_ns, measured)
             self._changed = True
 
     def save(self) -> None:
@@ -110,3 +110,8 @@ class FileIndex:
             self._changed = True
             return
         self._known = known
+
+
+def _key(entry: Entry) -> str:
+    # A relative path means another file in another working directory.
+    return os.path.abspath(entry.locator)  # noqa: PTH100

@@ -93,7 +93,8 @@ def _decoded(locator: str, background: str) -> tuple[Image.Image, Image.Image | 
 
 
 def _fraction(grey: Image.Image) -> Mask:
-    return np.divide(np.asarray(grey), np.float32(255), dtype=np.float32)
+    weights: Mask = np.divide(np.asarray(grey), np.float32(255), dtype=np.float32)
+    return weights
 
 
 def _read_mask(mask: str, size: tuple[int, int], locator: str) -> Mask:
