@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from konomi.errors import FileFormatError
 from konomi.formats import cloneofsimo, diffusers_lora, kohya, peft_lora
+from konomi.formats.layers import tensors_of
 from konomi.formats.report import FileReport, adapter_report, named_tensors, other_report
 from konomi.formats.source import Parsed, Source, open_source
 from konomi.storage.tensor_file import is_finite
@@ -108,6 +109,10 @@ def adapter_format(source: Source) -> AdapterFormat | None:
 
 
 def _check_numbers(path: Path | str, source: Source, adapter: Adapter) -> None:
+    tensors = [tensor for update in adapter.layers.values() for tensor in tensors_of(update).values()]
+    tensors += [tensor for vectors in adapter.embeddings.values() for tensor in vectors.values()]
+    if all(is_finite(tensor) for tensor in tensors):
+        return
     for name, tensor in named_tensors(source, adapter).items():
         if not is_finite(tensor):
             raise FileFormatError(f"{path}: {name} holds NaN or infinity; the file is broken. Use another save of it.")

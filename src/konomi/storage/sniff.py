@@ -135,7 +135,7 @@ def _classify_zip(path: Path) -> FileKind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
         return FileKind.TRUNCATED
     if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
         return FileKind.TORCH_ZIP

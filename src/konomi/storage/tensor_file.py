@@ -194,10 +194,10 @@ def _checked_info(path: Path, name: str, entry: object) -> TensorInfo:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise FileFormatError(f"{path}: {name} is not declared with dtype, shape and data_offsets.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in _BYTES:
+    if not isinstance(dtype, str) or dtype not in _BYTES:
         raise FileFormatError(f"{path}: {name} has the unknown type {str(dtype)[:40]!r}.")
-    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
-        raise FileFormatError(f"{path}: {name} has a shape or position that is not a list of whole numbers from 0 on.")
+    if not _naturals(shape) or len(shape) > 64 or not _naturals(offsets) or len(offsets) != 2:
+        raise FileFormatError(f"{path}: {name} has a shape or position that is no list of whole numbers.")
     start, end = offsets
     if end - start != math.prod(shape) * _BYTES[dtype]:
         raise FileFormatError(f"{path}: {name} of shape {shape} and type {dtype} cannot take {end - start} bytes.")
