@@ -13,6 +13,7 @@ from konomi.config.sections import TextConfig
 from konomi.data.batch import Latents
 from konomi.diffusion.conditioning import Conditioning
 from konomi.diffusion.noise import NoiseSchedule, Prediction
+from konomi.models.text_encoding import NO_WORDS, Words
 
 Part = Literal["denoiser", "text_encoder", "text_encoder_2", "vae"]
 
@@ -60,6 +61,10 @@ class BaseModel(Protocol):
         """
         ...
 
+    def loaded_parts(self) -> tuple[Part, ...]:
+        """Parts whose weights are in memory."""
+        ...
+
     def unload(self, *parts: Part) -> None:
         """Forget parts; they come back from the file when used again. A part that was changed must not be unloaded."""
         ...
@@ -76,11 +81,11 @@ class BaseModel(Protocol):
         """[B, C, h, w] scaled latents -> pixels [B, 3, H, W] from -1 to 1 (not clamped), float32."""
         ...
 
-    def encode_captions(self, captions: Sequence[str], text: TextConfig) -> Conditioning:
-        """Captions -> states (gradients flow if the text encoder's parameters want them)."""
+    def encode_captions(self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS) -> Conditioning:
+        """Captions -> states (gradients flow if the text encoder's parameters want them, and to learned `words`)."""
         ...
 
-    def count_chunks(self, captions: Sequence[str], text: TextConfig) -> int:
+    def count_chunks(self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS) -> int:
         """Chunks of 75 tokens the longest caption needs: times 75, the `max_tokens` that cuts nothing off."""
         ...
 

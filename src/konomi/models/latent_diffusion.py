@@ -20,7 +20,7 @@ from konomi.models.noise_config import noise_schedule
 from konomi.models.parts import build_part, canonical_name, module_name, part_state
 from konomi.models.source import PartSource, component
 from konomi.models.targets import DENOISER_WORDS, TEXT_WORDS, matching, unknown_word
-from konomi.models.text_encoding import NO_WORDS, TextTower, Words, encode_text
+from konomi.models.text_encoding import NO_WORDS, TextTower, Words, count_chunks, encode_text
 from konomi.storage.hashing import tensors_hash
 
 
@@ -113,20 +113,15 @@ class LatentDiffusion:
         (pixels,) = self._vae_checked(self._decode, latents, "the VAE turns these latents into NaN or infinite pixels")
         return pixels
 
-    def encode_captions(self, captions: Sequence[str], text: TextConfig) -> Conditioning:
-        from konomi.models.text_encoding import encode_text
+    def encode_captions(self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS) -> Conditioning:
+        return encode_text(self.text_towers(), captions, text, words=words)
 
-        return encode_text(self._towers(), captions, text)
+    def count_chunks(self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS) -> int:
+        return count_chunks(self.text_towers(), captions, text, words=words)
 
-    def count_chunks(self, captions: Sequence[str], text: TextConfig) -> int:
-        from konomi.models.text_encoding import count_chunks
-
-        return count_chunks(self._towers(), captions, text)
-
-    def _towers(self) -> list[Any]:
-        from konomi.models.text_encoding import TextTower
-
-        return [
+    def text_towers(self) -> tuple[TextTower, ...]:
+        """The text encoders as `konomi.models.text_encoding` reads them; loads them."""
+        return tuple(
             TextTower(
                 part=spec.part,
                 tokenizer=self.tokenizer(spec),
@@ -136,7 +131,7 @@ class LatentDiffusion:
                 pooled=spec.pooled,
             )
             for spec in self.spec.towers
-        ]
+        )
 
     def tokenizer(self, spec: TowerSpec) -> Any:
         """The transformers tokenizer of a text encoder."""

@@ -4,12 +4,31 @@ from typing import Any
 
 import torch
 
+from konomi.config.sections import MemoryConfig
 from konomi.models.base import BaseModel
 
 
-def enable_gradient_checkpointing(base: BaseModel, *, text: bool = False) -> None:
-    """Recompute activations in the backward pass (Chen et al. 2016): of the denoiser; with `text`, of text encoders too.
+def apply_memory_options(base: BaseModel, memory: MemoryConfig) -> None:
+    """What a recipe's `[memory]` asks of the modules. Call it once, after the trained parameters are marked."""
+    if memory.channels_last:
+        channels_last(base)
+    if memory.gradient_checkpointing:
+        loaded = base.loaded_parts()
+        text = any(
+            parameter.requires_grad
+            for name in base.text_encoders
+            if name in loaded
+            for parameter in base.text_encoders[name].parameters()
+        )
+        enable_gradient_checkpointing(base, text=text)
+    if memory.compile:
+        compile_denoiser(base)
 
+
+def enable_gradient_checkpointing(base: BaseModel, *, text: bool = False) -> None:
+    """Recompute activations in the backward pass (Chen et al. 2016).
+
+    Of the denoiser and, with `text`, of the text encoders.
     Works in training mode only, and for text encoders only where something in them trains.
     """
     denoiser: Any = base.denoiser

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from konomi.errors import ModelError
 from konomi.formats.ldm_keys import UNetLayout, transformers_to_openclip, unet_to_ldm, vae_to_ldm
-from konomi.models.base import Part
+from konomi.models.base import BaseModel, Part
 from konomi.models.families import shipped_config
 from konomi.models.family import UNET_PREFIX, VAE_PREFIX, TowerSpec
 from konomi.models.infer import TOLD, infer_text, infer_unet, infer_vae
@@ -36,15 +36,15 @@ _MODULE_CLASS = {
 
 
 def save_folder(
-    base: LatentDiffusion, path: str | Path, *, dtype: torch.dtype, tensors: Mapping[str, Tensor] | None = None
+    base: BaseModel, path: str | Path, *, dtype: torch.dtype, tensors: Mapping[str, Tensor] | None = None
 ) -> None:
     """A diffusers folder. `tensors` (canonical `PART.PATH`) stand in for the base's own.
 
     A part that is loaded is saved as it is in memory, unless it was converted to half precision on loading: then it is
-    taken from where it came from. Atomic: `path` must not exist, and appears complete or not at all. Raises RunError for a lack of space and
-    FileFormatError naming a tensor with NaN or infinity.
+    taken from where it came from. Atomic: `path` must not exist, and appears complete or not at all. Raises RunError
+    for a lack of space and FileFormatError naming a tensor with NaN or infinity.
     """
-    path = Path(path)
+    path, base = Path(path), _latent_diffusion(base)
     replaced = _by_part(base, tensors or {})
     check_free_space(path.parent, _size(base, dtype))
     with write_folder(path) as folder:
@@ -69,7 +69,7 @@ def save_folder(
 
 
 def save_single_file(
-    base: LatentDiffusion,
+    base: BaseModel,
     path: str | Path,
     *,
     dtype: torch.dtype,
@@ -81,13 +81,19 @@ def save_single_file(
     Where the base's architecture is not the published one, the file says what its shapes cannot (`konomi.configs`,
     `konomi.vocabulary`). Arguments and errors as for `save_folder`; an existing file is replaced in one step.
     """
-    path = Path(path)
+    path, base = Path(path), _latent_diffusion(base)
     replaced = _by_part(base, tensors or {})
     content: dict[str, Tensor] = {}
     for part in base.parts:
         content.update(_to_ldm(base, part, _final(base, part, replaced.get(part, {}), dtype)))
     check_free_space(path.parent, _SLACK + sum(tensor.numel() * tensor.element_size() for tensor in content.values()))
     write_tensors(path, content, {**_own_metadata(base, content), **(metadata or {})})
+
+
+def _latent_diffusion(base: BaseModel) -> LatentDiffusion:
+    if not isinstance(base, LatentDiffusion):
+        raise ModelError(f"{base.name}: a {type(base).__name__} cannot be saved as a model.")
+    return base
 
 
 def _by_part(base: LatentDiffusion, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
