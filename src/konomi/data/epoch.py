@@ -5,7 +5,6 @@ repeat. Every image is drawn exactly `repeats` times per epoch: what does not fi
 depends on earlier steps, so step s can be asked for at any time, by any process.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -57,10 +56,6 @@ class Epoch(Sequence[EpochStep]):
 
     def __iter__(self) -> Iterator[EpochStep]:
         return (self[index] for index in range(len(self)))
-
-    def step_at(self, draw: int) -> int:
-        """The step that holds the given draw."""
-        return bisect_right(self._starts, draw) - 1
 
 
 def plan_epoch(

@@ -160,7 +160,9 @@ class ShardStore:
         try:
             write_tensors(path, tensors, metadata)
         except RunError as error:
-            raise RunError(f"{error} Caches lie where data.cache.folder says; data.cache = off needs none.") from error
+            raise RunError(
+                f"{error} Caches lie where data.cache.folder says; with 'memory' instead of 'disk' they need none."
+            ) from error
         for number, key in enumerate(keys):
             self._places[key] = path, number
             self._verified.add(key)

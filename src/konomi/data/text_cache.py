@@ -34,7 +34,7 @@ class TextCache:
 
     def open(self, captions: Iterable[str]) -> list[str]:
         """Learn what is on disk, without building: for processes other than the one that built. Returns warnings."""
-        self._captions = set(captions)
+        self._captions |= set(captions)
         return [notice.message for notice in self._store.open()]
 
     def build(
@@ -46,7 +46,7 @@ class TextCache:
         missing. Raises ModelError naming the caption that encodes to NaN, RunError for the disk.
         """
         wanted = sorted(set(captions))
-        self._captions = set(wanted)
+        self._captions |= set(wanted)
         yield from self._store.open()
         yield from self._store.verify(digest(caption) for caption in wanted)
         missing = [caption for caption in wanted if digest(caption) not in self._store]
@@ -64,7 +64,7 @@ class TextCache:
         self._store.flush()
 
     def get(self, captions: Sequence[str]) -> Conditioning | None:
-        """States [B, T, D] of captions, or None if one of them is not of the set this run was built with.
+        """States [B, T, D] of captions, or None if one of them is not among those this run built or opened.
 
         Raises RunError for a damaged row.
         """

@@ -314,6 +314,25 @@ def test_real_images(tmp_path: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("konomi-data")]
 
 
+def test_batches_are_pinned_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[int] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        pinned.append(tensor.data_ptr())
+        return tensor
+
+    expected = content(stream(MIXED).step(3))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    (batch,) = batches = stream(MIXED).step(3)
+    assert content(batches) == expected
+    for examples in (batch.subject, batch.prior):
+        assert examples is not None and examples.latents is not None and examples.text is not None
+        for tensor in (examples.sample_ids, examples.sizes, examples.latents.mean, examples.latents.std,
+                       examples.text.states, examples.text.pooled):  # fmt: skip
+            assert tensor is not None and tensor.data_ptr() in pinned
+
+
 def test_closing_ends_the_threads() -> None:
     running = stream(MIXED, replace(VARIED, workers=3), cached=False).iterate(0, 10**6)
     next(running)
