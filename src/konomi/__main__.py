@@ -1,8 +1,7 @@
-"""`python -m konomi`: the same as `konomi`."""
+"""`python -m konomi`."""
 
 import sys
 
 from konomi.cli.main import main
 
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit(main())

@@ -91,11 +91,14 @@ class Full:
         if not isinstance(result, Weights):
             raise TypeError("full fine-tuning exports Weights")
         saved_as = DTYPES[self.recipe.save.precision]
-        parameters = [parameter for part in self.parts for parameter in self._part(part).parameters()]
+        # Frozen parts too: the file holds the whole model, all of it rounded.
+        modules = (self.base.denoiser, self.base.vae, *self.base.text_encoders.values())
+        parameters = [parameter for module in modules for parameter in module.parameters()]
         trained = [parameter.data for parameter in parameters]
         try:
             for parameter in parameters:
-                parameter.data = parameter.data.to(saved_as).to(self.base.dtype)
+                loaded_as = self.base.dtype if parameter.requires_grad else parameter.dtype
+                parameter.data = parameter.data.to(saved_as).to(loaded_as)
             yield
         finally:
             for parameter, data in zip(parameters, trained, strict=True):

@@ -17,7 +17,8 @@ from konomi.data.manifest import write_manifest
 from konomi.errors import KonomiError, RunError
 from konomi.methods import METHODS
 from konomi.methods.denoising import DenoisingLoss
-from konomi.models.memory import apply_memory_options
+from konomi.methods.method import Phase
+from konomi.models.memory import channels_last, compile_denoiser, enable_gradient_checkpointing
 from konomi.storage.atomic import explained, sweep_temporaries, write_text
 from konomi.storage.lock import RunLock
 from konomi.tasks.preparing import Job, held_out_stream, open_stream, place, prepare
@@ -66,7 +67,6 @@ def _run(job: Job, folder: Path, *, resuming: bool, allow_changes: bool) -> Iter
             stack.enter_context(RunLock(folder))
             sweep_temporaries(folder)
             sweep_temporaries(folder / "checkpoints")
-        stack.callback(job.method.close)
         warnings: list[str] = []
         identity = run_identity(job.recipe, job.manifest, _base_fingerprint(job))
         checkpoint = None
@@ -106,7 +106,21 @@ def _events(
     work = Between(job, folder, identity)
     work.measure_base(checkpoint)
     phases = job.method.plan()
-    apply_memory_options(job.base, job.recipe.memory)
+    try:
+        yield from _loop(job, work, phases, stream, stop, checkpoint)
+    finally:
+        job.method.close()
+
+
+def _loop(
+    job: Job,
+    work: "Between",
+    phases: tuple[Phase, ...],
+    stream: BatchStream,
+    stop: Stop,
+    checkpoint: Checkpoint | None,
+) -> Iterator[Event]:
+    _trade_speed_for_memory(job)
     trainer = Trainer(
         phases,
         job.recipe,
@@ -237,6 +251,16 @@ class Between:
             yield Warned(f"the previews of step {self.trainer.step} could not be drawn: {problem}")
             return
         yield Previewed(self.trainer.step, tuple(map(str, paths)))
+
+
+def _trade_speed_for_memory(job: Job) -> None:
+    memory = job.recipe.memory
+    if memory.gradient_checkpointing:
+        enable_gradient_checkpointing(job.base, text=job.method.needs.trains_text)
+    if memory.channels_last:
+        channels_last(job.base)
+    if memory.compile:
+        compile_denoiser(job.base)
 
 
 def _new_run_folder(job: Job, *, overwrite: bool) -> Path:

@@ -1,0 +1,132 @@
+"""A small random base in a folder, a handful of pictures, and runs as a user would start them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory):
+    from konomi.models.save import save_folder
+    from konomi.models.scratch import random_base
+
+    folder = tmp_path_factory.mktemp("base") / "sd1-small"
+    save_folder(random_base("sd1"), folder, dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Five different pictures of two shapes."""
+    folder = tmp_path_factory.mktemp("pictures") / "dog"
+    folder.mkdir()
+    for index, size in enumerate([(64, 64), (64, 64), (64, 64), (96, 64), (96, 64)]):
+        image = Image.new("RGB", size, (40 * index, 90, 200 - 30 * index))
+        ImageDraw.Draw(image).ellipse((10, 10, 30 + 5 * index, 40), fill=(250, 20 * index, 60))
+        image.save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def make_recipe(base_folder, pictures, cache):
+    from konomi import recipe_from_flags
+
+    def make(output: Path, method="lora", steps=6, overrides=()):
+        fixed = [
+            f'data.cache.folder="{cache}"',
+            'data.resolution="64"',
+            "run.batch_size=2",
+            "run.seed=11",
+            "optimizer.learning_rate=0.01" if method == "lora" else "optimizer.learning_rate=0.001",
+        ]
+        return recipe_from_flags(
+            method,
+            images=[pictures],
+            base=str(base_folder),
+            trigger="sks",
+            class_noun="dog",
+            output=str(output),
+            steps=steps,
+            overrides=[*fixed, *overrides],
+        )
+
+    return make
+
+
+@pytest.fixture
+def recipe_file(make_recipe, tmp_path):
+    """A recipe on disk, for runs in processes of their own."""
+    from konomi.config.load import write_recipe
+
+    def write(output: Path, **options):
+        path = tmp_path / f"{output.name}.toml"
+        path.write_text(write_recipe(make_recipe(output, **options)), encoding="utf-8")
+        return path
+
+    return write
+
+
+class Konomi:
+    """The command line in a process of its own."""
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"}
+
+    @classmethod
+    def run(cls, *arguments, **options):
+        return subprocess.run(
+            [sys.executable, "-m", "konomi", *map(str, arguments)],
+            capture_output=True, text=True, timeout=240, env=cls.environment, **options,
+        )
+
+    @classmethod
+    def start(cls, *arguments):
+        return subprocess.Popen(
+            [sys.executable, "-m", "konomi", *map(str, arguments)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=cls.environment,
+        )
+
+    @staticmethod
+    def wait_for_step(folder: Path, step: int, process, seconds=180):
+        """Until the log holds `step`."""
+        deadline = time.monotonic() + seconds
+        needle = f'"step": {step},'
+        while time.monotonic() < deadline:
+            log = folder / "log.jsonl"
+            if log.exists() and needle in log.read_text():
+                return
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        raise AssertionError(f"step {step} never came")
+
+
+@pytest.fixture
+def konomi_cli():
+    return Konomi
+
+
+def tensors(path):
+    from konomi.storage.tensor_file import read_tensors
+
+    return read_tensors(path)
+
+
+@pytest.fixture
+def same_tensors():
+    def same(a: Path, b: Path) -> bool:
+        left, right = tensors(a), tensors(b)
+        return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+    return same
