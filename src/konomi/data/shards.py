@@ -198,7 +198,9 @@ class ShardStore:
 def _checksum(row: Row) -> int:
     value = 0
     for name in sorted(row):
-        value = zlib.crc32(tensor_bytes(row[name]), value)
+        tensor = row[name]
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor_bytes(tensor), value)
     return value
 
 

@@ -4,6 +4,9 @@ import errno
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +23,7 @@ from konomi.data.batch import Latents
 from konomi.data.buckets import Assignment, assign
 from konomi.data.latent_cache import LatentCache
 from konomi.data.manifest import Record
-from konomi.data.shards import Notice, Progress
+from konomi.data.shards import Notice, Progress, ShardStore
 from konomi.data.text_cache import TextCache
 from konomi.data.variants import Prepare, Variant, cached_variant, num_variants, preparing
 from konomi.diffusion.conditioning import Conditioning
@@ -233,6 +236,53 @@ def test_damaged_shard_is_rebuilt_with_a_warning(records: list[Record], tmp_path
     again = make(tmp_path / "cache")
     assert notices(build(again, records, no_encoder)) == []
     check_exact(again, records)
+
+
+def test_no_single_flipped_bit_reaches_training(records: list[Record], tmp_path: Path) -> None:
+    """Every bit of the header's bytes in turn is too many; a spread over header, checksums and data."""
+    build(make(tmp_path / "cache"), records[:1])
+    (path,) = shards(tmp_path / "cache")
+    intact = path.read_bytes()
+    header = 8 + int.from_bytes(intact[:8], "little")
+    positions = [*range(0, header, 7), *range(header, len(intact), len(intact) // 25), len(intact) - 1]
+    for number, position in enumerate(positions):
+        data = bytearray(intact)
+        data[position] ^= 1 << number % 8
+        path.write_bytes(data)
+        cache = make(tmp_path / "cache")
+        build(cache, records[:1])
+        check_exact(cache, records[:1])
+        assert len(shards(tmp_path / "cache")) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_build_leaves_nothing_half(records: list[Record], tmp_path: Path) -> None:
+    """kill -9 in the middle of writing the second shard: the first stays, the temporary file goes."""
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "import torch\n"
+        "from konomi.data.shards import ShardStore\n"
+        "import konomi.storage.tensor_file as file\n"
+        "store = ShardStore(Path(sys.argv[1]))\n"
+        "store.put('a', 'a', {'x': torch.ones(3)})\n"
+        "store.flush()\n"
+        "def killed(descriptor, block):\n"
+        "    os.write(descriptor, bytes(block)[:9])\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "file._write_all = killed\n"
+        "store.put('b', 'b', {'x': torch.zeros(3)})\n"
+        "store.flush()\n"
+    )
+    folder = tmp_path / "store"
+    ended = subprocess.run([sys.executable, "-c", script, str(folder)], check=False, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert len(list(folder.iterdir())) == 2
+    store = ShardStore(folder)
+    assert list(store.open()) == []
+    assert "a" in store and "b" not in store
+    assert store.get("a")["x"].tolist() == [1, 1, 1]
+    assert [path.suffix for path in folder.iterdir()] == [".safetensors"]
 
 
 def test_damage_found_while_training_names_the_file_and_the_way_out(records: list[Record], tmp_path: Path) -> None:
