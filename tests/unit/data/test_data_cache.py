@@ -4,9 +4,6 @@ import errno
 import hashlib
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +15,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from konomi.config.sections import BucketConfig, ImageConfig, TextConfig
+from konomi.config.sections import BucketConfig, ImageConfig
 from konomi.data.batch import Latents
 from konomi.data.buckets import Assignment, assign
 from konomi.data.latent_cache import LatentCache
 from konomi.data.manifest import Record
-from konomi.data.shards import Notice, Progress, ShardStore
-from konomi.data.text_cache import TextCache
+from konomi.data.shards import Notice, Progress
 from konomi.data.variants import Prepare, Variant, cached_variant, num_variants, preparing
-from konomi.diffusion.conditioning import Conditioning
 from konomi.errors import DataError, ModelError, RunError
 
 IMAGES = ImageConfig()
@@ -255,36 +250,6 @@ def test_no_single_flipped_bit_reaches_training(records: list[Record], tmp_path:
         assert len(shards(tmp_path / "cache")) == 1
 
 
-@pytest.mark.slow
-def test_a_killed_build_leaves_nothing_half(records: list[Record], tmp_path: Path) -> None:
-    """kill -9 in the middle of writing the second shard: the first stays, the temporary file goes."""
-    script = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "import torch\n"
-        "from konomi.data.shards import ShardStore\n"
-        "import konomi.storage.tensor_file as file\n"
-        "store = ShardStore(Path(sys.argv[1]))\n"
-        "store.put('a', 'a', {'x': torch.ones(3)})\n"
-        "store.flush()\n"
-        "def killed(descriptor, block):\n"
-        "    os.write(descriptor, bytes(block)[:9])\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "file._write_all = killed\n"
-        "store.put('b', 'b', {'x': torch.zeros(3)})\n"
-        "store.flush()\n"
-    )
-    folder = tmp_path / "store"
-    ended = subprocess.run([sys.executable, "-c", script, str(folder)], check=False, capture_output=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert len(list(folder.iterdir())) == 2
-    store = ShardStore(folder)
-    assert list(store.open()) == []
-    assert "a" in store and "b" not in store
-    assert store.get("a")["x"].tolist() == [1, 1, 1]
-    assert [path.suffix for path in folder.iterdir()] == [".safetensors"]
-
-
 def test_damage_found_while_training_names_the_file_and_the_way_out(records: list[Record], tmp_path: Path) -> None:
     build(make(tmp_path / "cache"), records)
     late = make(tmp_path / "cache")
@@ -424,83 +389,3 @@ def make_open(folder: Path) -> LatentCache:
     cache = make(folder)
     assert cache.open() == []
     return cache
-
-
-class TextEncoder:
-    """States from the caption's bytes."""
-
-    def __init__(self, pooled: bool) -> None:
-        self.pooled = pooled
-        self.seen: list[str] = []
-
-    def __call__(self, captions: Sequence[str]) -> Conditioning:
-        self.seen += captions
-        codes = torch.tensor([list(hashlib.sha256(caption.encode()).digest()) for caption in captions]).float()
-        return Conditioning(codes.view(-1, 4, 8), codes[:, :6] if self.pooled else None)
-
-
-@pytest.mark.parametrize("pooled", [True, False])
-@pytest.mark.parametrize("on_disk", [True, False])
-def test_text_states_by_caption(tmp_path: Path, pooled: bool, on_disk: bool) -> None:
-    captions = ["a cat", "a dog", "", "赤い猫, 帽子", "a cat"]
-    encoder = TextEncoder(pooled)
-    cache = TextCache("clip", TextConfig(), folder=tmp_path if on_disk else None)
-    events = list(cache.build(captions, encoder, batch_size=3))
-    assert events == [Progress(0, 4), Progress(3, 4), Progress(4, 4)]
-    assert sorted(encoder.seen) == sorted(set(captions))
-    got = cache.get(["a dog", "赤い猫, 帽子", "a dog"])
-    expected = TextEncoder(pooled)(["a dog", "赤い猫, 帽子", "a dog"])
-    assert got is not None
-    torch.testing.assert_close(got.states, expected.states, rtol=0, atol=0)
-    if pooled:
-        torch.testing.assert_close(got.pooled, expected.pooled, rtol=0, atol=0)
-    else:
-        assert got.pooled is None
-    assert cache.get(["a dog", "a new caption"]) is None
-
-
-def test_text_cache_on_disk_is_reused_and_only_for_the_captions_asked(tmp_path: Path) -> None:
-    list(TextCache("clip", TextConfig(), folder=tmp_path).build(["a", "b"], TextEncoder(True)))
-    encoder = TextEncoder(True)
-    cache = TextCache("clip", TextConfig(), folder=tmp_path)
-    list(cache.build(["b", "c"], encoder))
-    assert encoder.seen == ["c"]
-    # What other runs left on disk must not decide whether a step's text comes from the cache.
-    assert cache.get(["a"]) is None and cache.get(["b", "c"]) is not None
-    other = TextEncoder(True)
-    list(TextCache("clip", TextConfig(clip_skip=2), folder=tmp_path).build(["a", "b"], other))
-    assert other.seen == ["a", "b"]
-    reader = TextCache("clip", TextConfig(), folder=tmp_path)
-    assert reader.open(["a", "c"]) == []
-    assert reader.get(["a", "c"]) is not None
-
-
-def test_damaged_text_shard_is_rebuilt(tmp_path: Path) -> None:
-    list(TextCache("clip", TextConfig(), folder=tmp_path).build(["a", "b"], TextEncoder(False)))
-    path = shards(tmp_path)[0]
-    data = bytearray(path.read_bytes())
-    data[-20] ^= 4
-    path.write_bytes(data)
-    cache = TextCache("clip", TextConfig(), folder=tmp_path)
-    encoder = TextEncoder(False)
-    events = list(cache.build(["a", "b"], encoder))
-    assert "damaged" in notices(events)[0] and encoder.seen == ["a", "b"]
-    got = cache.get(["b"])
-    assert got is not None
-    torch.testing.assert_close(got.states, TextEncoder(False)(["b"]).states, rtol=0, atol=0)
-
-
-def test_nan_text_names_the_caption(tmp_path: Path) -> None:
-    def poisoned(captions: Sequence[str]) -> Conditioning:
-        return Conditioning(torch.full((len(captions), 2, 2), float("nan")))
-
-    with pytest.raises(ModelError, match="'a cat'"):
-        list(TextCache("clip", TextConfig(), folder=tmp_path).build(["a cat"], poisoned))
-    assert shards(tmp_path) == []
-
-
-def test_no_pickle_in_caches() -> None:
-    folder = Path(__file__).parents[3] / "src" / "konomi" / "data"
-    for name in ("shards.py", "latent_cache.py", "text_cache.py"):
-        source = (folder / name).read_text("utf-8")
-        assert "pickle" not in source and "torch.load" not in source and "torch.save" not in source
