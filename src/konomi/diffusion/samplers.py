@@ -27,11 +27,10 @@ class Sampler:
     def __init__(self, scheduler: Any, num_steps: int, strength: float = 1.0) -> None:
         """`strength` below 1 leaves out the first, noisiest steps. Raises RecipeError where no step is left."""
         scheduler.set_timesteps(num_steps)
-        skipped = max(num_steps - min(int(num_steps * strength), num_steps), 0)
-        if skipped >= num_steps:
+        skipped = num_steps - min(int(num_steps * strength), num_steps)
+        if skipped == num_steps:
             raise RecipeError(
-                f"strength is {strength:g}; of {num_steps} steps that leaves none. Raise strength or steps "
-                f"so that their product is at least 1."
+                f"strength is {strength:g}; of {num_steps} steps that leaves none. Raise strength or steps."
             )
         self.scheduler = scheduler
         self.timesteps: Tensor = scheduler.timesteps[skipped:]

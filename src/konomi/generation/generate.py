@@ -64,9 +64,9 @@ def _draw(base: BaseModel, jobs: Sequence[Job], on_step: OnStep | None) -> list[
 
 def _decode(base: BaseModel, job: Job, latents_1Chw: Tensor) -> Image.Image:
     """One at a time: decoding is the peak of memory, and no image may depend on its neighbours."""
-    pixels = base.decode_latents(latents_1Chw).float().cpu()
-    if not torch.isfinite(pixels).all():
-        part = "VAE" if torch.isfinite(latents_1Chw).all() else "denoiser"
+    pixels = base.decode_latents(latents_1Chw).float().cpu() if torch.isfinite(latents_1Chw).all() else None
+    if pixels is None or not torch.isfinite(pixels).all():
+        part = "denoiser" if pixels is None else "VAE"
         raise ModelError(
             f"The picture of seed {job.request.seed} is not a number: the {part} overflowed in "
             f"{str(base.dtype).removeprefix('torch.')}. Choose another precision: bf16 or fp32."

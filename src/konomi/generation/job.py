@@ -97,6 +97,8 @@ def _zero_if_empty(prompt: str, conditioning: Conditioning, negative: bool) -> C
 
 
 def with_size(base: BaseModel, request: Request) -> Request:
+    """The request, checked, with width and height filled in. Raises RecipeError for one that cannot be drawn."""
+    request.check()
     factor = base.latent_factor
     width, height = request.width, request.height
     if request.init is not None and not (width or height):

@@ -1,23 +1,9 @@
 """Pictures and masks as tensors to draw from."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
-
-from konomi.errors import DataError
-
-
-def open_picture(path: Path) -> Image.Image:
-    """Fully read, turned as its EXIF says. Raises DataError naming the file."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as a picture: {error}") from error
 
 
 def init_to_pixels(image: Image.Image, width: int, height: int) -> Tensor:

@@ -43,6 +43,10 @@ class Request:
             raise RecipeError(f"steps is {self.steps}; at least 1 is needed.")
         if not 0 < self.strength <= 1:
             raise RecipeError(f"strength is {self.strength:g}; it must lie above 0 and not above 1.")
+        if int(self.steps * self.strength) < 1:
+            raise RecipeError(
+                f"strength is {self.strength:g}; of {self.steps} steps that leaves none. Raise strength or steps."
+            )
         if not 0 <= self.guidance < float("inf"):
             raise RecipeError(f"guidance is {self.guidance:g}; it must be a number from 0.")
         if not 0 <= self.seed < 2**63:
