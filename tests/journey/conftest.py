@@ -87,14 +87,21 @@ class Konomi:
     def run(cls, *arguments, **options):
         return subprocess.run(
             [sys.executable, "-m", "konomi", *map(str, arguments)],
-            capture_output=True, text=True, timeout=240, env=cls.environment, **options,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env=cls.environment,
+            **options,
         )
 
     @classmethod
     def start(cls, *arguments):
         return subprocess.Popen(
             [sys.executable, "-m", "konomi", *map(str, arguments)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=cls.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=cls.environment,
         )
 
     @staticmethod

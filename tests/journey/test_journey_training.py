@@ -51,14 +51,20 @@ def test_the_folders_recipe_makes_the_same_run(make_recipe, tmp_path, same_tenso
 def test_previews_are_what_generate_draws_with_the_saved_file(make_recipe, base_folder, tmp_path, method):
     folder = tmp_path / "run"
     overrides = [
-        "run.preview_every=2", "run.save_every=2", "preview.steps=3", 'preview.size="64"', 'preview.prompts=["a sks dog"]',
+        "run.preview_every=2",
+        "run.save_every=2",
+        "preview.steps=3",
+        'preview.size="64"',
+        'preview.prompts=["a sks dog"]',
     ]
     events = run(make_recipe(folder, method=method, steps=4, overrides=overrides))
     previews = {e.step: e.paths for e in events if isinstance(e, Previewed)}
     assert sorted(previews) == [0, 2, 4]
     saved = {e.step: Path(e.path) for e in events if isinstance(e, Saved)}
     for step in (2, 4):
-        source = {"base": str(saved[step])} if method == "full" else {"base": str(base_folder), "add": [str(saved[step])]}
+        source = (
+            {"base": str(saved[step])} if method == "full" else {"base": str(base_folder), "add": [str(saved[step])]}
+        )
         (drawn,) = konomi.generate(["a sks dog"], seed=0, steps=3, size="64", output=tmp_path / f"{step}", **source)
         assert np.array_equal(np.asarray(Image.open(drawn)), np.asarray(Image.open(previews[step][0])))
     first, last = (np.asarray(Image.open(previews[step][0])) for step in (0, 4))
@@ -72,7 +78,9 @@ def test_stopped_and_resumed_equals_uninterrupted(make_recipe, tmp_path, same_te
     run(make_recipe(tmp_path / "whole", **options))
     folder = tmp_path / "halting"
     stopped_at = []
-    events = konomi.train(make_recipe(folder, **options | {"overrides": [*options["overrides"], "run.checkpoint_every=1"]}))
+    events = konomi.train(
+        make_recipe(folder, **options | {"overrides": [*options["overrides"], "run.checkpoint_every=1"]})
+    )
     for event in events:
         if isinstance(event, Step) and event.step == 4:
             events.close()

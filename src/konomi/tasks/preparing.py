@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,11 +10,12 @@ import torch
 
 from konomi.config.recipe import Recipe
 from konomi.config.sections import SourceConfig
+from konomi.data.batch import Latents
 from konomi.data.buckets import Assignment, assign, parse_size
 from konomi.data.latent_cache import LatentCache
 from konomi.data.loader import BatchStream, static_captions
 from konomi.data.manifest import Manifest, Record
-from konomi.data.shards import Progress
+from konomi.data.shards import Notice, Progress
 from konomi.data.sources import scan
 from konomi.data.summary import DatasetSummary, dataset_summary
 from konomi.data.text_cache import TextCache
@@ -93,14 +94,15 @@ def open_stream(job: Job) -> Iterator[Prepared | Warned | BatchStream]:
     recipe, base = job.recipe, job.base
     place(job)
     latents, text = _make_caches(job)
-    if job.processes.is_first:
-        yield from _build(job, latents, text)
+    # What lies on disk is built by the first process and only opened by the others; memory is everyone's own.
+    mine = [job.processes.is_first or kept == "memory" for kept in (recipe.data.cache.latents, recipe.data.cache.text)]
+    yield from _build(job, job.assignment, latents if mine[0] else None, text if mine[1] else None)
     job.processes.wait()
-    if not job.processes.is_first:
-        if latents is not None:
-            latents.open()
-        if text is not None:
-            text.open(static_captions(_all_records(job), recipe.data)[0])
+    captions, complete = static_captions(job.assignment.records, recipe.data)
+    if latents is not None and not mine[0]:
+        latents.open()
+    if text is not None and not mine[1]:
+        text.open(captions)
     stream = BatchStream(
         job.assignment,
         recipe.data,
@@ -113,7 +115,7 @@ def open_stream(job: Job) -> Iterator[Prepared | Warned | BatchStream]:
     if recipe.memory.offload:
         if latents is not None and not job.method.needs.pixels:
             base.unload("vae")
-        if text is not None and static_captions(_all_records(job), recipe.data)[1]:
+        if text is not None and complete:
             base.unload("text_encoder", "text_encoder_2")
     yield stream
 
@@ -124,8 +126,8 @@ def held_out_stream(job: Job) -> BatchStream | None:
         return None
     as_training = tuple(replace(record, role="train", repeats=1) for record in job.held_out.records)
     latents, text = _make_caches(job)
-    for cache_events in _build_for(job, replace(job.held_out, records=as_training), latents, text):
-        del cache_events
+    for _ in _build(job, replace(job.held_out, records=as_training), latents, text):
+        pass
     return BatchStream(
         replace(job.held_out, records=as_training),
         job.recipe.data,
@@ -219,21 +221,20 @@ def _make_caches(job: Job) -> tuple[LatentCache | None, TextCache | None]:
     return latents, text
 
 
-def _build(job: Job, latents: LatentCache | None, text: TextCache | None) -> Iterator[Prepared | Warned]:
-    yield from _build_for(job, job.assignment, latents, text)
-
-
-def _build_for(
+def _build(
     job: Job, assignment: Assignment, latents: LatentCache | None, text: TextCache | None
 ) -> Iterator[Prepared | Warned]:
     base, recipe = job.base, job.recipe
 
-    def tell(what: str, news: object) -> Prepared | Warned:
-        return Prepared(what, news.done, news.total) if isinstance(news, Progress) else Warned(str(news.message))  # type: ignore[attr-defined]
+    def tell(what: str, news: Progress | Notice) -> Prepared | Warned:
+        return Prepared(what, news.done, news.total) if isinstance(news, Progress) else Warned(news.message)
 
     if latents is not None:
         prepare_image = preparing(recipe.data.images)
-        for news in latents.build(assignment, prepare_image, _encoder(base), workers=recipe.data.workers):
+        # One at a time on the CPU makes values independent of what else was missing; a GPU wants company.
+        together = 1 if job.processes.device.type == "cpu" else 4
+        encode = _encoder(base)
+        for news in latents.build(assignment, prepare_image, encode, batch_size=together, workers=recipe.data.workers):
             yield tell("images", news)
     if text is not None:
         captions, _ = static_captions(assignment.records, recipe.data)
@@ -241,12 +242,8 @@ def _build_for(
             yield tell("captions", news)
 
 
-def _encoder(base: BaseModel):  # type: ignore[no-untyped-def]
-    def encode(pixels: torch.Tensor):  # type: ignore[no-untyped-def]
+def _encoder(base: BaseModel) -> Callable[[torch.Tensor], Latents]:
+    def encode(pixels: torch.Tensor) -> Latents:
         return base.encode_images(pixels.to(base.device))
 
     return encode
-
-
-def _all_records(job: Job) -> tuple[Record, ...]:
-    return job.assignment.records
