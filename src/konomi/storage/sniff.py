@@ -47,6 +47,7 @@ class FileKind(Enum):
 
 IMAGES = (FileKind.PNG, FileKind.JPEG, FileKind.WEBP, FileKind.GIF, FileKind.BMP, FileKind.TIFF, FileKind.AVIF)
 
+_MAX_SAFETENSORS_HEADER = 100_000_000
 _STARTS = (
     (b"\x89PNG\r\n\x1a\n", FileKind.PNG),
     (b"\xff\xd8\xff", FileKind.JPEG),
@@ -93,6 +94,10 @@ def refuse(path: Path | str, kind: FileKind, wanted: str) -> FileFormatError:
 def _classify(path: Path, start: bytes, size: int) -> FileKind:
     if size == 0:
         return FileKind.EMPTY
+    # First of all, because the length that opens a safetensors file may look like another format's magic number.
+    if start[8:9] == b"{" and (length := struct.unpack("<Q", start[:8])[0]) <= _MAX_SAFETENSORS_HEADER:
+        # Whether the data is complete is said, with figures, by `tensor_file.read_header`.
+        return FileKind.SAFETENSORS if 2 <= length <= size - 8 else FileKind.TRUNCATED
     for magic, kind in _STARTS:
         if start.startswith(magic):
             return kind
@@ -108,19 +113,12 @@ def _classify(path: Path, start: bytes, size: int) -> FileKind:
         return FileKind.TORCH_LEGACY
     if start[257:262] == b"ustar":
         return FileKind.TAR
-    if start[0:1] == b"\x80" and start[1:2] in b"\x00\x01\x02\x03\x04\x05":
+    if start[0:1] == b"\x80" and start[1:2] in (b"\x00", b"\x01", b"\x02", b"\x03", b"\x04", b"\x05"):
         return FileKind.PICKLE
-    return _classify_text(start, size)
+    return _classify_text(start)
 
 
-def _classify_text(start: bytes, size: int) -> FileKind:
-    length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
-    if start[8:9] == b"{":
-        if 2 <= length <= size - 8:
-            # Whether the data is complete is said, with figures, by `tensor_file.read_header`.
-            return FileKind.SAFETENSORS
-        if size - 8 < length <= 100_000_000:
-            return FileKind.TRUNCATED
+def _classify_text(start: bytes) -> FileKind:
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<!--")):
         return FileKind.HTML
