@@ -58,5 +58,6 @@ class Manifest:
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """One object a line: the images, then those left out. Raises RunError for the disk."""
     with write_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for entry in (*manifest.records, *manifest.excluded):
+        entries: tuple[Record | Excluded, ...] = (*manifest.records, *manifest.excluded)
+        for entry in entries:
             file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")

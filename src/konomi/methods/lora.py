@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from konomi.adapters.adapter import Adapter
+from konomi.adapters.adapter import Adapter, LowRank
 from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.lora import LoraSpec, inject
 from konomi.config.recipe import Recipe
@@ -95,7 +95,7 @@ class Lora:
             {key: self.base.module(key) for key in specs}, specs.__getitem__, seed=self.recipe.run.seed
         )
         if self.config.start:
-            self.layers.load(read_adapter(self.config.start).layers)
+            self.layers.load(self._read_start())
         return (Phase(name="lora", groups=self._groups(), loss=self.loss, modules=tuple(self._modules())),)
 
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
@@ -119,6 +119,13 @@ class Lora:
 
     def close(self) -> None:
         self.layers.detach()
+
+    def _read_start(self) -> dict[str, LowRank]:
+        layers = read_adapter(self.config.start).layers
+        others = [key for key, update in layers.items() if not isinstance(update, LowRank)]
+        if others:
+            raise RecipeError(f"method.start: {self.config.start} is no plain LoRA ({others[0]} is of another kind).")
+        return {key: update for key, update in layers.items() if isinstance(update, LowRank)}
 
     def _specs(self) -> dict[str, LoraSpec]:
         config = self.config
