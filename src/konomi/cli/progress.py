@@ -45,17 +45,18 @@ def follow(events: Iterator[Event], *, resume_command: Callable[[Path], str], do
     if os.environ.get("RANK", "0") != "0":
         # One process of several shows the run; the others only do their part.
         return _code(_drain(events))
-    finished = None
+    finished, run = None, Path()
     # Closing the events before the traceback, if there is one, lets the loop put away what it holds.
     with _display() as display, closing(events) if isinstance(events, Generator) else nullcontext():
         for event in events:
             display.show(event)
+            if isinstance(event, Checkpointed):
+                run = Path(event.path).parent.parent
             if isinstance(event, Finished):
                 finished = event
     if finished is None:
         return 0
     if finished.interrupted:
-        run = _run_folder(finished.path)
         print(f"Stopped after step {finished.step}; saved. Go on with: {resume_command(run)}", file=sys.stderr)
     else:
         print(done.format(path=finished.path))
@@ -128,9 +129,8 @@ class PlainLines:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.pace = Pace()
-        self.last_time = -LINE_SECONDS
+        self.last_time = clock()
         self.last_step = 0
-        self.prepared: dict[str, int] = {}
 
     def __enter__(self) -> "PlainLines":
         return self
@@ -275,12 +275,3 @@ def _drain(events: Iterator[Event]) -> Finished | None:
 
 def _code(finished: Finished | None) -> int:
     return INTERRUPTED if finished is not None and finished.interrupted else 0
-
-
-def _run_folder(path: str) -> Path:
-    """The run folder of what an interrupted run names: itself, its result file, or one of its checkpoints."""
-    here = Path(path)
-    for folder in (here, *here.parents):
-        if (folder / "recipe.toml").is_file():
-            return folder
-    return here.parent if here.suffix else here

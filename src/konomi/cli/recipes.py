@@ -31,8 +31,9 @@ def new(arguments: list[str]) -> int:
 
     from konomi.config.load import commented_recipe
     from konomi.config.overrides import require_method
+    from konomi.tasks.recipes import METHOD_CONFIGS
 
-    config = require_method(options.method, method_configs())
+    config = require_method(options.method, METHOD_CONFIGS)
     text = commented_recipe(config, base=options.base, images=options.images, trigger=options.trigger)
     if options.output is None:
         print(text, end="")
@@ -105,13 +106,6 @@ def recipe_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> "
     return _from_method(what, options, changes)
 
 
-def method_configs() -> tuple[type, ...]:
-    """The configuration classes of all methods."""
-    from konomi.methods import METHODS
-
-    return tuple(method.config_type for method in METHODS)
-
-
 def _from_file(what: str, options: argparse.Namespace, changes: list[str]) -> "Recipe":
     flags = {"--images": options.images, "--prior": options.prior}
     flags |= {"--trigger": options.trigger, "--class": options.class_noun}
@@ -123,18 +117,16 @@ def _from_file(what: str, options: argparse.Namespace, changes: list[str]) -> "R
         f"{path}={value}" for flag, path in RECIPE_FLAGS.items() if (value := getattr(options, flag)) is not None
     ]
 
-    from konomi.config.load import read_recipe
+    from konomi.tasks.recipes import read_recipe
 
-    return read_recipe(what, [*flagged, *changes], method_configs())
+    return read_recipe(what, [*flagged, *changes])
 
 
 def _from_method(what: str, options: argparse.Namespace, changes: list[str]) -> "Recipe":
-    configs = method_configs()
-
-    from konomi.config.flags import recipe_from_flags
     from konomi.config.overrides import require_method
+    from konomi.tasks.recipes import METHOD_CONFIGS, recipe_from_flags
 
-    require_method(what, configs)
+    require_method(what, METHOD_CONFIGS)
     base = options.base or options.default_base
     if not options.images and not any(change.startswith("data.sources.0.path=") for change in changes):
         raise RecipeError(f"data.sources: no images. Name their folder: konomi train {what} --images DIR --base BASE")
@@ -146,7 +138,6 @@ def _from_method(what: str, options: argparse.Namespace, changes: list[str]) -> 
         what,
         images=options.images,
         base=base or "",
-        method_configs=configs,
         trigger=options.trigger,
         class_noun=options.class_noun,
         output=options.output or "",

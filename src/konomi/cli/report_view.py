@@ -13,12 +13,15 @@ from konomi.cli.plain import label, printable
 from konomi.cli.screen import screen
 
 if TYPE_CHECKING:
-    from konomi.tasks import DoctorReport, FileReport
+    from konomi.formats.report import FileReport
+    from konomi.tasks import DoctorReport
 
 LONGEST = 400
 """Characters of one value; training metadata can hold whole tag lists."""
 SHOWN = 60
 """Entries of one table."""
+LISTED = 5
+"""Entries of one list."""
 
 
 def print_file(path: Path, report: "FileReport") -> None:
@@ -69,7 +72,10 @@ def _value(value: Any) -> Text | Table:
             table.add_row(Text(label(key)), _value(item))
         return table
     if isinstance(value, list | tuple) and value and not isinstance(value[0], int | float):
-        return Text("\n".join(_cut(label(item)) for item in value[:SHOWN]))
+        lines = [_cut(label(item)) for item in value[:LISTED]]
+        if len(value) > LISTED:
+            lines.append(f"... and {len(value) - LISTED} more ({len(value)} in all); --json shows them")
+        return Text("\n".join(lines))
     if isinstance(value, bool):
         return Text("yes" if value else "no")
     if isinstance(value, int):

@@ -295,7 +295,7 @@ def test_flags_and_file_are_the_same_recipe(tmp_path):
 
 
 def test_flags_need_images_and_a_known_method():
-    with pytest.raises(RecipeError, match="data.sources: no images"):
+    with pytest.raises(RecipeError, match=r"data\.sources: no images"):
         recipe_from_flags("small", images=[], base="tiny", method_configs=CONFIGS)
     with pytest.raises(RecipeError, match="Did you mean large"):
         recipe_from_flags("larg", images=["x"], base="tiny", method_configs=CONFIGS)
@@ -304,7 +304,7 @@ def test_flags_need_images_and_a_known_method():
 def test_change_recipe_checks_bounds():
     recipe = parse()
     assert change_recipe(recipe, ["run.steps=9"]) == replace(recipe, run=replace(recipe.run, steps=9))
-    with pytest.raises(RecipeError, match="run.steps is -9; at least 0"):
+    with pytest.raises(RecipeError, match=r"run\.steps is -9; at least 0"):
         change_recipe(recipe, ["run.steps=-9"])
     # A recipe built in Python has not been checked yet.
     with pytest.raises(RecipeError, match=r"method\.rank is 0; at least 1"):
