@@ -19,7 +19,10 @@ def diffusers_scheduler(base):
 
     prediction = {"epsilon": "epsilon", "v": "v_prediction"}[base.prediction]
     return DDPMScheduler(
-        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
         prediction_type=prediction,
     )
 
@@ -77,7 +80,7 @@ def test_lora_against_peft(kit, family):
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
-    losses, weights, method = run_konomi(kit, family, "lora")
+    losses, weights, _ = run_konomi(kit, family, "lora")
     base = kit.base(family)
     examples = kit.examples()
     with torch.no_grad():

@@ -21,7 +21,8 @@ body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 62rem; backgroun
   font: 16px/1.55 system-ui, "Hiragino Sans", "Noto Sans JP", sans-serif }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem } h2 { font-size: 1.15rem; margin: 2.4rem 0 .7rem }
 p { margin: .4rem 0 } .soft { color: var(--soft) } code, pre { font: 13.5px/1.5 ui-monospace, monospace }
-pre { background: color-mix(in srgb, var(--ink) 6%, transparent); padding: .8rem 1rem; border-radius: 8px; overflow-x: auto }
+pre { background: color-mix(in srgb, var(--ink) 6%, transparent); padding: .8rem 1rem; border-radius: 8px;
+  overflow-x: auto }
 table { border-collapse: collapse } .scroll { overflow-x: auto }
 th { text-align: left; font-weight: 600; padding: .3rem .8rem .3rem 0; vertical-align: bottom }
 td { padding: .3rem .8rem .3rem 0; vertical-align: top }
@@ -117,7 +118,8 @@ def loss_curve(losses: Sequence[float], width: int = 720, height: int = 180) -> 
         f'<line x1="44" y1="{height - 24}" x2="{width - 6}" y2="{height - 24}" stroke="var(--line)"/>'
         f'<polyline fill="none" stroke="var(--line)" points="{points(raw)}"/>'
         f'<polyline fill="none" stroke="var(--mark)" stroke-width="2" points="{points(line)}"/>'
-        f'<g fill="var(--soft)" font-size="12"><text x="0" y="16">{top:.3f}</text><text x="0" y="{height - 20}">0</text>'
+        f'<g fill="var(--soft)" font-size="12"><text x="0" y="16">{top:.3f}</text>'
+        f'<text x="0" y="{height - 20}">0</text>'
         f'<text x="44" y="{height - 6}">step 1</text>'
         f'<text x="{width - 6}" y="{height - 6}" text-anchor="end">step {len(losses)}</text></g></svg>'
     )

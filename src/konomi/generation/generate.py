@@ -1,14 +1,13 @@
 """Pictures from a base: txt2img, img2img and inpainting. Shapes: C channels, h w latent grid, H W pixels."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby, islice
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from konomi.errors import ModelError
 from konomi.generation.infotext import write_infotext
@@ -16,6 +15,7 @@ from konomi.generation.job import Job, TextCache, prepare, with_size
 from konomi.generation.request import Origin, Picture, Request
 from konomi.generation.sampling import OnStep, sample_latents
 from konomi.models.base import BaseModel
+from konomi.models.modes import evaluating
 
 
 def generate(
@@ -52,12 +52,12 @@ def count_on(request: Request, count: int) -> list[Request]:
 
 
 def _ready(base: BaseModel, request: Request, encode: TextCache) -> Job:
-    with _evaluating(*base.text_encoders.values()):
+    with evaluating(*base.text_encoders.values()):
         return prepare(base, request, encode)
 
 
 def _draw(base: BaseModel, jobs: Sequence[Job], on_step: OnStep | None) -> list[Image.Image]:
-    with _evaluating(base.denoiser, base.vae):
+    with evaluating(base.denoiser, base.vae):
         latents = sample_latents(base, jobs, on_step)
         return [_decode(base, job, latents_1Chw) for job, latents_1Chw in zip(jobs, latents.split(1))]
 
@@ -80,18 +80,3 @@ def pixels_to_image(pixels_13HW: Tensor) -> Image.Image:
     """[1, 3, H, W] from -1 to 1 -> RGB."""
     levels = ((pixels_13HW[0].float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(np.ascontiguousarray(levels.permute(1, 2, 0).numpy()))
-
-
-@contextmanager
-def _evaluating(*parts: nn.Module) -> Iterator[None]:
-    """No gradients, no dropout; afterwards every module is in the mode it was in."""
-    modules = [m for part in parts for m in part.modules()]
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True

@@ -166,6 +166,7 @@ class Lora:
         )
 
     def _modules(self) -> Iterator[nn.Module]:
+        yield from self.layers.layers.values()
         yield self.base.denoiser
         if self.needs.trains_text:
             yield from self.base.text_encoders.values()

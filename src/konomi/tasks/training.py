@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from konomi.config.load import read_recipe, write_recipe
 from konomi.config.recipe import Recipe
@@ -19,6 +20,7 @@ from konomi.methods import METHODS
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.method import Phase
 from konomi.models.memory import channels_last, compile_denoiser, enable_gradient_checkpointing
+from konomi.models.modes import evaluating
 from konomi.storage.atomic import explained, sweep_temporaries, write_text
 from konomi.storage.lock import RunLock
 from konomi.tasks.preparing import Job, held_out_stream, open_stream, place, prepare
@@ -131,6 +133,7 @@ def _loop(
     if checkpoint is not None:
         trainer.restore(checkpoint.state)
     work.trainer = trainer
+    work.modules = tuple(module for phase in phases for module in phase.modules)
     yield Started(
         first_step=trainer.step,
         total_steps=job.total_steps,
@@ -156,6 +159,8 @@ class Between:
     folder: Path
     identity: dict[str, Any]
     trainer: Trainer = field(init=False)
+    modules: tuple[nn.Module, ...] = ()
+    """What the phases put into training mode, dropout among it."""
     held_out: list[Examples] = field(default_factory=list)
     base_loss: float = 0.0
 
@@ -240,7 +245,8 @@ class Between:
         objective = recipe.objective
         timesteps = spread_timesteps(recipe.validation.timesteps, objective.min_timestep, objective.max_timestep)
         loss = DenoisingLoss(self.job.base, recipe)
-        return validation_loss(loss, self.held_out, timesteps, self.job.processes.device)
+        with evaluating(*self.modules):
+            return validation_loss(loss, self.held_out, timesteps, self.job.processes.device)
 
     def _preview(self) -> Iterator[Event]:
         try:

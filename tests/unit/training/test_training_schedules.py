@@ -30,7 +30,11 @@ def test_closed_forms_after_warmup(schedule, expected):
         assert rate_factor(step, 110, config) == pytest.approx(expected((step - 10) / 100))
 
 
-@given(st.integers(1, 500), st.sampled_from(["constant", "linear", "cosine", "cosine_restarts", "polynomial"]), st.floats(0, 80))
+@given(
+    st.integers(1, 500),
+    st.sampled_from(["constant", "linear", "cosine", "cosine_restarts", "polynomial"]),
+    st.floats(0, 80),
+)
 def test_always_within_bounds_and_rising_in_warmup(total, schedule, warmup):
     config = OptimizerConfig(schedule=schedule, warmup=warmup)
     factors = [rate_factor(step, total, config) for step in range(total)]
