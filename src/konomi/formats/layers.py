@@ -5,6 +5,7 @@ Shapes: O output, I input, R rank, K kernel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -19,6 +20,13 @@ _KRONECKER = {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr
 }  # fmt: skip
 _DIFFERENCE = {"diff", "diff_b", "w_norm", "b_norm"}
 _RESCALE = {"weight", "on_input"}
+_AXES = (
+    ((2, 4), ("lora_down.weight", "lora_up.weight", "dora_scale", "lokr_w1", "lokr_w2")),
+    ((2,), ("lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")),
+    ((4,), ("lora_mid.weight", "hada_t1", "hada_t2", "lokr_t2")),
+    ((1, 2, 3, 4), ("diff", "diff_b", "w_norm", "b_norm", "weight")),
+)
+_NUM_AXES: dict[str, tuple[int, ...]] = {name: axes for axes, names in _AXES for name in names}
 KNOWN_PARTS = _LOW_RANK | _HADAMARD | _KRONECKER | _DIFFERENCE | _RESCALE
 
 
@@ -34,6 +42,7 @@ class LayerError(Exception):
 def layer_from_parts(parts: Mapping[str, Tensor]) -> LayerUpdate:
     """Assemble one layer. Raises LayerError for missing halves, rank 0, widths that differ, or mixed kinds."""
     names = set(parts)
+    _check_shapes(parts)
     if any(name.startswith("lora_") for name in names):
         return _low_rank(parts, _only(names, _LOW_RANK))
     if any(name.startswith("hada_") for name in names):
@@ -51,6 +60,8 @@ def layer_from_parts(parts: Mapping[str, Tensor]) -> LayerUpdate:
         _only(names, _RESCALE)
         if "on_input" not in names:
             raise LayerError("weight", "has no on_input beside it, so its axis is unknown")
+        if parts["on_input"].numel() != 1:
+            raise LayerError("on_input", f"has shape {list(parts['on_input'].shape)}; one truth value is wanted")
         return Rescale(parts["weight"], bool(parts["on_input"].item()))
     raise LayerError(min(names, default=""), "stands alone: the tensors it belongs to are missing")
 
@@ -110,16 +121,24 @@ def _only(names: set[str], allowed: set[str]) -> set[str]:
     return names
 
 
+def _check_shapes(parts: Mapping[str, Tensor]) -> None:
+    """Every tensor by itself: a real number type, and as many axes as its part may have."""
+    for name, tensor in parts.items():
+        if name != "on_input" and not tensor.is_floating_point():
+            raise LayerError(name, f"has type {str(tensor.dtype).removeprefix('torch.')}; a floating type is wanted")
+        if name in _NUM_AXES and tensor.dim() not in _NUM_AXES[name]:
+            raise LayerError(name, f"has shape {list(tensor.shape)}; {_NUM_AXES[name]} axes are possible")
+        if name in _NUM_AXES and tensor.numel() == 0:
+            what = "has rank 0" if 0 in tensor.shape[:2] else f"has shape {list(tensor.shape)}, which is empty"
+            raise LayerError(name, what)
+
+
 def _low_rank(parts: Mapping[str, Tensor], names: set[str]) -> LowRank:
     for half, other in (("lora_down.weight", "lora_up.weight"), ("lora_up.weight", "lora_down.weight")):
         if other not in names:
             raise LayerError(half if half in names else "", f"has no {other.split('.')[0]} beside it")
     down, up, mid = parts["lora_down.weight"], parts["lora_up.weight"], parts.get("lora_mid.weight")
-    if down.dim() not in (2, 4) or up.dim() not in (2, 4):
-        raise LayerError("lora_down.weight", f"has shape {list(down.shape)}; two or four dimensions are wanted")
     rank = down.shape[0]
-    if rank == 0 or up.shape[1] == 0:
-        raise LayerError("lora_down.weight", "has rank 0")
     if up.shape[1] != rank:
         raise LayerError("lora_up.weight", f"has rank {up.shape[1]}; its lora_down has rank {rank}")
     if mid is not None and (mid.dim() != 4 or tuple(mid.shape[:2]) != (rank, rank)):
@@ -137,8 +156,6 @@ def _hadamard(parts: Mapping[str, Tensor], names: set[str]) -> Hadamard:
             raise LayerError("", f"has no {name}")
     w1_a, w1_b, w2_a, w2_b = (parts[f"hada_{name}"] for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
     rank = w1_b.shape[0]
-    if rank == 0:
-        raise LayerError("hada_w1_b", "has rank 0")
     t1, t2 = parts.get("hada_t1"), parts.get("hada_t2")
     if (t1 is None) != (t2 is None):
         raise LayerError("hada_t1" if t2 is None else "hada_t2", "has no counterpart")
@@ -163,12 +180,12 @@ def _kronecker(parts: Mapping[str, Tensor], names: set[str]) -> Kronecker:
         # The Tucker core of w2 joins axes 0 of both factors.
         elif not (factor == "lokr_w2" and "lokr_t2" in names):
             inner = (parts[f"{factor}_a"].shape[1], parts[f"{factor}_b"].shape[0])
-            if inner[0] != inner[1] or inner[0] == 0:
+            if inner[0] != inner[1]:
                 raise LayerError(f"{factor}_a", f"has rank {inner[0]}; {factor}_b has {inner[1]}")
     if "lokr_t2" in names and "lokr_w2_a" not in names:
         raise LayerError("lokr_t2", "has no factors to join")
     tensors = {name.removeprefix("lokr_"): tensor for name, tensor in parts.items() if name.startswith("lokr_")}
-    alpha = float(parts["alpha"].item()) if "alpha" in parts else None
+    alpha = _alpha(parts, 1) if "alpha" in parts else None
     return Kronecker(**tensors, alpha=alpha, magnitude=parts.get("dora_scale"))
 
 
@@ -177,7 +194,10 @@ def _alpha(parts: Mapping[str, Tensor], rank: int) -> float:
         return float(rank)
     if parts["alpha"].numel() != 1:
         raise LayerError("alpha", f"has shape {list(parts['alpha'].shape)}; one number is wanted")
-    return float(parts["alpha"].item())
+    value = float(parts["alpha"].item())
+    if not math.isfinite(value):
+        raise LayerError("alpha", "holds NaN or infinity")
+    return value
 
 
 def _check_magnitude(magnitude: Tensor | None, outputs: int, inputs: int) -> None:
