@@ -105,7 +105,7 @@ def test_a_failing_disk_at_any_call_leaves_the_earlier_checkpoint(tmp_path, monk
     while True:
         count = -1
 
-        def failing(*args, real=real, **kwargs):
+        def failing(*args, real=real, nth=nth, **kwargs):
             nonlocal count
             count += 1
             if count == nth:
@@ -137,4 +137,4 @@ def test_too_little_space_is_said_before_anything_is_touched(tmp_path, monkeypat
     with pytest.raises(RunError, match="needed"):
         write_checkpoint(tmp_path, state(2), RUN, keep=1)
     assert read_checkpoint(earlier).state.numbers["step"] == 1
-    assert os.listdir(tmp_path) == ["step-000001"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
