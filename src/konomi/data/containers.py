@@ -27,6 +27,7 @@ MAX_ZIP_RATIO = 100
 MEMBER_ERRORS = (OSError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db"})
 
+_DIGITS = re.compile(rb"([0-9]+)")
 _TAR_PART = re.compile(r"(\d+)\+(\d+)::(.*)", re.DOTALL)
 
 
@@ -53,21 +54,29 @@ class Listing:
 
 def printable(name: str) -> str:
     """A name fit for a one-line message: control characters and undecodable bytes escaped."""
+    if name.isprintable():
+        return name
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
 
 
-def natural_key(name: str) -> tuple[tuple[tuple[bytes | int, ...], ...], bytes]:
+def natural_key(name: str) -> tuple[list[list[bytes | tuple[int, bytes]]], bytes]:
     """Sort key: folder by folder, bytes as they are, digit runs as numbers; the same under every locale."""
     raw = name.encode("utf-8", "surrogatepass")
     *folders, base = raw.split(b"/")
     # The suffix apart: `a.png` comes before `a1.png`.
     stem, dot, suffix = base.rpartition(b".")
-    parts = [*folders, stem if dot else base, suffix]
-    return tuple(
-        tuple(int(piece) if index % 2 else piece for index, piece in enumerate(re.split(rb"([0-9]+)", part)))
-        for part in parts
-    ), raw
+    return [_natural_pieces(part) for part in (*folders, stem if dot else base, suffix)], raw
+
+
+def _natural_pieces(part: bytes) -> list[bytes | tuple[int, bytes]]:
+    """Text and number by turns; a number as its length and digits, since Python refuses to read very long ones."""
+    texts = _DIGITS.split(part)
+    pieces: list[bytes | tuple[int, bytes]] = [*texts]
+    for place in range(1, len(texts), 2):
+        digits = texts[place].lstrip(b"0")
+        pieces[place] = (len(digits), digits)
+    return pieces
 
 
 def is_junk(name: str) -> bool:

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from konomi.config.sections import CaptionConfig, DataConfig, SourceConfig
 from konomi.data import sources
 from konomi.data.captions import final_caption
+from konomi.data.file_index import Measured
 from konomi.data.images import read_image, read_size, verify
 from konomi.data.manifest import Manifest
 from konomi.data.sources import scan
@@ -300,8 +302,8 @@ def test_natural_order_whatever_the_locale(tmp_path: Path) -> None:
         "a02.png",
         "a2.png",
         "a10.png",
-        "d/a/x.png",
         "d/a.png",
+        "d/a/x.png",
         "d-1/a.png",
         "é.png",
     ]
@@ -548,3 +550,24 @@ def test_real_zip() -> None:
     assert all(record.captions for record in manifest.records)
     loaded = read_image(manifest.records[0].locator, alpha="mask")
     assert loaded.mask is not None and 0 < loaded.mask.mean() < 1
+
+
+def test_memory_grows_with_the_images_and_slowly(tmp_path: Path) -> None:
+    peaks = []
+    for count in (1000, 4000):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number}.png").touch()
+        data = DataConfig(sources=(SourceConfig(path=str(folder)),))
+        tracemalloc.start()
+        scan(data, measure=lambda entry: Measured(entry.name * 8, 8, 8))
+        peaks.append(tracemalloc.get_traced_memory()[1] / count)
+        tracemalloc.stop()
+    # 100,000 images stay under 500 MB; the second folder may cost no more for each image than the first.
+    assert peaks[1] < 4000 and peaks[1] < 1.3 * peaks[0]
+
+
+def test_numbers_of_any_length_sort(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "set.zip", {"9" * 5000 + ".png": png(1), "8" * 5001 + ".png": png(2)})
+    assert [len(record.name) for record in scanned(path).records] == [5004, 5005]
