@@ -272,6 +272,10 @@ BAD: dict[str, tuple[dict[str, Tensor], str]] = {
         layer(TO_K, down=D, up=U) | layer("lora_unet_flux_x", down=D, up=U), r"lora_unet_flux_x.*and 1 more",
     ),
     "unknown part": (layer(TO_K, down=D, up=U, scalar=torch.ones(1)), r"to_k\.scalar: konomi knows no such layer"),
+    "other width": (
+        layer(TO_K, down=D, up=U) | layer(TO_K.replace("to_k", "to_v"), down=torch.ones(2, 1024), up=U),
+        r"attn2\.to_v reads text states of another width",
+    ),
     "same layer twice": (
         layer("lora_unet_down_blocks_1_attentions_0_proj_in", down=D, up=U)
         | layer("lora_unet_input_blocks_4_1_proj_in", down=D, up=U),
@@ -375,6 +379,19 @@ def test_hashes_are_those_of_the_written_bytes(tmp_path: Path) -> None:
     assert inspect_file(path).hashes["sshs_model_hash"] == digest and not inspect_file(path).notes
     path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     assert "changed after training" in inspect_file(path).notes[0]
+
+
+def test_notes_of_others_are_kept_and_stale_figures_are_not(tmp_path: Path) -> None:
+    parts = layer(TO_K, down=D * 0.5, up=U, alpha=torch.tensor(1.0))
+    notes = {"note": "mine", "ss_network_alpha": "1.0", "ss_network_dim": "2", "sshs_model_hash": "old"}
+    adapter = read_adapter(save(tmp_path / "x.safetensors", parts, **notes))
+    write_adapter(adapter, tmp_path / "y.safetensors")
+    kept = read_adapter(tmp_path / "y.safetensors").metadata
+    assert kept["note"] == "mine" and kept["ss_network_alpha"] == "1.0" and kept["sshs_model_hash"] != "old"
+    write_adapter(adapter, tmp_path / "d", "diffusers")
+    write_adapter(read_adapter(tmp_path / "d"), tmp_path / "z.safetensors")
+    kept = read_adapter(tmp_path / "z.safetensors").metadata
+    assert kept["note"] == "mine" and kept["ss_network_alpha"] == "2" and "format" not in kept
 
 
 def test_kinds_have_plain_names(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from konomi.errors import FileFormatError
 from konomi.formats import cloneofsimo, diffusers_lora, kohya, peft_lora
+from konomi.formats.family import odd_context_layer
 from konomi.formats.layers import tensors_of
 from konomi.formats.report import FileReport, adapter_report, named_tensors, other_report
 from konomi.formats.source import Parsed, Source, open_source
@@ -54,6 +55,8 @@ def read_adapter(path: Path | str) -> Adapter:
     if parsed.unknown:
         more = f" and {len(parsed.unknown) - 1} more" if len(parsed.unknown) > 1 else ""
         raise FileFormatError(f"{path}: {parsed.unknown[0]}{more}: konomi knows no such layer, so nothing was loaded.")
+    if odd := odd_context_layer(parsed.adapter.layers):
+        raise FileFormatError(f"{path}: {odd} reads text states of another width than the layers before it.")
     _check_numbers(path, source, parsed.adapter)
     return parsed.adapter
 

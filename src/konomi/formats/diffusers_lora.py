@@ -98,7 +98,8 @@ def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = Non
             tensors[f"{_COMPONENTS[part]}.{name}"] = tensor
     if not tensors:
         raise FileFormatError(f"{path}: the adapter has no layers, so there is no LoRA to write.")
-    write_tensors(path, tensors, {"format": "pt"})
+    kept = {name: value for name, value in adapter.metadata.items() if not name.startswith(("sshs_", "modelspec.hash"))}
+    write_tensors(path, tensors, kept | {"format": "pt"})
     for token, vectors in adapter.embeddings.items():
         stem = re.sub(r"[^\w-]+", "", token) or "token"
         beside = path.with_name(f"{path.stem}.{stem}.safetensors")

@@ -53,6 +53,17 @@ def family_of(adapter: Adapter) -> str:
     return ""
 
 
+def odd_context_layer(layers: Mapping[str, LayerUpdate]) -> str:
+    """The first layer that reads text states of another width than the first such layer; "" if all agree."""
+    first = None
+    for key, update in layers.items():
+        if key.endswith((".attn2.to_k", ".attn2.to_v")) and (width := _input_width(update)) is not None:
+            first = width if first is None else first
+            if width != first:
+                return key
+    return ""
+
+
 def _input_width(update: LayerUpdate) -> int | None:
     match update:
         case LowRank():

@@ -107,7 +107,7 @@ def training_metadata(facts: TrainingFacts) -> dict[str, str]:
 
 def with_minimum(adapter: Adapter, family: str, title: str) -> dict[str, str]:
     """An adapter's own metadata, completed by the least that other tools need to sort the file."""
-    metadata = {name: value for name, value in adapter.metadata.items() if name.startswith(("ss_", "modelspec."))}
+    metadata = {name: value for name, value in adapter.metadata.items() if name != "format"}
     if family:
         metadata.setdefault("ss_v2", str(family == "sd2"))
         metadata.setdefault("ss_base_model_version", base_model_version(family, "epsilon"))
@@ -116,12 +116,13 @@ def with_minimum(adapter: Adapter, family: str, title: str) -> dict[str, str]:
         metadata.setdefault("modelspec.title", adapter.name or title)
     plain = all(isinstance(update, LowRank) for update in adapter.layers.values())
     metadata.setdefault("ss_network_module", "networks.lora" if plain else "lycoris.kohya")
-    ranks = [rank for rank in map(rank_of, adapter.layers.values()) if rank is not None]
-    if ranks:
-        metadata.setdefault("ss_network_dim", str(statistics.mode(ranks)))
-    alphas = [update.alpha for update in adapter.layers.values() if isinstance(update, LowRank)]
-    if alphas:
-        metadata.setdefault("ss_network_alpha", text(statistics.mode(alphas)))
+    updates = adapter.layers.values()
+    ranks = [str(rank) for rank in map(rank_of, updates) if rank is not None]
+    alphas = [text(update.alpha) for update in updates if isinstance(update, LowRank)]
+    for name, values in (("ss_network_dim", ranks), ("ss_network_alpha", alphas)):
+        # A conversion on the way may have changed what the first program wrote here.
+        if values and metadata.get(name) not in {*values, *(f"{value}.0" for value in values)}:
+            metadata[name] = statistics.mode(values)
     metadata.setdefault("ss_network_args", "{}")
     metadata.setdefault("ss_output_name", adapter.name or title)
     return metadata
@@ -181,4 +182,6 @@ def _short_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> s
         if first < last:
             digest.update(memoryview(block)[first:last])
         position += len(block)
+        if position >= end:
+            break
     return digest.hexdigest()[:8]
