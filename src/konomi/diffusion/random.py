@@ -49,7 +49,8 @@ class Rng:
     @classmethod
     def for_step(cls, seed: int, step: int, *, device: torch.device | str = "cpu") -> "Rng":
         """The generator of one optimiser step, with a single key; see `for_samples`."""
-        return cls(torch.tensor([stable_hash("step", seed, step)], dtype=torch.int64, device=device))
+        # Filled by a kernel on the device: a copy from the host could make the host wait.
+        return cls(torch.full((1,), stable_hash("step", seed, step), dtype=torch.int64, device=device))
 
     def for_samples(self, sample_ids_B: Tensor) -> "Rng":
         """One key per sample, from this generator's key and the samples' ids (int64 [B])."""
