@@ -159,6 +159,9 @@ def _hadamard(parts: Mapping[str, Tensor], names: set[str]) -> Hadamard:
     t1, t2 = parts.get("hada_t1"), parts.get("hada_t2")
     if (t1 is None) != (t2 is None):
         raise LayerError("hada_t1" if t2 is None else "hada_t2", "has no counterpart")
+    if t1 is not None:
+        _check_core(parts, "hada_t1", "hada_w1_a", "hada_w1_b")
+        _check_core(parts, "hada_t2", "hada_w2_a", "hada_w2_b")
     for letter, a, b in (("1", w1_a, w1_b), ("2", w2_a, w2_b)):
         # With a Tucker core the first factor is [R, O]; without, [O, R].
         inner = a.shape[1] if t1 is None else a.shape[0]
@@ -182,11 +185,19 @@ def _kronecker(parts: Mapping[str, Tensor], names: set[str]) -> Kronecker:
             inner = (parts[f"{factor}_a"].shape[1], parts[f"{factor}_b"].shape[0])
             if inner[0] != inner[1]:
                 raise LayerError(f"{factor}_a", f"has rank {inner[0]}; {factor}_b has {inner[1]}")
-    if "lokr_t2" in names and "lokr_w2_a" not in names:
-        raise LayerError("lokr_t2", "has no factors to join")
+    if "lokr_t2" in names:
+        if "lokr_w2_a" not in names:
+            raise LayerError("lokr_t2", "has no factors to join")
+        _check_core(parts, "lokr_t2", "lokr_w2_a", "lokr_w2_b")
     tensors = {name.removeprefix("lokr_"): tensor for name, tensor in parts.items() if name.startswith("lokr_")}
     alpha = _alpha(parts, 1) if "alpha" in parts else None
     return Kronecker(**tensors, alpha=alpha, magnitude=parts.get("dora_scale"))
+
+
+def _check_core(parts: Mapping[str, Tensor], core: str, outer: str, inner: str) -> None:
+    ranks = (parts[outer].shape[0], parts[inner].shape[0])
+    if tuple(parts[core].shape[:2]) != ranks:
+        raise LayerError(core, f"has shape {list(parts[core].shape)}; [{ranks[0]}, {ranks[1]}, K, K] is wanted")
 
 
 def _alpha(parts: Mapping[str, Tensor], rank: int) -> float:
