@@ -45,6 +45,7 @@ IMAGE_ERRORS = (
     TypeError,
     LookupError,
     ArithmeticError,
+    RuntimeError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -61,6 +62,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 _PNG_ORIENTATION_CHUNKS = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")
 
 
@@ -76,8 +78,7 @@ def size_of(data: bytes) -> tuple[int, int]:
     """
     image = _open(data)
     width, height = image.size
-    # Pillow reports TIFF sizes as already turned.
-    if image.format != "TIFF" and _orientation(image, data) >= 5:
+    if _orientation(image, data) in _SIDEWAYS:
         return height, width
     return width, height
 
@@ -92,9 +93,10 @@ def decode(data: bytes, *, background: str = "#ffffff") -> tuple[Image.Image, Im
     if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
         raise BadImageError("a JPEG with more passes than any camera writes; save it again in an image editor")
     try:
-        image.load()
-        # After load: Pillow turns TIFF itself while loading and then drops the tag.
+        if image.format == "PNG":
+            image.load()  # Asking for EXIF would load it, and hide that it is damaged.
         turn = _TURNS.get(_orientation(image, data))
+        image.load()
         rgb, opacity = _to_rgb(image, background)
     except IMAGE_ERRORS as error:
         raise BadImageError(f"damaged or cut off ({_reason(error)})") from error
@@ -152,6 +154,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
+    if image.format == "TIFF":
+        return 1  # Pillow turns TIFF by itself while loading, and reports its size as turned.
     # Asking a PNG for EXIF decodes all of it, since the chunk may come last; so look whether there is one.
     if image.format == "PNG" and not any(mark in data for mark in _PNG_ORIENTATION_CHUNKS):
         return 1

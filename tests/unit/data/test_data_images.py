@@ -1,6 +1,7 @@
 """Decoding, turning, compositing and cropping, against numpy's own arithmetic."""
 
 import io
+import random
 import struct
 import subprocess
 import sys
@@ -85,6 +86,34 @@ def test_png_exif_after_the_pixels_turns_too(tmp_path: Path) -> None:
     path.write_bytes(data[:start] + data[start + size : end] + data[start : start + size] + data[end:])
     assert read_size(str(path)) == (24, 40)
     np.testing.assert_array_equal(read_image(str(path)).pixels, TURNS[6](picture()))
+
+
+def test_an_unknown_turn_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 99
+    Image.fromarray(picture()).save(path, exif=exif)
+    assert read_size(str(path)) == read_image(str(path)).size == (40, 24)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path: Path) -> None:
+    draws = random.Random(5)
+    noise = np.random.default_rng(1).integers(0, 256, (40, 56, 3), np.uint8)
+    path = tmp_path / "damaged"
+    for suffix in ("png", "jpeg", "webp", "gif", "tiff", "bmp", "avif"):
+        whole = io.BytesIO()
+        Image.fromarray(noise).save(whole, suffix)
+        for _ in range(60):
+            data = bytearray(whole.getvalue())
+            for _ in range(draws.choice([1, 3, 10])):
+                data[draws.randrange(draws.choice([40, 200, len(data)]))] = draws.randrange(256)
+            path.write_bytes(data)
+            try:
+                size = read_size(str(path))
+                assert read_image(str(path)).size == size
+            except DataError as error:
+                assert str(error).startswith(str(path))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
