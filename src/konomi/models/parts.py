@@ -127,7 +127,7 @@ def canonical_tensors(part: Part, tensors: Mapping[str, Tensor]) -> dict[str, Te
             stem, _, last = head.rpartition(".")
             if ".attentions." in name and last in _OLD_VAE_ATTENTION:
                 name = f"{stem}.{_OLD_VAE_ATTENTION[last]}.{leaf}"
-                tensor = tensor.flatten(1)
+                tensor = tensor.flatten(1) if tensor.ndim > 1 else tensor
         result[name] = tensor
     return result
 

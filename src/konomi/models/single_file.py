@@ -188,7 +188,8 @@ def vae_tensors(file: TensorFile, prefix: str, config: Mapping[str, Any]) -> dic
     result: dict[str, Tensor] = {}
     for name, tensor in file.read(names).items():
         inner = name[len(prefix) :]
-        result[vae_to_diffusers(inner, levels=levels, layers=layers) or inner] = tensor
+        path = vae_to_diffusers(inner, levels=levels, layers=layers) or inner
+        result[path] = tensor.flatten(1) if ".attentions." in path and tensor.ndim == 4 else tensor
     return result
 
 
