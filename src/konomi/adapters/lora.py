@@ -90,7 +90,7 @@ class LoraLayer(nn.Module):
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         gain = self._gain()
         plain_bias = bias if gain is None else None
-        if self.training and self.spec.has_dropout and self.rng is not None:
+        if self.rng is not None and self.base.training:
             y = self._with_dropout(x, weight, plain_bias)
         elif self.window is None:
             y = low_rank_linear(x, weight, plain_bias, self.down, self.up, scale=self.scale)
@@ -98,9 +98,10 @@ class LoraLayer(nn.Module):
             y = low_rank_conv(x, weight, plain_bias, self.down, self.up, self.window, scale=self.scale)
         if gain is None:
             return y
+        # In float32: a gain of 1.001 would be 1 in bfloat16, and never learned.
         channels = (-1,) if self.window is None else (-1, 1, 1)
-        y = y * gain.view(channels).to(y.dtype)
-        return y if bias is None else y + bias.view(channels)
+        scaled = y * gain.view(channels)
+        return (scaled if bias is None else scaled + bias.view(channels)).to(y.dtype)
 
     def _gain(self) -> Tensor | None:
         """DoRA's factor per output: learned length / length of W + dW; no gradient through the latter (section 4.3)."""
@@ -110,7 +111,7 @@ class LoraLayer(nn.Module):
             weight = self.base.weight.to(self.up.dtype)
             delta = (self.up.flatten(1) @ self.down.flatten(1)).view(weight.shape)
             lengths = _lengths(weight + self.scale * delta)
-        return self.magnitude / lengths
+        return self.magnitude / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
 
     def _with_dropout(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         assert self.rng is not None
@@ -118,7 +119,7 @@ class LoraLayer(nn.Module):
         kept = x
         if spec.dropout > 0:
             keep = rng.fork("dropout").uniform(x.shape[1:]) >= spec.dropout
-            kept = x * keep * (1.0 / (1.0 - spec.dropout))
+            kept = x * keep * _make_up(spec.dropout)
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
         hidden = F.linear(kept, down) if self.window is None else self.window.convolve(kept, down)
         # R is the last axis of a linear layer's hidden state, the second of a convolution's.
@@ -126,7 +127,7 @@ class LoraLayer(nn.Module):
         rank_shape[-1 if self.window is None else 0] = spec.rank
         if spec.rank_dropout > 0:
             keep = rng.fork("rank_dropout").uniform(rank_shape) >= spec.rank_dropout
-            hidden = hidden * keep * (1.0 / (1.0 - spec.rank_dropout))
+            hidden = hidden * keep * _make_up(spec.rank_dropout)
         if spec.module_dropout > 0:
             hidden = hidden * (rng.fork("module_dropout").uniform([1] * (x.dim() - 1)) >= spec.module_dropout)
         if self.window is None:
@@ -152,21 +153,17 @@ class LoraLayers:
         self._attach()
 
     @property
-    def modules(self) -> tuple[nn.Module, ...]:
-        """For `train()` and `eval()`: dropout acts in training mode."""
-        return tuple(self.layers.values())
-
-    @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """`KEY.down`, `KEY.up`, `KEY.magnitude` -> parameter, in the order of the layers."""
         named = ((key, layer.named_parameters()) for key, layer in self.layers.items())
         return {f"{key}.{name}": parameter for key, parameters in named for name, parameter in parameters}
 
     def begin_step(self, rng: Rng) -> None:
-        """Give dropout its randomness for the forward passes up to the next call. `rng` has a key per sample.
+        """Give dropout its randomness for all passes up to the next call. `rng` has a key per sample.
 
-        Call it once per loss, before the forward pass: a checkpointed backward pass draws the same masks again.
-        A pass over fewer samples than keys uses the first keys; over more, each key serves several samples.
+        Dropout acts while the base's module is in training mode. There must be no other call between a forward pass
+        and its backward pass: a checkpointed backward pass draws its masks again. A pass over fewer samples than keys
+        uses the first keys; over more, each key serves several samples.
         """
         for key, layer in self.layers.items():
             if layer.spec.has_dropout:
@@ -241,6 +238,11 @@ def _lengths(weight: Tensor) -> Tensor:
     """Euclidean length of each output's weights, [O, 1(, 1, 1)]."""
     lengths: Tensor = weight.flatten(1).norm(dim=1)
     return lengths.view(-1, *[1] * (weight.dim() - 1))
+
+
+def _make_up(dropout: float) -> float:
+    """What keeps the mean where a share is dropped; nothing is left to scale where all is."""
+    return 1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0
 
 
 def _for_batch(rng: Rng, batch: int) -> Rng:

@@ -2,9 +2,10 @@
 
 Shapes: N rows (or images), I input, O output features or channels, K kernel, R rank, P output pixels.
 
-Two ways to the same number. Two products: y = W x, then y += scale * up (down x) in place. Merged: one product with
-W + scale * up @ down, made on the spot. Merging costs R I O multiplications and a pass over the weight, two products
-cost N R (I + O) and a pass over the output, so merging pays once there are many more rows than I O / (I + O).
+Two ways to the same number. Two products: y = scale * up (down x) + bias, then y += W x in place; this way round, the
+small term is not lost in the rounding of the large one. Merged: one product with W + scale * up @ down, made on the
+spot. Merging costs R I O multiplications and a pass over the weight, two products cost N R (I + O) and a pass over the
+output, so merging pays once there are many more rows than I O / (I + O).
 A merge rounds the update to the precision of the weight, so it is only offered where the weight is float32 or better;
 in bfloat16 an early update lies below half a unit of the weight and would vanish.
 
@@ -121,11 +122,12 @@ class _LowRankLinear(torch.autograd.Function):
         if merge:
             ctx.save_for_backward(x, weight, down, up_RO)
             return F.linear(x, torch.addmm(weight, up_RO.t(), down), bias)
-        y = F.linear(x, weight, bias)
-        hidden_RN = down @ x.reshape(-1, x.shape[-1]).t()
-        y.view(-1, y.shape[-1]).addmm_(hidden_RN.t(), up_RO)
+        x_NI = x.reshape(-1, x.shape[-1])
+        hidden_RN = down @ x_NI.t()
+        y_NO = hidden_RN.t() @ up_RO if bias is None else torch.addmm(bias, hidden_RN.t(), up_RO)
+        y_NO.addmm_(x_NI, weight.t())
         ctx.save_for_backward(x, weight, down, up_RO, hidden_RN)
-        return y
+        return y_NO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Any:
@@ -137,7 +139,7 @@ class _LowRankLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0] and ctx.merge:
             grad_x = (grad_y_NO @ torch.addmm(weight, up_RO.t(), down)).view(x.shape)
         elif ctx.needs_input_grad[0]:
-            grad_x = (grad_y_NO @ weight).addmm_(grad_hidden_RN.t(), down).view(x.shape)
+            grad_x = (grad_hidden_RN.t() @ down).addmm_(grad_y_NO, weight).view(x.shape)
         grad_down = _master_grad(grad_hidden_RN @ x_NI, ctx.master)
         grad_up = _master_grad((hidden_RN @ grad_y_NO).t(), ctx.master, ctx.scale)
         return grad_x, None, None, grad_down, grad_up, None, None
@@ -163,9 +165,14 @@ class _LowRankConv(torch.autograd.Function):
         if merge:
             ctx.save_for_backward(x, weight, down, up_RO)
             return window.convolve(x, _merged(weight, down, up_RO), bias)
-        y = window.convolve(x, weight, bias).contiguous()
         hidden_NRP = _hidden(x, down, window)
-        _add_product(y, up_RO.t(), hidden_NRP)
+        if window.is_point(weight):
+            y = _times(up_RO.t(), hidden_NRP).view(x.shape[0], -1, *x.shape[2:])
+            y = y if bias is None else y.add_(bias[:, None, None])
+            _add_product(y, weight.flatten(1), x.flatten(2))
+        else:
+            y = window.convolve(x, weight, bias).contiguous()
+            _add_product(y, up_RO.t(), hidden_NRP)
         ctx.save_for_backward(x, weight, down, up_RO, hidden_NRP)
         return y
 
@@ -180,8 +187,8 @@ class _LowRankConv(torch.autograd.Function):
         grad_x = None
         if window.is_point(weight):
             if ctx.needs_input_grad[0]:
-                grad_x = _times(weight.flatten(1).t(), grad_y_NOP).view(x.shape)
-                _add_product(grad_x, down.flatten(1).t(), grad_hidden_NRP)
+                grad_x = _times(down.flatten(1).t(), grad_hidden_NRP).view(x.shape)
+                _add_product(grad_x, weight.flatten(1).t(), grad_y_NOP)
             grad_down = _summed_product(grad_hidden_NRP, x.flatten(2)).view(down.shape)
         else:
             grad_hidden = grad_hidden_NRP.view(x.shape[0], -1, *grad_y.shape[2:])
