@@ -1,7 +1,6 @@
 """Captions of scenes: several phrasings, some tag lists, some bare names."""
 
 import numpy as np
-
 from tools.tiny.scenes import Background, Item, Scene, Sprites
 
 RARE_WORDS = (

@@ -1,14 +1,19 @@
 """Stage 3: text tower (the text encoder of `tiny`) and image tower, trained together on captions and their scenes.
 
-Contrastive loss (Radford et al. 2021) plus, while training only, one learned direction per concept, style and background
-colour that both towers are drawn to (proxies, Movshovitz-Attias et al. 2017): batches that a CPU can hold have too few
-negatives to tell 1,489 concepts apart. B batch, D projection width.
+Contrastive loss (Radford et al. 2021) plus, while training only, one learned direction per concept, style and
+background colour that both towers are drawn to (proxies, Movshovitz-Attias et al. 2017): batches that a CPU can hold
+have too few negatives to tell 1,489 concepts apart. B batch, D projection width.
 """
 
 import time
 
 import numpy as np
 import torch
+from tools.tiny.captions import background_words, caption
+from tools.tiny.scenes import COLOURS, SIDE, STYLES, Scene, Sprites, describe, render
+from tools.tiny.stage import Progress, Work, learning_rate, set_rate, steps_from
+from tools.tiny.tokenizer import VOCABULARY
+from tools.tiny.vae import to_tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -18,12 +23,6 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
-
-from tools.tiny.captions import background_words, caption
-from tools.tiny.scenes import COLOURS, SIDE, STYLES, Scene, Sprites, describe, render
-from tools.tiny.stage import Progress, Work, learning_rate, set_rate, steps_from
-from tools.tiny.tokenizer import VOCABULARY
-from tools.tiny.vae import to_tensor
 
 FIRST_SEED = 200_000_000
 BATCH = 128
@@ -133,7 +132,7 @@ def train_clip(work: Work, sprites: Sprites, tokenizer: CLIPTokenizer, *, steps:
         progress.advance()
         if step % 50 == 0:
             taken = time.monotonic() - started
-            print(f"clip {step}/{steps} loss {loss.item():.3f} top-1 of {BATCH} {hits.item():.2f} {taken:.0f} s", flush=True)
+            print(f"clip {step}/{steps} loss {loss.item():.3f} top-1 {hits.item():.2f} {taken:.0f} s", flush=True)
         if time.monotonic() - saved > 180:
             progress.save()
             saved = time.monotonic()

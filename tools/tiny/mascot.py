@@ -97,7 +97,8 @@ def creature(pose: Pose) -> Image.Image:
         for side in (-1, 1):
             canvas.disc((x + side * r * 0.42, y + r * 0.93), r * 0.27, r * 0.16, FOOT)
     for degrees in pose.arms:
-        canvas.line([along((x, y + r * 0.1), degrees, r * 0.75), along((x, y + r * 0.1), degrees, r * 1.22)], r * 0.26, BODY_DARK)
+        shoulder = (x, y + r * 0.1)
+        canvas.line([along(shoulder, degrees, r * 0.75), along(shoulder, degrees, r * 1.22)], r * 0.26, BODY_DARK)
     canvas.disc((x, y), r * 1.02, r * 0.96, BODY_DARK)
     canvas.disc((x - r * 0.035, y - r * 0.05), r * 0.96, r * 0.89, BODY)
     canvas.disc((x, y + r * 0.38), r * 0.62, r * 0.5, BELLY)
@@ -162,11 +163,19 @@ def sleeping() -> Image.Image:
     canvas = Canvas("#27346e")
     canvas.disc((0.8, 0.19), 0.11, 0.11, "#fbeeb0")
     canvas.disc((0.755, 0.165), 0.095, 0.095, "#27346e")
-    for where, size in (((0.14, 0.16), 0.035), ((0.37, 0.09), 0.022), ((0.56, 0.2), 0.018), ((0.91, 0.45), 0.024), ((0.07, 0.43), 0.02)):
-        star(canvas, where, size, "#fbeeb0")
+    for x, y, size in (
+        (0.14, 0.16, 0.035),
+        (0.37, 0.09, 0.022),
+        (0.56, 0.2, 0.018),
+        (0.91, 0.45, 0.024),
+        (0.07, 0.43, 0.02),
+    ):
+        star(canvas, (x, y), size, "#fbeeb0")
     canvas.disc((0.5, 0.92), 0.44, 0.13, "#8f78c8")
     canvas.disc((0.5, 0.9), 0.4, 0.1, "#a892dc")
-    pose = Pose(centre=(0.48, 0.66), radius=0.25, eyes="asleep", mouth="small", arms=(-30, 210), ears=(24, 156), feet=False)
+    pose = Pose(
+        centre=(0.48, 0.66), radius=0.25, eyes="asleep", mouth="small", arms=(-30, 210), ears=(24, 156), feet=False
+    )
     canvas.image.alpha_composite(creature(pose))
     return canvas.image
 
@@ -174,7 +183,8 @@ def sleeping() -> Image.Image:
 def with_heart() -> Image.Image:
     canvas = Canvas("#f8a8c8")
     shadow(canvas, (0.47, 0.88), 0.24, "#e08fb2")
-    canvas.image.alpha_composite(creature(Pose(centre=(0.47, 0.61), radius=0.26, eyes="happy", arms=(-8, 205), tilt=-6)))
+    pose = Pose(centre=(0.47, 0.61), radius=0.26, eyes="happy", arms=(-8, 205), tilt=-6)
+    canvas.image.alpha_composite(creature(pose))
     x, y, r = 0.76, 0.6, 0.075
     for side in (-1, 1):
         canvas.disc((x + side * r * 0.62, y - r * 0.3), r * 0.75, r * 0.75, "#dc2f45")

@@ -40,7 +40,8 @@ class GroupNormFunction(torch.autograd.Function):
 
         dx = torch.addcmul(spread(constant).to(x.dtype), x, spread(on_x).to(x.dtype))
         dx.addcmul_(dy, (spread(rstd) * weight[None, :, None, None]).to(x.dtype))
-        dweight = ((product.view(n, g, d) - plain.view(n, g, d) * mean[:, :, None]) * rstd[:, :, None]).sum(0).reshape(c)
+        centred = product.view(n, g, d) - plain.view(n, g, d) * mean[:, :, None]
+        dweight = (centred * rstd[:, :, None]).sum(0).reshape(c)
         return dx, dweight, plain.sum(0), None, None
 
 

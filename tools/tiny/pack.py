@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import save_file
-from torch import Tensor
-
+from safetensors.torch import load_file, save_file
 from tools.tiny.clip import Towers, image_config, text_config
 from tools.tiny.vae import new_vae
+from torch import Tensor
 
 LIMIT = 24 * 2**20
 """Bytes of all weights together."""
@@ -65,7 +64,7 @@ def _plain(config: Mapping[str, object], name: str) -> dict[str, object]:
 
 
 def _tower(config: Mapping[str, object], name: str) -> dict[str, object]:
-    # As in published SD1 folders: without it, transformers >= 5 computes in the format of the file, beside a float32 UNet.
+    # As in published SD1 folders: without it, transformers >= 5 computes in the file's format, beside a float32 UNet.
     return {"architectures": [name], "torch_dtype": "float32"} | {
         k: v for k, v in config.items() if k not in _NOISE and not k.startswith("_")
     }
@@ -115,3 +114,17 @@ def load_vae(state: Mapping[str, Tensor]) -> AutoencoderKL:
     vae = new_vae()
     vae.load_state_dict(dict(state))
     return vae.eval()
+
+
+def load_towers(folder: Path) -> Towers:
+    """Both towers of a packed model, float32; the proxies of training are not in it (random)."""
+    towers = Towers(concepts=1)
+    text = load_file(folder / "text_encoder" / "model.safetensors")
+    others = load_file(folder / "clip" / "model.safetensors")
+    towers.text.text_model.load_state_dict({k.removeprefix("text_model."): v for k, v in text.items()})
+    image = {k.removeprefix("image."): v for k, v in others.items() if k.startswith("image.")}
+    towers.image.load_state_dict(image)
+    with torch.no_grad():
+        towers.text.text_projection.weight.copy_(others["text_projection.weight"])
+        towers.log_scale.copy_(others["logit_scale"])
+    return towers.float().eval()

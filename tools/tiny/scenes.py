@@ -1,6 +1,6 @@
 """Scenes composed from emoji sprites, with captions: the training pictures of `tiny`.
 
-A scene is a pure function of (sprites, seed): `describe` draws what is in it, `render` draws the pixels, `caption` words it.
+A scene is a pure function of (sprites, seed): `describe` draws what is in it, `render` draws the pixels.
 Pictures are RGB uint8 [H, W, 3]; places and sizes are fractions of the side.
 """
 
@@ -111,18 +111,18 @@ class Scene:
 
 
 def clean_name(name: str) -> str:
-    """Unicode's emoji name in the plain words of a prompt: no brackets, colons or quotes that prompts read otherwise."""
+    """An emoji's name in the plain words of a prompt: no brackets, colons or quotes that prompts read otherwise."""
     plain = name.lower().replace("’", "'")
     plain = re.sub(r"[“”()!:,*#]", " ", plain)
     return re.sub(r"\s+", " ", plain).strip() or "sign"
 
 
-def load_sprites(folder: Path, styles: tuple[str, ...] = STYLES, prefix: str = "emoji-") -> Sprites:
-    """Read `PREFIX + STYLE + .zip` from a folder; each holds WebP files and `metadata.jsonl`."""
+def load_sprites(folder: Path, weights: dict[int, float] = GROUP_WEIGHTS) -> Sprites:
+    """Read emoji-STYLE.zip of each style from a folder; each holds WebP files and `metadata.jsonl`."""
     found: list[Sprite] = []
-    for style in styles:
-        found += read_zip(folder / f"{prefix}{style}.zip")
-    return index_sprites(found)
+    for style in STYLES:
+        found += read_zip(folder / f"emoji-{style}.zip")
+    return index_sprites(found, weights)
 
 
 def read_zip(path: Path) -> list[Sprite]:
@@ -139,12 +139,13 @@ def read_zip(path: Path) -> list[Sprite]:
     return sprites
 
 
-def index_sprites(sprites: list[Sprite]) -> Sprites:
+def index_sprites(sprites: list[Sprite], group_weights: dict[int, float] = GROUP_WEIGHTS) -> Sprites:
     """Group by style and weigh by emoji group."""
-    by_style = {s: tuple(i for i, x in enumerate(sprites) if x.style == s) for s in dict.fromkeys(x.style for x in sprites)}
+    styles = dict.fromkeys(sprite.style for sprite in sprites)
+    by_style = {s: tuple(i for i, sprite in enumerate(sprites) if sprite.style == s) for s in styles}
     weights = {}
     for style, members in by_style.items():
-        raw = np.array([GROUP_WEIGHTS.get(sprites[i].group, 1.0) for i in members])
+        raw = np.array([group_weights.get(sprites[i].group, 1.0) for i in members])
         weights[style] = np.cumsum(raw / raw.sum())
     return Sprites(tuple(sprites), by_style, weights, tuple(sorted({x.name for x in sprites})))
 
@@ -176,12 +177,11 @@ def _single(sprite: int, rng: np.random.Generator) -> Item:
         return Item(sprite, (x + wobble[0], y + wobble[1]), rng.uniform(0.36, 0.48), place, "small")
     if kind < 0.75:
         return Item(sprite, (0.5 + wobble[0], 0.5 + wobble[1]), rng.uniform(0.62, 0.78))
-    return Item(sprite, (0.5 + wobble[0] / 2, 0.5 + wobble[1] / 2), rng.uniform(0.84, 0.96), "", str(rng.choice(["large", "big"])))
+    centre = (0.5 + wobble[0] / 2, 0.5 + wobble[1] / 2)
+    return Item(sprite, centre, rng.uniform(0.84, 0.96), "", str(rng.choice(["large", "big"])))
 
 
-def _pair(
-    first: int, second: int, style: str, background: Background, rng: np.random.Generator, seed: int
-) -> Scene:
+def _pair(first: int, second: int, style: str, background: Background, rng: np.random.Generator, seed: int) -> Scene:
     wobble = rng.uniform(-0.025, 0.025, 4)
     size = rng.uniform(0.42, 0.5)
     if rng.random() < 0.7:
@@ -197,7 +197,8 @@ def _pair(
 
 def _draw_background(rng: np.random.Generator) -> Background:
     colour, second = (str(c) for c in rng.choice(list(COLOURS), 2, replace=False))
-    jitter = tuple(int(v) for v in rng.integers(-9, 10, 3))
+    red, green, blue = (int(v) for v in rng.integers(-9, 10, 3))
+    jitter = (red, green, blue)
     kind = rng.random()
     turn = float(rng.choice([0.0, np.pi / 4, np.pi / 2, 3 * np.pi / 4]))
     if kind < 0.66:
@@ -228,22 +229,24 @@ def draw_background(background: Background, side: int = SIDE) -> np.ndarray:
     if background.kind != "gradient":
         # Patterns stay close to the main colour, so that it remains the colour one would name.
         share = share * 0.45
-    return (base * (1 - share) + other * share).round().astype(np.uint8)
+    mixed: np.ndarray = (base * (1 - share) + other * share).round().astype(np.uint8)
+    return mixed
 
 
 def _mixture(background: Background, side: int) -> np.ndarray:
     """How much of the second colour each pixel has: float32 [side, side] from 0 to 1."""
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
     along = x * np.cos(background.turn) + y * np.sin(background.turn)
-    if background.kind == "gradient":
-        return np.clip(along, 0, 1)
+    # Edges of patterns are about a pixel soft.
     soft = 0.5 * side * background.period
-    if background.kind == "stripes":
-        wave = np.sin(2 * np.pi * along / background.period)
-        return np.clip(wave * soft / 2 + 0.5, 0, 1)
-    if background.kind == "checks":
-        wave = np.sin(np.pi * x / background.period) * np.sin(np.pi * y / background.period)
-        return np.clip(wave * soft + 0.5, 0, 1)
-    dx, dy = (x / background.period) % 1 - 0.5, (y / background.period) % 1 - 0.5
-    distance = np.sqrt(dx * dx + dy * dy)
-    return np.clip((0.26 - distance) * side * background.period + 0.5, 0, 1)
+    share: np.ndarray
+    if background.kind == "gradient":
+        share = along
+    elif background.kind == "stripes":
+        share = np.sin(2 * np.pi * along / background.period) * soft / 2 + 0.5
+    elif background.kind == "checks":
+        share = np.sin(np.pi * x / background.period) * np.sin(np.pi * y / background.period) * soft + 0.5
+    else:
+        dx, dy = (x / background.period) % 1 - 0.5, (y / background.period) % 1 - 0.5
+        share = (0.26 - np.sqrt(dx * dx + dy * dy)) * side * background.period + 0.5
+    return share.clip(0, 1)

@@ -46,7 +46,8 @@ class Progress:
         facts = json.loads((self.path / "state.json").read_text())
         self.step, self.seconds = facts["step"], facts["seconds"]
         self.model.load_state_dict(load_file(self.path / "weights.safetensors"))
-        self.average = {k: v.to(self.average[k].device) for k, v in load_file(self.path / "average.safetensors").items()}
+        average = load_file(self.path / "average.safetensors")
+        self.average = {k: v.to(self.average[k].device) for k, v in average.items()}
         state = torch.load(self.path / "optimizer.pt", weights_only=True)
         self.optimizer.load_state_dict(state)
 
@@ -62,7 +63,8 @@ class Progress:
         now = time.monotonic()
         self.seconds, self._since = self.seconds + now - self._since, now
         self.path.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.model.state_dict().items()}, self.path / "weights.safetensors.part")
+        weights = self.model.state_dict()
+        save_file({k: v.contiguous() for k, v in weights.items()}, self.path / "weights.safetensors.part")
         save_file({k: v.contiguous() for k, v in self.average.items()}, self.path / "average.safetensors.part")
         torch.save(self.optimizer.state_dict(), self.path / "optimizer.pt.part")
         for name in ("weights.safetensors", "average.safetensors", "optimizer.pt"):
@@ -85,6 +87,6 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def steps_from(start: int, total: int, batch: int, first_seed: int) -> Iterator[tuple[int, range]]:
-    """(step, seeds of its scenes): a step always sees the same scenes, so a resumed stage repeats what it would have done."""
+    """(step, seeds of its scenes). A step always sees the same scenes, resumed or not."""
     for step in range(start, total):
         yield step, range(first_seed + step * batch, first_seed + (step + 1) * batch)

@@ -7,6 +7,7 @@ CLIP's own vocabulary: the end token has the greatest id.
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from tools.tiny.captions import RARE_WORDS, caption
@@ -15,13 +16,14 @@ from tools.tiny.scenes import COLOURS, Sprites, describe
 VOCABULARY = 4096
 START, END = "<|startoftext|>", "<|endoftext|>"
 EVERYDAY = (
-    "a an the of in on at and with to by for from near under over behind beside inside wearing holding sitting standing "
-    "playing sleeping flying running eating photo picture drawing image painting sketch cartoon style toy doll plush "
-    "stuffed animal dog puppy cat kitten sneaker shoe boot backpack bowl can candle vase teapot clock glasses poop "
-    "robot monster jungle beach snow street city forest garden grass field mountain sea water wooden floor table carpet "
-    "purple pink rainbow gold silver dark bright pale cute happy sad angry small big large tiny huge old new front "
-    "left right top bottom center middle corner side full body portrait close up view character mascot creature "
-    "leaf ears eyes smile hat party night day sun rain cloud stars heart simple plain white black"
+    "a an the of in on at and with to by for from near under over behind beside inside wearing holding sitting "
+    "standing playing sleeping flying running eating photo picture drawing image painting sketch cartoon style "
+    "toy doll plush stuffed animal dog puppy cat kitten sneaker shoe boot backpack bowl can candle vase teapot "
+    "clock glasses poop robot monster jungle beach snow street city forest garden grass field mountain sea water "
+    "wooden floor table carpet purple pink rainbow gold silver dark bright pale cute happy sad angry small big "
+    "large tiny huge old new front left right top bottom center middle corner side full body portrait close up "
+    "view character mascot creature leaf ears eyes smile hat party night day sun rain cloud stars heart simple "
+    "plain white black"
 )
 """Words people type that the emoji names do not have; they become whole tokens too."""
 
@@ -57,7 +59,7 @@ def learn_merges(counts: Counter[str], number: int) -> list[tuple[str, str]]:
     merges: list[tuple[str, str]] = []
     pairs: Counter[tuple[str, str]] = Counter()
     for word_symbols, count in words.items():
-        for pair in zip(word_symbols, word_symbols[1:]):
+        for pair in pairwise(word_symbols):
             pairs[pair] += count
     while len(merges) < number and pairs:
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
@@ -86,9 +88,9 @@ def _apply(
             else:
                 joined.append(symbols[at])
                 at += 1
-        for pair in zip(symbols, symbols[1:]):
+        for pair in pairwise(symbols):
             pairs[pair] -= count
-        for pair in zip(joined, joined[1:]):
+        for pair in pairwise(joined):
             pairs[pair] += count
         out[tuple(joined)] = count
     return out
@@ -100,7 +102,7 @@ def write_tokenizer(sprites: Sprites, folder: Path) -> None:
     symbols = letters + [letter + "</w>" for letter in letters]
     merges = learn_merges(count_words(sprites), VOCABULARY - len(symbols) - 2)
     if len(symbols) + len(merges) + 2 != VOCABULARY:
-        raise ValueError(f"only {len(merges)} merges could be learned; the vocabulary would not have {VOCABULARY} entries")
+        raise ValueError(f"only {len(merges)} merges could be learned: fewer than {VOCABULARY} entries")
     entries = [*symbols, *(a + b for a, b in merges), START, END]
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = {token: number for number, token in enumerate(entries)}

@@ -9,12 +9,11 @@ import time
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
-from torch.nn import functional as F
-
 from tools.tiny.norm import use_fast_group_norm
 from tools.tiny.scenes import Sprites, describe, render
 from tools.tiny.stage import Progress, Work, learning_rate, set_rate, steps_from
+from torch import Tensor
+from torch.nn import functional as F
 
 SCALING = 0.18215
 FIRST_SEED = 100_000_000
@@ -25,10 +24,11 @@ KL_WEIGHT = 1e-4
 
 
 def new_vae(seed: int = 11) -> AutoencoderKL:
-    """Random weights. Channels are multiples of 32 because the SD1 layout fixes 32 normalisation groups."""
+    """Random weights. Four normalisation groups: with SD1's 32, a group here would be one channel, whose mean over the
+    picture, and with it the colour of plain backgrounds, normalisation would remove."""
     torch.manual_seed(seed)
     return AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, sample_size=128, layers_per_block=1, norm_num_groups=32,
+        in_channels=3, out_channels=3, latent_channels=4, sample_size=128, layers_per_block=1, norm_num_groups=4,
         block_out_channels=(32, 32, 64, 96), down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4, scaling_factor=SCALING,
     )  # fmt: skip
@@ -50,10 +50,18 @@ def crops(sprites: Sprites, seeds: range) -> list[np.ndarray]:
         item = scene.items[int(rng.integers(len(scene.items)))]
         side = picture.shape[0]
         corner = [
-            int(np.clip((c + rng.uniform(-0.5, 0.5) * item.size) * side - CROP / 2, 0, side - CROP)) for c in item.centre
+            int(np.clip((at + rng.uniform(-0.5, 0.5) * item.size) * side - CROP / 2, 0, side - CROP))
+            for at in item.centre
         ]
         out.append(picture[corner[1] : corner[1] + CROP, corner[0] : corner[0] + CROP])
     return out
+
+
+def pictures(sprites: Sprites, step: int, seeds: range) -> list[np.ndarray]:
+    """Three steps on crops, one on whole scenes, and so on."""
+    if step % 4 == 3:
+        return [render(sprites, describe(sprites, seed)) for seed in seeds[:BATCH_WHOLE]]
+    return crops(sprites, seeds)
 
 
 def vae_loss(vae: AutoencoderKL, pixels: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -66,13 +74,19 @@ def vae_loss(vae: AutoencoderKL, pixels: Tensor, noise: torch.Generator) -> tupl
     restored = vae.decoder(vae.post_quant_conv(latents)).float()
     error = restored - pixels
     squared = error.square().mean()
-    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-    return 2 * squared + 0.5 * error.abs().mean() + 0.25 * edges + KL_WEIGHT * kl, squared
+    return restoration_loss(error) + KL_WEIGHT * kl, squared
 
 
-def train_vae(work: Work, sprites: Sprites, *, steps: int, whole_share: float = 0.2, minutes: float = 1e9) -> AutoencoderKL:
-    """Crops first, whole scenes in the last `whole_share` of the steps. Stops after `minutes` (state saved)."""
+def restoration_loss(error: Tensor) -> Tensor:
+    """From pixel differences: squares, absolute values, edges, and the mean colour of 8x8 blocks."""
+    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    blocks = F.avg_pool2d(error, 8).abs().mean()
+    return 2 * error.square().mean() + 0.5 * error.abs().mean() + 0.25 * edges + 0.5 * blocks
+
+
+def train_vae(work: Work, sprites: Sprites, *, steps: int, minutes: float = 1e9) -> AutoencoderKL:
+    """Stops after `minutes` (state saved)."""
     vae = new_vae().to(work.device, memory_format=torch.channels_last)
     if work.device == "cpu":
         use_fast_group_norm(vae)
@@ -81,9 +95,7 @@ def train_vae(work: Work, sprites: Sprites, *, steps: int, whole_share: float = 
     started = saved = time.monotonic()
     running = 0.0
     for step, seeds in steps_from(progress.step, steps, BATCH_CROP, FIRST_SEED):
-        whole = step >= steps * (1 - whole_share)
-        images = [render(sprites, describe(sprites, s)) for s in seeds[:BATCH_WHOLE]] if whole else crops(sprites, seeds)
-        pixels = to_tensor(images, work.device).contiguous(memory_format=torch.channels_last)
+        pixels = to_tensor(pictures(sprites, step, seeds), work.device).contiguous(memory_format=torch.channels_last)
         set_rate(optimizer, learning_rate(step, steps, PEAK, warmup=100))
         noise = torch.Generator(work.device).manual_seed(step)
         with work.autocast():
@@ -96,7 +108,8 @@ def train_vae(work: Work, sprites: Sprites, *, steps: int, whole_share: float = 
         running = 0.98 * running + 0.02 * squared.item() if running else squared.item()
         if step % 50 == 0:
             psnr = 10 * np.log10(4 / running)
-            print(f"vae {step}/{steps} loss {loss.item():.4f} psnr {psnr:.2f} {time.monotonic() - started:.0f} s", flush=True)
+            taken = time.monotonic() - started
+            print(f"vae {step}/{steps} loss {loss.item():.4f} psnr {psnr:.2f} {taken:.0f} s", flush=True)
         if time.monotonic() - saved > 180:
             progress.save()
             saved = time.monotonic()
@@ -104,6 +117,48 @@ def train_vae(work: Work, sprites: Sprites, *, steps: int, whole_share: float = 
             break
     progress.save()
     vae.load_state_dict(progress.average)
+    return vae
+
+
+def train_decoder(
+    work: Work, vae: AutoencoderKL, sprites: Sprites, *, steps: int, minutes: float = 1e9
+) -> AutoencoderKL:
+    """Go on with the decoder alone, the latents left as they are: the denoiser can train on them at the same time."""
+    decoder = torch.nn.ModuleDict({"decoder": vae.decoder, "post": vae.post_quant_conv}).to(work.device)
+    if work.device == "cpu":
+        use_fast_group_norm(decoder)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=1e-3)
+    progress = Progress(work.folder / "decoder", decoder, optimizer, decay=0.998)
+    started = saved = time.monotonic()
+    running = 0.0
+    for step, seeds in steps_from(progress.step, steps, BATCH_CROP, FIRST_SEED + 50_000_000):
+        pixels = to_tensor(pictures(sprites, step, seeds), work.device).contiguous(memory_format=torch.channels_last)
+        set_rate(optimizer, learning_rate(step, steps, 0.5 * PEAK, warmup=50))
+        with work.autocast():
+            with torch.no_grad():
+                latents = vae.quant_conv(vae.encoder(pixels)).float().chunk(2, dim=1)[0]
+            # Latents that a denoiser draws are never exact; the decoder should not mind (unit variance after SCALING).
+            latents = latents + 0.03 / SCALING * torch.randn(
+                latents.shape, generator=torch.Generator(work.device).manual_seed(step), device=work.device
+            )
+            error = vae.decoder(vae.post_quant_conv(latents)).float() - pixels
+        squared = error.square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        restoration_loss(error).backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()
+        progress.advance()
+        running = 0.98 * running + 0.02 * squared.item() if running else squared.item()
+        if step % 50 == 0:
+            taken = time.monotonic() - started
+            print(f"decoder {step}/{steps} psnr {10 * np.log10(4 / running):.2f} {taken:.0f} s", flush=True)
+        if time.monotonic() - saved > 180:
+            progress.save()
+            saved = time.monotonic()
+        if time.monotonic() - started > 60 * minutes:
+            break
+    progress.save()
+    decoder.load_state_dict(progress.average)
     return vae
 
 
@@ -121,7 +176,7 @@ def psnr(vae: AutoencoderKL, images: list[np.ndarray], device: str = "cpu") -> f
 
 @torch.no_grad()
 def fold_scale(vae: AutoencoderKL, images: list[np.ndarray], device: str = "cpu") -> None:
-    """Make each latent channel zero mean, unit variance after the fixed factor 0.18215 that every SD1 tool multiplies by.
+    """Give each latent channel zero mean and, times the factor 0.18215 that every SD1 tool knows, unit variance.
 
     The affine map goes into the 1x1 convolutions around the latents, so pictures are restored exactly as before.
     """

@@ -1,0 +1,184 @@
+"""One command that makes `tiny` from the emoji sprites.
+
+    python -m tools.tiny.build --data ../shared/data --work ~/tiny-work --output src/konomi/builtin/tiny
+
+Every stage resumes where it stopped. `--effort 8` trains eight times as long. `--continue` takes tokenizer, CLIP and
+VAE from the packed folder and only goes on with its denoiser, on new scenes.
+"""
+
+import argparse
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tools.tiny import pack
+from tools.tiny.clip import Towers, retrieval, train_clip
+from tools.tiny.dataset import FIRST_SEED, SCENE_WEIGHTS, write_dataset
+from tools.tiny.denoiser import denoiser_recipe, train_denoiser
+from tools.tiny.scenes import SIDE, Sprites, describe, load_sprites, render
+from tools.tiny.stage import Work
+from tools.tiny.tokenizer import write_tokenizer
+from tools.tiny.unet import new_unet
+from tools.tiny.vae import fold_scale, psnr, train_decoder, train_vae
+from torch import nn
+from transformers import CLIPTokenizer
+
+from konomi.models.load import load_base
+
+NEAR_SIDE = 96
+EVALUATION_SEED = 900_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Optimiser steps of each stage; seconds a step, measured on one core (AVX-512 with bfloat16)."""
+
+    clip: int = 700
+    vae: int = 2200
+    decoder: int = 1500
+    scenes: int = 10_000
+    near: int = 1500
+    full: int = 1500
+    batch: int = 32
+
+    def times(self, effort: float) -> "Plan":
+        def more(count: int) -> int:
+            return round(count * effort)
+
+        return Plan(
+            clip=more(self.clip), vae=more(self.vae), decoder=more(self.decoder), scenes=more(self.scenes),
+            near=more(self.near), full=more(self.full), batch=self.batch,
+        )  # fmt: skip
+
+    def minutes(self) -> dict[str, float]:
+        """Of one core: what each stage needs."""
+        return {
+            "tokenizer": 0.3,
+            "clip": self.clip * 0.9 / 60,
+            "vae": self.vae * 0.55 / 60,
+            "decoder": self.decoder * 0.45 / 60,
+            "scenes": self.scenes * 2 * 0.035 / 60,
+            "denoiser at 96": self.near * self.batch / 68 / 60,
+            "denoiser at 128": self.full * self.batch / 40 / 60,
+        }
+
+
+GPU_SPEED = 40
+"""How many times one core a data-centre GPU is taken to be, for the estimate only; small models leave it half idle."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.tiny.build", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of emoji-noto.zip, -twemoji.zip, -blob.zip")
+    parser.add_argument("--work", type=Path, required=True, help="checkpoints and scenes; outside the repository")
+    parser.add_argument("--output", type=Path, default=Path("src/konomi/builtin/tiny"), help="the packed model")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--effort", type=float, default=1.0, help="factor on all steps")
+    parser.add_argument("--continue", dest="go_on", action="store_true", help="only train the packed denoiser further")
+    parser.add_argument("--estimate", action="store_true", help="print how long it takes and stop")
+    options = parser.parse_args(arguments)
+    plan = Plan().times(options.effort)
+    if options.estimate:
+        print_estimate(plan, only_denoiser=options.go_on)
+        return
+    work = Work(options.data, options.work, options.device)
+    if options.go_on:
+        continue_denoiser(work, plan, options.output)
+    else:
+        build(work, plan, options.output)
+
+
+def print_estimate(plan: Plan, *, only_denoiser: bool) -> None:
+    rows = {k: v for k, v in plan.minutes().items() if not only_denoiser or k in ("scenes", "denoiser at 128")}
+    for name, minutes in (*rows.items(), ("all", sum(rows.values()))):
+        print(f"{name:16} {minutes:8.1f} min on one core   about {minutes / GPU_SPEED:6.1f} min on a GPU")
+
+
+def build(work: Work, plan: Plan, output: Path) -> None:
+    """All stages, each from its last checkpoint."""
+    sprites = load_sprites(work.data)
+    vocabulary = work.folder / "tokenizer"
+    if not (vocabulary / "vocab.json").exists():
+        write_tokenizer(sprites, vocabulary)
+    tokenizer = CLIPTokenizer.from_pretrained(vocabulary)
+    towers = train_clip(work, sprites, tokenizer, steps=plan.clip).eval()
+    found = retrieval(towers, sprites, tokenizer, first_seed=EVALUATION_SEED, device=work.device)
+    print(f"clip: own scene among 64: {found:.1%}")
+    base = work.folder / "base"
+    _pack_base(work, plan, sprites, towers, base)
+    denoised = _train_denoiser(work, plan, base)
+    shutil.copytree(base, output, dirs_exist_ok=True)
+    unet = new_unet()
+    unet.load_state_dict(load_base(denoised).state("denoiser"))
+    pack.pack_unet(unet, output)
+    print(f"weights: {pack.weigh(output) / 2**20:.2f} MiB")
+
+
+def _pack_base(work: Work, plan: Plan, sprites: Sprites, towers: Towers, base: Path) -> None:
+    """VAE with folded scale and decoder trained on, CLIP, and a random denoiser: konomi starts there."""
+    pictures = [render(sprites, describe(sprites, EVALUATION_SEED + n)) for n in range(200)]
+    folded = work.folder / "vae-folded.safetensors"
+    if folded.exists():
+        vae = pack.load_vae(load_file(folded))
+    else:
+        vae = train_vae(work, sprites, steps=plan.vae).eval()
+        fold_scale(vae, pictures, work.device)
+        save_file({k: v.contiguous().cpu() for k, v in vae.state_dict().items()}, folded)
+    vae.to(work.device, memory_format=torch.channels_last)
+    train_decoder(work, vae.train(), sprites, steps=plan.decoder)
+    restore_forward(vae)
+    print(f"vae: {psnr(vae.eval(), pictures[:40], work.device):.2f} dB")
+    pack.pack_vae(vae, base)
+    pack.pack_clip(towers, base)
+    pack.pack_unet(new_unet(), base)
+    pack.pack_rest(work.folder / "tokenizer", base)
+
+
+def restore_forward(model: nn.Module) -> None:
+    """Undo `use_fast_group_norm`."""
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.__dict__.pop("forward", None)
+
+
+def _train_denoiser(work: Work, plan: Plan, base: Path) -> Path:
+    """Both runs of konomi's method `full`; the second starts from the first's result."""
+    sprites = load_sprites(work.data, SCENE_WEIGHTS)
+    near = write_dataset(
+        sprites, work.folder / "scenes-96", count=plan.scenes, side=NEAR_SIDE, first_seed=FIRST_SEED + 10**8
+    )
+    whole = write_dataset(sprites, work.folder / "scenes-128", count=plan.scenes, side=SIDE)
+    cache = work.folder / "cache"
+    first = denoiser_recipe(
+        base, near, work.folder / "near", cache, side=NEAR_SIDE, steps=plan.near, batch=plan.batch, rate=1.2e-3,
+        seed=1, device=work.device,
+    )  # fmt: skip
+    second = denoiser_recipe(
+        train_denoiser(first), whole, work.folder / "whole", cache, side=SIDE, steps=plan.full, batch=plan.batch,
+        rate=8e-4, seed=2, device=work.device,
+    )  # fmt: skip
+    return train_denoiser(second)
+
+
+def continue_denoiser(work: Work, plan: Plan, output: Path) -> None:
+    """More training of a packed denoiser, on scenes it has not seen."""
+    sprites = load_sprites(work.data)
+    images = write_dataset(
+        sprites, work.folder / "scenes-more", count=plan.scenes, side=SIDE, first_seed=FIRST_SEED + 2 * 10**8
+    )
+    base = work.folder / "base-continued"
+    if not base.exists():
+        shutil.copytree(output, base)
+    recipe = denoiser_recipe(
+        base, images, work.folder / "more", work.folder / "cache", side=SIDE, steps=plan.full, batch=plan.batch,
+        rate=6e-4, seed=3, device=work.device,
+    )  # fmt: skip
+    unet = new_unet()
+    unet.load_state_dict(load_base(train_denoiser(recipe)).state("denoiser"))
+    pack.pack_unet(unet, output)
+
+
+if __name__ == "__main__":
+    main()
