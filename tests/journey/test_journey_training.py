@@ -237,3 +237,65 @@ def test_two_runs_cannot_share_a_folder(make_recipe, tmp_path):
         list(konomi.resume(folder))
     first.close()
     assert not (folder / "run.lock").exists()
+
+
+def test_check_measures_how_long_a_run_takes(make_recipe, tmp_path):
+    report = konomi.check(make_recipe(tmp_path / "run", steps=1000), measure=True)
+    assert 1 < report.seconds < 10_000
+    assert not (tmp_path / "run").exists()
+
+
+def test_values_of_a_dataset_toml_are_adopted_where_the_recipe_is_silent(base_folder, pictures, cache, tmp_path):
+    dataset = tmp_path / "dataset.toml"
+    dataset.write_text(
+        f"[general]\nresolution = 64\n[[datasets]]\nbatch_size = 3\n[[datasets.subsets]]\nimage_dir = '{pictures}'\n"
+        "num_repeats = 2\nclass_tokens = 'sks dog'\n"
+    )
+    fixed = [f'data.cache.folder="{cache}"']
+    silent = konomi.recipe_from_flags("lora", images=[dataset], base=str(base_folder), steps=1, overrides=fixed)
+    report = konomi.check(silent)
+    assert "5 images x 2 repeats" in report.sentence
+    assert "batch 3" in report.sentence
+    assert {row.caption for row in report.rows} == {"sks dog"}
+    spoken = konomi.recipe_from_flags(
+        "lora", images=[dataset], base=str(base_folder), steps=1, overrides=[*fixed, "run.batch_size=5"]
+    )
+    assert "batch 5" in konomi.check(spoken).sentence
+
+
+def test_all_unreadable_images_are_named_before_the_first_step(make_recipe, pictures, tmp_path):
+    import shutil
+
+    from konomi.errors import DataError
+
+    own = tmp_path / "dog"
+    shutil.copytree(pictures, own)
+    for index in (1, 3):
+        data = (own / f"{index}.png").read_bytes()
+        (own / f"{index}.png").write_bytes(data[: len(data) // 2])
+    for latents in ("disk", "off"):
+        recipe = make_recipe(
+            tmp_path / latents, overrides=[f'data.sources.0.path="{own}"', f"data.cache.latents={latents}"]
+        )
+        with pytest.raises(DataError) as error:
+            run(recipe)
+        assert "1.png" in str(error.value)
+        assert "3.png" in str(error.value)
+
+
+def test_uncached_training_takes_fresh_crops_and_resumes(make_recipe, tmp_path, same_tensors):
+    options = {
+        "overrides": ["data.cache.latents=off", "data.cache.text=off", "data.images.crop=random", "data.workers=2"]
+    }
+    run(make_recipe(tmp_path / "whole", **options))
+    run(make_recipe(tmp_path / "halves", steps=3, **options))
+    list(konomi.resume(tmp_path / "halves", steps=6))
+    assert losses(tmp_path / "halves") == losses(tmp_path / "whole")
+    assert same_tensors(tmp_path / "halves" / "sks.safetensors", tmp_path / "whole" / "sks.safetensors")
+
+
+@pytest.mark.parametrize("option", ["memory.gradient_checkpointing=true", "memory.channels_last=true"])
+def test_memory_options_train(make_recipe, tmp_path, option):
+    run(make_recipe(tmp_path / "run", steps=2, overrides=[option]))
+    run(make_recipe(tmp_path / "plain", steps=2))
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)

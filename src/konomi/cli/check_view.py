@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from konomi.cli.plain import label, printable
+from konomi.cli.plain import label, printable, seconds_text
 from konomi.cli.screen import screen
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ def print_check(report: "CheckReport", *, show_all: bool = False) -> None:
     console.print(Text(report.sentence, style="bold"))
     if report.trainable:
         console.print(Text(printable(report.trainable)))
+    if report.seconds is None:
+        console.print(Text("How long that takes: add --time to measure it.", style="dim"))
+    else:
+        console.print(Text(f"about {seconds_text(report.seconds)}, without encoding and previews"))
 
 
 def _chosen(rows: "tuple[CheckRow, ...]") -> "list[CheckRow]":

@@ -51,7 +51,7 @@ def check(arguments: list[str]) -> int:
     """Show what a run would do."""
     parser = argparse.ArgumentParser(
         prog="konomi check",
-        usage="konomi check RECIPE [key=value ...] [--json] [--all]\n"
+        usage="konomi check RECIPE [key=value ...] [--time] [--json] [--all]\n"
         "       konomi check [METHOD] --images DIR [--base BASE] [options] [key=value ...]",
         description="Per image the final caption, bucket, crop, repeats and problems; steps and time to expect.",
         allow_abbrev=False,
@@ -59,6 +59,7 @@ def check(arguments: list[str]) -> int:
     parser.add_argument("what", metavar="RECIPE|METHOD", nargs="*", help="a recipe file, or a method (default: lora)")
     add_recipe_flags(parser, base="tiny")
     parser.add_argument("--all", action="store_true", help="show every image, however many there are")
+    parser.add_argument("--time", action="store_true", help="load the base, do three steps, and tell how long all take")
     parser.add_argument("--json", action="store_true", help="print JSON for a program to read")
     options = parser.parse_intermixed_args(arguments)
     names = [word for word in options.what if "=" not in word or Path(word).is_file()]
@@ -69,7 +70,7 @@ def check(arguments: list[str]) -> int:
 
     from konomi import tasks
 
-    report = tasks.check(recipe)
+    report = tasks.check(recipe, measure=options.time)
     if options.json:
         print(json.dumps(plain(report), ensure_ascii=False, indent=2))
     else:

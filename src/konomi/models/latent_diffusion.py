@@ -159,7 +159,7 @@ class LatentDiffusion:
         if self.spec.reads_sizes:
             if conditioning.pooled is None or conditioning.sizes is None:
                 raise ModelError(f"{self.name} needs pooled text and image sizes in its conditioning.")
-            added = {"text_embeds": conditioning.pooled.to(dtype), "time_ids": conditioning.sizes.to(dtype)}
+            added = {"text_embeds": conditioning.pooled.to(dtype), "time_ids": conditioning.sizes}
         states = conditioning.states.to(dtype)
         answer: Tensor = denoiser(
             inputs, timesteps, encoder_hidden_states=states, added_cond_kwargs=added, return_dict=False

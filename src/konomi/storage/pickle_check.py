@@ -16,6 +16,9 @@ from typing import IO, Any
 PARAMETER_DICT = "torch.nn.modules.container.ParameterDict"
 """The one class allowed beyond tensors and plain containers: Textual Inversion files of 2022 hold it."""
 
+LIGHTNING_CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+"""Allowed as a mere dictionary key: the first Stable Diffusion checkpoints name their trainer's callback so."""
+
 _ELEMENT_BYTES = {
     "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1,
     "Bool": 1, "Untyped": 1,
@@ -83,6 +86,7 @@ class Findings:
     storages: dict[str, Storage] = field(default_factory=dict)
     viewed_bytes: int = 0
     boxes: int = 0
+    names_callback: bool = False
 
     @property
     def storage_bytes(self) -> int:
@@ -170,15 +174,17 @@ class _Reader:
         if type(target) is not dict or len(items) % 2:
             raise ValueError("items set in something that is no dictionary")
         for key, value in zip(items[::2], items[1::2]):
-            if not isinstance(key, str | int | float | bytes | None):
+            if not isinstance(key, str | int | float | bytes | None) and key != Global(LIGHTNING_CALLBACK):
                 raise ForbiddenError("a dictionary key that is neither text nor number")
             target[key] = value
 
     def name(self, argument: str) -> None:
         module, _, attribute = argument.partition(" ")
         full = f"{_PYTHON_2.get(module, module)}.{attribute}"
-        if full not in _CALLS and full not in _STORAGES and full not in _DTYPES and full != PARAMETER_DICT:
+        inert = (PARAMETER_DICT, LIGHTNING_CALLBACK)
+        if full not in _CALLS and full not in _STORAGES and full not in _DTYPES and full not in inert:
             raise ForbiddenError(full)
+        self.findings.names_callback |= full == LIGHTNING_CALLBACK
         self.stack.append(Global(full))
 
     def persistent(self, _: Any) -> None:

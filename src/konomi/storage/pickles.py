@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from konomi.errors import FileFormatError
-from konomi.storage.pickle_check import PARAMETER_DICT, Findings, ForbiddenError, examine
+from konomi.storage.pickle_check import LIGHTNING_CALLBACK, PARAMETER_DICT, Findings, ForbiddenError, examine
 from konomi.storage.sniff import FileKind, refuse, sniff
 
 _MAX_PROGRAM = 64 << 20
@@ -24,10 +24,15 @@ class _ParameterBox:
     """What a pickled ParameterDict becomes: a bag of attributes without behaviour."""
 
 
+class _NamedCallback:
+    """What the name of a trainer's callback becomes: nothing that could be called for an effect."""
+
+
 def read_pickle(path: Path | str) -> Any:
     """Tensors and plain containers of a torch zip or legacy file, on the CPU.
 
-    A Textual Inversion file of 2022 may hold a ParameterDict under `string_to_param`; it comes back as a dict.
+    A Textual Inversion file of 2022 may hold a ParameterDict under `string_to_param`; it comes back as a dict. The
+    first Stable Diffusion checkpoints use the name of a trainer's callback as a key; it becomes an empty class.
     Raises FileFormatError: not a PyTorch file, damaged, bigger inside than outside, or naming whatever is forbidden.
     """
     path = Path(path)
@@ -51,7 +56,8 @@ def read_pickle(path: Path | str) -> Any:
 def _load(path: Path, findings: Findings, can_map: bool) -> Any:
     import torch
 
-    allowed = [(_ParameterBox, PARAMETER_DICT)] if findings.uses_parameter_dict else []
+    allowed: list[tuple[type, str]] = [(_ParameterBox, PARAMETER_DICT)] if findings.uses_parameter_dict else []
+    allowed += [(_NamedCallback, LIGHTNING_CALLBACK)] if findings.names_callback else []
     try:
         with torch.serialization.safe_globals(cast(Any, allowed)):
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)

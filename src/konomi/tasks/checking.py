@@ -6,6 +6,7 @@ from pathlib import Path
 from konomi.config.recipe import Recipe
 from konomi.data.images import unreadable
 from konomi.tasks.preparing import prepare
+from konomi.tasks.timing import seconds_per_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,13 @@ class CheckReport:
     problems: tuple[str, ...]
     trainable: str = ""
     """What will be learned, in words."""
+    seconds: float | None = None
+    """Measured: steps times the time of one, without encoding and previews. None: not measured."""
 
 
-def check(recipe: Recipe, *, read_all: bool = True) -> CheckReport:
+def check(recipe: Recipe, *, read_all: bool = True, measure: bool = False) -> CheckReport:
     """Look at images, captions, buckets and steps. `read_all` decodes every image, to find damaged ones now.
+    `measure` loads the base and does three steps on made-up examples, to tell how long the run will take.
 
     Raises KonomiError for what would stop the run.
     """
@@ -62,8 +66,10 @@ def check(recipe: Recipe, *, read_all: bool = True) -> CheckReport:
         problems.append(f"{len(bad)} images cannot be read; training would stop at them. Remove or replace them.")
     if job.recipe.run.output and Path(job.recipe.run.output, "checkpoints").exists():
         problems.append(f"{job.recipe.run.output} holds a run already: resume it, or name another output.")
+    seconds = seconds_per_step(job) * job.summary.steps if measure else None
     return CheckReport(
         rows=rows,
+        seconds=seconds,
         sentence=job.summary.sentence,
         steps=job.summary.steps,
         excluded=tuple((excluded.name, excluded.reason) for excluded in job.summary.excluded),

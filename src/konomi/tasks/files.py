@@ -13,17 +13,18 @@ from konomi.models.save import save_folder, save_single_file
 _MODEL_KINDS = ("checkpoint", "model", "base")
 
 
-def inspect(path: Path) -> FileReport:
+def inspect(path: str | Path) -> FileReport:
     """What a model or adapter file is. Nothing in it is executed. Raises FileFormatError."""
-    return inspect_file(path)
+    return inspect_file(Path(path))
 
 
-def convert(source: Path, target: Path, *, to: Target | None = None, precision: str | None = None) -> Path:
+def convert(source: str | Path, target: str | Path, *, to: Target | None = None, precision: str | None = None) -> Path:
     """Write `source` in another format. Adapters: kohya (= webui), diffusers, peft. Models: diffusers (a folder), webui
     (one file); without `to`, a target that ends in .safetensors is one file, any other a folder.
 
     Raises RecipeError for a format that does not exist for this kind of file.
     """
+    source, target = Path(source), Path(target)
     if to is not None and to not in TARGETS:
         raise RecipeError(f"--to is {to!r}; choose one of {', '.join(TARGETS)}.")
     if target.exists() and source.resolve() == target.resolve():

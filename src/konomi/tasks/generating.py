@@ -2,13 +2,15 @@
 
 import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from konomi.adapters.adapter import Adapter
-from konomi.adapters.apply import Strengths, fold
+from konomi.adapters.apply import Strengths, attach, fold
 from konomi.data.buckets import parse_size
 from konomi.data.images import read_image
 from konomi.errors import RecipeError
@@ -49,22 +51,23 @@ def generate(
     size: str | None = None,
     count: int = 1,
     sampler: str = "dpmpp_2m",
-    init: Path | None = None,
+    init: str | Path | None = None,
     strength: float = 0.7,
-    mask: Path | None = None,
-    output: Path = Path("images"),
+    mask: str | Path | None = None,
+    output: str | Path = "images",
     batch: int = 1,
     grid: bool = False,
     clip_skip: int = 0,
     device: str = "auto",
     precision: str = "auto",
-    prompt_file: Path | None = None,
+    prompt_file: str | Path | None = None,
 ) -> Iterator[Path]:
     """Draw pictures and yield the path of each. `seed` None draws one by chance; image i of a count has seed + i.
 
     `add`: `FILE`, `FILE:0.8` or `FILE:unet=0.8:text=0.5`; `<lora:name:0.8>` in a prompt looks for the name in the
     current folder, `output` and the folders of `add`. Raises KonomiError.
     """
+    output = Path(output)
     width, height = parse_size(size) if size else (0, 0)
     default = Request(
         prompt="",
@@ -81,48 +84,46 @@ def generate(
         mask=None if mask is None else _picture(mask),
     )
     requests = [replace(default, prompt=prompt) for prompt in prompts]
-    requests += read_prompt_file(prompt_file, default) if prompt_file else []
+    requests += read_prompt_file(Path(prompt_file), default) if prompt_file else []
     if not requests:
         raise RecipeError("there is no prompt. Say what to draw: konomi generate 'a cat' --base tiny")
     requests = [one for request in requests for one in count_on(request, count)]
     for request in requests:
         request.check()
-    wanted = _wanted_adapters(requests, add, output)
+    always = [parse_add(argument) for argument in add]
+    folders = [Path.cwd(), output, *(wanted.path.parent for wanted in always)]
+    groups = [
+        (tagged, list(group))
+        for tagged, group in groupby(requests, key=lambda request: adapters_of_prompt(request.prompt, folders))
+    ]
+    files = {
+        wanted.path: read_adapter(wanted.path) for wanted in (*always, *(w for tagged, _ in groups for w in tagged))
+    }
     loaded = load_base(base, device=device, precision=precision)
-    used = _put_on(loaded, wanted)
-    origin = Origin(model=loaded.name, model_hash=_model_hash(base), adapters=used)
+    model_hash = _model_hash(base)
     pictures = []
-    for picture in draw(loaded, requests, batch=batch, origin=origin):
-        yield save_png(picture, output)
-        if grid:
-            pictures.append(picture)
+    for tagged, group in groups:
+        wanted = [*always, *tagged]
+        used = tuple(_used(request, files[request.path]) for request in wanted)
+        origin = Origin(model=loaded.name, model_hash=model_hash, adapters=used)
+        strengths = [(files[w.path], Strengths(w.denoiser_weight, w.text_weight)) for w in wanted]
+        # The base is only needed untouched again where the next prompt asks for other adapters.
+        worn = attach(loaded, strengths) if len(groups) > 1 else nullcontext(fold(loaded, strengths))
+        with worn:
+            for picture in draw(loaded, group, batch=batch, origin=origin):
+                yield save_png(picture, output)
+                if grid:
+                    pictures.append(picture)
     if grid and len(pictures) > 1:
         yield save_png(_grid_picture(pictures), output)
 
 
-def _wanted_adapters(requests: Sequence[Request], add: Sequence[str], output: Path) -> list[AdapterRequest]:
-    wanted = [parse_add(argument) for argument in add]
-    folders = [Path.cwd(), output, *(request.path.parent for request in wanted)]
-    tagged = {adapters_of_prompt(request.prompt, folders) for request in requests}
-    if len(tagged) > 1:
-        raise RecipeError("the prompts ask for different <lora:...> tags. Draw them in separate calls.")
-    return wanted + list(next(iter(tagged), ()))
+def _used(request: AdapterRequest, adapter: Adapter) -> UsedAdapter:
+    hashed = adapter.metadata.get("sshs_model_hash", "")[:12]
+    return UsedAdapter(request.path.stem, request.denoiser_weight, request.text_weight, hashed)
 
 
-def _put_on(base: BaseModel, wanted: Sequence[AdapterRequest]) -> tuple[UsedAdapter, ...]:
-    adapters: list[tuple[Adapter, Strengths]] = []
-    used = []
-    for request in wanted:
-        adapter = read_adapter(request.path)
-        adapters.append((adapter, Strengths(request.denoiser_weight, request.text_weight)))
-        hashed = adapter.metadata.get("sshs_model_hash", "")[:12]
-        used.append(UsedAdapter(request.path.stem, request.denoiser_weight, request.text_weight, hashed))
-    if adapters:
-        fold(base, adapters)
-    return tuple(used)
-
-
-def _picture(path: Path) -> Image.Image:
+def _picture(path: str | Path) -> Image.Image:
     try:
         return Image.fromarray(read_image(str(path)).pixels)
     except (FileNotFoundError, UnidentifiedImageError) as error:

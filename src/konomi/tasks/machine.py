@@ -40,9 +40,7 @@ class DoctorReport:
 def doctor() -> DoctorReport:
     """Look at Python, packages, devices, memory, disk and the caches. Changes nothing."""
     rows = [
-        DoctorRow(
-            "Python", platform.python_version(), sys.version_info >= (3, 11), "konomi needs Python 3.11 or newer."
-        ),
+        _judged("Python", platform.python_version(), sys.version_info >= (3, 11), "konomi needs Python 3.11 or newer."),
         *(_package(name, minimum) for name, minimum in MINIMUM.items()),
         *_devices(),
         _memory(),
@@ -57,7 +55,12 @@ def _package(name: str, minimum: tuple[int, int]) -> DoctorRow:
     version = metadata.version(name)
     numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
     wanted = ".".join(map(str, minimum))
-    return DoctorRow(name, version, numbers >= minimum, f"Update it: pip install -U '{name}>={wanted}'")
+    return _judged(name, version, numbers >= minimum, f"Update it: pip install -U '{name}>={wanted}'")
+
+
+def _judged(what: str, value: str, ok: bool, advice: str) -> DoctorRow:
+    """A finding whose advice is only for the bad case."""
+    return DoctorRow(what, value, ok, "" if ok else advice)
 
 
 def _devices() -> list[DoctorRow]:
@@ -97,12 +100,12 @@ def _memory() -> DoctorRow:
     memory = psutil.virtual_memory()
     free = memory.available / 2**30
     value = f"{free:.1f} of {memory.total / 2**30:.1f} GiB free"
-    return DoctorRow("memory", value, free > 2, "Close other programs; loading an SDXL base takes about 8 GiB.")
+    return _judged("memory", value, free > 2, "Close other programs; loading an SDXL base takes about 8 GiB.")
 
 
 def _disk() -> DoctorRow:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    return DoctorRow("disk", f"{free:.1f} GiB free here", free > 2, "Runs need room for checkpoints: free some space.")
+    return _judged("disk", f"{free:.1f} GiB free here", free > 2, "Runs need room for checkpoints: free some space.")
 
 
 def _optional_packages() -> DoctorRow:
@@ -118,4 +121,4 @@ def _optional_packages() -> DoctorRow:
 def _builtin() -> DoctorRow:
     folder = Path(__file__).parent.parent / "builtin" / "tiny"
     found = (folder / "model_index.json").exists()
-    return DoctorRow("base `tiny`", "there" if found else "missing", found, "Reinstall konomi.")
+    return _judged("base `tiny`", "there" if found else "missing", found, "Reinstall konomi.")

@@ -1,17 +1,22 @@
 """From a recipe to a run that is ready to start: base, images, steps, method, caches."""
 
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from konomi.config.load import change_recipe, recipe_data
 from konomi.config.recipe import Recipe
 from konomi.config.sections import SourceConfig
 from konomi.data.batch import Latents
 from konomi.data.buckets import Assignment, assign, parse_size
+from konomi.data.images import verify
+from konomi.data.kohya_dataset import read_dataset_toml
 from konomi.data.latent_cache import LatentCache
 from konomi.data.loader import BatchStream, static_captions
 from konomi.data.manifest import Manifest, Record
@@ -56,18 +61,20 @@ def prepare(recipe: Recipe) -> Job:
     """Look at everything a run needs before any weight is loaded. Raises KonomiError."""
     processes = find_processes(recipe.run.device)
     precision = choose_precision(recipe.run.precision, processes.device)
+    recipe = _with_dataset_values(recipe)
     base = load_base(recipe.base)
     if recipe.objective.zero_terminal_snr:
         base.schedule = zero_terminal_snr(base.schedule)
     recipe = _filled_in(recipe, base)
     method = _method_type(recipe)(base, recipe)
-    manifest = scan(recipe.data, index=cache_folder(recipe) / "images.jsonl")
+    index = cache_folder(recipe) / "images.jsonl"
+    manifest = scan(recipe.data, index=index)
     size = parse_size(recipe.data.resolution or str(base.resolution))
     training, validation = _hold_out(manifest.records, recipe)
     assignment = assign(training, size, recipe.data.buckets)
     if recipe.validation.path and recipe.run.validate_every:
         source = SourceConfig(path=recipe.validation.path)
-        validation = scan(replace(recipe.data, sources=(source,))).records
+        validation = scan(replace(recipe.data, sources=(source,)), index=index).records
     summary = dataset_summary(
         manifest,
         assignment,
@@ -94,6 +101,8 @@ def open_stream(job: Job) -> Iterator[Prepared | Warned | BatchStream]:
     recipe, base = job.recipe, job.base
     place(job)
     latents, text = _make_caches(job)
+    if latents is None and job.processes.is_first:
+        verify(job.manifest, workers=recipe.data.workers)
     # What lies on disk is built by the first process and only opened by the others; memory is everyone's own.
     mine = [job.processes.is_first or kept == "memory" for kept in (recipe.data.cache.latents, recipe.data.cache.text)]
     yield from _build(job, job.assignment, latents if mine[0] else None, text if mine[1] else None)
@@ -155,6 +164,27 @@ def cache_folder(recipe: Recipe) -> Path:
     else:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "konomi"
+
+
+def _with_dataset_values(recipe: Recipe) -> Recipe:
+    """Resolution, batch size and the like from sd-scripts dataset files, where the recipe itself leaves its default."""
+    for source in recipe.data.sources:
+        if not source.path.endswith(".toml"):
+            continue
+        plain = recipe_data(recipe)
+        blank = recipe_data(Recipe(base=recipe.base, method=recipe.method))
+        for name, value in read_dataset_toml(source.path, source).recipe_values:
+            section, *path = name.split(".")
+            if _at(plain.get(section, {}), path) == _at(blank.get(section, {}), path):
+                recipe = change_recipe(recipe, [f"{name}={value if isinstance(value, str) else json.dumps(value)}"])
+    return recipe
+
+
+def _at(section: Mapping[str, Any], path: list[str]) -> object:
+    value: Any = section
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def _filled_in(recipe: Recipe, base: BaseModel) -> Recipe:
@@ -234,8 +264,14 @@ def _build(
         # One at a time on the CPU makes values independent of what else was missing; a GPU wants company.
         together = 1 if job.processes.device.type == "cpu" else 4
         encode = _encoder(base)
-        for news in latents.build(assignment, prepare_image, encode, batch_size=together, workers=recipe.data.workers):
-            yield tell("images", news)
+        workers = recipe.data.workers
+        try:
+            for news in latents.build(assignment, prepare_image, encode, batch_size=together, workers=workers):
+                yield tell("images", news)
+        except DataError:
+            # One image cannot be read: rather name all such at once than one in each attempt.
+            verify(job.manifest, workers=workers)
+            raise
     if text is not None:
         captions, _ = static_captions(assignment.records, recipe.data)
         for news in text.build(captions, lambda words: base.encode_captions(words, recipe.text)):

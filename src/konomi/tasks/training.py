@@ -49,8 +49,9 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> Iterator[Event]:
     yield from _run(job, folder, resuming=False, allow_changes=False)
 
 
-def resume(run: Path, *, steps: int | None = None, allow_changes: bool = False) -> Iterator[Event]:
+def resume(run: str | Path, *, steps: int | None = None, allow_changes: bool = False) -> Iterator[Event]:
     """Go on exactly where a run stopped, up to its total or to a new total `steps`."""
+    run = Path(run)
     recipe_file = run / "recipe.toml"
     if not recipe_file.is_file():
         raise RunError(f"{run}: is not a run folder (no recipe.toml in it). Name the folder that `train` wrote to.")
@@ -102,7 +103,8 @@ def _events(
         else:
             yield news
         if stop.requested:
-            raise RunError("stopped before the first step. What was encoded is kept; start again to go on.")
+            # Nothing is lost: what was encoded is kept.
+            raise KeyboardInterrupt
     if stream is None:
         raise AssertionError("open_stream ends with a stream")
     work = Between(job, folder, identity)

@@ -264,3 +264,29 @@ def test_nothing_in_the_source_loads_unsafely() -> None:
         if unsafe.search(line)
     ]
     assert found == []
+
+
+def lightning_callback(monkeypatch):
+    """A class with the name that the first Stable Diffusion checkpoints hold; gone again before the file is read."""
+    import sys
+    import types
+
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    for part in ("pytorch_lightning", "pytorch_lightning.callbacks", name):
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    cls = type("ModelCheckpoint", (), {"__module__": name})
+    sys.modules[name].ModelCheckpoint = cls
+    return cls
+
+
+def test_the_name_of_a_trainers_callback_is_read_as_a_key_and_nothing_else(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        callback = lightning_callback(patch)
+        weights = {"weight": torch.arange(4.0)}
+        torch.save({"state_dict": weights, "callbacks": {callback: {"monitor": "loss"}}}, tmp_path / "model.ckpt")
+        torch.save({"state_dict": weights, "hook": callback()}, tmp_path / "object.ckpt")
+    value = read_pickle(tmp_path / "model.ckpt")
+    assert torch.equal(value["state_dict"]["weight"], torch.arange(4.0))
+    assert list(value["callbacks"].values()) == [{"monitor": "loss"}]
+    with pytest.raises(FileFormatError, match="ModelCheckpoint"):
+        read_pickle(tmp_path / "object.ckpt")
