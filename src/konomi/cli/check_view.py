@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from konomi.cli.plain import label, printable, seconds_text
-from konomi.cli.screen import screen
+from konomi.cli.plain import label, printable
+from konomi.cli.screen import screen, seconds_text
 
 if TYPE_CHECKING:
     from konomi.tasks import CheckReport, CheckRow
