@@ -45,3 +45,17 @@ def test_every_path_in_a_tree_exists(page):
             for name in word.split():
                 found = [p for p in (ROOT / name, ROOT / "src" / "konomi" / name) if p.exists()]
                 assert found, f"{page}: {name}"
+
+
+def test_the_settings_page_is_what_the_code_says():
+    import runpy
+
+    made = runpy.run_path(str(ROOT / "tools" / "settings_page.py"))["page"]()
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == made, "run: python tools/settings_page.py"
+
+
+def test_every_method_has_a_page():
+    from konomi.methods import METHODS
+
+    for method in METHODS:
+        assert (ROOT / "docs" / "methods" / f"{method.config_type().kind}.md").is_file()
