@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from konomi.errors import ModelError
 from konomi.models.base import Part
+from konomi.models.unet import UNet, is_plain
 
 TEXT_ROOT = "text_model."
 _PROJECTION = "text_projection."
@@ -55,6 +56,8 @@ def _empty_module(part: Part, config: Mapping[str, Any], where: str) -> nn.Modul
 
 def _construct(part: Part, config: Mapping[str, Any]) -> nn.Module:
     if part == "denoiser":
+        if is_plain(config):
+            return UNet(config)
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         unet: nn.Module = UNet2DConditionModel.from_config(_public(config))

@@ -241,6 +241,6 @@ def test_checkpointing_and_channels_last_change_no_gradient() -> None:
 
     plain, _ = gradient(MemoryConfig())
     saved, module = gradient(MemoryConfig(gradient_checkpointing=True, channels_last=True))
-    torch.testing.assert_close(plain, saved.contiguous(), rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(plain, saved.contiguous(), rtol=1e-4, atol=1e-6)
     conv_in: Any = module.get_submodule("conv_in")
     assert conv_in.weight.is_contiguous(memory_format=torch.channels_last)
