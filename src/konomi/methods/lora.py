@@ -18,7 +18,7 @@ from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.lora import LoraSpec, inject
 from konomi.config.recipe import Recipe
 from konomi.config.sections import STRICT, Fraction
-from konomi.data.batch import Batch, Examples
+from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.formats import read_adapter
@@ -99,13 +99,11 @@ class Lora:
         return (Phase(name="lora", groups=self._groups(), loss=self.loss, modules=tuple(self._modules())),)
 
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
+        # Dropout follows the subjects, so that a batch computed in several passes drops the same. Once for both losses:
+        # gradient checkpointing computes the first forward pass again after the second.
+        self.layers.begin_step(rng.fork("dropout").for_samples(batch.subject.sample_ids))
         prior_weight = self.recipe.objective.prior_weight
-        return subject_and_prior_loss(self._denoise, batch, rng, prior_weight=prior_weight)
-
-    def _denoise(self, examples: Examples, rng: Rng) -> Tensor:
-        # Dropout follows the samples, so that a batch computed in several passes drops the same.
-        self.layers.begin_step(rng.fork("dropout").for_samples(examples.sample_ids))
-        return self.denoising(examples, rng)
+        return subject_and_prior_loss(self.denoising, batch, rng, prior_weight=prior_weight)
 
     def export(self) -> Adapter:
         return Adapter(layers=dict(self.layers.export()), family=self.base.family)

@@ -60,7 +60,12 @@ def _load(path: Path, findings: Findings, can_map: bool) -> Any:
     allowed += [(_NamedCallback, LIGHTNING_CALLBACK)] if findings.names_callback else []
     try:
         with torch.serialization.safe_globals(cast(Any, allowed)):
-            value = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
+            # By name, torch would take a pickle called .safetensors for the other format; mapping needs the name.
+            if path.suffix.lower() == ".safetensors":
+                with path.open("rb") as file:
+                    value = torch.load(file, map_location="cpu", weights_only=True)
+            else:
+                value = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
     except pickle.UnpicklingError as error:
         raise _forbidden(path, str(error).splitlines()[0][:200]) from error
     except (

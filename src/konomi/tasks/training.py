@@ -19,7 +19,7 @@ from konomi.errors import KonomiError, RunError
 from konomi.methods import METHODS
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.method import Phase
-from konomi.models.memory import channels_last, compile_denoiser, enable_gradient_checkpointing
+from konomi.models.memory import apply_memory_options
 from konomi.models.modes import evaluating
 from konomi.storage.atomic import explained, sweep_temporaries, write_text
 from konomi.storage.lock import RunLock
@@ -124,7 +124,7 @@ def _loop(
     stop: Stop,
     checkpoint: Checkpoint | None,
 ) -> Iterator[Event]:
-    _trade_speed_for_memory(job)
+    apply_memory_options(job.base, job.recipe.memory)
     trainer = Trainer(
         phases,
         job.recipe,
@@ -259,16 +259,6 @@ class Between:
             yield Warned(f"the previews of step {self.trainer.step} could not be drawn: {problem}")
             return
         yield Previewed(self.trainer.step, tuple(map(str, paths)))
-
-
-def _trade_speed_for_memory(job: Job) -> None:
-    memory = job.recipe.memory
-    if memory.gradient_checkpointing:
-        enable_gradient_checkpointing(job.base, text=job.method.needs.trains_text)
-    if memory.channels_last:
-        channels_last(job.base)
-    if memory.compile:
-        compile_denoiser(job.base)
 
 
 def _new_run_folder(job: Job, *, overwrite: bool) -> Path:

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from konomi.config.recipe import Recipe
 from konomi.data.batch import Batch
@@ -21,6 +22,7 @@ from konomi.errors import RunError
 from konomi.methods.method import Phase
 from konomi.training.average import Average
 from konomi.training.events import Step, Warned
+from konomi.training.fused_adamw import FusedAdamW
 from konomi.training.memory import peak_memory
 from konomi.training.optimizers import make_optimizer, optimizer_state, restore_optimizer, set_training
 from konomi.training.processes import Processes
@@ -149,17 +151,17 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         if self.scaler.is_enabled():
-            self.scaler.unscale_(self.optimizer)
+            self.scaler.unscale_(cast(Optimizer, self.optimizer))
             self._clip(parameters)
             if math.isfinite(loss.item()):
-                self.scaler.step(self.optimizer)
+                self.scaler.step(cast(Optimizer, self.optimizer))
                 self.scaler.update()
         else:
             norm = self._clip(parameters)
             finite = torch.isfinite(loss + norm)
-            if self.device.type == "cuda" and self._fused:
+            if self.device.type == "cuda" and isinstance(self.optimizer, FusedAdamW):
                 # The kernel itself leaves the weights alone, so the host need not wait to decide.
-                self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+                self.optimizer.found_inf = (~finite).float()
             elif not finite:
                 loss.fill_(math.nan)
                 return
@@ -174,9 +176,9 @@ class Trainer:
             return torch.zeros((), device=self.device)
         norm = torch.nn.utils.get_total_norm(gradients)
         excess = (norm / self.recipe.optimizer.clip_norm).clamp(min=1.0)
-        if self._fused and not self.scaler.is_enabled():
+        if isinstance(self.optimizer, FusedAdamW) and not self.scaler.is_enabled():
             # The fused kernel divides by this on the way: no pass of its own over all gradients.
-            self.optimizer.grad_scale = excess  # type: ignore[attr-defined]
+            self.optimizer.grad_scale = excess
         else:
             torch._foreach_div_(gradients, excess)
         return norm
@@ -217,7 +219,6 @@ class Trainer:
         phase = self.phases[index]
         self.optimizer = make_optimizer(phase.groups, self.recipe.optimizer, self.device)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        self._fused = bool(self.optimizer.param_groups[0].get("fused"))
         self._trained = list(self.parameters.values())
         decay = self.recipe.optimizer.ema_decay
         self.average = Average(self.parameters, decay) if decay else None

@@ -290,3 +290,10 @@ def test_the_name_of_a_trainers_callback_is_read_as_a_key_and_nothing_else(tmp_p
     assert list(value["callbacks"].values()) == [{"monitor": "loss"}]
     with pytest.raises(FileFormatError, match="ModelCheckpoint"):
         read_pickle(tmp_path / "object.ckpt")
+
+
+@BOTH
+def test_a_pickle_named_safetensors_is_read_as_what_it_is(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "renamed.safetensors"
+    torch.save({"weight": torch.arange(3.0)}, path, _use_new_zipfile_serialization=zipped)
+    assert torch.equal(read_pickle(path)["weight"], torch.arange(3.0))
