@@ -70,9 +70,13 @@ def denoiser_recipe(
 def train_denoiser(recipe: Recipe) -> Path:
     """Start, or go on where an earlier sitting stopped. Returns the single file of the result."""
     output = Path(recipe.run.output)
+    result = output / "tiny.safetensors"
+    done = max((int(path.name.removeprefix("step-")) for path in output.glob("checkpoints/step-*")), default=0)
+    if done >= recipe.run.steps and result.exists():
+        return result
     with plain_attention():
-        if (output / "checkpoints").is_dir() and any((output / "checkpoints").iterdir()):
-            events = konomi.resume(output)
+        if done:
+            events = konomi.resume(output, steps=recipe.run.steps)
         else:
             events = konomi.train(recipe, overwrite=True)
         for event in events:
@@ -81,4 +85,4 @@ def train_denoiser(recipe: Recipe) -> Path:
             if isinstance(event, Step) and event.step % 20:
                 continue
             print(str(event)[:240], flush=True)
-    return output / "tiny.safetensors"
+    return result

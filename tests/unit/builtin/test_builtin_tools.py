@@ -1,0 +1,124 @@
+"""What the embedded base is made with: scenes and captions as pure functions, and the mathematics of two shortcuts."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[3]
+DATA = ROOT.parent / "shared" / "data"
+sys.path.insert(0, str(ROOT))
+
+from tools.tiny import captions, mascot, norm, scenes, tokenizer, vae  # noqa: E402
+
+
+def sprite(name: str, style: str, colour: str) -> scenes.Sprite:
+    image = Image.new("RGBA", (128, 128), (0, 0, 0, 0))
+    image.paste(colour, (32, 32, 96, 96))
+    return scenes.Sprite(name, ("round", "thing"), 3, style, image)
+
+
+@pytest.fixture(scope="module")
+def sprites() -> scenes.Sprites:
+    names = ("cat", "egg", "glasses", "old key")
+    return scenes.index_sprites([sprite(n, s, "red") for s in scenes.STYLES for n in names])
+
+
+def test_scene_is_a_pure_function_of_its_seed(sprites: scenes.Sprites) -> None:
+    for seed in range(20):
+        first, second = scenes.describe(sprites, seed), scenes.describe(sprites, seed)
+        assert first == second
+        assert np.array_equal(scenes.render(sprites, first), scenes.render(sprites, second))
+        assert captions.caption(sprites, first, 1) == captions.caption(sprites, second, 1)
+    assert len({captions.caption(sprites, scenes.describe(sprites, 7), k) for k in range(20)}) > 3
+
+
+def test_border_has_the_named_colour(sprites: scenes.Sprites) -> None:
+    table = np.array(list(scenes.COLOURS.values()))
+    for seed in range(200):
+        scene = scenes.describe(sprites, seed)
+        if scene.background.kind == "plain":
+            corner = scenes.render(sprites, scene)[0, 0].astype(int)
+            nearest = np.abs(table - corner).sum(1).argmin()
+            assert list(scenes.COLOURS)[nearest] == scene.background.colour
+
+
+def test_captions_name_what_is_there(sprites: scenes.Sprites) -> None:
+    for seed in range(200):
+        scene = scenes.describe(sprites, seed)
+        words = captions.caption(sprites, scene, 0)
+        for item in scene.items:
+            assert sprites.all[item.sprite].name in words
+        for colour in scenes.COLOURS:
+            named = f"{colour} background" in words or f"{colour} to " in words
+            assert not named or scene.background.colour.endswith(colour)
+
+
+def test_articles() -> None:
+    assert captions.with_article("egg") == "an egg"
+    assert captions.with_article("egg", "big") == "a big egg"
+    assert captions.with_article("glasses") == "glasses"
+    assert captions.with_article("walrus") == "a walrus"
+
+
+def test_merges_join_the_most_frequent_neighbours_first() -> None:
+    """By hand: `ab</w>` comes 5 times, `a b` in `abc` twice, so (a, b</w>) is first, then c</w> after a+b."""
+    from collections import Counter
+
+    merges = tokenizer.learn_merges(Counter({"ab": 5, "abc": 2}), 3)
+    assert merges == [("a", "b</w>"), ("a", "b"), ("ab", "c</w>")]
+
+
+def test_group_norm_backward_equals_pytorchs() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 8, 5, 4, dtype=torch.float32, requires_grad=True)
+    weight, bias = torch.randn(8, requires_grad=True), torch.randn(8, requires_grad=True)
+    seen = torch.randn(3, 8, 5, 4)
+    answers = []
+    for function in (torch.nn.functional.group_norm, None):
+        if function is None:
+            y = norm.GroupNormFunction.apply(x, weight, bias, 4, 1e-6)
+        else:
+            y = function(x, 4, weight, bias, 1e-6)
+        answers.append((y, *torch.autograd.grad(y, (x, weight, bias), seen)))
+    for mine, theirs in zip(*answers):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_folding_the_scale_keeps_pictures_and_gives_unit_latents() -> None:
+    model = vae.new_vae().eval()
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(6)]
+    pixels = vae.to_tensor(pictures, "cpu")
+    with torch.no_grad():
+        before = model.decode(model.encode(pixels).latent_dist.mean).sample
+        deviation = model.encode(pixels).latent_dist.std
+        gain = 1 / (vae.SCALING * model.encode(pixels).latent_dist.mean.std((0, 2, 3)))
+    vae.fold_scale(model, pictures)
+    with torch.no_grad():
+        latents = model.encode(pixels).latent_dist
+        after = model.decode(latents.mean).sample
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
+    scaled = latents.mean * vae.SCALING
+    torch.testing.assert_close(scaled.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-3)
+    torch.testing.assert_close(scaled.std((0, 2, 3)), torch.ones(4), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(latents.std, deviation * gain[None, :, None, None], rtol=1e-3, atol=1e-5)
+
+
+def test_mascot_is_drawn_as_shipped(tmp_path: Path) -> None:
+    shipped = ROOT / "src" / "konomi" / "builtin" / "mascot"
+    for path in mascot.write_pictures(tmp_path):
+        with Image.open(path) as mine, Image.open(shipped / path.name) as theirs:
+            difference = np.abs(np.asarray(mine, dtype=int) - np.asarray(theirs, dtype=int))
+        assert difference.mean() < 1
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the emoji sprites are not on this machine")
+def test_novel_concepts_and_styles_are_never_seen() -> None:
+    trained = scenes.load_sprites(DATA)
+    novel = {s.name for s in scenes.read_zip(DATA / "emoji-novel.zip")}
+    assert not novel & set(trained.names)
+    assert {s.style for s in trained.all} == set(scenes.STYLES)
