@@ -66,7 +66,7 @@ class Plan:
 
 
 GPU_SPEED = 40
-"""How many times one core a data-centre GPU is taken to be. A guess for the estimate: small models leave it half idle."""
+"""How many times one core a data-centre GPU is taken to be: a guess, as small models leave it half idle."""
 
 
 def main(arguments: list[str] | None = None) -> None:
