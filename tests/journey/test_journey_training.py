@@ -299,3 +299,17 @@ def test_memory_options_train(make_recipe, tmp_path, option):
     run(make_recipe(tmp_path / "run", steps=2, overrides=[option]))
     run(make_recipe(tmp_path / "plain", steps=2))
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
+
+
+def test_another_denoiser_behind_the_same_name_is_noticed(make_recipe, base_folder, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    own = tmp_path / "base"
+    shutil.copytree(base_folder, own)
+    run(make_recipe(tmp_path / "run", steps=2, overrides=[f'base="{own}"']))
+    (file,) = (own / "unet").glob("*.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(RunError, match="the base model changed"):
+        list(konomi.resume(tmp_path / "run", steps=4))

@@ -69,8 +69,11 @@ class BaseModel(Protocol):
         """Forget parts; they come back from the file when used again. A part that was changed must not be unloaded."""
         ...
 
-    def fingerprint(self, part: Literal["vae", "text"]) -> str:
-        """Hash of the weights and settings that a cache of latents or text states depends on."""
+    def fingerprint(self, part: Literal["denoiser", "vae", "text"]) -> str:
+        """Hash of the weights and settings that a cache of latents or text states depends on.
+
+        The denoiser's is of a sample of its weights, enough to tell models apart.
+        """
         ...
 
     def encode_images(self, pixels: Tensor) -> Latents:

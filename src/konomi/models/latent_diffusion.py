@@ -21,7 +21,7 @@ from konomi.models.parts import build_part, canonical_name, module_name, part_st
 from konomi.models.source import PartSource, component
 from konomi.models.targets import DENOISER_WORDS, TEXT_WORDS, matching, unknown_word
 from konomi.models.text_encoding import NO_WORDS, TextTower, Words, count_chunks, encode_text
-from konomi.storage.hashing import tensors_hash
+from konomi.storage.hashing import sampled_hash, tensors_hash
 
 
 class LatentDiffusion:
@@ -89,18 +89,18 @@ class LatentDiffusion:
         for part in parts:
             self._modules.pop(part, None)
 
-    def fingerprint(self, part: Literal["vae", "text"]) -> str:
+    def fingerprint(self, part: Literal["denoiser", "vae", "text"]) -> str:
         key = f"{part} {self._dtype}"
         if key not in self._fingerprints:
-            names: tuple[Part, ...] = ("vae",) if part == "vae" else tuple(tower.part for tower in self.spec.towers)
-            hashes = [tensors_hash(self.source.tensors(name)) for name in names]
+            names: tuple[Part, ...] = tuple(t.part for t in self.spec.towers) if part == "text" else (part,)
+            # No cache depends on the denoiser; that another one has come in its place shows in a sample of each tensor.
+            hashed = sampled_hash if part == "denoiser" else tensors_hash
+            hashes = [hashed(self.source.tensors(name)) for name in names]
             # Paths, versions and the like in a config change nothing.
-            settings = [
-                str(
-                    sorted((k, v) for k, v in self.source.configs[name].items() if k in shipped_config(self.spec, name))
-                )
-                for name in names
-            ]
+            settings = []
+            for name in map(component, names):
+                known = shipped_config(self.spec, name)
+                settings.append(str(sorted((k, v) for k, v in self.source.configs[name].items() if k in known)))
             extra = [str(self._dtype_of(names[0])), self.family, str(self.latent_scale)]
             self._fingerprints[key] = _digest(hashes + settings + extra)
         return self._fingerprints[key]

@@ -42,3 +42,10 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def sampled_hash(tensors: Mapping[str, Tensor], count: int = 256) -> str:
+    """SHA-256 over names, types, shapes and the first `count` values of each tensor: cheap, and tells models apart."""
+    return tensors_hash(
+        {f"{name} {tuple(tensor.shape)}": tensor.reshape(-1)[:count] for name, tensor in tensors.items()}
+    )

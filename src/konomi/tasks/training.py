@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -304,4 +304,5 @@ def _write_inputs(job: Job, folder: Path) -> None:
 
 def _base_fingerprint(job: Job) -> str:
     place(job)
-    return f"{job.base.family} {job.base.fingerprint('vae')[:16]} {job.base.fingerprint('text')[:16]}"
+    parts: tuple[Literal["denoiser", "vae", "text"], ...] = ("denoiser", "vae", "text")
+    return " ".join([job.base.family, *(job.base.fingerprint(part)[:16] for part in parts)])
