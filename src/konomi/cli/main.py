@@ -34,6 +34,9 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 0 done, 1 something to mend, 2 usage, 130 interrupted."""
     _prepare_streams()
+    # Waiting OpenMP threads sleep instead of spinning: with a busy neighbour, spinning made a step ten times slower.
+    # Read when torch is loaded, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = _dispatch(arguments)
