@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tools.tiny import pack
 from tools.tiny.clip import Towers, retrieval, train_clip
-from tools.tiny.dataset import FIRST_SEED, SCENE_WEIGHTS, write_dataset
+from tools.tiny.dataset import FAVOURITES, FIRST_SEED, SCENE_WEIGHTS, write_dataset
 from tools.tiny.denoiser import denoiser_recipe, train_denoiser
 from tools.tiny.scenes import SIDE, Sprites, describe, load_sprites, render
 from tools.tiny.stage import Work
@@ -40,7 +40,8 @@ class Plan:
     decoder: int = 1500
     scenes: int = 16_000
     near: int = 1500
-    full: int = 2600
+    full: int = 1250
+    favourites: int = 2300
     batch: int = 32
 
     def times(self, effort: float) -> "Plan":
@@ -49,7 +50,7 @@ class Plan:
 
         return Plan(
             clip=more(self.clip), vae=more(self.vae), decoder=more(self.decoder), scenes=more(self.scenes),
-            near=more(self.near), full=more(self.full), batch=self.batch,
+            near=more(self.near), full=more(self.full), favourites=more(self.favourites), batch=self.batch,
         )  # fmt: skip
 
     def minutes(self) -> dict[str, float]:
@@ -61,7 +62,7 @@ class Plan:
             "decoder": self.decoder * 0.45 / 60,
             "scenes": self.scenes * 2 * 0.035 / 60,
             "denoiser at 96": self.near * self.batch / 68 / 60,
-            "denoiser at 128": self.full * self.batch / 40 / 60,
+            "denoiser at 128": (self.full + self.favourites) * self.batch / 40 / 60,
         }
 
 
@@ -149,7 +150,7 @@ def restore_forward(model: nn.Module) -> None:
 
 
 def _train_denoiser(work: Work, plan: Plan, base: Path) -> Path:
-    """Both runs of konomi's method `full`; the second starts from the first's result."""
+    """Three runs of konomi's method `full`; each starts from the result of the one before."""
     sprites = load_sprites(work.data, SCENE_WEIGHTS)
     near = write_dataset(
         sprites, work.folder / "scenes-96", count=plan.scenes, side=NEAR_SIDE, first_seed=FIRST_SEED + 10**8
@@ -164,7 +165,15 @@ def _train_denoiser(work: Work, plan: Plan, base: Path) -> Path:
         train_denoiser(first), whole, work.folder / "whole", cache, side=SIDE, steps=plan.full, batch=plan.batch,
         rate=8e-4, seed=2, device=work.device,
     )  # fmt: skip
-    return train_denoiser(second)
+    known = write_dataset(
+        sprites, work.folder / "scenes-favourites", count=plan.scenes // 3, side=SIDE,
+        first_seed=FIRST_SEED + 3 * 10**8, only=FAVOURITES,
+    )  # fmt: skip
+    third = denoiser_recipe(
+        train_denoiser(second), known, work.folder / "favourites", cache, side=SIDE, steps=plan.favourites,
+        batch=plan.batch, rate=8e-4, seed=3, device=work.device,
+    )  # fmt: skip
+    return train_denoiser(third)
 
 
 def continue_denoiser(work: Work, plan: Plan, output: Path) -> None:
@@ -177,8 +186,8 @@ def continue_denoiser(work: Work, plan: Plan, output: Path) -> None:
     if not base.exists():
         shutil.copytree(output, base)
     recipe = denoiser_recipe(
-        base, images, work.folder / "more", work.folder / "cache", side=SIDE, steps=plan.full, batch=plan.batch,
-        rate=6e-4, seed=3, device=work.device,
+        base, images, work.folder / "more", work.folder / "cache", side=SIDE, steps=plan.full + plan.favourites,
+        batch=plan.batch, rate=6e-4, seed=4, device=work.device,
     )  # fmt: skip
     unet = new_unet()
     unet.load_state_dict(load_base(train_denoiser(recipe)).state("denoiser"))
