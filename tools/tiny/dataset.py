@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
-
 from tools.tiny.captions import caption
 from tools.tiny.scenes import SIDE, Scene, Sprites, describe, render
 
@@ -17,9 +16,7 @@ SCENE_WEIGHTS = {0: 0.7, 1: 0.06, 2: 0.02, 3: 1.6, 4: 1.5, 5: 0.35, 6: 0.7, 7: 0
 animals, food, faces and activities come most."""
 PAIR_SHARE = 0.1
 
-FAVOURITES = frozenset(
-    name.strip()
-    for name in """
+_FAVOURITES = """
     cat, cat face, dog, dog face, lion, tiger face, fox, wolf, frog, pig face, cow face, mouse face, rabbit face, bear,
     monkey face, chicken, duck, parrot, fish, tropical fish, dolphin, spouting whale, shark, crab, snail, lady beetle,
     snake, elephant, horse face, dragon face, tulip, cherry blossom, four leaf clover, evergreen tree, deciduous tree,
@@ -29,8 +26,8 @@ FAVOURITES = frozenset(
     blue heart, star, sun, crescent moon, full moon, cloud, rainbow, umbrella, automobile, key, light bulb,
     wrapped gift, balloon, bell, grinning face, smiling face with sunglasses, smiling face with heart-eyes,
     crying face, angry face, ghost, alien, alien monster, robot, skull, ogre, goblin, face with tears of joy,
-    winking face""".split(",")
-)
+    winking face"""
+FAVOURITES = frozenset(name.strip() for name in _FAVOURITES.split(","))
 """What the last run is about, so that a short training gives pictures one recognises."""
 OTHERS = 64
 """Beside favourites, one scene in so many is kept whatever it shows, so that the rest is not forgotten."""

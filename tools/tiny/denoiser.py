@@ -1,7 +1,7 @@
 """Stage 5: the denoiser, trained by konomi's own method `full` on the rendered scenes.
 
-First on 96-pixel pictures (twice as many a second), then on 128-pixel ones, last on favourite concepts. konomi caches latents and text states,
-checkpoints, and resumes.
+First on 96-pixel pictures (twice as many a second), then on 128-pixel ones, last on favourite concepts. konomi caches
+latents and text states, checkpoints, and resumes.
 """
 
 from collections.abc import Iterator
