@@ -31,18 +31,20 @@ def new(arguments: list[str]) -> int:
 
     from konomi.config.load import commented_recipe
     from konomi.config.overrides import require_method
+    from konomi.storage.atomic import explained, write_text
     from konomi.tasks.recipes import METHOD_CONFIGS
 
     config = require_method(options.method, METHOD_CONFIGS)
     text = commented_recipe(config, base=options.base, images=options.images, trigger=options.trigger)
-    if options.output is None:
+    if options.output is None or str(options.output) == "-":
         print(text, end="")
         return 0
-    if options.output.exists() and not options.overwrite:
-        raise RecipeError(f"{options.output}: exists already. Choose another name, or add --overwrite.")
-    if not options.output.parent.is_dir():
-        raise RecipeError(f"{options.output.parent}: no such folder. Make it, or write the recipe somewhere else.")
-    options.output.write_text(text, encoding="utf-8")
+    with explained(options.output):
+        if options.output.exists() and not options.overwrite:
+            raise RecipeError(f"{options.output}: exists already. Choose another name, or add --overwrite.")
+        if not options.output.parent.is_dir():
+            raise RecipeError(f"{options.output.parent}: no such folder. Make it, or write the recipe somewhere else.")
+        write_text(options.output, text)
     print(f"Wrote {options.output}. Next: konomi check {options.output}")
     return 0
 

@@ -62,7 +62,8 @@ def _two_columns() -> Table:
 
 def _value(value: Any) -> Text | Table:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        entries = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        value = {name: entry for name, entry in entries.items() if entry is not None and entry != "" and entry != ()}
     if isinstance(value, Mapping):
         table = _two_columns()
         for index, (key, item) in enumerate(value.items()):

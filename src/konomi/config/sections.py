@@ -12,14 +12,15 @@ from pydantic import BeforeValidator, ConfigDict, Field
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Size = Annotated[
     str,
     BeforeValidator(lambda value: str(value) if type(value) is int else value),
-    Field(pattern=r"^\d{2,5}(x\d{2,5})?$", examples=["512", "768x512"]),
+    Field(pattern=r"^\d{2,4}(x\d{2,4})?$", examples=["512", "768x512"]),
 ]
-"""One side of a square, "512", or width x height, "768x512", in pixels."""
+"""One side of a square, "512", or width x height, "768x512", in pixels; four digits are more than any base can draw."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +184,7 @@ class OptimizerConfig:
     """Step size of the text encoder's part; by default half the other."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Pull towards zero."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Memory of the running mean and of the running square."""
     schedule: Literal["constant", "linear", "cosine", "cosine_restarts", "polynomial"] = "constant"
     """How the learning rate falls over the run, after warm-up."""

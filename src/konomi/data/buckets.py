@@ -1,6 +1,7 @@
 """Which size each image is trained at. A bucket is (width, height) in pixels; a batch never mixes buckets."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,9 +41,11 @@ class Limits:
 
 
 def parse_size(text: str) -> Bucket:
-    """`512` -> (512, 512); `768x512` -> (768, 512)."""
-    width, _, height = text.partition("x")
-    return int(width), int(height or width)
+    """`512` -> (512, 512); `768x512` -> (768, 512). Raises RecipeError for anything else."""
+    found = re.fullmatch(r"([0-9]+)(?:x([0-9]+))?", text)
+    if found is None:
+        raise RecipeError(f"size is {text!r}; it looks like 512 or 768x512.")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def limits(resolution: Bucket, config: BucketConfig) -> Limits:

@@ -59,11 +59,12 @@ def _strict(data: bytes, encoding: str, where: str, skipped: int) -> str:
 
 
 def _shift_jis(data: bytes, where: str, offset: int) -> str:
+    # Bytes 0x80, 0xA0 and 0xFD to 0xFF mean nothing in Shift-JIS; the codec makes unnamed characters of them.
     try:
         text = data.decode("cp932")
     except UnicodeDecodeError:
         text = ""
-    if not text or "\0" in text or _looks_western(text):
+    if not text or re.search(r"[\0\x80\xa0\uf8f0-\uf8f3]", text) or _looks_western(text):
         raise DataError(
             f"{printable(where)}: byte {offset} (0x{data[offset]:02x}) is neither UTF-8 nor Shift-JIS text. "
             "Save the file as UTF-8."
@@ -129,8 +130,7 @@ def caption_varies(record: Record, config: CaptionConfig) -> bool:
     """Whether `final_caption` depends on its key."""
     if config.dropout or len(record.captions) > 1:
         return True
-    tags = _worded(record, None).split(config.separator)
-    free = len(tags) - _keep_tokens(record, config)
+    free = len(_tags(_worded(record, None), config.separator)) - _keep_tokens(record, config)
     return bool((config.tag_dropout and free > 0) or (_shuffles(record, config) and free > 1))
 
 
@@ -167,8 +167,7 @@ def _tag_variation(text: str, record: Record, config: CaptionConfig, key: int | 
     shuffle = _shuffles(record, config)
     if key is None or not (shuffle or config.tag_dropout):
         return text
-    tags = [tag.strip() for tag in text.split(config.separator)] if config.separator else [text]
-    tags = [tag for tag in tags if tag]
+    tags = _tags(text, config.separator)
     keep = _keep_tokens(record, config)
     head, tail = tags[:keep], tags[keep:]
     if config.tag_dropout:
@@ -179,6 +178,12 @@ def _tag_variation(text: str, record: Record, config: CaptionConfig, key: int | 
         draws = _draws(key, "shuffle")
         tail = [tag for _, _, tag in sorted((draws.random(), place, tag) for place, tag in enumerate(tail))]
     return _joint(config.separator).join(head + tail)
+
+
+def _tags(text: str, separator: str) -> list[str]:
+    """Without a separator the caption is one tag."""
+    tags = [tag.strip() for tag in text.split(separator)] if separator else [text]
+    return [tag for tag in tags if tag]
 
 
 def _with_trigger(text: str, record: Record, separator: str) -> str:

@@ -68,10 +68,12 @@ def write_adapter(
     *,
     dtype: torch.dtype | None = None,
     layout: UNetLayout | None = None,
+    replace_folder: bool = False,
 ) -> None:
     """Write an adapter for other tools; `webui` is kohya's format, which every web UI reads.
 
     `dtype` None keeps each tensor's type. `layout` names the blocks of an SDXL-like UNet that is not SDXL's size.
+    `replace_folder`: a PEFT folder of that name is replaced; otherwise it is an error.
     Raises FileFormatError for what the format cannot hold and for NaN, RunError for the disk's refusals.
     """
     if to in ("kohya", "webui"):
@@ -79,7 +81,7 @@ def write_adapter(
     elif to == "diffusers":
         diffusers_lora.write(adapter, path, dtype=dtype)
     elif to == "peft":
-        peft_lora.write(adapter, path, dtype=dtype)
+        peft_lora.write(adapter, path, dtype=dtype, replace_folder=replace_folder)
     else:
         raise FileFormatError(f"{to!r} is no format to convert to; known are {', '.join(TARGETS)}.")
 

@@ -49,8 +49,15 @@ def parse(source: Source) -> Parsed:
     return Parsed(named(Adapter(layers, {}, {}, "", source.name)), tuple(sorted(unknown)))
 
 
-def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = None, base_name: str = "") -> None:
-    """Write a folder that `PeftModel.from_pretrained` loads. The folder must not exist yet.
+def write(
+    adapter: Adapter,
+    path: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    base_name: str = "",
+    replace_folder: bool = False,
+) -> None:
+    """Write a folder that `PeftModel.from_pretrained` loads. Without `replace_folder` it must not exist yet.
 
     Raises FileFormatError for layers that are not low rank and for embeddings, which PEFT folders do not hold.
     """
@@ -62,7 +69,7 @@ def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = Non
         raise FileFormatError(f"{path}: the adapter has no layers, so there is no LoRA to write.")
     family = adapter.family or family_of(adapter)
     names = {part: folder for folder, part in _FOLDERS.items()}
-    with write_folder(path) as temporary:
+    with write_folder(path, replace=replace_folder) as temporary:
         for part, layers in parts.items():
             folder = temporary if list(parts) == ["denoiser"] else temporary / names[part]
             folder.mkdir(exist_ok=True)

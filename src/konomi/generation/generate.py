@@ -67,9 +67,11 @@ def _decode(base: BaseModel, job: Job, latents_1Chw: Tensor) -> Image.Image:
     pixels = base.decode_latents(latents_1Chw).float().cpu() if torch.isfinite(latents_1Chw).all() else None
     if pixels is None or not torch.isfinite(pixels).all():
         part = "denoiser" if pixels is None else "VAE"
+        full = base.dtype == torch.float32
+        advice = "Lower the guidance or the adapters' weights." if full else "Choose --precision fp32."
         raise ModelError(
             f"The picture of seed {job.request.seed} is not a number: the {part} overflowed in "
-            f"{str(base.dtype).removeprefix('torch.')}. Choose another precision: bf16 or fp32."
+            f"{str(base.dtype).removeprefix('torch.')}. {advice}"
         )
     if job.init is not None and job.mask is not None:
         pixels = pixels * job.mask + job.init * (1 - job.mask)

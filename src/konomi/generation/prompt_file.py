@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from konomi.data.captions import decode_text
 from konomi.errors import DataError, KonomiError
 from konomi.generation.request import Request
 
+MAX_BYTES = 16 << 20
 _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "n": ("negative", str),
     "w": ("width", int),
@@ -21,15 +23,12 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 
 def read_prompt_file(path: Path, default: Request) -> list[Request]:
-    """The requests of a UTF-8 text file; what a line does not say is taken from `default`.
+    """The requests of a text file (encodings as for captions); what a line does not say is taken from `default`.
 
     A line is `a prompt --n negative --w 512 --h 512 --d seed --s steps --l guidance`, every option may be missing.
     Empty lines and lines that start with `#` are passed over. Raises DataError naming file and line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    text = decode_text(_read(path), str(path))
     requests = []
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
@@ -40,6 +39,20 @@ def read_prompt_file(path: Path, default: Request) -> list[Request]:
     if not requests:
         raise DataError(f"{path} holds no prompt. Write one prompt a line.")
     return requests
+
+
+def _read(path: Path) -> bytes:
+    # Asked first: a pipe or device may never end.
+    try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: not a text file. Name a file with one prompt a line.")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    if len(data) > MAX_BYTES:
+        raise DataError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no prompt file is. Is it the right file?")
+    return data
 
 
 def parse_prompt_line(line: str, default: Request) -> Request:

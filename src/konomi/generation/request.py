@@ -8,6 +8,9 @@ from PIL import Image
 from konomi.diffusion.samplers import SAMPLERS, SamplerName
 from konomi.errors import RecipeError
 
+MAX_STEPS = 1000
+MAX_SIDE = 9999
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -41,6 +44,12 @@ class Request:
             raise RecipeError(f"sampler is {self.sampler!r}; choose one of {', '.join(SAMPLERS)}.")
         if self.steps < 1:
             raise RecipeError(f"steps is {self.steps}; at least 1 is needed.")
+        if self.steps > MAX_STEPS:
+            raise RecipeError(f"steps is {self.steps}; at most {MAX_STEPS}, as many as the noise has levels.")
+        if max(self.width, self.height) > MAX_SIDE:
+            raise RecipeError(f"size is {self.width}x{self.height}; at most {MAX_SIDE} pixels a side can be drawn.")
+        if self.clip_skip < 0:
+            raise RecipeError(f"clip_skip is {self.clip_skip}; 0 (the base's own choice) or a layer from the end.")
         if not 0 < self.strength <= 1:
             raise RecipeError(f"strength is {self.strength:g}; it must lie above 0 and not above 1.")
         if int(self.steps * self.strength) < 1:

@@ -55,7 +55,12 @@ class Full:
 
     @property
     def needs(self) -> Needs:
-        return Needs(trains_text=self.config.text_encoder, pixels=self.base.inpainting, float32_parts=self.parts)
+        return Needs(
+            trains_text=self.config.text_encoder,
+            pixels=self.base.inpainting,
+            whole_model=True,
+            float32_parts=self.parts,
+        )
 
     def default_steps(self, num_images: int) -> int:
         return min(max(100 * num_images, 400), 10_000)

@@ -49,6 +49,8 @@ class Needs:
     """Text states change during training, so they must not be cached."""
     pixels: bool = False
     """Pixels are needed in every step, not latents alone."""
+    whole_model: bool = False
+    """What comes out is a whole model and not an adapter: decides which result formats there are."""
     float32_parts: tuple[Part, ...] = ()
     """Parts whose own weights are trained: kept in float32 whatever the precision of the computation."""
 

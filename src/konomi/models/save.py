@@ -36,18 +36,23 @@ _MODULE_CLASS = {
 
 
 def save_folder(
-    base: BaseModel, path: str | Path, *, dtype: torch.dtype, tensors: Mapping[str, Tensor] | None = None
+    base: BaseModel,
+    path: str | Path,
+    *,
+    dtype: torch.dtype,
+    tensors: Mapping[str, Tensor] | None = None,
+    replace: bool = False,
 ) -> None:
     """A diffusers folder. `tensors` (canonical `PART.PATH`) stand in for the base's own.
 
     A part that is loaded is saved as it is in memory, unless it was converted to half precision on loading: then it is
-    taken from where it came from. Atomic: `path` must not exist, and appears complete or not at all. Raises RunError
-    for a lack of space and FileFormatError naming a tensor with NaN or infinity.
+    taken from where it came from. Atomic: `path` appears complete or not at all; it must not exist, or is replaced with
+    `replace`. Raises RunError for a lack of space and FileFormatError naming a tensor with NaN or infinity.
     """
     path, base = Path(path), _latent_diffusion(base)
     replaced = _by_part(base, tensors or {})
     check_free_space(path.parent, _size(base, dtype))
-    with write_folder(path) as folder:
+    with write_folder(path, replace=replace) as folder:
         for part in base.parts:
             state = _final(base, part, replaced.get(part, {}), dtype)
             target = folder / component(part)

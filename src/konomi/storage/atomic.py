@@ -33,6 +33,11 @@ _ADVICE = {
     errno.ENOENT: "the folder is gone. Create it again or choose another one",
     errno.ENOTDIR: "a part of the path is a file, not a folder. Choose another folder",
     errno.ENAMETOOLONG: "the name is too long. Choose a shorter one",
+    errno.EEXIST: "something else of that name is in the way. Choose another name",
+    errno.EISDIR: "is a folder, and a file is to be written there. Choose another name",
+    errno.ELOOP: "the links lead in a circle. Choose another folder",
+    errno.ENOTEMPTY: "the folder is not empty. Choose another name",
+    errno.EFBIG: "the file is too large for this disk. Choose another output folder",
 }
 
 

@@ -69,7 +69,8 @@ def sniff(path: Path | str) -> FileKind:
     path = Path(path)
     try:
         mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        # ValueError: no file has a zero byte in its name.
         return FileKind.MISSING
     except OSError as error:
         raise FileFormatError(f"{path}: cannot be opened ({error.strerror}).") from error

@@ -9,6 +9,7 @@ from konomi.formats import TARGETS, Target, inspect_file, read_adapter, write_ad
 from konomi.formats.report import FileReport
 from konomi.models.load import load_base
 from konomi.models.save import save_folder, save_single_file
+from konomi.storage.atomic import explained
 
 _MODEL_KINDS = ("checkpoint", "model", "base")
 
@@ -27,8 +28,11 @@ def convert(source: str | Path, target: str | Path, *, to: Target | None = None,
     source, target = Path(source), Path(target)
     if to is not None and to not in TARGETS:
         raise RecipeError(f"--to is {to!r}; choose one of {', '.join(TARGETS)}.")
-    if target.exists() and source.resolve() == target.resolve():
-        raise RecipeError(f"{target}: is the source itself. Name another target.")
+    with explained(target):
+        if target.exists() and source.resolve() == target.resolve():
+            raise RecipeError(f"{target}: is the source itself. Name another target.")
+        if target.exists():
+            raise RecipeError(f"{target}: exists already. Remove it or choose another name.")
     dtype = (
         None if precision is None else {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     )

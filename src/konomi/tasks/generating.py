@@ -24,6 +24,7 @@ from konomi.generation.prompt_file import read_prompt_file
 from konomi.generation.request import Origin, Picture, Request, UsedAdapter
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base as open_base
+from konomi.storage.atomic import explained
 from konomi.storage.hashing import sha256_file
 from konomi.training.processes import choose_device, choose_precision
 
@@ -68,6 +69,8 @@ def generate(
     current folder, `output` and the folders of `add`. Raises KonomiError.
     """
     output = Path(output)
+    if min(count, batch) < 1:
+        raise RecipeError(f"--count is {count} and --batch {batch}; both are at least 1.")
     width, height = parse_size(size) if size else (0, 0)
     default = Request(
         prompt="",
@@ -101,6 +104,7 @@ def generate(
     }
     loaded = load_base(base, device=device, precision=precision)
     model_hash = _model_hash(base)
+    _make_folder(output)
     pictures = []
     for tagged, group in groups:
         wanted = [*always, *tagged]
@@ -132,6 +136,12 @@ def _picture(path: str | Path) -> Image.Image:
 
 def _grid_picture(pictures: Sequence[Picture]) -> Picture:
     return replace(pictures[0], image=make_grid([picture.image for picture in pictures]))
+
+
+def _make_folder(folder: Path) -> None:
+    # Before the first picture is drawn, not after it.
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _model_hash(base: str) -> str:

@@ -29,7 +29,7 @@ from konomi.diffusion.noise import zero_terminal_snr
 from konomi.diffusion.random import stable_hash
 from konomi.errors import DataError, RecipeError
 from konomi.methods import METHODS
-from konomi.methods.method import Method
+from konomi.methods.method import Method, Needs
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base
 from konomi.training.events import Prepared, Warned
@@ -67,6 +67,7 @@ def prepare(recipe: Recipe) -> Job:
         base.schedule = zero_terminal_snr(base.schedule)
     recipe = _filled_in(recipe, base)
     method = _method_type(recipe)(base, recipe)
+    _check_format(recipe, method.needs)
     index = cache_folder(recipe) / "images.jsonl"
     manifest = scan(recipe.data, index=index)
     size = parse_size(recipe.data.resolution or str(base.resolution))
@@ -203,6 +204,17 @@ def _method_type(recipe: Recipe) -> type[Method]:
         if isinstance(recipe.method, method.config_type):
             return method
     raise RecipeError(f"method.kind is {recipe.method.kind!r}, which konomi does not have.")
+
+
+def _check_format(recipe: Recipe, needs: Needs) -> None:
+    """Raises RecipeError for a result format that does not fit what the method makes."""
+    chosen = recipe.save.format
+    if needs.whole_model and chosen in ("kohya", "peft"):
+        raise RecipeError(
+            f"save.format is {chosen!r}, but the method makes a whole model. Use 'checkpoint' or 'diffusers'."
+        )
+    if not needs.whole_model and chosen == "checkpoint":
+        raise RecipeError(f"save.format is {chosen!r}, but the method makes an adapter. Use 'kohya' or 'diffusers'.")
 
 
 def _wanted_steps(recipe: Recipe, method: Method, training: tuple[Record, ...]) -> int:

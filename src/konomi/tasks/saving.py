@@ -11,7 +11,7 @@ import torch
 from konomi.adapters.adapter import Adapter
 from konomi.data.buckets import parse_size
 from konomi.data.captions import final_caption
-from konomi.errors import RecipeError
+from konomi.errors import RunError
 from konomi.formats import Target, read_adapter, write_adapter
 from konomi.formats.kohya_metadata import TrainingFacts, training_metadata
 from konomi.methods.method import Result, Weights
@@ -23,29 +23,50 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def save_result(job: Job, result: Result, folder: Path, *, step: int, final: bool) -> Path:
-    """Write the result. Raises RecipeError for a format that does not fit the method, RunError for the disk."""
+    """Write the result; what this run saved there before is replaced. Raises RunError for the disk, or a folder in the
+    way that is no result."""
     chosen, dtype = job.recipe.save.format, DTYPES[job.recipe.save.precision]
     stem = job.recipe.run.name if final else f"{job.recipe.run.name}-{step:06d}"
+    path = result_path(job, folder, stem)
     if isinstance(result, Adapter):
-        if chosen == "checkpoint":
-            raise RecipeError("save.format is 'checkpoint', but the method makes an adapter. Use kohya or diffusers.")
-        target: Target = "kohya" if chosen == "auto" else chosen
-        path = folder / (stem if target == "peft" else f"{stem}.safetensors")
+        target: Target = chosen if chosen in ("diffusers", "peft") else "kohya"
         named = replace(result, name=stem, metadata=training_metadata(training_facts(job, step, hashes=final)))
-        write_adapter(named, path, to=target, dtype=dtype)
+        write_adapter(named, path, to=target, dtype=dtype, replace_folder=_is_result(path))
         return path
-    if chosen in ("kohya", "peft"):
-        raise RecipeError(
-            f"save.format is {chosen!r}, but the method makes a whole model. Use checkpoint or diffusers."
-        )
     tensors = {name: tensor.to(dtype) for name, tensor in result.tensors.items()}
     if chosen == "diffusers":
-        save_folder(job.base, folder / stem, dtype=dtype, tensors=tensors)
-        return folder / stem
-    path = folder / f"{stem}.safetensors"
+        save_folder(job.base, path, dtype=dtype, tensors=tensors, replace=_is_result(path))
+        return path
     metadata = model_metadata(job, step) | result.metadata
     save_single_file(job.base, path, dtype=dtype, tensors=tensors, metadata=metadata)
     return path
+
+
+def result_path(job: Job, folder: Path, stem: str) -> Path:
+    """Where a result lies: a folder for PEFT and for whole models in diffusers' layout, else one file."""
+    chosen = job.recipe.save.format
+    is_folder = chosen == "peft" or (chosen == "diffusers" and job.method.needs.whole_model)
+    return folder / (stem if is_folder else f"{stem}.safetensors")
+
+
+def check_way_is_free(job: Job, folder: Path, *, replace: bool) -> None:
+    """Raises RunError if the finished result could not be put in its place: better known before the first step.
+
+    `replace`: an earlier result there is this run's own, or given up by its owner.
+    """
+    path = result_path(job, folder, job.recipe.run.name)
+    if path.is_dir() and (path.suffix == ".safetensors" or not _is_result(path)):
+        raise RunError(
+            f"{path}: a folder stands where the result is to be written. Choose another --output or run.name."
+        )
+    if path.exists() and not replace:
+        raise RunError(f"{path}: exists already. Choose another --output or run.name, or add --overwrite.")
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a folder is a model or adapter, which a later save of the same name may replace."""
+    names = ("model_index.json", "adapter_config.json", "unet/adapter_config.json", "text_encoder/adapter_config.json")
+    return any((path / name).is_file() for name in names)
 
 
 def as_read_back(job: Job, result: Result) -> Result:

@@ -15,7 +15,7 @@ from konomi.config.recipe import Recipe
 from konomi.data.batch import Examples
 from konomi.data.loader import BatchStream
 from konomi.data.manifest import write_manifest
-from konomi.errors import KonomiError, RunError
+from konomi.errors import KonomiError, RecipeError, RunError
 from konomi.methods import METHODS
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.method import Phase
@@ -25,7 +25,7 @@ from konomi.storage.atomic import explained, sweep_temporaries, write_text
 from konomi.storage.lock import RunLock
 from konomi.tasks.preparing import Job, held_out_stream, open_stream, place, prepare
 from konomi.tasks.previewing import draw_previews
-from konomi.tasks.saving import save_result
+from konomi.tasks.saving import check_way_is_free, save_result
 from konomi.training.checkpoint import Checkpoint, checkpoint_paths, newest_good, write_checkpoint
 from konomi.training.events import Checkpointed, Event, Finished, Previewed, Saved, Started, Step, Validated, Warned
 from konomi.training.identity import check_same_run, run_identity
@@ -45,6 +45,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> Iterator[Event]:
     """
     job = prepare(recipe)
     folder = _new_run_folder(job, overwrite=overwrite)
+    check_way_is_free(job, folder, replace=overwrite)
     job = replace(job, recipe=replace(job.recipe, run=replace(job.recipe.run, output=str(folder))))
     yield from _run(job, folder, resuming=False, allow_changes=False)
 
@@ -57,9 +58,12 @@ def resume(run: str | Path, *, steps: int | None = None, allow_changes: bool = F
         raise RunError(f"{run}: is not a run folder (no recipe.toml in it). Name the folder that `train` wrote to.")
     recipe = read_recipe(recipe_file, (), METHOD_CONFIGS)
     settings = replace(recipe.run, output=str(run))
-    if steps:
+    if steps is not None:
+        if steps < 1:
+            raise RecipeError(f"--steps is {steps}; it is a new total, at least 1.")
         settings = replace(settings, steps=steps, epochs=0)
     job = prepare(replace(recipe, run=settings))
+    check_way_is_free(job, run, replace=True)
     yield from _run(job, run, resuming=True, allow_changes=allow_changes)
 
 
@@ -87,8 +91,8 @@ def _run(job: Job, folder: Path, *, resuming: bool, allow_changes: bool) -> Iter
             return
         with explained(folder):
             _write_inputs(job, folder)
-        if checkpoint is not None:
-            cut_log(folder, checkpoint.state.numbers["step"])
+        # A run that died before its first checkpoint has left lines as well.
+        cut_log(folder, 0 if checkpoint is None else checkpoint.state.numbers["step"])
         yield from (Warned(warning) for warning in warnings)
         yield from logged(events, folder)
 
@@ -254,7 +258,7 @@ class Between:
         try:
             with self.trainer.weights_for_use():
                 paths = draw_previews(self.job, self.job.method.export(), self.folder / "previews", self.trainer.step)
-        except (KonomiError, torch.OutOfMemoryError) as problem:
+        except (KonomiError, OSError, torch.OutOfMemoryError) as problem:
             # A preview is worth nothing beside the run: what was learned is safe, and training goes on.
             yield Warned(f"the previews of step {self.trainer.step} could not be drawn: {problem}")
             return
@@ -266,12 +270,12 @@ def _new_run_folder(job: Job, *, overwrite: bool) -> Path:
     asked = job.recipe.run.output
     folder = Path(asked) if asked else _next_free(Path("runs") / job.recipe.run.name)
     if job.processes.is_first:
-        if checkpoint_paths(folder / "checkpoints") and not overwrite:
-            raise RunError(
-                f"{folder}: holds a run already. `konomi resume {folder}` goes on with it; another --output starts a "
-                "new one; --overwrite replaces it."
-            )
         with explained(folder):
+            if checkpoint_paths(folder / "checkpoints") and not overwrite:
+                raise RunError(
+                    f"{folder}: holds a run already. `konomi resume {folder}` goes on with it; another --output starts "
+                    "a new one; --overwrite replaces it."
+                )
             folder.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 _clear(folder)

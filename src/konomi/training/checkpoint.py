@@ -19,6 +19,9 @@ from konomi.storage.hashing import sha256_file
 from konomi.storage.tensor_file import read_tensors, write_tensors
 from konomi.training.trainer import TrainState
 
+REQUIRED = ("weights.safetensors", "optimizer.safetensors", "state.json")
+"""What every checkpoint's manifest names; without one of them it is none."""
+
 LAYOUT = 1
 """Version of this layout; a reader refuses newer ones."""
 MARGIN = 16 * 2**20
@@ -84,14 +87,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
             if sha256_file(path / name) != expected:
                 raise FileFormatError(f"{path / name}: the checksum does not fit; the file is damaged.")
         content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        layout, numbers, run = content["layout"], content["numbers"], content["run"]
     except FileNotFoundError as missing:
         raise FileFormatError(f"{missing.filename}: the file is missing from this checkpoint.") from missing
-    except (ValueError, AttributeError) as unreadable:
+    except OSError as unreadable:
+        raise FileFormatError(f"{unreadable.filename}: cannot be read ({unreadable.strerror}).") from unreadable
+    except (ValueError, AttributeError, KeyError, TypeError) as unreadable:
         raise FileFormatError(f"{path}: manifest.json or state.json is damaged.") from unreadable
-    if content["layout"] > LAYOUT:
+    if layout > LAYOUT:
         raise FileFormatError(f"{path}: was written by a newer konomi. Update konomi to resume it.")
+    if absent := [name for name in REQUIRED if name not in sums]:
+        raise FileFormatError(f"{path}: manifest.json is damaged; {absent[0]} is not in it.")
     tensors = {Path(name).stem: read_tensors(path / name) for name in sums if name.endswith(".safetensors")}
-    return Checkpoint(path, TrainState(tensors, content["numbers"]), content["run"])
+    return Checkpoint(path, TrainState(tensors, numbers), run)
 
 
 def _delete(path: Path) -> None:

@@ -20,13 +20,15 @@ def cut_log(run: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    with explained(path):
+        lines = path.read_bytes().splitlines()
+    for line in lines:
         try:
             entry = json.loads(line)
         except ValueError:
             continue
-        if entry.get("step", 0) <= step:
-            kept.append(line)
+        if isinstance(entry, dict) and entry.get("step", 0) <= step:
+            kept.append(line.decode("utf-8"))
     write_text(path, "".join(line + "\n" for line in kept))
 
 

@@ -88,10 +88,15 @@ def choose_device(wanted: str) -> torch.device:
     return device
 
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     """Number format of the computation; `auto`: bf16 on CUDA devices that have it, fp16 on older ones, else fp32."""
     if wanted != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
+        if wanted not in PRECISIONS:
+            raise RunError(f"precision is {wanted!r}; choose auto, {', '.join(PRECISIONS)}.")
+        return PRECISIONS[wanted]
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16

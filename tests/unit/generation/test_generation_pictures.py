@@ -107,7 +107,7 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_drawn(small, change, me
 def test_a_picture_of_nan_is_an_error_with_advice(small, monkeypatch, part):
     module = small.vae.decoder.conv_out if part == "VAE" else small.denoiser.conv_out
     monkeypatch.setitem(module._parameters, "bias", torch.nn.Parameter(torch.full_like(module.bias, float("nan"))))
-    with pytest.raises(ModelError, match=f"seed 5 .* the {part} overflowed in float32. Choose another precision"):
+    with pytest.raises(ModelError, match=f"seed 5 .* the {part} overflowed in float32. Lower the guidance"):
         list(generate(small, [PLAIN]))
 
 
