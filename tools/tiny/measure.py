@@ -13,7 +13,7 @@ from PIL import Image
 from tools.tiny import pack
 from tools.tiny.captions import with_article
 from tools.tiny.clip import Towers, retrieval, tokenize
-from tools.tiny.dataset import SCENE_WEIGHTS
+from tools.tiny.dataset import FAVOURITES, SCENE_WEIGHTS
 from tools.tiny.scenes import (
     COLOURS,
     STYLES,
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=Path("src/konomi/builtin/tiny"))
     parser.add_argument("--captions", type=int, default=64, help="pictures drawn for the last figures")
+    parser.add_argument("--favourites", action="store_true", help="draw favourite concepts only")
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--grid", type=Path, help="where to put the pictures drawn")
     options = parser.parse_args()
@@ -53,12 +54,25 @@ def main() -> None:
     tokenizer = CLIPTokenizer.from_pretrained(options.model / "tokenizer")
     print(f"CLIP, own scene among 64: {retrieval(towers, sprites, tokenizer, first_seed=FIRST_SEED):.1%}")
     chosen = load_sprites(options.data, SCENE_WEIGHTS)
-    told = [describe(chosen, FIRST_SEED + 1000 + n, pair_share=0.0) for n in range(options.captions)]
+    told = scenes_to_draw(chosen, options.captions, favourites=options.favourites)
     pictures = draw(options.model, chosen, told, options.guidance)
     print(f"concept among the CLIP's first five of all: {named(towers, tokenizer, chosen, told, pictures):.1%}")
     print(f"background colour as named: {coloured(told, pictures):.1%}")
     if options.grid:
         save_grid(pictures, options.grid)
+
+
+def scenes_to_draw(sprites: Sprites, count: int, *, favourites: bool) -> list[Scene]:
+    """Single drawings on plain backgrounds."""
+    found: list[Scene] = []
+    seed = FIRST_SEED + 1000
+    while len(found) < count:
+        scene = describe(sprites, seed, pair_share=0.0)
+        known = sprites.all[scene.items[0].sprite].name in FAVOURITES
+        if scene.background.kind == "plain" and (known or not favourites):
+            found.append(scene)
+        seed += 1
+    return found
 
 
 def prompt(sprites: Sprites, scene: Scene) -> str:
