@@ -7,8 +7,11 @@ import difflib
 import importlib
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from types import FrameType
 
 from konomi import __version__
 from konomi.errors import KonomiError
@@ -38,12 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Read when torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    interrupts: list[int] = []
+    listening = _notice(interrupts)
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
         return code
-    except KonomiError as error:
-        if os.environ.get("KONOMI_DEBUG"):
+    except (KonomiError, ImportError, RuntimeError) as error:
+        if interrupts:
+            # A library took the Ctrl-C for a failure of its own, as imports that are cut off do.
+            print("Interrupted.", file=sys.stderr)
+            return INTERRUPTED
+        if not isinstance(error, KonomiError) or os.environ.get("KONOMI_DEBUG"):
             raise
         print(error, file=sys.stderr)
         return 1
@@ -57,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as leaving:
         # argparse leaves this way after --help (0) and after usage errors (2).
         return leaving.code if isinstance(leaving.code, int) else 0
+    finally:
+        if listening:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -90,6 +102,21 @@ def _overview() -> str:
         "konomi COMMAND --help tells more. Start with: konomi demo",
     ]
     return "\n".join(lines)
+
+
+def _notice(interrupts: list[int]) -> bool:
+    """Let Ctrl-C leave a note besides raising KeyboardInterrupt. Whether that was possible."""
+    # Where it is ignored (nohup), or someone else listens, it stays so.
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not ours or threading.current_thread() is not threading.main_thread():
+        return False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handle)
+    return True
 
 
 def _prepare_streams() -> None:

@@ -21,12 +21,12 @@ from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.method import Phase
 from konomi.models.memory import apply_memory_options
 from konomi.models.modes import evaluating
-from konomi.storage.atomic import explained, sweep_temporaries, write_text
+from konomi.storage.atomic import check_free_space, explained, sweep_temporaries, write_text
 from konomi.storage.lock import RunLock
 from konomi.tasks.preparing import Job, held_out_stream, open_stream, place, prepare
 from konomi.tasks.previewing import draw_previews
 from konomi.tasks.saving import check_way_is_free, save_result
-from konomi.training.checkpoint import Checkpoint, checkpoint_paths, newest_good, write_checkpoint
+from konomi.training.checkpoint import MARGIN, Checkpoint, checkpoint_paths, newest_good, write_checkpoint
 from konomi.training.events import Checkpointed, Event, Finished, Previewed, Saved, Started, Step, Validated, Warned
 from konomi.training.identity import check_same_run, run_identity
 from konomi.training.log import cut_log, logged
@@ -139,6 +139,7 @@ def _loop(
     if checkpoint is not None:
         trainer.restore(checkpoint.state)
     work.trainer = trainer
+    work.check_space()
     work.modules = tuple(module for phase in phases for module in phase.modules)
     yield Started(
         first_step=trainer.step,
@@ -229,7 +230,19 @@ class Between:
                 yield from self._preview()
         yield Finished(self.trainer.step, path, interrupted)
 
+    def check_space(self) -> None:
+        """Raises RunError if not even the weights of a checkpoint fit on the disk: better known before step 1."""
+        if self.job.processes.is_first:
+            weights = sum(p.numel() * p.element_size() for p in self.trainer.parameters.values())
+            check_free_space(self.folder, weights + MARGIN)
+
     def _checkpoint(self) -> Checkpointed:
+        if not (self.folder / "recipe.toml").is_file():
+            # Writing would make it anew, without what a run needs to be resumed.
+            raise RunError(
+                f"{self.folder}: the run folder is gone or was moved while the run worked in it. Step "
+                f"{self.trainer.step} is not saved; put the folder back (or name its new place), then: konomi resume."
+            )
         keep = self.job.recipe.run.keep_checkpoints
         path = write_checkpoint(self.folder / "checkpoints", self.trainer.state(), self.identity, keep=keep)
         return Checkpointed(self.trainer.step, str(path))
