@@ -64,7 +64,7 @@ class Job:
 
 
 def build_denoiser(job: Job, dtype: Any) -> Any:
-    """A UNet of random weights, the same in every process."""
+    """diffusers' UNet with random weights, the same in every process."""
     import torch
     from diffusers import UNet2DConditionModel
 
@@ -88,7 +88,7 @@ def transformer_layers(unet: Any) -> dict[str, Any]:
     return {f"denoiser.{n}": m for n, m in unet.named_modules() if ".attentions." in n and isinstance(m, kinds)}
 
 
-def sample_batch(job: Job, step: int, unet: Any) -> dict[str, Any]:
+def sample_batch(job: Job, step: int) -> dict[str, Any]:
     """Cached latents and text states with noise and timesteps of a step; the same for every variant."""
     import torch
 
@@ -98,20 +98,20 @@ def sample_batch(job: Job, step: int, unet: Any) -> dict[str, Any]:
         "latents": torch.randn(size, generator=generator),
         "noise": torch.randn(size, generator=generator),
         "timesteps": torch.randint(0, 1000, (job.batch,), generator=generator),
-        "text": torch.randn(job.batch, 77, unet.config.cross_attention_dim, generator=generator),
+        "text": torch.randn(job.batch, 77, SIZES[job.model]["cross_attention_dim"], generator=generator),
         "pooled": torch.randn(job.batch, 1280, generator=generator),
     }
     return {name: value.to(job.device, non_blocking=True) for name, value in drawn.items()}
 
 
-def denoising_loss(unet: Any, data: dict[str, Any], alphas: Any, dtype: Any) -> Any:
+def denoising_loss(unet: Any, data: dict[str, Any], alphas: Any, dtype: Any, *, sizes_read: bool) -> Any:
     """Mean squared error of the predicted noise, as every plain training script has it."""
     import torch.nn.functional as F
 
     root = alphas[data["timesteps"]].view(-1, 1, 1, 1)
     noisy = (root.sqrt() * data["latents"] + (1 - root).sqrt() * data["noise"]).to(dtype)
     extra = {}
-    if unet.config.addition_embed_type == "text_time":
+    if sizes_read:
         sizes = noisy.new_full((noisy.shape[0], 6), 1024.0)
         extra = {"added_cond_kwargs": {"text_embeds": data["pooled"].to(dtype), "time_ids": sizes}}
     answer = unet(noisy, data["timesteps"], data["text"].to(dtype), return_dict=False, **extra)[0]
@@ -136,10 +136,11 @@ def bare_loop(job: Job) -> Callable[[int], Any]:
     alphas = torch.cumprod(1 - betas, 0)
 
     def step(number: int) -> Any:
-        data = sample_batch(job, number, unet)
+        data = sample_batch(job, number)
         mixed = autocast and dtype != torch.float32
         with torch.autocast(job.device, dtype) if mixed else nullcontext():
-            loss = denoising_loss(unet, data, alphas, torch.float32 if mixed else dtype)
+            where = torch.float32 if mixed else dtype
+            loss = denoising_loss(unet, data, alphas, where, sizes_read=job.model == "sdxl")
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -178,14 +179,13 @@ def own_loop(job: Job) -> Callable[[int], Any]:
     base.place(device, dtype, float32_parts=method.needs.float32_parts)
     if job.checkpointing:
         base.denoiser.enable_gradient_checkpointing()
-    unet = base.denoiser
 
     class Cached:
         steps_per_epoch = 16
 
         def iterate(self, start: int, stop: int, **_: int) -> Iterator[tuple[Batch, ...]]:
             for number in range(start, stop):
-                data = sample_batch(job, number, unet)
+                data = sample_batch(job, number)
                 names = tuple(f"{number}-{row}" for row in range(job.batch))
                 latents = Latents(data["latents"], torch.zeros_like(data["latents"]))
                 sizes = torch.full((job.batch, 6), 1024 if family == "sdxl" else 512)

@@ -43,10 +43,10 @@ def plain_loss(base, unet, examples, step, text):
     return functional.mse_loss(answer, wanted)
 
 
-def run_konomi(kit, family, kind, prediction=None):
+def run_konomi(kit, family, kind, prediction=None, rate=1e-3):
     base = kit.base(family) if prediction is None else kit.base(family, prediction=prediction)
     method_type = kit.method_type(kind)
-    recipe = kit.recipe(method_type.config_type(), clip_norm=0)
+    recipe = kit.recipe(method_type.config_type(), clip_norm=0, learning_rate=rate)
     method = method_type(base, recipe)
     trainer = Trainer(method.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=STEPS)
     losses = [event.loss for event in trainer.run(kit.stream(kit.batch()), stop=Stop())]
@@ -80,7 +80,7 @@ def test_lora_against_peft(kit, family):
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
-    losses, weights, _ = run_konomi(kit, family, "lora")
+    losses, weights, _ = run_konomi(kit, family, "lora", rate=1e-4)
     base = kit.base(family)
     examples = kit.examples()
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_lora_against_peft(kit, family):
             p.data.copy_(initial[ours].detach().view_as(p))
             theirs[ours] = p
     assert set(theirs) == set(weights)
-    optimizer = torch.optim.AdamW(theirs.values(), lr=1e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(theirs.values(), lr=1e-4, weight_decay=0.01)
     expected = []
     for step in range(STEPS):
         loss = plain_loss(base, unet, examples, step, text)
