@@ -29,6 +29,7 @@ PANEL = (
     ("a cat on a green background", "something unrelated: should not change"),
 )
 PICTURES_EACH = 3
+SEED, GUIDANCE = 7, 5.0
 
 
 def demo_recipe(output: Path, steps: int) -> Recipe:
@@ -84,7 +85,7 @@ def demo(output: Path, *, steps: int = 200) -> Iterator[Event]:
 
 
 def _pictures(base: BaseModel, prompt: str) -> tuple[Image.Image, ...]:
-    request = Request(prompt=prompt, seed=7, steps=25, guidance=5.0)
+    request = Request(prompt=prompt, seed=SEED, steps=25, guidance=GUIDANCE)
     return tuple(picture.image for picture in draw(base, count_on(request, PICTURES_EACH), batch=PICTURES_EACH))
 
 
