@@ -59,3 +59,13 @@ def test_every_method_has_a_page():
 
     for method in METHODS:
         assert (ROOT / "docs" / "methods" / f"{method.config_type().kind}.md").is_file()
+
+
+def test_every_test_named_on_the_faults_page_exists():
+    page = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+    assert len(named) > 50
+    missing = [
+        f"{file}::{name}" for file, name in named if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")
+    ]
+    assert missing == []

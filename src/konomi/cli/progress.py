@@ -174,9 +174,9 @@ class LiveBar:
 
     def __init__(self) -> None:
         self.pace = Pace()
-        self.progress = _rich_progress()
         self.task: TaskID | None = None
         self.preparing: dict[str, TaskID] = {}
+        self.progress = _rich_progress(self._lines)
 
     def __enter__(self) -> "LiveBar":
         self.progress.start()
@@ -190,7 +190,7 @@ class LiveBar:
             case Step():
                 self.pace.add(event)
                 if self.task is not None:
-                    self.progress.update(self.task, completed=event.step, text=self._text())
+                    self.progress.update(self.task, completed=event.step)
             case Prepared():
                 self._prepare(event)
             case _:
@@ -206,20 +206,17 @@ class LiveBar:
             self.progress.remove_task(task)
         self.preparing.clear()
         self.pace.begin(event)
-        self.task = self.progress.add_task(
-            "training", total=event.total_steps, completed=event.first_step, text="", unit="step"
-        )
+        self.task = self.progress.add_task("training", total=event.total_steps, completed=event.first_step)
 
     def _prepare(self, event: Prepared) -> None:
         if event.what not in self.preparing:
-            self.preparing[event.what] = self.progress.add_task(
-                f"preparing {event.what}", total=event.total, text="", unit=""
-            )
+            self.preparing[event.what] = self.progress.add_task(f"preparing {event.what}", total=event.total)
         self.progress.update(self.preparing[event.what], completed=event.done, total=event.total)
 
-    def _text(self) -> str:
-        preview = f"\nlatest preview: {self.pace.preview}" if self.pace.preview else ""
-        return f"{self.pace.text()}{preview}"
+    def _lines(self) -> list[str]:
+        """What stands below the bar."""
+        figures = [self.pace.text()] if self.task is not None and self.pace.samples_per_second else []
+        return [*figures, f"latest preview: {self.pace.preview}"] if self.pace.preview else figures
 
 
 def sentence(event: Event) -> str:
@@ -244,16 +241,23 @@ def sentence(event: Event) -> str:
             return f"note: {event.message}"
 
 
-def _rich_progress() -> "Progress":
+def _rich_progress(lines: Callable[[], list[str]]) -> "Progress":
+    """A bar with lines of text below it: beside it, a narrow terminal would have no room for either."""
+    from rich.console import RenderableType
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.text import Text
 
     from konomi.cli.screen import screen
 
-    return Progress(
+    class BarAndLines(Progress):
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            yield from map(Text, lines())
+
+    return BarAndLines(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}", markup=False),
         console=screen(),
         refresh_per_second=5,
     )

@@ -51,7 +51,8 @@ def _empty_module(part: Part, config: Mapping[str, Any], where: str) -> nn.Modul
         return _construct(part, config)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError) as error:
         # diffusers and transformers raise all of these for configs that do not fit together.
-        raise ModelError(f"{where}: the config of {part} describes no model that can be built ({error}).") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(f"{where}: the config of {part} describes no model that can be built ({reason}).") from error
 
 
 def _construct(part: Part, config: Mapping[str, Any]) -> nn.Module:

@@ -115,3 +115,21 @@ def test_only_the_first_process_speaks(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     assert follow(iter([started(1), Finished(1, "", interrupted=True)]), resume_command=str) == 130
     assert capsys.readouterr().out == ""
+
+
+def test_a_narrow_terminal_shows_step_speed_and_time_left(monkeypatch):
+    from io import StringIO
+
+    from rich.console import Console
+
+    written = StringIO()
+    monkeypatch.setattr(
+        "konomi.cli.screen.screen", lambda: Console(file=written, width=60, force_terminal=True, color_system=None)
+    )
+    with LiveBar() as bar:
+        bar.show(Started(0, 200, 10, 1000, "cpu", "float32"))
+        bar.show(Step(step=20, epoch=2, loss=0.1234, learning_rate=1e-4, seconds=0.5, samples_seen=20, memory=494.0))
+        bar.show(Step(step=21, epoch=2, loss=0.1234, learning_rate=1e-4, seconds=0.5, samples_seen=21, memory=494.0))
+        bar.progress.refresh()
+    for shown in ("training", "21/200", "loss 0.1234", "lr 0.0001", "2 images/s", "494 MiB", "90 s left"):
+        assert shown in written.getvalue()
