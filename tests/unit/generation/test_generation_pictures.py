@@ -30,8 +30,9 @@ def test_a_picture_does_not_depend_on_its_batch(small, sampler):
     alone = pixels(generate(small, requests, batch=1))
     together = pixels(generate(small, requests, batch=4))
     assert [p.request.seed for p in generate(small, requests, batch=4)] == [5, 6, 7, 5]
+    # The same to rounding: with several threads a batched product may be summed in another order.
     for one, other in zip(alone, together):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(one.astype(int), other.astype(int), atol=1)
     assert not np.array_equal(alone[0], alone[1])
     assert not np.array_equal(alone[0], alone[3])
     (third,) = pixels(generate(small, [replace(PLAIN, sampler=sampler, seed=7)]))
