@@ -69,6 +69,7 @@ def resume(run: str | Path, *, steps: int | None = None, allow_changes: bool = F
 
 def _run(job: Job, folder: Path, *, resuming: bool, allow_changes: bool) -> Iterator[Event]:
     with ExitStack() as stack:
+        stack.callback(job.processes.leave)
         stop = stack.enter_context(stop_on_signals())
         if job.processes.is_first:
             stack.enter_context(RunLock(folder))
@@ -86,15 +87,16 @@ def _run(job: Job, folder: Path, *, resuming: bool, allow_changes: bool) -> Iter
                 )
         job.processes.wait()
         events = _events(job, folder, stop, checkpoint, identity)
-        if not job.processes.is_first:
+        if job.processes.is_first:
+            with explained(folder):
+                _write_inputs(job, folder)
+            # A run that died before its first checkpoint has left lines as well.
+            cut_log(folder, 0 if checkpoint is None else checkpoint.state.numbers["step"])
+            yield from (Warned(warning) for warning in warnings)
+            yield from logged(events, folder)
+        else:
             yield from events
-            return
-        with explained(folder):
-            _write_inputs(job, folder)
-        # A run that died before its first checkpoint has left lines as well.
-        cut_log(folder, 0 if checkpoint is None else checkpoint.state.numbers["step"])
-        yield from (Warned(warning) for warning in warnings)
-        yield from logged(events, folder)
+        job.processes.wait()
 
 
 def _events(

@@ -27,6 +27,11 @@ class Processes:
         if self.world > 1:
             distributed.barrier()
 
+    def leave(self) -> None:
+        """Part from the others. Python must not end while the group's own threads still run."""
+        if self.world > 1 and distributed.is_initialized():
+            distributed.destroy_process_group()
+
     def add_up(self, parameters: Iterable[Tensor], extra: Tensor) -> Tensor:
         """Sum the gradients over all processes, in place, in one message; `extra` (1-D) rides along and is returned.
 
