@@ -27,7 +27,8 @@ table { border-collapse: collapse } .scroll { overflow-x: auto }
 th { text-align: left; font-weight: 600; padding: .3rem .8rem .3rem 0; vertical-align: bottom }
 td { padding: .3rem .8rem .3rem 0; vertical-align: top }
 .facts td:first-child { color: var(--soft) }
-.grid th, .grid td { padding: .35rem } .grid th:first-child { min-width: 8rem; max-width: 13rem; vertical-align: middle }
+.grid th, .grid td { padding: .35rem }
+.grid th:first-child { min-width: 8rem; max-width: 13rem; vertical-align: middle }
 .grid .soft { font-weight: 400 }
 .grid img { display: block; width: 7.4rem; height: auto; border-radius: 6px; border: 1px solid var(--line) }
 .pair { display: flex; gap: .35rem } svg { max-width: 100%; height: auto }
