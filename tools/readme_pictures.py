@@ -38,18 +38,7 @@ def main(demo: Path) -> None:
     )
     samples = [Image.open(path).convert("RGB").resize((128, 128)) for path in sorted(MASCOT.glob("*.png"))]
     make_grid(samples, columns=len(samples)).save(IMAGES / "mascot.png", optimize=True)
-    drawn = [
-        p.image
-        for p in generate(base, [Request(prompt=p, seed=i, steps=25, guidance=GUIDANCE) for i, p in enumerate(TINY)])
-    ]
-    make_grid(drawn, columns=4, row_labels=()).save(IMAGES / "tiny.png", optimize=True)
 
-
-TINY = (
-    "a cat on a blue background", "a red apple on a white background", "a sun on a blue background",
-    "a tree on a green background", "a pizza on a yellow background", "a heart on a pink background",
-    "a fish on a blue background", "a flower on a white background",
-)  # fmt: skip
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
