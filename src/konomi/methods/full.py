@@ -19,8 +19,7 @@ from konomi.diffusion.random import Rng
 from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
 from konomi.methods.method import Needs, ParameterGroup, Phase, Result, Weights, learning_rates
 from konomi.models.base import BaseModel, Part
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+from konomi.models.precision import PRECISIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +94,7 @@ class Full:
         """Swap in the weights as the file holds them, in the computation's precision; the trained ones are kept."""
         if not isinstance(result, Weights):
             raise TypeError("full fine-tuning exports Weights")
-        saved_as = DTYPES[self.recipe.save.precision]
+        saved_as = PRECISIONS[self.recipe.save.precision]
         # Frozen parts too: the file holds the whole model, all of it rounded.
         modules = (self.base.denoiser, self.base.vae, *self.base.text_encoders.values())
         parameters = [parameter for module in modules for parameter in module.parameters()]

@@ -8,6 +8,7 @@ from konomi.errors import RecipeError
 from konomi.formats import TARGETS, Target, inspect_file, read_adapter, write_adapter
 from konomi.formats.report import FileReport
 from konomi.models.load import load_base
+from konomi.models.precision import PRECISIONS
 from konomi.models.save import save_folder, save_single_file
 from konomi.storage.atomic import explained
 
@@ -33,9 +34,7 @@ def convert(source: str | Path, target: str | Path, *, to: Target | None = None,
             raise RecipeError(f"{target}: is the source itself. Name another target.")
         if target.exists():
             raise RecipeError(f"{target}: exists already. Remove it or choose another name.")
-    dtype = (
-        None if precision is None else {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    )
+    dtype = None if precision is None else PRECISIONS[precision]
     if _is_model(source):
         return _convert_model(source, target, to, dtype)
     adapter = read_adapter(source)

@@ -6,8 +6,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from konomi.adapters.adapter import Adapter
 from konomi.data.buckets import parse_size
 from konomi.data.captions import final_caption
@@ -15,17 +13,16 @@ from konomi.errors import RunError
 from konomi.formats import Target, read_adapter, write_adapter
 from konomi.formats.kohya_metadata import TrainingFacts, training_metadata
 from konomi.methods.method import Result, Weights
+from konomi.models.precision import PRECISIONS
 from konomi.models.save import save_folder, save_single_file
 from konomi.storage.hashing import sha256_file, short_hash
 from konomi.tasks.preparing import Job
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def save_result(job: Job, result: Result, folder: Path, *, step: int, final: bool) -> Path:
     """Write the result; what this run saved there before is replaced. Raises RunError for the disk, or a folder in the
     way that is no result."""
-    chosen, dtype = job.recipe.save.format, DTYPES[job.recipe.save.precision]
+    chosen, dtype = job.recipe.save.format, PRECISIONS[job.recipe.save.precision]
     stem = job.recipe.run.name if final else f"{job.recipe.run.name}-{step:06d}"
     path = result_path(job, folder, stem)
     if isinstance(result, Adapter):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed
 
 from konomi.errors import RunError
+from konomi.models.precision import PRECISIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +92,6 @@ def choose_device(wanted: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise RunError("run.device is 'mps', which this machine does not have.")
     return device
-
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
