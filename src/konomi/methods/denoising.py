@@ -36,7 +36,11 @@ class DenoisingLoss:
     @property
     def schedule(self) -> process.NoiseSchedule:
         if self._schedule is None or self._schedule.alphas_cumprod.device != self.base.device:
-            self._schedule = self.base.schedule.to(self.base.device)
+            schedule = self.base.schedule
+            if self.objective.zero_terminal_snr:
+                # The base keeps its own: previews must be what others draw with the saved file.
+                schedule = process.zero_terminal_snr(schedule)
+            self._schedule = schedule.to(self.base.device)
         return self._schedule
 
     def __call__(self, examples: Examples, rng: Rng, *, timesteps_B: Tensor | None = None) -> Tensor:

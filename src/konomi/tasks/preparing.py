@@ -25,7 +25,6 @@ from konomi.data.sources import scan
 from konomi.data.summary import DatasetSummary, dataset_summary
 from konomi.data.text_cache import TextCache
 from konomi.data.variants import preparing
-from konomi.diffusion.noise import zero_terminal_snr
 from konomi.diffusion.random import stable_hash
 from konomi.errors import DataError, RecipeError
 from konomi.methods import METHODS
@@ -63,8 +62,6 @@ def prepare(recipe: Recipe) -> Job:
     precision = choose_precision(recipe.run.precision, processes.device)
     recipe = _with_dataset_values(recipe)
     base = load_base(recipe.base)
-    if recipe.objective.zero_terminal_snr:
-        base.schedule = zero_terminal_snr(base.schedule)
     recipe = _filled_in(recipe, base)
     method = _method_type(recipe)(base, recipe)
     _check_format(recipe, method.needs)

@@ -192,6 +192,16 @@ def test_combinations_that_cannot_work_are_refused():
         loss_of(FakeBase(), ObjectiveConfig(min_timestep=9, max_timestep=3), examples())
 
 
+def test_zero_terminal_snr_is_trained_on_and_leaves_the_base_its_schedule():
+    ours, rescaled = FakeBase("v"), FakeBase("v")
+    rescaled.schedule = zero_terminal_snr(SCHEDULE)
+    last = {"min_timestep": 999, "max_timestep": 999}
+    loss = loss_of(ours, ObjectiveConfig(zero_terminal_snr=True, **last), examples())
+    torch.testing.assert_close(loss, loss_of(rescaled, ObjectiveConfig(**last), examples()))
+    assert not torch.allclose(loss, loss_of(FakeBase("v"), ObjectiveConfig(**last), examples()), rtol=1e-4)
+    assert ours.schedule is SCHEDULE
+
+
 def test_zero_terminal_snr_ends_in_pure_noise():
     schedule = zero_terminal_snr(SCHEDULE)
     assert schedule.alphas_cumprod[-1] == 0
