@@ -80,16 +80,44 @@ LayerUpdate = LowRank | Hadamard | Kronecker | Rescale | Difference
 
 
 @dataclass(frozen=True, slots=True)
+class Perceptron:
+    """A small network beside an attention layer's key or value projection (D is the width it reads and returns)."""
+
+    tensors: dict[str, Tensor]
+    """`linear.{i}.weight`, `linear.{i}.bias`: i counts linear layers, activations, norms and dropouts as web UIs do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hypernetwork:
+    """k = to_k(c + N_k(c)), v = to_v(c + N_v(c)), one pair of networks for all attention layers of a width."""
+
+    pairs: dict[int, tuple[Perceptron, Perceptron]]
+    """Width D of what is attended to -> (N_k, N_v)."""
+    structure: tuple[float, ...] = (1.0, 2.0, 1.0)
+    """Widths of the layers in multiples of D."""
+    activation: str = "linear"
+    activate_output: bool = False
+    """Whether the last layer is followed by the activation too."""
+    layer_norm: bool = False
+    dropout: tuple[float, ...] = ()
+    """Rate after each linear layer, for training alone; the positions count in the tensors' names."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """What else the file says (`step`, `sd_checkpoint`, `weight_initialization`, ...)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Adapter:
     """What one training run learned, independent of any file format."""
 
     layers: dict[str, LayerUpdate] = field(default_factory=dict)
     """Canonical key -> update."""
     embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """Token -> {PART of the text encoder: vectors [n, D]}."""
+    """Token -> {PART of the text encoder: vectors [n, D]}. A token `X-neg` belongs into the negative prompt wherever
+    `X` is used (DreamArtist)."""
     metadata: dict[str, str] = field(default_factory=dict)
     """What the file said of itself, or what konomi will say in it (`ss_*`, `modelspec.*`)."""
     family: str = ""
     """`sd1`, `sd2`, `sdxl`, or "" where the file does not tell."""
     name: str = ""
     """File stem or output name."""
+    hypernetwork: Hypernetwork | None = None

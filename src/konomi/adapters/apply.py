@@ -1,8 +1,10 @@
-"""Put adapters on a base: their updates, times a strength, are folded into its weights, and taken out again."""
+"""Put adapters on a base, and take them off again: updates, times a strength, are folded into its weights, learned
+words are added to its vocabulary, hypernetworks are hung before its attention layers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from konomi.adapters.adapter import Adapter, LayerUpdate
 from konomi.adapters.delta import bias_delta, delta
+from konomi.adapters.hypernetwork import attach_hypernetwork
 from konomi.errors import ModelError
 
 __all__ = ["Attachment", "Strengths", "attach", "bias_delta", "delta", "fold"]
@@ -21,6 +24,15 @@ class HasModules(Protocol):
 
     def module(self, key: str) -> nn.Module:
         """The module of a canonical key. Raises ModelError if there is none."""
+        ...
+
+    def targets(self, word: str) -> Mapping[str, nn.Module]:
+        """Canonical key -> module, for a neutral word such as `attention.kv`."""
+        ...
+
+    @property
+    def words(self) -> dict[str, Mapping[str, Tensor]]:
+        """Learned word -> {part of the text encoder: vectors [n, D]}."""
         ...
 
 
@@ -54,6 +66,7 @@ class Attachment:
 
     def __init__(self, keys: tuple[str, ...]) -> None:
         self._originals: list[tuple[nn.Parameter, Tensor]] = []
+        self._undo = ExitStack()
         self.keys = keys
         """Canonical keys of the changed layers."""
 
@@ -62,9 +75,14 @@ class Attachment:
         original = parameter.detach()
         self._originals.append((parameter, original.to("cpu", copy=True) if on_cpu else original.clone()))
 
+    def on_detach(self, undo: Callable[[], object]) -> None:
+        """Have something undone when the adapters come off; the last first."""
+        self._undo.callback(undo)
+
     @torch.no_grad()
     def detach(self) -> None:
-        """Restore the weights. Attachments made one after another are taken off in the opposite order."""
+        """Restore the base. Attachments made one after another are taken off in the opposite order."""
+        self._undo.close()
         for parameter, original in reversed(self._originals):
             parameter.copy_(original)
         self._originals = []
@@ -80,9 +98,10 @@ def attach(base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]], *, k
     """W + sum of strength * delta, computed in float32 and rounded once to the weight's dtype, in place.
 
     The order of adapters does not matter beyond float32 rounding; DoRA and rescaling refer to the untouched weight.
-    A part at strength 0 is left alone, bit for bit, and not looked at, nor are the adapters' embeddings. `keep_on_cpu`
+    A part at strength 0 is left alone, bit for bit, and not looked at; a word at text strength 0 is not there.
+    Vectors of learned words are multiplied by the text strength. Hypernetworks chain in the order given. `keep_on_cpu`
     holds the originals in main memory. Raises ModelError, with the base unchanged, where a layer is missing or of
-    another shape.
+    another shape, a word's vectors are of another width, or two adapters bring the same word.
     """
     uses = _collect(adapters)
     modules = {key: _checked(base, key, layer) for key, layer in uses.items()}
@@ -93,18 +112,49 @@ def attach(base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]], *, k
             for parameter, change in _changes(modules[key], layer):
                 attachment.keep(parameter, on_cpu=keep_on_cpu)
                 _add(parameter, change)
+        for adapter, strengths in adapters:
+            _attach_words(base, adapter, strengths.text, attachment)
+            if adapter.hypernetwork is not None and strengths.denoiser != 0.0:
+                attachment.on_detach(attach_hypernetwork(base, adapter.hypernetwork, strengths.denoiser, adapter.name))
         undo.pop_all()
     return attachment
 
 
 def fold(base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]]) -> tuple[str, ...]:
-    """`attach` for good: no copies are kept. Returns the keys of the changed layers."""
+    """`attach` for good: no copies of weights are kept. Returns the keys of the changed layers."""
     uses = _collect(adapters)
     modules = {key: _checked(base, key, layer) for key, layer in uses.items()}
     for key, layer in uses.items():
         for parameter, change in _changes(modules[key], layer):
             _add(parameter, change)
+    attach(base, [(replace(adapter, layers={}), strengths) for adapter, strengths in adapters])
     return tuple(uses)
+
+
+def _attach_words(base: HasModules, adapter: Adapter, strength: float, attachment: Attachment) -> None:
+    """Add an adapter's learned words to the base's."""
+    if strength == 0.0:
+        return
+    for word, vectors in adapter.embeddings.items():
+        if word in base.words:
+            raise ModelError(f"{_name(adapter)} brings the word {word!r}, which another adapter has brought already.")
+        for part, vectors_nD in vectors.items():
+            _check_width(base, adapter, word, part, vectors_nD)
+        base.words[word] = {part: vectors_nD * strength for part, vectors_nD in vectors.items()}
+        attachment.on_detach(partial(base.words.pop, word))
+
+
+def _check_width(base: HasModules, adapter: Adapter, word: str, part: str, vectors_nD: Tensor) -> None:
+    try:
+        table = base.module(f"{part}.text_model.embeddings.token_embedding")
+    except ModelError as error:
+        raise ModelError(f"{error} {_hint(base, adapter)}".strip()) from None
+    width = int(table.weight.shape[1])  # type: ignore[index]
+    if vectors_nD.shape[-1] != width:
+        raise ModelError(
+            f"The learned word {word!r} is {vectors_nD.shape[-1]} wide; {part} of this base has width {width}. "
+            f"{_hint(base, adapter)}"
+        )
 
 
 def _collect(adapters: Sequence[tuple[Adapter, Strengths]]) -> dict[str, list[_Use]]:

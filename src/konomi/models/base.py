@@ -36,6 +36,9 @@ class BaseModel(Protocol):
     """The denoiser takes 9 channels: noisy latents, mask, masked image."""
     num_positions: int
     """Positions of one text chunk (77)."""
+    words: dict[str, Mapping[str, Tensor]]
+    """Learned words that captions may use now: word -> {part of the text encoder: vectors [n, D]}. `attach` puts
+    an adapter's here and takes them away again; a method that trains some puts its parameters here."""
 
     @property
     def denoiser(self) -> nn.Module: ...
@@ -85,7 +88,10 @@ class BaseModel(Protocol):
         ...
 
     def encode_captions(self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS) -> Conditioning:
-        """Captions -> states (gradients flow if the text encoder's parameters want them, and to learned `words`)."""
+        """Captions -> states (gradients flow if the text encoder's parameters want them, and to learned words).
+
+        `words` are known beside, and before, those of the base.
+        """
         ...
 
     def count_chunks(self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS) -> int:

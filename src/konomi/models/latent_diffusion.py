@@ -43,6 +43,7 @@ class LatentDiffusion:
         self.num_positions = int(source.configs["text_encoder"].get("max_position_embeddings", 77))
         self.vae_dtype: torch.dtype | None = torch.float32 if self.spec.float32_vae else None
         """Set it to compute the VAE in another precision than the rest; None follows `place`."""
+        self.words: dict[str, Mapping[str, Tensor]] = {}
         self._device = torch.device("cpu")
         self._dtype = torch.float32
         self._float32_parts: tuple[Part, ...] = ()
@@ -114,10 +115,10 @@ class LatentDiffusion:
         return pixels
 
     def encode_captions(self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS) -> Conditioning:
-        return encode_text(self.text_towers(), captions, text, words=words)
+        return encode_text(self.text_towers(), captions, text, words=self.words | dict(words))
 
     def count_chunks(self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS) -> int:
-        return count_chunks(self.text_towers(), captions, text, words=words)
+        return count_chunks(self.text_towers(), captions, text, words=self.words | dict(words))
 
     def text_towers(self) -> tuple[TextTower, ...]:
         """The text encoders as `konomi.models.text_encoding` reads them; loads them."""
