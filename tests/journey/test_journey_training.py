@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import konomi
 from konomi.errors import RunError
+from konomi.storage.tensor_file import read_tensors
 from konomi.tasks import previewing
 from konomi.training.checkpoint import checkpoint_paths
 from konomi.training.events import Finished, Previewed, Saved, Step, Validated, Warned
@@ -97,6 +99,25 @@ def test_stopped_and_resumed_equals_uninterrupted(make_recipe, tmp_path, same_te
         assert same_tensors(a / f"{name}.safetensors", b / f"{name}.safetensors")
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_8_bit_moments_resume_bit_for_bit(make_recipe, tmp_path, same_tensors, method):
+    pytest.importorskip(
+        "bitsandbytes", minversion="0.50", reason="needs bitsandbytes 0.50 (pip install 'konomi[test]')"
+    )
+    options = {"method": method, "overrides": ["optimizer.kind=adamw8bit"]}
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    run(make_recipe(whole, steps=6, **options))
+    run(make_recipe(halves, steps=3, **options))
+    list(konomi.resume(halves, steps=6))
+    assert losses(halves) == losses(whole)
+    assert same_tensors(halves / "sks.safetensors", whole / "sks.safetensors")
+    a, b = (checkpoint_paths(folder / "checkpoints")[-1] / "optimizer.safetensors" for folder in (halves, whole))
+    assert same_tensors(a, b)
+    # Small tensors keep four bytes a value; each of the two methods has tensors of both kinds.
+    kept = {tensor.dtype for name, tensor in read_tensors(a).items() if name.endswith("/state1")}
+    assert kept == {torch.float32, torch.uint8}
+
+
 def test_a_finished_run_says_so_and_can_be_extended(make_recipe, tmp_path):
     folder = tmp_path / "run"
     run(make_recipe(folder, steps=2))
@@ -150,8 +171,6 @@ def test_changed_images_are_refused_or_allowed_aloud(make_recipe, pictures, tmp_
 
 
 def test_a_failing_preview_costs_nothing(make_recipe, tmp_path, monkeypatch):
-    import torch
-
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -206,8 +225,6 @@ def test_output_that_cannot_be_made_is_an_error_before_step_1(make_recipe, tmp_p
 
 def test_nan_weights_are_never_published(make_recipe, tmp_path, monkeypatch):
     from dataclasses import replace
-
-    import torch
 
     from konomi.errors import KonomiError
     from konomi.methods.lora import Lora

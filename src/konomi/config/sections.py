@@ -177,7 +177,8 @@ class OptimizerConfig:
     __pydantic_config__ = STRICT
 
     kind: Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free"] = "adamw"
-    """The algorithm. adamw8bit, lion, prodigy and schedule_free come with `pip install 'konomi[optimizers]'`."""
+    """The algorithm. adamw8bit keeps a byte for each moment instead of four, in tensors of 4,096 values or more.
+    adamw8bit, lion, prodigy and schedule_free come with `pip install 'konomi[optimizers]'`."""
     learning_rate: Annotated[float, Field(ge=0, le=10)] | None = None
     """Step size; by default what suits the method."""
     text_learning_rate: Annotated[float, Field(ge=0, le=10)] | None = None

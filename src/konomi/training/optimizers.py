@@ -10,13 +10,14 @@ from torch.optim import Optimizer
 from konomi.config.sections import OptimizerConfig
 from konomi.errors import MissingExtraError, RunError
 from konomi.methods.method import ParameterGroup
+from konomi.training.adamw8bit import make_adamw8bit
 from konomi.training.fused_adamw import FUSED_DEVICES, FusedAdamW
 
 AnyOptimizer = Optimizer | FusedAdamW
 
 
 def make_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig, device: torch.device) -> AnyOptimizer:
-    """An optimiser over the groups, each with its own learning rate. Raises MissingExtraError."""
+    """An optimiser over the groups, each with its own learning rate. Raises MissingExtraError, RecipeError."""
     settings = [
         {
             "params": list(group.parameters.values()),
@@ -32,17 +33,15 @@ def make_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig, de
         return torch.optim.AdamW(settings, betas=config.betas)
     if config.kind == "adafactor":
         return torch.optim.Adafactor(settings)
-    return _optional_optimizer(settings, config)
+    return _optional_optimizer(settings, config, device)
 
 
-def _optional_optimizer(settings: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
+def _optional_optimizer(settings: list[dict[str, Any]], config: OptimizerConfig, device: torch.device) -> Optimizer:
     """The optimisers of `pip install 'konomi[optimizers]'`, each imported only when it is asked for."""
     made: Optimizer
     try:
         if config.kind == "adamw8bit":
-            from bitsandbytes.optim import AdamW8bit
-
-            made = AdamW8bit(settings, betas=config.betas)
+            made = make_adamw8bit(settings, config.betas, device)
         elif config.kind == "lion":
             from lion_pytorch import Lion
 
