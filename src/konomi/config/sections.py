@@ -312,9 +312,9 @@ class SaveConfig:
 
     __pydantic_config__ = STRICT
 
-    format: Literal["auto", "kohya", "diffusers", "peft", "checkpoint"] = "auto"
-    """Adapters: `kohya` (A1111, ComfyUI, sd-scripts), `diffusers`, `peft`. Whole models: `checkpoint` (one file) or
-    `diffusers` (a folder). auto: kohya for adapters, checkpoint for whole models."""
+    format: Literal["auto", "kohya", "webui", "diffusers", "peft", "checkpoint"] = "auto"
+    """Adapters: `webui` (A1111, ComfyUI; for a LoRA the same as `kohya`, sd-scripts), `diffusers`, `peft`. Whole
+    models: `checkpoint` (one file) or `diffusers` (a folder). auto: what most programs read, webui or checkpoint."""
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Number format in the file."""
     comment: str = ""

@@ -1,14 +1,14 @@
 """Files of other tools and of konomi: read to an Adapter, written back, inspected, converted.
 
-A format is one module with NAME, `recognise(source)`, `parse(source)` and, where konomi writes it,
-`write(adapter, path)`. Adding one is that file and a line in ADAPTER_FORMATS.
+A format is one module with NAME, `recognise(source)`, `parse(source)` and, where konomi writes it, WRITERS. Adding one
+is that file and a line in ADAPTER_FORMATS.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from konomi.errors import FileFormatError
 from konomi.formats import cloneofsimo, diffusers_lora, kohya, peft_lora
@@ -16,6 +16,7 @@ from konomi.formats.family import odd_context_layer
 from konomi.formats.layers import tensors_of
 from konomi.formats.report import FileReport, adapter_report, named_tensors, other_report
 from konomi.formats.source import Parsed, Source, open_source
+from konomi.formats.writer import TARGETS, Content, Target, WriteOptions, Writer, content_of
 from konomi.storage.tensor_file import is_finite
 
 if TYPE_CHECKING:
@@ -24,20 +25,34 @@ if TYPE_CHECKING:
     from konomi.adapters.adapter import Adapter
     from konomi.formats.ldm_keys import UNetLayout
 
-Target = Literal["kohya", "diffusers", "peft", "webui"]
-TARGETS: tuple[Target, ...] = ("kohya", "diffusers", "peft", "webui")
+__all__ = [
+    "ADAPTER_FORMATS",
+    "TARGETS",
+    "WRITERS",
+    "Content",
+    "Target",
+    "adapter_format",
+    "content_of",
+    "convert_adapter",
+    "inspect_file",
+    "read_adapter",
+    "write_adapter",
+    "writer_for",
+]
 
 
 class AdapterFormat(Protocol):
     """What a format's module offers for reading."""
 
     NAME: str
+    """Also WRITERS, a tuple of `Writer`, where konomi writes the format."""
 
     def recognise(self, source: Source) -> bool: ...
     def parse(self, source: Source) -> Parsed: ...
 
 
 ADAPTER_FORMATS: tuple[AdapterFormat, ...] = (kohya, diffusers_lora, peft_lora, cloneofsimo)
+WRITERS: tuple[Writer, ...] = tuple(writer for form in ADAPTER_FORMATS for writer in getattr(form, "WRITERS", ()))
 
 
 def read_adapter(path: Path | str) -> Adapter:
@@ -61,36 +76,42 @@ def read_adapter(path: Path | str) -> Adapter:
     return parsed.adapter
 
 
+def writer_for(content: Content, to: Target | None = None) -> Writer:
+    """Who writes a content for a target; None takes what most programs read. Raises FileFormatError with the choices."""
+    fitting = [writer for writer in WRITERS if writer.content == content]
+    found = next((writer for writer in fitting if to is None or to in writer.targets), None)
+    if found is None:
+        known = dict.fromkeys(target for writer in fitting for target in writer.targets)
+        kind = "a LoRA" if content == "lora" else f"an {content}" if content == "embedding" else f"a {content} result"
+        raise FileFormatError(f"{to!r} is no format that holds {kind}; choose {' or '.join(known) or 'none'}.")
+    return found
+
+
 def write_adapter(
     adapter: Adapter,
     path: Path | str,
-    to: Target = "kohya",
+    to: Target | None = None,
     *,
     dtype: torch.dtype | None = None,
     layout: UNetLayout | None = None,
     replace_folder: bool = False,
 ) -> None:
-    """Write an adapter for other tools; `webui` is kohya's format, which every web UI reads.
+    """Write an adapter for other tools; `webui` is what every web UI reads, and for LoRA the same as `kohya`.
 
-    `dtype` None keeps each tensor's type. `layout` names the blocks of an SDXL-like UNet that is not SDXL's size.
-    `replace_folder`: a PEFT folder of that name is replaced; otherwise it is an error.
-    Raises FileFormatError for what the format cannot hold and for NaN, RunError for the disk's refusals.
+    `to` None takes what most programs read. `dtype` None keeps each tensor's type. `layout` names the blocks of an
+    SDXL-like UNet that is not SDXL's size. `replace_folder`: a folder of that name is replaced; otherwise it is an
+    error. Raises FileFormatError for what the format cannot hold and for NaN, RunError for the disk's refusals.
     """
-    if to in ("kohya", "webui"):
-        kohya.write(adapter, path, dtype=dtype, layout=layout)
-    elif to == "diffusers":
-        diffusers_lora.write(adapter, path, dtype=dtype)
-    elif to == "peft":
-        peft_lora.write(adapter, path, dtype=dtype, replace_folder=replace_folder)
-    else:
-        raise FileFormatError(f"{to!r} is no format to convert to; known are {', '.join(TARGETS)}.")
+    options = WriteOptions(dtype=dtype, layout=layout, replace_folder=replace_folder)
+    writer_for(content_of(adapter), to).write(adapter, Path(path), options)
 
 
-def convert_adapter(source: Path | str, target: Path | str, to: Target = "kohya") -> Adapter:
+def convert_adapter(source: Path | str, target: Path | str, to: Target | None = None) -> Adapter:
     """Read one file and write it in another format. Returns what was read."""
     adapter = read_adapter(source)
-    if to in ("kohya", "webui") and Path(target).suffix == "":
-        raise FileFormatError(f"{target}: a file name ending in .safetensors is wanted.")
+    suffix = writer_for(content_of(adapter), to).suffix
+    if to not in ("diffusers", "peft") and Path(target).suffix == "":
+        raise FileFormatError(f"{target}: a file name ending in {suffix} is wanted.")
     name = Path(target).stem if Path(target).suffix else Path(target).name
     write_adapter(replace(adapter, name=adapter.name or name), target, to)
     return adapter

@@ -26,6 +26,7 @@ from konomi.formats.kohya import cast_floats, embedding_parts
 from konomi.formats.layers import LayerError, layer_from_parts
 from konomi.formats.peft_config import PeftConfig, layer_from_peft, named, peft_tensors, read_config, split_parts
 from konomi.formats.source import DIFFUSERS_LORA_NAME, Parsed, Source, fault
+from konomi.formats.writer import Writer
 from konomi.storage.tensor_file import write_tensors
 
 NAME = "diffusers"
@@ -165,3 +166,6 @@ def _by_part(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if component in _PARTS and setting:
             found.setdefault(_PARTS[component], {})[setting] = value
     return found
+
+
+WRITERS = (Writer("lora", ("diffusers",), ".safetensors", lambda a, path, o: write(a, path, dtype=o.dtype)),)

@@ -18,6 +18,7 @@ from konomi.formats.kohya_metadata import with_hashes, with_minimum
 from konomi.formats.layers import KNOWN_PARTS, LayerError, layer_from_parts, parts_from_layer
 from konomi.formats.ldm_keys import UNetLayout
 from konomi.formats.source import Parsed, Source, fault
+from konomi.formats.writer import Writer
 from konomi.storage.tensor_file import write_tensors
 
 NAME = "kohya"
@@ -109,3 +110,10 @@ def _add_embedding(embeddings: dict[str, dict[str, Tensor]], name: str, tensor: 
             embeddings.setdefault(token, {})[part] = tensor if tensor.dim() == 2 else tensor.reshape(1, -1)
             return True
     return False
+
+
+WRITERS = (
+    Writer(
+        "lora", ("kohya", "webui"), ".safetensors", lambda a, path, o: write(a, path, dtype=o.dtype, layout=o.layout)
+    ),
+)

@@ -21,6 +21,7 @@ from konomi.formats.kohya import cast_floats
 from konomi.formats.layers import LayerError, layer_from_parts
 from konomi.formats.peft_config import layer_from_peft, named, peft_tensors, read_config, split_parts
 from konomi.formats.source import PEFT_CONFIG_NAME, Parsed, Source, fault, open_source
+from konomi.formats.writer import Writer
 from konomi.storage.atomic import write_folder
 from konomi.storage.sniff import FileKind
 from konomi.storage.tensor_file import write_tensors
@@ -149,3 +150,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise FileFormatError(f"{path}: is not a table.")
     return table
+
+
+WRITERS = (
+    Writer("lora", ("peft",), "", lambda a, path, o: write(a, path, dtype=o.dtype, replace_folder=o.replace_folder)),
+)

@@ -57,7 +57,7 @@ class Full:
         return Needs(
             trains_text=self.config.text_encoder,
             pixels=self.base.inpainting,
-            whole_model=True,
+            makes="model",
             float32_parts=self.parts,
         )
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -12,6 +12,7 @@ from konomi.config.recipe import Recipe
 from konomi.config.sections import OptimizerConfig
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
+from konomi.formats.writer import Content
 from konomi.models.base import BaseModel, Part
 
 
@@ -49,8 +50,8 @@ class Needs:
     """Text states change during training, so they must not be cached."""
     pixels: bool = False
     """Pixels are needed in every step, not latents alone."""
-    whole_model: bool = False
-    """What comes out is a whole model and not an adapter: decides which result formats there are."""
+    makes: Content | Literal["model"] = "lora"
+    """What comes out, a whole model or which kind of adapter: decides which result formats there are."""
     float32_parts: tuple[Part, ...] = ()
     """Parts whose own weights are trained: kept in float32 whatever the precision of the computation."""
 

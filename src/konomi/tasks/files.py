@@ -38,7 +38,7 @@ def convert(source: str | Path, target: str | Path, *, to: Target | None = None,
     if _is_model(source):
         return _convert_model(source, target, to, dtype)
     adapter = read_adapter(source)
-    write_adapter(adapter, target, to=to or "kohya", dtype=dtype)
+    write_adapter(adapter, target, to=to, dtype=dtype)
     return target
 
 

@@ -27,6 +27,7 @@ from konomi.data.text_cache import TextCache
 from konomi.data.variants import preparing
 from konomi.diffusion.random import stable_hash
 from konomi.errors import DataError, RecipeError
+from konomi.formats import WRITERS
 from konomi.methods import METHODS
 from konomi.methods.method import Method, Needs
 from konomi.models.base import BaseModel
@@ -205,13 +206,19 @@ def _method_type(recipe: Recipe) -> type[Method]:
 
 def _check_format(recipe: Recipe, needs: Needs) -> None:
     """Raises RecipeError for a result format that does not fit what the method makes."""
-    chosen = recipe.save.format
-    if needs.whole_model and chosen in ("kohya", "peft"):
+    chosen, makes = recipe.save.format, needs.makes
+    if chosen == "auto":
+        return
+    if makes == "model":
+        known = ["checkpoint", "diffusers"]
+    else:
+        known = list(dict.fromkeys(to for writer in WRITERS if writer.content == makes for to in writer.targets))
+    if chosen not in known:
+        words = {"model": "a whole model", "lora": "an adapter", "embedding": "an embedding"}
+        choices = " or ".join(map(repr, known))
         raise RecipeError(
-            f"save.format is {chosen!r}, but the method makes a whole model. Use 'checkpoint' or 'diffusers'."
+            f"save.format is {chosen!r}, but the method makes {words.get(makes, f'a {makes} result')}. Use {choices}."
         )
-    if not needs.whole_model and chosen == "checkpoint":
-        raise RecipeError(f"save.format is {chosen!r}, but the method makes an adapter. Use 'kohya' or 'diffusers'.")
 
 
 def _wanted_steps(recipe: Recipe, method: Method, training: tuple[Record, ...]) -> int:

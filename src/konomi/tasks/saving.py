@@ -10,7 +10,7 @@ from konomi.adapters.adapter import Adapter
 from konomi.data.buckets import parse_size
 from konomi.data.captions import final_caption
 from konomi.errors import RunError
-from konomi.formats import Target, read_adapter, write_adapter
+from konomi.formats import TARGETS, Target, read_adapter, write_adapter, writer_for
 from konomi.formats.kohya_metadata import TrainingFacts, training_metadata
 from konomi.methods.method import Result, Weights
 from konomi.models.precision import PRECISIONS
@@ -26,9 +26,8 @@ def save_result(job: Job, result: Result, folder: Path, *, step: int, final: boo
     stem = job.recipe.run.name if final else f"{job.recipe.run.name}-{step:06d}"
     path = result_path(job, folder, stem)
     if isinstance(result, Adapter):
-        target: Target = chosen if chosen in ("diffusers", "peft") else "kohya"
         named = replace(result, name=stem, metadata=training_metadata(training_facts(job, step, hashes=final)))
-        write_adapter(named, path, to=target, dtype=dtype, replace_folder=_is_result(path))
+        write_adapter(named, path, to=adapter_target(chosen), dtype=dtype, replace_folder=_is_result(path))
         return path
     tensors = {name: tensor.to(dtype) for name, tensor in result.tensors.items()}
     if chosen == "diffusers":
@@ -41,9 +40,17 @@ def save_result(job: Job, result: Result, folder: Path, *, step: int, final: boo
 
 def result_path(job: Job, folder: Path, stem: str) -> Path:
     """Where a result lies: a folder for PEFT and for whole models in diffusers' layout, else one file."""
-    chosen = job.recipe.save.format
-    is_folder = chosen == "peft" or (chosen == "diffusers" and job.method.needs.whole_model)
-    return folder / (stem if is_folder else f"{stem}.safetensors")
+    chosen, makes = job.recipe.save.format, job.method.needs.makes
+    if makes == "model":
+        suffix = "" if chosen == "diffusers" else ".safetensors"
+    else:
+        suffix = writer_for(makes, adapter_target(chosen)).suffix
+    return folder / f"{stem}{suffix}"
+
+
+def adapter_target(chosen: str) -> Target | None:
+    """The target word of `save.format`; None for `auto`."""
+    return next((target for target in TARGETS if target == chosen), None)
 
 
 def check_way_is_free(job: Job, folder: Path, *, replace: bool) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from konomi.config.recipe import Recipe
@@ -70,7 +71,7 @@ class Trainer:
         self.samples_seen = 0
         self.accumulation = recipe.memory.accumulation
         # fp16 has few exponent bits: the loss is scaled up so that small gradients do not vanish (Micikevicius 2018).
-        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=precision == torch.float16)
+        self.scaler = GradScaler(processes.device.type, enabled=precision == torch.float16)
         self._begin_phase(0)
 
     @property

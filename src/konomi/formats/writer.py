@@ -1,0 +1,59 @@
+"""What formats declare about writing: which contents they hold, under which target words, in what kind of file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from konomi.adapters.adapter import Adapter, Difference
+
+if TYPE_CHECKING:
+    import torch
+
+    from konomi.formats.ldm_keys import UNetLayout
+
+Target = Literal["kohya", "diffusers", "peft", "webui"]
+TARGETS: tuple[Target, ...] = ("kohya", "diffusers", "peft", "webui")
+
+Content = Literal["lora", "embedding", "hypernetwork", "custom diffusion"]
+"""What an adapter is, as formats see it; `lora` stands for all updates of weights, with or without learned words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteOptions:
+    """How to write."""
+
+    dtype: torch.dtype | None = None
+    """None keeps each tensor's type."""
+    layout: UNetLayout | None = None
+    """Names the blocks of an SDXL-like UNet that is not SDXL's size."""
+    replace_folder: bool = False
+    """A folder of that name is replaced; otherwise it is an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """One way to write one kind of content."""
+
+    content: Content
+    targets: tuple[Target, ...]
+    """The words that ask for it. The first writer of a content is what `auto` means."""
+    suffix: str
+    """Of the file it writes; "" where it writes a folder."""
+    write: Callable[[Adapter, Path, WriteOptions], None]
+
+
+def content_of(adapter: Adapter) -> Content:
+    """What an adapter holds."""
+    if adapter.hypernetwork is not None:
+        return "hypernetwork"
+    if not adapter.layers and adapter.embeddings:
+        return "embedding"
+    keys_and_values = (".attn2.to_k", ".attn2.to_v")
+    if adapter.layers and adapter.embeddings and all(
+        isinstance(update, Difference) and key.endswith(keys_and_values) for key, update in adapter.layers.items()
+    ):
+        return "custom diffusion"
+    return "lora"
