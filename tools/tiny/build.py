@@ -178,16 +178,20 @@ def _train_denoiser(work: Work, plan: Plan, base: Path) -> Path:
 
 def continue_denoiser(work: Work, plan: Plan, output: Path) -> None:
     """More training of a packed denoiser, on scenes it has not seen."""
-    sprites = load_sprites(work.data)
+    sprites = load_sprites(work.data, SCENE_WEIGHTS)
     images = write_dataset(
-        sprites, work.folder / "scenes-more", count=plan.scenes, side=SIDE, first_seed=FIRST_SEED + 2 * 10**8
+        sprites, work.folder / "scenes-more", count=plan.scenes // 4, side=SIDE, first_seed=FIRST_SEED + 2 * 10**8
     )
+    known = write_dataset(
+        sprites, work.folder / "scenes-more-favourites", count=plan.scenes // 8, side=SIDE,
+        first_seed=FIRST_SEED + 4 * 10**8, only=FAVOURITES,
+    )  # fmt: skip
     base = work.folder / "base-continued"
     if not base.exists():
         shutil.copytree(output, base)
     recipe = denoiser_recipe(
-        base, images, work.folder / "more", work.folder / "cache", side=SIDE, steps=plan.full + plan.favourites,
-        batch=plan.batch, rate=6e-4, seed=4, device=work.device,
+        base, (images, known), work.folder / "more", work.folder / "cache", side=SIDE,
+        steps=plan.full + plan.favourites, batch=plan.batch, rate=8e-4, seed=4, device=work.device,
     )  # fmt: skip
     unet = new_unet()
     unet.load_state_dict(load_base(train_denoiser(recipe)).state("denoiser"))

@@ -14,7 +14,7 @@ FIRST_SEED = 400_000_000
 SCENE_WEIGHTS = {0: 0.7, 1: 0.06, 2: 0.02, 3: 1.6, 4: 1.5, 5: 0.35, 6: 0.7, 7: 0.4, 8: 0.05}
 """Emoji groups as the denoiser meets them. What it can learn in an hour of one core is few drawings well or all badly:
 animals, food, faces and activities come most."""
-PAIR_SHARE = 0.1
+PAIR_SHARE = 0.15
 
 _FAVOURITES = """
     cat, cat face, dog, dog face, lion, tiger face, fox, wolf, frog, pig face, cow face, mouse face, rabbit face, bear,

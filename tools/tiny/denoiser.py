@@ -40,14 +40,14 @@ def plain_attention() -> Iterator[None]:
 
 
 def denoiser_recipe(
-    base: Path, images: Path, output: Path, cache: Path, *, side: int, steps: int, batch: int, rate: float, seed: int,
-    device: str = "cpu", warmup: float = 0.05,
+    base: Path, images: Path | tuple[Path, ...], output: Path, cache: Path, *, side: int, steps: int, batch: int,
+    rate: float, seed: int, device: str = "cpu", warmup: float = 0.05,
 ) -> Recipe:  # fmt: skip
     """Cosine from `rate`, min-SNR weights, a tenth of the captions empty, and the running average as result."""
     return Recipe(
         base=str(base),
         data=DataConfig(
-            sources=(SourceConfig(path=str(images)),),
+            sources=tuple(SourceConfig(path=str(p)) for p in (images if isinstance(images, tuple) else (images,))),
             resolution=str(side),
             workers=0 if device == "cpu" else 4,
             captions=CaptionConfig(dropout=0.1),
