@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that `konomi --help` ans
 import difflib
 import importlib
 import io
+import logging
 import os
 import signal
 import sys
@@ -130,3 +131,5 @@ def _prepare_streams() -> None:
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
     ):
         os.environ.setdefault(name, value)
+    # Wherever it is installed, diffusers imports it; on many CPUs it then advises a package for 4-bit inference.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -3,7 +3,6 @@
 Tensors of fewer than 4,096 values keep moments in float32 there: most of a LoRA does, next to nothing of a whole model.
 """
 
-import logging
 from importlib import metadata
 from typing import Any
 
@@ -18,8 +17,6 @@ FIRST_ON_CPU = (0, 50)
 
 def make_adamw8bit(settings: list[dict[str, Any]], betas: tuple[float, float], device: torch.device) -> Optimizer:
     """The optimiser over parameter groups. Raises ModuleNotFoundError, RecipeError for a version without CPU code."""
-    # On processors with bf16 instructions its import warns of a package for 4-bit inference, no use in training.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from bitsandbytes.optim import AdamW8bit
 
     version = metadata.version("bitsandbytes")
