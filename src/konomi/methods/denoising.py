@@ -4,7 +4,7 @@ Shapes: B batch, C latent channels, h w latent grid, H W pixels.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,19 @@ from konomi.diffusion.conditioning import Conditioning
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.models.base import BaseModel
+
+
+@dataclass(frozen=True, slots=True)
+class Noised:
+    """Examples at the noise levels at which the denoiser is asked about them."""
+
+    latents: Tensor
+    """z_0, float32 [B, C, h, w]."""
+    noise: Tensor
+    """What the target is made of."""
+    noisy_latents: Tensor
+    """z_t."""
+    timesteps_B: Tensor
 
 
 class DenoisingLoss:
@@ -50,8 +63,14 @@ class DenoisingLoss:
     def per_example(self, examples: Examples, rng: Rng, *, timesteps_B: Tensor | None = None) -> Tensor:
         """The loss of each example, float32 [B]."""
         rng = rng.for_samples(examples.sample_ids)
+        noised = self.add_noise(examples, rng, timesteps_B=timesteps_B)
+        conditioning = self.condition(examples, rng, noised.latents)
+        answer = self.base.predict(noised.noisy_latents, noised.timesteps_B, conditioning).float()
+        return self.compare(answer, noised, examples.loss_mask)
+
+    def add_noise(self, examples: Examples, rng: Rng, *, timesteps_B: Tensor | None = None) -> Noised:
+        """Draw latents, noise and, unless given, timesteps. `rng` has a key per sample."""
         latents = self.draw_latents(examples, rng)
-        conditioning = self.condition(examples, rng, latents)
         if timesteps_B is None:
             low, high = self.objective.min_timestep, self.objective.max_timestep
             timesteps_B = rng.fork("timestep").integers(low, high + 1)
@@ -61,9 +80,7 @@ class DenoisingLoss:
             extra = rng.fork("perturbation").normal(latents.shape[1:])
             input_noise = noise + self.objective.input_perturbation * extra
         noisy_latents = process.add_noise(self.schedule, latents, input_noise, timesteps_B)
-        answer = self.base.predict(noisy_latents, timesteps_B, conditioning).float()
-        wanted = process.target(self.schedule, self.base.prediction, latents, noise, timesteps_B)
-        return self._compare(answer, wanted, examples.loss_mask, timesteps_B)
+        return Noised(latents, noise, noisy_latents, timesteps_B)
 
     def draw_latents(self, examples: Examples, rng: Rng) -> Tensor:
         """z_0 from the VAE's distribution, float32 [B, C, h, w]."""
@@ -93,7 +110,10 @@ class DenoisingLoss:
             noise = noise + self.objective.noise_offset * shift
         return noise
 
-    def _compare(self, answer: Tensor, wanted: Tensor, mask: Tensor | None, timesteps_B: Tensor) -> Tensor:
+    def compare(self, answer: Tensor, noised: Noised, mask: Tensor | None) -> Tensor:
+        """The loss of each example, float32 [B], where the denoiser gave `answer` (float32)."""
+        timesteps_B = noised.timesteps_B
+        wanted = process.target(self.schedule, self.base.prediction, noised.latents, noised.noise, timesteps_B)
         loss = distance(answer, wanted, self.objective)
         if mask is not None and self.objective.masked:
             loss = loss * mask
