@@ -115,7 +115,11 @@ def attach(base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]], *, k
         for adapter, strengths in adapters:
             _attach_words(base, adapter, strengths.text, attachment)
             if adapter.hypernetwork is not None and strengths.denoiser != 0.0:
-                attachment.on_detach(attach_hypernetwork(base, adapter.hypernetwork, strengths.denoiser, adapter.name))
+                attachment.on_detach(
+                    attach_hypernetwork(
+                        base, adapter.hypernetwork, strengths.denoiser, adapter.name, family=adapter.family
+                    )
+                )
         undo.pop_all()
     return attachment
 

@@ -1,27 +1,41 @@
 """Hypernetworks at work: small networks before the key and value projections of attention (NovelAI 2022).
 
+k = to_k(c + s N_k(c)), v = to_v(c + s N_v(c)): c is what an attention layer attends to (text, or in self-attention the
+picture itself), D its width, s the strength. One pair (N_k, N_v) serves all attention layers of a width; q is left
+alone. Several chain: the second reads what the first has changed.
+
+A network is a row of linear layers, each followed by its activation, layer norm and dropout as far as there are any,
+in this order. Positions in the row name the tensors: `linear.{i}.weight`, so each activation moves what follows by one.
+
 Shapes: B batch, T positions attended to, D their width.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from konomi.adapters.adapter import Hypernetwork
+from konomi.adapters.adapter import Hypernetwork, Perceptron
+from konomi.adapters.dropout import dropped, for_batch
+from konomi.diffusion.random import Rng
 from konomi.errors import ModelError
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leakyrelu": nn.LeakyReLU,
-    "elu": nn.ELU,
+    "relu": nn.ReLU, "leakyrelu": nn.LeakyReLU, "elu": nn.ELU,
     "swish": nn.Hardswish,  # What web UIs call so.
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "mish": nn.Mish,
-}
+    "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "celu": nn.CELU, "gelu": nn.GELU, "hardshrink": nn.Hardshrink,
+    "hardsigmoid": nn.Hardsigmoid, "hardswish": nn.Hardswish, "hardtanh": nn.Hardtanh, "logsigmoid": nn.LogSigmoid,
+    "mish": nn.Mish, "prelu": nn.PReLU, "relu6": nn.ReLU6, "rrelu": nn.RReLU, "selu": nn.SELU, "silu": nn.SiLU,
+    "softplus": nn.Softplus, "softshrink": nn.Softshrink, "softsign": nn.Softsign, "tanhshrink": nn.Tanhshrink,
+}  # fmt: skip
+"""Name in files -> module; besides there is `linear`, for none. What web UIs list beyond these needs arguments, or
+mixes the pictures of a batch (softmax)."""
+
+HALVES = ("k", "v")
 
 
 class HasAttention(Protocol):
@@ -31,7 +45,7 @@ class HasAttention(Protocol):
 
 
 def build_network(width: int, spec: Hypernetwork) -> nn.Sequential:
-    """One network of a hypernetwork's structure, with torch's own start: [..., D] -> [..., D]."""
+    """The row of layers of a hypernetwork's structure, with torch's own start: [..., D] -> [..., D]."""
     widths = [int(width * multiple) for multiple in spec.structure]
     last = len(widths) - 2
     layers: list[nn.Module] = []
@@ -46,42 +60,164 @@ def build_network(width: int, spec: Hypernetwork) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class Network(nn.Module):
+    """N_k or N_v of one width. Its parameters are float32 (float64 for a base of that type) whatever the base
+    computes in."""
+
+    def __init__(self, width: int, spec: Hypernetwork) -> None:
+        super().__init__()
+        self.linear = build_network(width, spec)
+
+    def forward(self, states_BTD: Tensor, rng: Rng | None = None) -> Tensor:
+        """What is added to the states, in their type. `rng`, with a key per sample, switches dropout on."""
+        dtype = states_BTD.dtype
+        half = dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(states_BTD.device.type, dtype=dtype) if half else nullcontext():
+            hidden = states_BTD
+            for position, layer in enumerate(self.linear):
+                if not isinstance(layer, nn.Dropout):
+                    hidden = layer(hidden)
+                elif rng is not None:
+                    hidden = dropped(hidden, layer.p, rng.fork(str(position)))
+        return hidden.to(dtype)
+
+
+Pairs = Mapping[int, tuple[Network, Network]]
+
+
+class HungNetworks:
+    """Networks before the projections of a base, by hooks. While attached, the base computes with them."""
+
+    def __init__(self, layers: Mapping[str, nn.Module], pairs: Pairs, strength: float = 1.0) -> None:
+        self.layers = {key: layer for key, layer in layers.items() if width_of(layer) in pairs}
+        self.pairs = dict(pairs)
+        self.strength = strength
+        self._rng: Rng | None = None
+        self._recorded: tuple[frozenset[str], list[Tensor]] | None = None
+        self._handles: list[RemovableHandle] = []
+        self.attach()
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """`{width}.{k or v}.linear.{i}.weight` and so on -> parameter."""
+        return {
+            f"{width}.{half}.{name}": parameter
+            for width, pair in self.pairs.items()
+            for half, network in zip(HALVES, pair)
+            for name, parameter in network.named_parameters()
+        }
+
+    def begin_step(self, rng: Rng) -> None:
+        """Give dropout its randomness for all passes up to the next call. `rng` has a key per sample.
+
+        Dropout acts while the base is in training mode; each layer and position draws its own. There must be no
+        other call between a forward pass and its backward pass: a checkpointed backward pass draws its masks again.
+        """
+        self._rng = rng
+
+    @contextmanager
+    def recording(self, keys: frozenset[str]) -> Iterator[list[Tensor]]:
+        """Inside, what is added before the layers `keys` (times no strength) is appended to the list."""
+        outputs: list[Tensor] = []
+        self._recorded = (keys, outputs)
+        try:
+            yield outputs
+        finally:
+            self._recorded = None
+
+    def attach(self) -> None:
+        for key, layer in self.layers.items():
+            self._handles.append(layer.register_forward_pre_hook(self._hook(key, self._network_of(key, layer))))
+
+    def detach(self) -> None:
+        """Leave the base alone. May be called twice."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Inside, the base computes as if there were no networks."""
+        attached = bool(self._handles)
+        self.detach()
+        try:
+            yield
+        finally:
+            if attached:
+                self.attach()
+
+    def export(self) -> dict[int, tuple[Perceptron, Perceptron]]:
+        """Width -> copies of (N_k, N_v)."""
+        return {width: (_copy(pair[0]), _copy(pair[1])) for width, pair in self.pairs.items()}
+
+    def _network_of(self, key: str, layer: nn.Module) -> Network:
+        return self.pairs[width_of(layer)][key.endswith("to_v")]
+
+    def _hook(self, key: str, network: Network) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+        has_dropout = any(isinstance(layer, nn.Dropout) for layer in network.linear)
+
+        def add(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            states, *others = inputs
+            rng = None
+            if has_dropout and layer.training and self._rng is not None:
+                rng = for_batch(self._rng, states.shape[0]).fork(key)
+            added = network(states, rng)
+            # In the backward pass of a checkpoint nobody records, and the same operations are done again.
+            if self._recorded is not None and key in self._recorded[0]:
+                self._recorded[1].append(added)
+            return (states + added * self.strength, *others)
+
+        return add
+
+
 def attach_hypernetwork(
-    base: HasAttention, hypernetwork: Hypernetwork, strength: float, name: str = ""
+    base: HasAttention, hypernetwork: Hypernetwork, strength: float, name: str = "", family: str = ""
 ) -> Callable[[], None]:
     """Hang the networks before `to_k` and `to_v` of every attention layer of their widths; returns what takes them off.
 
-    Raises ModelError where the base has no layer of such a width.
+    Raises ModelError where the base is of another family.
     """
-    undo = ExitStack()
-    met = set()
-    loaded = {
-        width: tuple(_load(width, half.tensors, hypernetwork) for half in p) for width, p in hypernetwork.pairs.items()
-    }
-    for key, layer in base.targets("attention.kv").items():
-        width = int(layer.in_features)  # type: ignore[arg-type]
-        if width in loaded:
-            met.add(width)
-            network = loaded[width][key.endswith("to_v")].to(layer.weight.device, layer.weight.dtype)  # type: ignore[arg-type]
-            undo.callback(layer.register_forward_pre_hook(_adder(network, strength)).remove)
-    if not met:
-        undo.close()
-        widths = ", ".join(map(str, sorted(hypernetwork.pairs)))
+    check_fits(base, hypernetwork, name, family)
+    layers = base.targets("attention.kv")
+    weight = next(iter(layers.values())).weight
+    assert isinstance(weight, Tensor)
+    pairs = {}
+    for width, halves in hypernetwork.pairs.items():
+        k, v = (make_network(width, hypernetwork, weight).requires_grad_(False).eval() for _ in HALVES)
+        k.load_state_dict(halves[0].tensors)
+        v.load_state_dict(halves[1].tensors)
+        pairs[width] = (k, v)
+    return HungNetworks(layers, pairs, strength).detach
+
+
+def make_network(width: int, spec: Hypernetwork, like: Tensor) -> Network:
+    """A network on a weight's device, in float32 or the weight's type, whichever is finer."""
+    return Network(width, spec).to(like.device, torch.promote_types(like.dtype, torch.float32))
+
+
+def check_fits(base: HasAttention, hypernetwork: Hypernetwork, name: str = "", family: str = "") -> None:
+    """Raises ModelError where a base is of another family than `family`, has no layer of the hypernetwork's widths, or
+    reads text of another width."""
+    has = {width_of(layer) for layer in base.targets("attention.kv").values()}
+    text = {width_of(layer) for layer in base.targets("cross_attention.kv").values()}
+    own_family = getattr(base, "family", "")
+    lacking = sorted(set(hypernetwork.pairs) - has)
+    title = f"The hypernetwork {name or 'given'}"
+    # Families share widths of self-attention (640, 1280); the width of their text tells them apart.
+    if len(lacking) == len(hypernetwork.pairs) or (lacking and not text & set(hypernetwork.pairs)):
+        widths, wanted = (", ".join(map(str, sorted(found))) for found in (lacking, has))
         raise ModelError(
-            f"The hypernetwork {name or 'given'} is for attention layers of width {widths}; this base has none such. "
+            f"{title} is for attention layers of width {widths}; this base has none such (it has {wanted}). "
             "It was made for another family of models."
         )
-    return undo.close
+    if family and own_family and family != own_family:
+        raise ModelError(f"{title} is for {family}, this base is {own_family}: use a base of its family.")
 
 
-def _load(width: int, tensors: Mapping[str, Tensor], spec: Hypernetwork) -> nn.Sequential:
-    network = build_network(width, spec).requires_grad_(False).eval()
-    network.load_state_dict({key.removeprefix("linear."): tensor for key, tensor in tensors.items()})
-    return network
+def width_of(layer: nn.Module) -> int:
+    """D of a key or value projection."""
+    return int(layer.in_features)  # type: ignore[arg-type]
 
 
-def _adder(network: nn.Module, strength: float) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Tensor]]:
-    def add(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
-        return (inputs[0] + network(inputs[0]) * strength,)
-
-    return add
+def _copy(network: Network) -> Perceptron:
+    return Perceptron({name: tensor.detach().clone() for name, tensor in network.state_dict().items()})

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from konomi.adapters.adapter import LowRank
+from konomi.adapters.dropout import dropped, for_batch, kept, make_up
 from konomi.adapters.low_rank import Window, low_rank_conv, low_rank_linear
 from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import ModelError, RecipeError
@@ -115,21 +116,18 @@ class LoraLayer(nn.Module):
 
     def _with_dropout(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         assert self.rng is not None
-        spec, rng = self.spec, _for_batch(self.rng, x.shape[0])
-        kept = x
-        if spec.dropout > 0:
-            keep = rng.fork("dropout").uniform(x.shape[1:]) >= spec.dropout
-            kept = x * keep * _make_up(spec.dropout)
+        spec, rng = self.spec, for_batch(self.rng, x.shape[0])
+        inputs = dropped(x, spec.dropout, rng.fork("dropout")) if spec.dropout > 0 else x
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
-        hidden = F.linear(kept, down) if self.window is None else self.window.convolve(kept, down)
+        hidden = F.linear(inputs, down) if self.window is None else self.window.convolve(inputs, down)
         # R is the last axis of a linear layer's hidden state, the second of a convolution's.
         rank_shape = [1] * (x.dim() - 1)
         rank_shape[-1 if self.window is None else 0] = spec.rank
         if spec.rank_dropout > 0:
-            keep = rng.fork("rank_dropout").uniform(rank_shape) >= spec.rank_dropout
-            hidden = hidden * keep * _make_up(spec.rank_dropout)
+            keep = kept(rank_shape, spec.rank_dropout, rng.fork("rank_dropout"))
+            hidden = hidden * keep * make_up(spec.rank_dropout)
         if spec.module_dropout > 0:
-            hidden = hidden * (rng.fork("module_dropout").uniform([1] * (x.dim() - 1)) >= spec.module_dropout)
+            hidden = hidden * kept([1] * (x.dim() - 1), spec.module_dropout, rng.fork("module_dropout"))
         if self.window is None:
             return F.linear(x, weight, bias) + F.linear(hidden, up) * self.scale
         return self.window.convolve(x, weight, bias) + F.conv2d(hidden, up) * self.scale
@@ -238,19 +236,6 @@ def _lengths(weight: Tensor) -> Tensor:
     """Euclidean length of each output's weights, [O, 1(, 1, 1)]."""
     lengths: Tensor = weight.flatten(1).norm(dim=1)
     return lengths.view(-1, *[1] * (weight.dim() - 1))
-
-
-def _make_up(dropout: float) -> float:
-    """What keeps the mean where a share is dropped; nothing is left to scale where all is."""
-    return 1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0
-
-
-def _for_batch(rng: Rng, batch: int) -> Rng:
-    """One key per row of a batch that need not have as many rows as there are keys."""
-    if len(rng) >= batch:
-        return Rng(rng.keys[:batch])
-    rows = torch.arange(batch, device=rng.keys.device)
-    return Rng(rng.keys[rows % len(rng)]).for_samples(rows // len(rng))
 
 
 def _load_layer(layer: LoraLayer, update: LowRank) -> None:
