@@ -1,4 +1,5 @@
-"""PyTorch pickles (.ckpt, .pt, .bin) from strangers: weights only, sizes checked first, never a fallback."""
+"""PyTorch pickles (.ckpt, .pt, .bin): from strangers weights only, sizes checked first, never a fallback; and written,
+where other programs read nothing else."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from konomi.errors import FileFormatError
+from konomi.storage.atomic import write_file
 from konomi.storage.pickle_check import LIGHTNING_CALLBACK, PARAMETER_DICT, Findings, ForbiddenError, examine
 from konomi.storage.sniff import FileKind, refuse, sniff
 
@@ -51,6 +53,20 @@ def read_pickle(path: Path | str) -> Any:
     except OSError as error:
         raise FileFormatError(f"{path}: cannot be read ({error.strerror}).") from error
     return _load(path, findings, can_map)
+
+
+def write_pickle(path: Path | str, value: Any) -> None:
+    """Write tensors and plain containers as torch.save does, atomically. Equal values give equal bytes.
+
+    Raises RunError for the disk's refusals.
+    """
+    import torch
+
+    # Through memory: torch would write the file's temporary name into it, and hide the disk's words in its own.
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    with write_file(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def _load(path: Path, findings: Findings, can_map: bool) -> Any:
