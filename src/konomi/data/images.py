@@ -1,6 +1,6 @@
 """Images as training sees them: read upright, scaled to cover a bucket, cropped. H, W pixels; h, w latent cells."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -12,15 +12,17 @@ from PIL import Image
 
 from konomi.data.containers import printable, read_bytes
 from konomi.data.manifest import Excluded, Manifest, Record
-from konomi.data.pixels import BadImageError, decode, decode_mask, size_of
+from konomi.data.pixels import BadImageError, decode, decode_attention, decode_mask, size_of
 from konomi.errors import DataError
 
 Pixels = NDArray[np.uint8]
 """[H, W, 3], RGB."""
 Mask = NDArray[np.float32]
-"""[H, W], 0 to 1: how much each pixel counts in the loss."""
+"""[H, W], from 0: how much each pixel counts in the loss, 1 as much as without a mask."""
 
 MAX_LISTED = 20
+MAX_ATTENTION = 5.0
+"""What white means in an attention mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ def read_image(
     alpha: Literal["background", "mask"] = "background",
     background: str = "#ffffff",
     mask: str = "",
+    attention: str = "",
 ) -> LoadedImage:
     """Decode an image completely.
 
@@ -59,6 +62,7 @@ def read_image(
         alpha: lay transparent pixels on `background`, or also return opacity as the mask.
         background: "#rrggbb".
         mask: locator of a separate mask image (white trains), or empty.
+        attention: locator of a separate attention mask (see `attention_weights`), or empty. Masks multiply.
 
     Raises:
         DataError: unreadable, damaged, cut off, too large; or the mask does not belong to the image.
@@ -68,7 +72,10 @@ def read_image(
     if opacity is not None and alpha == "mask":
         weights = _fraction(opacity)
     if mask:
-        separate = _read_mask(mask, rgb.size, locator)
+        separate = _fraction(_read_mask(mask, decode_mask, rgb.size, locator))
+        weights = separate if weights is None else weights * separate
+    if attention:
+        separate = attention_weights(_read_mask(attention, decode_attention, rgb.size, locator))
         weights = separate if weights is None else weights * separate
     return LoadedImage(np.asarray(rgb), weights)
 
@@ -97,9 +104,18 @@ def _fraction(grey: Image.Image) -> Mask:
     return weights
 
 
-def _read_mask(mask: str, size: tuple[int, int], locator: str) -> Mask:
+def attention_weights(grey: Image.Image) -> Mask:
+    """DreamArtist's scale of greys: 0 to 127 is a weight of 0 to 1, 128 to 255 one of 1 to 5."""
+    levels = np.asarray(grey).astype(np.float32)
+    weights: Mask = np.where(levels <= 127, levels / 127, 1 + (levels - 128) * ((MAX_ATTENTION - 1) / 127))
+    return weights.astype(np.float32)
+
+
+def _read_mask(
+    mask: str, decode_grey: Callable[[bytes], Image.Image], size: tuple[int, int], locator: str
+) -> Image.Image:
     try:
-        grey = decode_mask(read_bytes(mask))
+        grey = decode_grey(read_bytes(mask))
     except BadImageError as error:
         raise DataError(f"{printable(mask)}: {error}") from error
     if grey.size != size:
@@ -110,7 +126,7 @@ def _read_mask(mask: str, size: tuple[int, int], locator: str) -> Mask:
                 f"{size[0]}x{size[1]}. Make the mask from the same picture."
             )
         grey = grey.resize(size, Image.Resampling.BILINEAR)
-    return _fraction(grey)
+    return grey
 
 
 def crop_to_bucket(
@@ -146,7 +162,7 @@ def crop_to_bucket(
         filter_ = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
         pixels = np.asarray(Image.fromarray(pixels).resize(bucket, filter_, box=box))
         if mask is not None:
-            # Lanczos and bicubic overshoot; weights must stay between 0 and 1.
+            # Lanczos and bicubic overshoot; weights must stay within their range.
             mask = np.asarray(Image.fromarray(mask).resize(bucket, Image.Resampling.BILINEAR, box=box))
     if flip:
         pixels, mask = pixels[:, ::-1], None if mask is None else mask[:, ::-1]
@@ -178,7 +194,7 @@ def unreadable(records: Iterable[Record], *, workers: int = 1) -> tuple[Excluded
 
 def _try_reading(record: Record) -> Excluded | None:
     try:
-        read_image(record.locator, mask=record.mask)
+        read_image(record.locator, mask=record.mask, attention=record.attention)
     except DataError as error:
         return Excluded(name=record.name, reason=str(error))
     return None

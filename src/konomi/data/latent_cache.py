@@ -138,6 +138,8 @@ class LatentCache:
 
     def _key(self, record: Record, bucket: Bucket, variant: Variant) -> str:
         mask = self._mask_state(record.mask) if record.mask else ""
+        if record.attention:
+            mask = f"{mask} attention {self._mask_state(record.attention)}"
         return digest(record.content, bucket, variant.x, variant.y, variant.flip, self._transform(), mask)
 
     def _transform(self) -> str:

@@ -31,6 +31,8 @@ class Record:
     template: str = ""
     mask: str = ""
     """Locator of a separate mask image, or empty."""
+    attention: str = ""
+    """Locator of a separate image that says where to look more or less closely (DreamArtist), or empty."""
     keep_tokens: int | None = None
     """Overrides `data.captions.keep_tokens` (dataset TOML of sd-scripts)."""
     shuffle: bool | None = None

@@ -111,6 +111,11 @@ def decode_mask(data: bytes) -> Image.Image:
     return decode(data, background="#000000")[0].convert("L")
 
 
+def decode_attention(data: bytes) -> Image.Image:
+    """An attention mask as greyscale "L": middle grey is ordinary attention, and transparent counts as that."""
+    return decode(data, background="#7f7f7f")[0].convert("L")
+
+
 def _open(data: bytes) -> Image.Image:
     if not data:
         raise BadImageError("the file is empty")

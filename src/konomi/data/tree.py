@@ -159,7 +159,7 @@ def read_tree(listing: Listing, place: Place) -> Tree:
             meanings[folder] = _meaning(folder, root_name, place, projects)
         meaning = meanings[folder]
         certain = suffix in IMAGE_SUFFIXES
-        refusal = _not_a_picture(folders, folder, stem) or meaning.refusal
+        refusal = _not_a_picture(folders, folder, stem, suffix) or meaning.refusal
         if place.table is not None and entry.name not in table:
             refusal = refusal or f"not listed in {printable(place.table.name)}"
         if refusal:
@@ -171,8 +171,15 @@ def read_tree(listing: Listing, place: Place) -> Tree:
         except DataError as error:
             unreadable.append(str(error))
             continue
-        mask = folders.find(folder, stem + _MASK_MARK, ".png")
-        record = record_of(entry, captions, place, meaning=meaning, mask=mask.locator if mask else "")
+        mask, attention = (folders.find(folder, stem + mark, ".png") for mark in (_MASK_MARK, _ATTENTION_MARK))
+        record = record_of(
+            entry,
+            captions,
+            place,
+            meaning=meaning,
+            mask=mask.locator if mask else "",
+            attention=attention.locator if attention else "",
+        )
         tree.candidates.append(Candidate(entry, record, certain, bool(captions), meaning.words))
     if unreadable:
         more = f" (and {len(unreadable) - 10} more)" if len(unreadable) > 10 else ""
@@ -183,12 +190,13 @@ def read_tree(listing: Listing, place: Place) -> Tree:
 _IS_MASK = "mask"
 
 
-def _not_a_picture(folders: _Folders, folder: str, stem: str) -> str:
+def _not_a_picture(folders: _Folders, folder: str, stem: str, suffix: str) -> str:
     if stem.endswith(_MASK_MARK):
         owned = folders.beside(folder, stem.removesuffix(_MASK_MARK))
         return _IS_MASK if owned else "a mask without its image"
     if stem.endswith(_ATTENTION_MARK) and folders.beside(folder, stem.removesuffix(_ATTENTION_MARK)):
-        return "an attention mask (DreamArtist), not a picture"
+        # `cat_att.png` without a `cat` is a picture; so the name alone does not make a mask.
+        return _IS_MASK if suffix == ".png" else "an attention mask (DreamArtist) must be a PNG file"
     return ""
 
 
@@ -262,7 +270,13 @@ def _meaning(folder: str, root_name: str, place: Place, projects: frozenset[str]
 
 
 def record_of(
-    entry: Entry, captions: tuple[str, ...], place: Place, *, meaning: Meaning | None = None, mask: str = ""
+    entry: Entry,
+    captions: tuple[str, ...],
+    place: Place,
+    *,
+    meaning: Meaning | None = None,
+    mask: str = "",
+    attention: str = "",
 ) -> Record:
     """The record of one image, still without size and content."""
     meaning = meaning or Meaning(place.role, place.repeats)
@@ -293,6 +307,7 @@ def record_of(
         class_noun=class_noun,
         template=template,
         mask=mask,
+        attention=attention,
         keep_tokens=place.keep_tokens,
         shuffle=place.shuffle,
     )

@@ -42,7 +42,13 @@ def preparing(images: ImageConfig) -> Prepare:
     """The `Prepare` of a configuration, which reads image files."""
 
     def prepare(record: Record, bucket: Bucket, variant: Variant) -> PreparedImage:
-        image = read_image(record.locator, alpha=images.alpha, background=images.background, mask=record.mask)
+        image = read_image(
+            record.locator,
+            alpha=images.alpha,
+            background=images.background,
+            mask=record.mask,
+            attention=record.attention,
+        )
         cut = crop_to_bucket(image, bucket, crop_position=(variant.x, variant.y), flip=variant.flip)
         pixels = torch.from_numpy(cut.pixels).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1.0)
         mask = None if cut.mask is None else torch.from_numpy(mask_to_latent_grid(cut.mask, GRID))[None]

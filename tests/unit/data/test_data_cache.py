@@ -150,11 +150,12 @@ def test_flips_crops_and_masks(tmp_path: Path) -> None:
     assert len(set(variants)) == 6 and sum(variant.flip for variant in variants) == 3
 
 
-def test_a_separate_mask_belongs_to_the_key(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("field", "mark"), [("mask", "-masklabel"), ("attention", "_att")])
+def test_a_separate_mask_belongs_to_the_key(tmp_path: Path, field: str, mark: str) -> None:
     record = save_image(tmp_path / "a.png", 64, 64, seed=0)
-    mask = tmp_path / "a-masklabel.png"
+    mask = tmp_path / f"a{mark}.png"
     Image.fromarray(np.full((64, 64), 255, np.uint8)).save(mask)
-    record = replace(record, mask=str(mask))
+    record = replace(record, **{field: str(mask)})  # type: ignore[arg-type]
     build(make(tmp_path / "cache"), [record])
     Image.fromarray(np.tile(np.array([0, 255], np.uint8).repeat(32), (64, 1))).save(mask)
     os.utime(mask, ns=(1, 1))

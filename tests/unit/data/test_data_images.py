@@ -17,6 +17,7 @@ from PIL import Image
 
 from konomi.data.images import (
     LoadedImage,
+    attention_weights,
     crop_to_bucket,
     mask_to_latent_grid,
     read_image,
@@ -339,6 +340,29 @@ def test_mask_image(tmp_path: Path) -> None:
     assert read_image(str(image), mask=str(mask)).mask.shape == (24, 40)
     with pytest.raises(DataError, match=r"b-masklabel.png: a mask of 24x40"):
         read_image(str(image), mask=str(wrong))
+
+
+def test_attention_mask(tmp_path: Path) -> None:
+    """DreamArtist's scale: black 0, middle grey 1, white 5; it multiplies with another mask."""
+    grey = Image.fromarray(np.array([[0, 64, 127, 128, 191, 255]], np.uint8))
+    expected = [0.0, 64 / 127, 1.0, 1.0, 1 + 63 * 4 / 127, 5.0]
+    np.testing.assert_allclose(attention_weights(grey)[0], expected, rtol=1e-6)
+    image, mask, attention = (tmp_path / name for name in ("a.png", "a-masklabel.png", "a_att.png"))
+    Image.fromarray(picture()).save(image)
+    Image.new("L", (40, 24), 51).save(mask)
+    levels = np.full((24, 40), 255, np.uint8)
+    levels[:, 20:] = 0
+    Image.fromarray(levels).save(attention)
+    loaded = read_image(str(image), attention=str(attention)).mask
+    assert loaded is not None
+    np.testing.assert_array_equal(loaded, np.where(levels == 255, 5, 0))
+    both = read_image(str(image), mask=str(mask), attention=str(attention)).mask
+    assert both is not None
+    np.testing.assert_allclose(both, loaded * 0.2, rtol=1e-6)
+    clear = np.zeros((24, 40, 4), np.uint8)
+    Image.fromarray(clear, "RGBA").save(attention)
+    nothing_said = read_image(str(image), attention=str(attention)).mask
+    np.testing.assert_array_equal(nothing_said, np.ones((24, 40)))
 
 
 @given(st.integers(8, 90), st.integers(8, 90), st.integers(1, 10), st.integers(1, 10), st.floats(0, 1), st.floats(0, 1))

@@ -216,6 +216,8 @@ def test_masks_belong_to_their_images(tmp_path: Path) -> None:
         "a.png": png(1),
         "a-masklabel.png": png(2),
         "a_att.png": png(3),
+        "b.png": png(6),
+        "b_att.jpg": png(7),
         "lost-masklabel.png": png(4),
         "cat_att.png": png(5),
     }
@@ -223,9 +225,11 @@ def test_masks_belong_to_their_images(tmp_path: Path) -> None:
         manifest = scanned(path)
         assert [(r.name, r.mask.endswith("a-masklabel.png")) for r in manifest.records] == [
             ("a.png", True),
+            ("b.png", False),
             ("cat_att.png", False),
         ]
-        assert {bad.name for bad in manifest.excluded} == {"a_att.png", "lost-masklabel.png"}
+        assert [bool(r.attention) for r in manifest.records] == [True, False, False]
+        assert {bad.name for bad in manifest.excluded} == {"b_att.jpg", "lost-masklabel.png"}
         assert read_image(manifest.records[0].locator, mask=manifest.records[0].mask).mask is not None
 
 
