@@ -116,7 +116,10 @@ def test_hypernetworks_custom_diffusion_and_aesthetic_embeddings(tmp_path: Path)
     assert (report.kind, report.family, report.name) == ("hypernetwork", "sd1", "h")
     assert report.layers == {"320": 4, "768": 4} and report.metadata["step"] == "9"
     assert "320.k.linear.0.bias" in report.health.nonfinite
-    delta = {"unet": {"a.attn2.to_k.weight": ones(3, 3)}, "modifier_token": {"<new1>": WIDE[0]}}
+    delta = {
+        "unet": {"mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight": ones(3, 768)},
+        "modifier_token": {"<new1>": WIDE[0]},
+    }
     torch.save(delta, tmp_path / "delta.bin")
     report = inspect_file(tmp_path / "delta.bin")
     assert (report.kind, report.tokens) == ("custom diffusion", {"<new1>": {"text_encoder": [1, 768]}})

@@ -76,7 +76,17 @@ class Difference:
     bias: Tensor | None = None
 
 
-LayerUpdate = LowRank | Hadamard | Kronecker | Rescale | Difference
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """W' = weight, whatever W is: a layer that is given whole (Custom Diffusion)."""
+
+    weight: Tensor
+    origin: Tensor | None = None
+    """The W it stands in for, where that is known: only then can the change be told without the base."""
+    bias: Tensor | None = None
+
+
+LayerUpdate = LowRank | Hadamard | Kronecker | Rescale | Difference | Replacement
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +131,6 @@ class Adapter:
     name: str = ""
     """File stem or output name."""
     hypernetwork: Hypernetwork | None = None
+    negative: "Adapter | None" = None
+    """What acts in the negative branch of guidance; `layers` then act in the positive branch alone (DreamArtist++).
+    Only its layers count: learned words of both branches are all in `embeddings`."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from konomi.adapters.adapter import Difference, Hadamard, Kronecker, LayerUpdate, LowRank, Rescale
+from konomi.adapters.adapter import Difference, Hadamard, Kronecker, LayerUpdate, LowRank, Replacement, Rescale
 from konomi.errors import ModelError
 
 
@@ -22,6 +22,8 @@ def delta(update: LayerUpdate, weight: Tensor) -> Tensor:
     weight = weight.detach()
     if weight.dtype != torch.float64:
         weight = weight.to(torch.float32)
+    if isinstance(update, Replacement):
+        return _fit(update.weight.to(weight), weight) - weight
     update = _like(update, weight)
     match update:
         case LowRank():
@@ -41,10 +43,11 @@ def delta(update: LayerUpdate, weight: Tensor) -> Tensor:
 
 def bias_delta(update: LayerUpdate, bias: Tensor) -> Tensor | None:
     """b' - b in the precision of `delta`, or None where the update leaves the bias alone."""
-    if not isinstance(update, Difference) or update.bias is None:
+    if not isinstance(update, Difference | Replacement) or update.bias is None:
         return None
-    bias = bias.detach()
-    return _fit(update.bias.to(bias.device, bias.dtype if bias.dtype == torch.float64 else torch.float32), bias)
+    bias = bias.detach().to(torch.float64 if bias.dtype == torch.float64 else torch.float32)
+    change = _fit(update.bias.to(bias), bias)
+    return change - bias if isinstance(update, Replacement) else change
 
 
 def _like(update: LayerUpdate, weight: Tensor) -> LayerUpdate:

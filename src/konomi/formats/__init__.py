@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from konomi.errors import FileFormatError
-from konomi.formats import cloneofsimo, diffusers_lora, kohya, peft_lora
+from konomi.formats import cloneofsimo, custom_diffusion, diffusers_lora, kohya, peft_lora
 from konomi.formats.family import odd_context_layer
 from konomi.formats.layers import tensors_of
 from konomi.formats.report import FileReport, adapter_report, named_tensors, other_report
@@ -51,7 +51,7 @@ class AdapterFormat(Protocol):
     def parse(self, source: Source) -> Parsed: ...
 
 
-ADAPTER_FORMATS: tuple[AdapterFormat, ...] = (kohya, diffusers_lora, peft_lora, cloneofsimo)
+ADAPTER_FORMATS: tuple[AdapterFormat, ...] = (kohya, diffusers_lora, peft_lora, cloneofsimo, custom_diffusion)
 WRITERS: tuple[Writer, ...] = tuple(writer for form in ADAPTER_FORMATS for writer in getattr(form, "WRITERS", ()))
 
 
@@ -77,7 +77,10 @@ def read_adapter(path: Path | str) -> Adapter:
 
 
 def writer_for(content: Content, to: Target | None = None) -> Writer:
-    """Who writes a content for a target; None takes what most programs read. Raises FileFormatError with the choices."""
+    """Who writes a content for a target; None takes the usual one. Raises FileFormatError with the choices."""
+    if content == "lora" and to == "custom":
+        # Compressed, Custom Diffusion is low rank; the writer refuses what changes other layers.
+        content = "custom diffusion"
     fitting = [writer for writer in WRITERS if writer.content == content]
     found = next((writer for writer in fitting if to is None or to in writer.targets), None)
     if found is None:
@@ -110,7 +113,7 @@ def convert_adapter(source: Path | str, target: Path | str, to: Target | None = 
     """Read one file and write it in another format. Returns what was read."""
     adapter = read_adapter(source)
     suffix = writer_for(content_of(adapter), to).suffix
-    if to not in ("diffusers", "peft") and Path(target).suffix == "":
+    if suffix and to not in ("diffusers", "peft") and Path(target).suffix == "":
         raise FileFormatError(f"{target}: a file name ending in {suffix} is wanted.")
     name = Path(target).stem if Path(target).suffix else Path(target).name
     write_adapter(replace(adapter, name=adapter.name or name), target, to)

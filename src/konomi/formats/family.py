@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from konomi.adapters.adapter import Adapter, Hadamard, LayerUpdate, LowRank
+from torch import Tensor
+
+from konomi.adapters.adapter import Adapter, Difference, Hadamard, LayerUpdate, LowRank, Replacement
 
 CONTEXT_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 """Width of the text states that cross-attention reads."""
@@ -70,6 +72,8 @@ def _input_width(update: LayerUpdate) -> int | None:
             return update.down.shape[1]
         case Hadamard(t1=None):
             return update.w1_b.shape[1]
+        case Difference(weight=Tensor() as weight) | Replacement(weight=weight) if weight.dim() >= 2:
+            return weight.shape[1]
     return None
 
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from konomi.adapters.adapter import Difference, Hadamard, Kronecker, LayerUpdate, LowRank, Rescale
+from konomi.adapters.adapter import Difference, Hadamard, Kronecker, LayerUpdate, LowRank, Replacement, Rescale
+from konomi.errors import FileFormatError
 
 _LOW_RANK = {"lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale"}
 _HADAMARD = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "alpha", "dora_scale"}
@@ -92,6 +93,8 @@ def parts_from_layer(update: LayerUpdate, *, norm: bool) -> dict[str, Tensor]:
             found = {"weight": update.weight, "on_input": torch.tensor(update.on_input)}
         case Difference():
             found = {"w_norm" if norm else "diff": update.weight, "b_norm" if norm else "diff_b": update.bias}
+        case Replacement():
+            raise FileFormatError("a layer is given as a whole weight, which this format does not hold.")
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 

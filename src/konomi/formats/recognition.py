@@ -1,4 +1,4 @@
-"""What a file is that holds no LoRA: checkpoints, embeddings, hypernetworks, Custom Diffusion, folders."""
+"""What a file is that holds no LoRA: checkpoints, embeddings, hypernetworks, folders."""
 
 from __future__ import annotations
 
@@ -69,8 +69,6 @@ def _table(source: Source) -> Recognised:
         return Recognised("denoiser", "diffusers", family, notes=notes, tensors=source.tensors)
     if any(name.startswith("first_stage_model.") for name in shapes) or {"encoder.conv_in.weight"} <= set(shapes):
         return Recognised("vae", "checkpoint", tensors=source.tensors)
-    if any(".to_k_custom_diffusion.weight" in name for name in shapes):
-        return Recognised("custom diffusion", "diffusers", tensors=source.tensors)
     if shapes and all(_is_vectors(shape) for shape in shapes.values()) and len(shapes) <= 64:
         return _embedding_table(source)
     if any("text_model.encoder.layers." in name for name in shapes):
@@ -125,10 +123,6 @@ def _pickled(source: Source) -> Recognised | None:
         return _webui_embedding(value)
     if any(isinstance(key, int) for key in value):
         return _hypernetwork(value)
-    if isinstance(value.get("unet"), dict) and ("modifier_token" in value or "text_encoder" in value):
-        tokens = {str(token): {"text_encoder": _two(tuple(t.shape))} for token, t in _tensors(value, "modifier_token")}
-        tensors = {name: t for part in ("unet", "text_encoder", "modifier_token") for name, t in _tensors(value, part)}
-        return Recognised("custom diffusion", "delta.bin", tokens=tokens, tensors=lambda: tensors)
     return None
 
 
@@ -204,8 +198,3 @@ def _is_vectors(shape: tuple[int, ...]) -> bool:
 
 def _two(shape: tuple[int, ...]) -> list[int]:
     return list(shape) if len(shape) == 2 else [1, *shape[-1:]]
-
-
-def _tensors(value: Mapping[str, Any], part: str) -> list[tuple[str, Tensor]]:
-    held = value.get(part)
-    return [(str(name), t) for name, t in held.items() if isinstance(t, Tensor)] if isinstance(held, dict) else []

@@ -16,11 +16,20 @@ from konomi.formats.kohya_metadata import text
 from konomi.formats.layers import rank_of, tensors_of
 from konomi.formats.recognition import recognise
 from konomi.formats.source import Parsed, Source
+from konomi.formats.writer import content_of
 from konomi.storage.hashing import sha256_file, short_hash
 from konomi.storage.sniff import FileKind
 from konomi.storage.tensor_file import is_finite, read_header
 
 _MAX_NAMED = 50
+_KIND_NAMES = {
+    "LowRank": "lora",
+    "Hadamard": "loha",
+    "Kronecker": "lokr",
+    "Rescale": "ia3",
+    "Difference": "diff",
+    "Replacement": "whole",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,7 @@ def adapter_report(source: Source, format_name: str, parsed: Parsed, *, check: b
         notes.append(f"{len(parsed.unknown)} tensors have no place in a known layer; the file would not be loaded.")
     return FileReport(
         path=str(source.path),
-        kind="lora" if adapter.layers else "embedding",
+        kind=content_of(adapter),
         format=format_name,
         family=adapter.family,
         name=adapter.name,
@@ -198,8 +207,7 @@ def _token_shapes(embeddings: Mapping[str, Mapping[str, Tensor]]) -> dict[str, d
 
 
 def _kind_name(update: object) -> str:
-    name = {"LowRank": "lora", "Hadamard": "loha", "Kronecker": "lokr", "Rescale": "ia3", "Difference": "diff"}
-    return name[type(update).__name__] + ("+dora" if getattr(update, "magnitude", None) is not None else "")
+    return _KIND_NAMES[type(update).__name__] + ("+dora" if getattr(update, "magnitude", None) is not None else "")
 
 
 def _size(source: Source) -> int:

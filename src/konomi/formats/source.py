@@ -10,12 +10,15 @@ from torch import Tensor
 
 from konomi.adapters.adapter import Adapter
 from konomi.errors import FileFormatError
+from konomi.formats.embedding_png import read_png_embedding
 from konomi.storage.pickles import read_pickle
 from konomi.storage.sniff import FileKind, refuse, sniff
 from konomi.storage.tensor_file import read_header, read_tensors
 
 DIFFUSERS_LORA_NAME = "pytorch_lora_weights.safetensors"
 PEFT_CONFIG_NAME = "adapter_config.json"
+CUSTOM_DIFFUSION_NAMES = ("pytorch_custom_diffusion_weights.safetensors", "pytorch_custom_diffusion_weights.bin")
+_STANDARD_NAMES = (DIFFUSERS_LORA_NAME, *CUSTOM_DIFFUSION_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +35,8 @@ class Source:
 
     @property
     def name(self) -> str:
-        """File stem; for diffusers' standard file name the folder's name, which says more."""
-        if self.path.name == DIFFUSERS_LORA_NAME:
+        """File stem; for diffusers' standard file names the folder's name, which says more."""
+        if self.path.name in _STANDARD_NAMES:
             return self.path.resolve().parent.name
         return self.path.name if self.path.is_dir() else self.path.stem
 
@@ -54,18 +57,23 @@ class Parsed:
 
 
 def open_source(path: Path | str) -> Source:
-    """Look into a safetensors file, a PyTorch file or a folder. Raises FileFormatError saying what else it is."""
+    """Look into a safetensors file, a PyTorch file, a picture that carries an embedding, or a folder.
+
+    Raises FileFormatError saying what else it is.
+    """
     path = Path(path)
     kind = sniff(path)
     if kind is FileKind.FOLDER:
-        inside = path / DIFFUSERS_LORA_NAME
-        return open_source(inside) if inside.is_file() else Source(path, kind)
+        inside = next((path / name for name in _STANDARD_NAMES if (path / name).is_file()), None)
+        return Source(path, kind) if inside is None else open_source(inside)
     if kind is FileKind.SAFETENSORS:
         header = read_header(path)
         return Source(path, kind, {name: info.shape for name, info in header.tensors.items()}, header.metadata)
     if kind in (FileKind.TORCH_ZIP, FileKind.TORCH_LEGACY):
         value = read_pickle(path)
         return Source(path, kind, {name: tuple(t.shape) for name, t in flat_tensors(value).items()}, {}, value)
+    if kind is FileKind.PNG and (table := read_png_embedding(path)) is not None:
+        return Source(path, kind, value=table)
     raise refuse(path, kind, "a model or adapter file")
 
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from konomi.adapters.adapter import Adapter, Difference
+from konomi.adapters.adapter import Adapter, Difference, Replacement
 
 if TYPE_CHECKING:
     import torch
 
     from konomi.formats.ldm_keys import UNetLayout
 
-Target = Literal["kohya", "diffusers", "peft", "webui"]
-TARGETS: tuple[Target, ...] = ("kohya", "diffusers", "peft", "webui")
+Target = Literal["kohya", "diffusers", "peft", "webui", "custom"]
+TARGETS: tuple[Target, ...] = ("kohya", "diffusers", "peft", "webui", "custom")
 
 Content = Literal["lora", "embedding", "hypernetwork", "custom diffusion"]
 """What an adapter is, as formats see it; `lora` stands for all updates of weights, with or without learned words."""
@@ -51,9 +51,12 @@ def content_of(adapter: Adapter) -> Content:
         return "hypernetwork"
     if not adapter.layers and adapter.embeddings:
         return "embedding"
-    keys_and_values = (".attn2.to_k", ".attn2.to_v")
-    if adapter.layers and adapter.embeddings and all(
-        isinstance(update, Difference) and key.endswith(keys_and_values) for key, update in adapter.layers.items()
+    if any(isinstance(update, Replacement) for update in adapter.layers.values()):
+        return "custom diffusion"
+    # As differences it is told from a LoRA by what it changes, and by the words that come with it.
+    if adapter.embeddings and all(
+        isinstance(update, Difference) and key.endswith((".attn2.to_k", ".attn2.to_v"))
+        for key, update in adapter.layers.items()
     ):
         return "custom diffusion"
     return "lora"
