@@ -76,7 +76,7 @@ EMBEDDINGS: dict[str, tuple[object, str, dict[str, dict[str, list[int]]]]] = {
             "sd_checkpoint": None,
         },
         "sd1",
-        {"cat": {"text_encoder": [3, 768]}},
+        {"x": {"text_encoder": [3, 768]}},
     ),
     "original of 2022": (
         {
@@ -84,7 +84,7 @@ EMBEDDINGS: dict[str, tuple[object, str, dict[str, dict[str, list[int]]]]] = {
             "string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.randn(1, 1024))}),
         },
         "sd2",
-        {"*": {"text_encoder": [1, 1024]}},
+        {"x": {"text_encoder": [1, 1024]}},
     ),
     "diffusers": ({"<cat>": WIDE[0]}, "sd1", {"<cat>": {"text_encoder": [1, 768]}}),
     "emb_params": ({"emb_params": WIDE}, "sd1", {"x": {"text_encoder": [3, 768]}}),

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from konomi.errors import FileFormatError
-from konomi.formats import cloneofsimo, custom_diffusion, diffusers_lora, kohya, peft_lora
+from konomi.formats import (
+    cloneofsimo,
+    custom_diffusion,
+    diffusers_embedding,
+    diffusers_lora,
+    kohya,
+    peft_lora,
+    webui_embedding,
+)
 from konomi.formats.family import odd_context_layer
 from konomi.formats.layers import tensors_of
 from konomi.formats.report import FileReport, adapter_report, named_tensors, other_report
@@ -51,7 +59,15 @@ class AdapterFormat(Protocol):
     def parse(self, source: Source) -> Parsed: ...
 
 
-ADAPTER_FORMATS: tuple[AdapterFormat, ...] = (kohya, diffusers_lora, peft_lora, cloneofsimo, custom_diffusion)
+ADAPTER_FORMATS: tuple[AdapterFormat, ...] = (
+    kohya,
+    diffusers_lora,
+    peft_lora,
+    cloneofsimo,
+    custom_diffusion,
+    webui_embedding,
+    diffusers_embedding,
+)
 WRITERS: tuple[Writer, ...] = tuple(writer for form in ADAPTER_FORMATS for writer in getattr(form, "WRITERS", ()))
 
 

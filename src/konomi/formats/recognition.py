@@ -1,4 +1,4 @@
-"""What a file is that holds no LoRA: checkpoints, embeddings, hypernetworks, folders."""
+"""What a file is that holds no LoRA: checkpoints, hypernetworks, folders."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ from konomi.storage.tensor_file import read_tensors
 
 _LDM_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 _EMBEDDING_WIDTHS = (768, 1024, 1280)
-_CLIP_PARTS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "emb_params": "text_encoder"} | {
-    "emp_params": "text_encoder"
-}
 _LDM_PARTS = {
     "model.diffusion_model.": "denoiser",
     "first_stage_model.": "vae",
@@ -69,8 +66,6 @@ def _table(source: Source) -> Recognised:
         return Recognised("denoiser", "diffusers", family, notes=notes, tensors=source.tensors)
     if any(name.startswith("first_stage_model.") for name in shapes) or {"encoder.conv_in.weight"} <= set(shapes):
         return Recognised("vae", "checkpoint", tensors=source.tensors)
-    if shapes and all(_is_vectors(shape) for shape in shapes.values()) and len(shapes) <= 64:
-        return _embedding_table(source)
     if any("text_model.encoder.layers." in name for name in shapes):
         return Recognised("text encoder", "transformers", tensors=source.tensors)
     note = f"none of its {len(shapes)} names is known; the first is {next(iter(shapes), '(none)')}"
@@ -99,17 +94,6 @@ def _ldm_checkpoint(source: Source) -> Recognised:
     return Recognised("checkpoint", "single file", family, "", layers, {}, facts, tuple(notes), source.tensors)
 
 
-def _embedding_table(source: Source) -> Recognised:
-    shapes = {name: _two(shape) for name, shape in source.shapes.items()}
-    if set(shapes) <= set(_CLIP_PARTS):
-        tokens = {source.name: {_CLIP_PARTS[name]: shape for name, shape in shapes.items()}}
-        family = "sdxl" if "clip_g" in shapes else CONTEXT_WIDTH.get(next(iter(shapes.values()))[1], "")
-        return Recognised("embedding", "webui", family, tokens=tokens, tensors=source.tensors)
-    tokens = {name: {"text_encoder": shape} for name, shape in shapes.items()}
-    family = CONTEXT_WIDTH.get(next(iter(shapes.values()))[1], "")
-    return Recognised("embedding", "diffusers", family, tokens=tokens, tensors=source.tensors)
-
-
 def _pickled(source: Source) -> Recognised | None:
     value = source.value
     if isinstance(value, Tensor):
@@ -119,23 +103,9 @@ def _pickled(source: Source) -> Recognised | None:
         return Recognised("aesthetic embedding", "tensor", family, tensors=lambda: {"tensor": value})
     if not isinstance(value, dict):
         return None
-    if isinstance(value.get("string_to_param"), dict):
-        return _webui_embedding(value)
     if any(isinstance(key, int) for key in value):
         return _hypernetwork(value)
     return None
-
-
-def _webui_embedding(value: Mapping[str, Any]) -> Recognised:
-    vectors = {
-        str(token): t.detach() for token, t in value["string_to_param"].items() if isinstance(t, Tensor) and t.dim()
-    }
-    name = str(value.get("name") or "")
-    tokens = {name or token: {"text_encoder": _two(tuple(t.shape))} for token, t in vectors.items()}
-    facts = {key: str(value[key]) for key in ("name", "step", "sd_checkpoint", "sd_checkpoint_name") if key in value}
-    width = next((t.shape[-1] for t in vectors.values()), 0)
-    family = CONTEXT_WIDTH.get(width, "")
-    return Recognised("embedding", "webui", family, name, {}, tokens, facts, tensors=lambda: vectors)
 
 
 def _hypernetwork(value: Mapping[Any, Any]) -> Recognised:

@@ -109,7 +109,7 @@ def adapter_report(source: Source, format_name: str, parsed: Parsed, *, check: b
         ranks=dict(ranks.most_common()),
         alphas=dict(alphas.most_common()),
         tokens=_token_shapes(adapter.embeddings),
-        metadata=dict(source.metadata),
+        metadata=dict(source.metadata) or dict(adapter.metadata),
         hashes=_hashes(source) if check else {},
         health=_health(tensors, adapter) if check else Health(checked=False),
         unknown=parsed.unknown,

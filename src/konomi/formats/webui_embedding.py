@@ -1,0 +1,189 @@
+"""Embeddings as web UIs keep them: one word a file, called by the file's name.
+
+`.safetensors` with `emb_params` [n, D], or for SDXL `clip_l` and `clip_g`; `.pt` with `string_to_param`; a PNG picture
+that carries the same. DreamArtist's negative half lies beside its file as `NAME-neg`. Where konomi trained several
+words at once, the further ones lie beside the first as `NAME.WORD`, and the first says so in its metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from konomi.adapters.adapter import Adapter
+from konomi.errors import FileFormatError
+from konomi.formats.learned_words import (
+    NEGATIVE,
+    WORD,
+    file_metadata,
+    pickled_facts,
+    trained_word,
+    vectors,
+    with_family,
+)
+from konomi.formats.source import Parsed, Source, fault, open_source
+from konomi.formats.writer import Writer
+from konomi.storage.pickles import write_pickle
+from konomi.storage.sniff import FileKind
+from konomi.storage.tensor_file import check_finite, is_finite, write_tensors
+
+NAME = "webui"
+_PARTS = {
+    "emb_params": "text_encoder",
+    "emp_params": "text_encoder",  # As OneTrainer spells it.
+    "clip_l": "text_encoder",
+    "clip_g": "text_encoder_2",
+}
+_COMPANIONS = "konomi.companions"
+_SUFFIXES = (".safetensors", ".pt")
+_ANY_TOKEN = 265
+"""What web UIs write as the number of `*`: its place in CLIP's vocabulary."""
+
+Vectors = dict[str, Tensor]
+"""Part of the text encoder -> [n, D]."""
+
+
+def recognise(source: Source) -> bool:
+    """Whether the tensors have an embedding's names, or the pickle is a web UI's."""
+    if isinstance(source.value, dict) and isinstance(source.value.get("string_to_param"), dict):
+        return True
+    return bool(source.shapes) and set(source.shapes) <= set(_PARTS)
+
+
+def parse(source: Source) -> Parsed:
+    """The word, which is the file's name, with its negative half and companions where they lie beside it.
+
+    Raises FileFormatError naming the tensor that is no vector, or the companion that holds NaN.
+    """
+    stem = source.path.stem
+    embeddings = {stem: _vectors(source)}
+    for path, name in _companions(source):
+        companion = open_source(path)
+        if not recognise(companion):
+            continue
+        found = _vectors(companion)
+        for part, tensor in found.items():
+            if not is_finite(tensor):
+                raise fault(path, part, "holds NaN or infinity; the file is broken. Use another save of it")
+        embeddings[name or companion.metadata.get(WORD) or path.stem] = found
+    return Parsed(with_family(Adapter(embeddings=embeddings, metadata=_facts(source), name=stem)))
+
+
+def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = None) -> None:
+    """One file a word: `path` for the first, or for the one named like it; the others beside it.
+
+    A pickle is written where `path` ends in `.pt`, a safetensors file otherwise. Raises FileFormatError for another
+    ending and for NaN.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _SUFFIXES:
+        raise FileFormatError(f"{path}: an embedding's file name ends in .safetensors or .pt.")
+    first = _first(adapter, path.stem)
+    names = {token: _beside(first, token) for token in adapter.embeddings}
+    listed = [name[1:] for name in names.values() if name.startswith(".") and not name.endswith(NEGATIVE)]
+    # The first file comes last: it tells of the others.
+    for token in sorted(names, key=lambda token: token == first):
+        target = path.with_name(f"{path.stem}{names[token]}{path.suffix}")
+        extra = {_COMPANIONS: json.dumps(listed, ensure_ascii=False)} if token == first and listed else {}
+        tensors = named_vectors(adapter.embeddings[token], dtype)
+        metadata = file_metadata(adapter, tensors, title=target.stem, word=trained_word(adapter, token), extra=extra)
+        if path.suffix.lower() == ".pt":
+            _write_pickle(tensors, metadata, target)
+        else:
+            write_tensors(target, tensors, metadata)
+
+
+def named_vectors(found: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """`emb_params`, or `clip_l` and `clip_g` where there is a second text encoder."""
+    names = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+    if "text_encoder_2" not in found:
+        names = {"text_encoder": "emb_params"}
+    return {names[part]: tensor if dtype is None else tensor.to(dtype) for part, tensor in found.items()}
+
+
+def _vectors(source: Source) -> Vectors:
+    if source.shapes:
+        tensors = source.tensors()
+        found = {_PARTS[name]: vectors(source.path, name, tensor) for name, tensor in tensors.items()}
+        counts = {len(tensor) for tensor in found.values()}
+        if len(counts) > 1:
+            raise fault(source.path, "clip_g", f"has another number of vectors than clip_l: {sorted(counts)}")
+        return found
+    held = source.value["string_to_param"]
+    if len(held) != 1:
+        raise FileFormatError(f"{source.path}: string_to_param holds {len(held)} words; an embedding has one.")
+    ((name, tensor),) = held.items()
+    if not isinstance(tensor, Tensor):
+        raise fault(source.path, f"string_to_param.{name}", "is no tensor")
+    return {"text_encoder": vectors(source.path, f"string_to_param.{name}", tensor)}
+
+
+def _facts(source: Source) -> dict[str, str]:
+    if source.kind is FileKind.SAFETENSORS:
+        return dict(source.metadata)
+    names = ("name", "step", "sd_checkpoint", "sd_checkpoint_name")
+    return {name: str(source.value[name]) for name in names if source.value.get(name) is not None}
+
+
+def _companions(source: Source) -> list[tuple[Path, str]]:
+    """Files beside this one that belong to it, each with its word; "" where the file itself says it."""
+    stem, suffix = source.path.stem, source.path.suffix
+    found = []
+    try:
+        listed = json.loads(source.metadata.get(_COMPANIONS, "[]"))
+    except (ValueError, RecursionError):
+        listed = []
+    for name in listed if isinstance(listed, list) else []:
+        # A name never leads out of the folder.
+        if isinstance(name, str) and re.fullmatch(r"[^/\\\0]{1,100}", name):
+            found += [(source.path.with_name(f"{stem}.{name}{suffix}"), ""), *_negative(source.path, f"{stem}.{name}")]
+    if not stem.endswith(NEGATIVE):
+        found += [(path, f"{stem}{NEGATIVE}") for path, _ in _negative(source.path, stem)]
+    return [(path, name) for path, name in found if path.is_file()]
+
+
+def _negative(path: Path, stem: str) -> list[tuple[Path, str]]:
+    endings = dict.fromkeys((path.suffix, *_SUFFIXES))
+    return [(file, "") for end in endings if (file := path.with_name(f"{stem}{NEGATIVE}{end}")).is_file()][:1]
+
+
+def _first(adapter: Adapter, stem: str) -> str:
+    """The word that `stem` will stand for."""
+    wanted = (stem, adapter.metadata.get(WORD), adapter.name)
+    named = next((word for word in wanted if word in adapter.embeddings), None)
+    return named or next((w for w in adapter.embeddings if not w.endswith(NEGATIVE)), next(iter(adapter.embeddings)))
+
+
+def _beside(first: str, token: str) -> str:
+    """What a word's file has after the first one's stem."""
+    if token in (first, first + NEGATIVE):
+        return token.removeprefix(first)
+    plain = re.sub(r"[^\w-]+", "-", token.removesuffix(NEGATIVE)).strip("-") or "word"
+    return f".{plain}{NEGATIVE if token.endswith(NEGATIVE) else ''}"
+
+
+def _write_pickle(tensors: dict[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
+    check_finite(tensors, str(path))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content: dict[str, Any] = dict(tensors)
+    if "emb_params" in tensors:
+        facts = pickled_facts(metadata)
+        step = facts.get("step", "")
+        content = {
+            "string_to_token": {"*": _ANY_TOKEN},
+            "string_to_param": {"*": tensors["emb_params"]},
+            "name": metadata.get(WORD) or path.stem,
+            "step": int(step) if step.isdigit() else 0,
+            "sd_checkpoint": facts.get("sd_checkpoint"),
+            "sd_checkpoint_name": facts.get("sd_checkpoint_name"),
+        }
+    write_pickle(path, content)
+
+
+WRITERS = (Writer("embedding", ("webui",), ".safetensors", lambda a, path, o: write(a, path, dtype=o.dtype)),)
