@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from konomi.adapters.adapter import Adapter, LayerUpdate
+from konomi.adapters.branches import negative_branch
 from konomi.adapters.delta import bias_delta, delta
 from konomi.adapters.hypernetwork import attach_hypernetwork
 from konomi.errors import ModelError
@@ -33,6 +34,11 @@ class HasModules(Protocol):
     @property
     def words(self) -> dict[str, Mapping[str, Tensor]]:
         """Learned word -> {part of the text encoder: vectors [n, D]}."""
+        ...
+
+    @property
+    def negative_weights(self) -> dict[nn.Parameter, Tensor]:
+        """Weights that are something else in the negative branch, and what."""
         ...
 
 
@@ -100,14 +106,18 @@ def attach(base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]], *, k
     The order of adapters does not matter beyond float32 rounding; DoRA and rescaling refer to the untouched weight.
     A part at strength 0 is left alone, bit for bit, and not looked at; a word at text strength 0 is not there.
     Vectors of learned words are multiplied by the text strength. Hypernetworks chain in the order given. `keep_on_cpu`
-    holds the originals in main memory. Raises ModelError, with the base unchanged, where a layer is missing or of
-    another shape, a word's vectors are of another width, or two adapters bring the same word.
+    holds the originals in main memory. Where an adapter has a `negative`, its own layers are for the positive branch
+    alone, and the changes of both branches start from the same weights.
+
+    Raises ModelError, with the base unchanged, where a layer is missing or of another shape, a word's vectors are of
+    another width, or two adapters bring the same word.
     """
     uses = _collect(adapters)
     modules = {key: _checked(base, key, layer) for key, layer in uses.items()}
     attachment = Attachment(tuple(uses))
     with ExitStack() as undo:
         undo.callback(attachment.detach)
+        _attach_negative(base, adapters, attachment)
         for key, layer in uses.items():
             for parameter, change in _changes(modules[key], layer):
                 attachment.keep(parameter, on_cpu=keep_on_cpu)
@@ -128,11 +138,39 @@ def fold(base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]]) -> tup
     """`attach` for good: no copies of weights are kept. Returns the keys of the changed layers."""
     uses = _collect(adapters)
     modules = {key: _checked(base, key, layer) for key, layer in uses.items()}
+    _attach_negative(base, adapters, Attachment(()))
     for key, layer in uses.items():
         for parameter, change in _changes(modules[key], layer):
             _add(parameter, change)
-    attach(base, [(replace(adapter, layers={}), strengths) for adapter, strengths in adapters])
+    attach(base, [(replace(adapter, layers={}, negative=None), strengths) for adapter, strengths in adapters])
     return tuple(uses)
+
+
+def _attach_negative(base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]], attachment: Attachment) -> None:
+    """Keep what weights are in the negative branch, where that is not what they are in the positive one.
+
+    Comes before the positive branch's changes: both start from the same weights.
+    """
+    if not base.negative_weights and all(adapter.negative is None for adapter, _ in adapters):
+        return
+    uses = _collect([(adapter.negative or adapter, strengths) for adapter, strengths in adapters])
+    modules = {key: _checked(base, key, layer) for key, layer in uses.items()}
+    touched = modules | {key: base.module(key) for key in _collect(adapters)}
+    for parameter in [p for module in touched.values() for p in module.parameters(recurse=False)]:
+        before = base.negative_weights.get(parameter)
+        base.negative_weights[parameter] = (parameter.detach() if before is None else before).clone()
+        attachment.on_detach(partial(_put_back, base.negative_weights, parameter, before))
+    with negative_branch(base):
+        for key, layer in uses.items():
+            for parameter, change in _changes(modules[key], layer):
+                _add(parameter, change)
+
+
+def _put_back(weights: dict[nn.Parameter, Tensor], parameter: nn.Parameter, before: Tensor | None) -> None:
+    if before is None:
+        del weights[parameter]
+    else:
+        weights[parameter] = before
 
 
 def _attach_words(base: HasModules, adapter: Adapter, strength: float, attachment: Attachment) -> None:

@@ -3,12 +3,14 @@
 Shapes: B images, H W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from konomi.adapters.branches import negative_branch
 from konomi.config.sections import TextConfig
 from konomi.diffusion.conditioning import Conditioning
 from konomi.diffusion.samplers import make_sampler
@@ -16,7 +18,7 @@ from konomi.errors import RecipeError
 from konomi.generation.picture_input import init_to_pixels, mask_to_pixels
 from konomi.generation.request import Request
 from konomi.models.base import BaseModel
-from konomi.models.prompt_syntax import extract_tags, prompt_per_step
+from konomi.models.prompt_syntax import extract_tags, find_words, prompt_per_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +51,20 @@ class TextCache:
 
     def __init__(self, base: BaseModel) -> None:
         self._base = base
-        self._known: dict[tuple[str, TextConfig], Conditioning] = {}
+        self._known: dict[tuple[str, TextConfig, bool], Conditioning] = {}
 
-    def __call__(self, prompt: str, text: TextConfig) -> Conditioning:
-        key = (prompt, text)
+    def __call__(self, prompt: str, text: TextConfig, *, negative: bool = False) -> Conditioning:
+        base = self._base
+        key = (prompt, text, negative and bool(base.negative_weights))
         if key not in self._known:
-            self._known[key] = self._base.encode_captions([prompt], text).to(self._base.device, self._base.dtype)
+            with negative_branch(base) if negative else nullcontext():
+                self._known[key] = base.encode_captions([prompt], text).to(base.device, base.dtype)
         return self._known[key]
 
 
 def prepare(base: BaseModel, request: Request, encode: TextCache) -> Job:
-    """`request` must have its size (`with_size`)."""
+    """`request` must have its size (`with_size`). Its negative prompt is completed by learned negative words."""
+    request = replace(request, negative=with_negative_words(request, base.words))
     sampler = make_sampler(
         request.sampler, base.schedule, base.prediction, num_steps=request.steps, strength=request.strength
     )
@@ -73,7 +78,10 @@ def prepare(base: BaseModel, request: Request, encode: TextCache) -> Job:
     sizes = torch.tensor([[request.height, request.width, 0, 0, request.height, request.width]], device=base.device)
 
     def conditions(per_step: Sequence[str], *, negative: bool) -> tuple[Conditioning, ...]:
-        unique = {prompt: _zero_if_empty(prompt, encode(prompt, text), negative) for prompt in set(per_step)}
+        unique = {
+            prompt: _zero_if_empty(prompt, encode(prompt, text, negative=negative), negative)
+            for prompt in set(per_step)
+        }
         complete = {prompt: base.with_sizes(value, sizes) for prompt, value in unique.items()}
         return tuple(complete[prompt] for prompt in per_step)
 
@@ -84,6 +92,18 @@ def prepare(base: BaseModel, request: Request, encode: TextCache) -> Job:
         init=None if request.init is None else init_to_pixels(request.init, request.width, request.height),
         mask=None if request.mask is None else mask_to_pixels(request.mask, request.width, request.height),
     )
+
+
+def with_negative_words(request: Request, words: Collection[str]) -> str:
+    """The negative prompt, with `X-neg` in front for each learned word X of the prompt that has such a half
+    (DreamArtist) and that is not there already. Without guidance there is no negative prompt to complete."""
+    if request.guidance == 1:
+        return request.negative
+    by_folded = {word.casefold(): word for word in words}
+    used = {word.casefold(): word for _, word in find_words(extract_tags(request.prompt)[0], words) if word}
+    halves = [by_folded[half] for word in used if (half := f"{word}-neg") in by_folded]
+    written = {word for _, word in find_words(request.negative, words)}
+    return ", ".join(filter(None, [*(half for half in halves if half not in written), request.negative]))
 
 
 def _zero_if_empty(prompt: str, conditioning: Conditioning, negative: bool) -> Conditioning:

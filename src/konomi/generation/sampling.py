@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from konomi.adapters.branches import negative_branch
 from konomi.diffusion.conditioning import Conditioning, concatenate
 from konomi.diffusion.samplers import Sampler, make_sampler
 from konomi.generation.job import Job
@@ -53,14 +54,21 @@ def sample_latents(base: BaseModel, jobs: Sequence[Job], on_step: OnStep | None 
 def _ask(
     base: BaseModel, sampler: Sampler, step: int, latents: Tensor, conditioning: Conditioning, scales: Tensor | None
 ) -> Tensor:
-    """The denoiser's answer, guided where `scales` [B, 1, 1, 1] is given: both halves in one pass."""
+    """The denoiser's answer, guided where `scales` [B, 1, 1, 1] is given: both halves in one pass, or in two where
+    they do not share their weights."""
     scaled = sampler.model_input(latents, step).to(base.dtype)
-    inputs = scaled if scales is None else torch.cat([scaled, scaled])
-    timesteps = sampler.timesteps[step].to(base.device).expand(len(inputs))
-    answer = base.predict(inputs, timesteps, conditioning).float()
+    timesteps = sampler.timesteps[step].to(base.device).expand(len(scaled))
     if scales is None:
-        return answer
-    without, with_prompt = answer.chunk(2)
+        return base.predict(scaled, timesteps, conditioning).float()
+    if base.negative_weights:
+        count = len(scaled)
+        with negative_branch(base):
+            without = base.predict(scaled, timesteps, conditioning[:count]).float()
+        with_prompt = base.predict(scaled, timesteps, conditioning[count:]).float()
+    else:
+        inputs = torch.cat([scaled, scaled])
+        timesteps = timesteps[:1].expand(len(inputs))
+        without, with_prompt = base.predict(inputs, timesteps, conditioning).float().chunk(2)
     return without + scales * (with_prompt - without)
 
 

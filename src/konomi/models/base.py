@@ -39,6 +39,9 @@ class BaseModel(Protocol):
     words: dict[str, Mapping[str, Tensor]]
     """Learned words that captions may use now: word -> {part of the text encoder: vectors [n, D]}. `attach` puts
     an adapter's here and takes them away again; a method that trains some puts its parameters here."""
+    negative_weights: dict[nn.Parameter, Tensor]
+    """Weights that are something else in the negative branch of guidance, and what: `attach` puts them here and takes
+    them away again, `konomi.adapters.branches` has them used."""
 
     @property
     def denoiser(self) -> nn.Module: ...
@@ -96,6 +99,13 @@ class BaseModel(Protocol):
 
     def count_chunks(self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS) -> int:
         """Chunks of 75 tokens the longest caption needs: times 75, the `max_tokens` that cuts nothing off."""
+        ...
+
+    def token_vectors(self, text: str) -> Mapping[str, Tensor]:
+        """Part of the text encoder -> token embeddings of a text, copies, float32 [n, D]: what learned words start as.
+
+        Raises RecipeError where the text is no token at all.
+        """
         ...
 
     def with_sizes(self, conditioning: Conditioning, sizes: Tensor) -> Conditioning:

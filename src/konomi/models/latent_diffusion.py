@@ -20,7 +20,7 @@ from konomi.models.noise_config import noise_schedule
 from konomi.models.parts import build_part, canonical_name, module_name, part_state
 from konomi.models.source import PartSource, component
 from konomi.models.targets import DENOISER_WORDS, TEXT_WORDS, matching, unknown_word
-from konomi.models.text_encoding import NO_WORDS, TextTower, Words, count_chunks, encode_text
+from konomi.models.text_encoding import NO_WORDS, TextTower, Words, count_chunks, encode_text, token_vectors
 from konomi.storage.hashing import sampled_hash, tensors_hash
 
 
@@ -44,6 +44,7 @@ class LatentDiffusion:
         self.vae_dtype: torch.dtype | None = torch.float32 if self.spec.float32_vae else None
         """Set it to compute the VAE in another precision than the rest; None follows `place`."""
         self.words: dict[str, Mapping[str, Tensor]] = {}
+        self.negative_weights: dict[nn.Parameter, Tensor] = {}
         self._device = torch.device("cpu")
         self._dtype = torch.float32
         self._float32_parts: tuple[Part, ...] = ()
@@ -119,6 +120,9 @@ class LatentDiffusion:
 
     def count_chunks(self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS) -> int:
         return count_chunks(self.text_towers(), captions, text, words=self.words | dict(words))
+
+    def token_vectors(self, text: str) -> Mapping[str, Tensor]:
+        return token_vectors(self.text_towers(), text)
 
     def text_towers(self) -> tuple[TextTower, ...]:
         """The text encoders as `konomi.models.text_encoding` reads them; loads them."""

@@ -104,6 +104,21 @@ def count_chunks(
     return max((len(_chunk(tower, prompt, text, words)) for tower in towers for prompt in prompts), default=1)
 
 
+def token_vectors(towers: Sequence[TextTower], text: str) -> dict[str, Tensor]:
+    """What the text encoders know a text's tokens as: part -> copies of token embeddings, float32 [n, D].
+
+    Raises RecipeError where the text is no token at all.
+    """
+    found: dict[str, Tensor] = {}
+    for tower in towers:
+        ids = tower.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        if not ids:
+            raise RecipeError(f"{text!r} holds no word that the text encoder could start from.")
+        table = tower.transformer.embeddings.token_embedding.weight.detach()
+        found[tower.part] = table[torch.tensor(ids, device=table.device)].float()
+    return found
+
+
 def _chunk(tower: TextTower, prompt: str, text: TextConfig, words: Words) -> list[_Chunk]:
     """As many chunks as the prompt needs. A learned word is never torn apart."""
     size = tower.num_positions - 2

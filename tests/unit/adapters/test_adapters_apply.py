@@ -18,6 +18,7 @@ class Base:
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         torch.manual_seed(0)
+        self.negative_weights: dict[nn.Parameter, Tensor] = {}
         self.modules = {
             "denoiser.linear": nn.Linear(8, 16).to(dtype),
             "denoiser.conv": nn.Conv2d(4, 6, 3).to(dtype),

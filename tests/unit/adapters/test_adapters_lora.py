@@ -24,6 +24,7 @@ class Net(nn.Module):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
+        self.negative_weights: dict[nn.Parameter, Tensor] = {}
         self.conv = nn.Conv2d(4, 8, 3, stride=2, padding=1)
         self.proj = nn.Conv2d(8, 8, 1)
         self.first = nn.Linear(8, 24)

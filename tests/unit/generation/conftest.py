@@ -42,6 +42,8 @@ class SmallBase:
         torch.manual_seed(0)
         self.family = "sdxl" if sdxl else "sd1"
         self.inpainting = inpainting
+        self.words: dict[str, dict[str, Tensor]] = {}
+        self.negative_weights: dict[torch.nn.Parameter, Tensor] = {}
         self.schedule = scaled_linear_schedule()
         self.device, self.dtype = torch.device("cpu"), torch.float32
         text = transformers.CLIPTextConfig(
