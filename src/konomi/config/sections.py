@@ -312,9 +312,10 @@ class SaveConfig:
 
     __pydantic_config__ = STRICT
 
-    format: Literal["auto", "kohya", "webui", "diffusers", "peft", "checkpoint"] = "auto"
-    """Adapters: `webui` (A1111, ComfyUI; for a LoRA the same as `kohya`, sd-scripts), `diffusers`, `peft`. Whole
-    models: `checkpoint` (one file) or `diffusers` (a folder). auto: what most programs read, webui or checkpoint."""
+    format: Literal["auto", "kohya", "webui", "diffusers", "peft", "custom", "checkpoint"] = "auto"
+    """Adapters: `webui` (A1111, ComfyUI; for a LoRA the same as `kohya`, sd-scripts), `diffusers`, `peft`, `custom`
+    (Custom Diffusion's delta.bin). Whole models: `checkpoint` (one file) or `diffusers` (a folder). auto: what most
+    programs read of such a result."""
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Number format in the file."""
     comment: str = ""

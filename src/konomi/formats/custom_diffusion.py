@@ -2,8 +2,8 @@
 
 | file | weights | words |
 |---|---|---|
-| the authors' `delta.bin` | {"unet": {"...attn2.to_k.weight": W'}}, "text_encoder" | "modifier_token": {"<new1>": [D]} |
-| the same, compressed | "...attn2.to_k.weight": {"u": [O, R], "v": [R, I]}, W' = W + u v | the same |
+| authors' `delta.bin` | `unet`: {"...attn2.to_k.weight": W'}, perhaps `text_encoder` | `modifier_token`: {word: [D]} |
+| the same, compressed | {"u": [O, R], "v": [R, I]} in place of W': W' = W + u v | the same |
 | diffusers' folder | `pytorch_custom_diffusion_weights.safetensors` (or .bin) | a file each beside it |
 
 diffusers wants an entry for self-attention too, which is left as it is: an empty tensor stands for it.

@@ -1,7 +1,8 @@
 """The methods of additional training. A new one is its file and one entry here."""
 
+from konomi.methods.custom_diffusion import CustomDiffusion
 from konomi.methods.full import Full
 from konomi.methods.lora import Lora
 from konomi.methods.method import Method
 
-METHODS: tuple[type[Method], ...] = (Lora, Full)
+METHODS: tuple[type[Method], ...] = (Lora, Full, CustomDiffusion)

@@ -12,6 +12,7 @@ from konomi.data.captions import final_caption
 from konomi.errors import RunError
 from konomi.formats import TARGETS, Target, read_adapter, write_adapter, writer_for
 from konomi.formats.kohya_metadata import TrainingFacts, training_metadata
+from konomi.formats.source import CUSTOM_DIFFUSION_NAMES
 from konomi.methods.method import Result, Weights
 from konomi.models.precision import PRECISIONS
 from konomi.models.save import save_folder, save_single_file
@@ -70,7 +71,7 @@ def check_way_is_free(job: Job, folder: Path, *, replace: bool) -> None:
 def _is_result(path: Path) -> bool:
     """Whether a folder is a model or adapter, which a later save of the same name may replace."""
     names = ("model_index.json", "adapter_config.json", "unet/adapter_config.json", "text_encoder/adapter_config.json")
-    return any((path / name).is_file() for name in names)
+    return any((path / name).is_file() for name in (*names, *CUSTOM_DIFFUSION_NAMES))
 
 
 def as_read_back(job: Job, result: Result) -> Result:

@@ -1,0 +1,167 @@
+"""Custom Diffusion (Kumari et al. 2022, "Multi-Concept Customization of Text-to-Image Diffusion").
+
+What a picture takes from its text goes through the keys and values of cross-attention: W_k c and W_v c of the text
+states c. Only these matrices learn, and for each subject the embedding of a word of its own. Several subjects are
+learned together, each under its word; or apart, and merged in closed form (`konomi merge custom`). The first position,
+the same for every caption, carries no gradient, so that it does not learn the subject in the caption's stead.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.apply import Strengths, attach
+from konomi.adapters.weight_change import WeightChanges
+from konomi.config.recipe import Recipe
+from konomi.config.sections import STRICT
+from konomi.data.batch import Batch, Examples
+from konomi.data.size_variation import draw_size_changes, with_sizes_varied
+from konomi.diffusion.random import Rng
+from konomi.errors import RecipeError
+from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
+from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates
+from konomi.models.base import BaseModel
+
+RARE_WORDS = (
+    "ktn", "pll", "ucd", "phol", "ohwx", "zwx", "xjy", "qvk", "znt", "vxq", "jkq", "mqv",
+    "wafc", "nlwx", "pafc", "rcn", "omd", "wbo", "ucn", "ccu",
+)  # fmt: skip
+"""What words start from: the authors' three, then such as mean little to CLIP or to `tiny`. Those of several tokens
+are passed over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomDiffusionConfig:
+    """The matrices that read the text, and a new word for each subject; several subjects can be merged afterwards."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["custom_diffusion"] = "custom_diffusion"
+    words: tuple[str, ...] = ()
+    """The words to learn, one for each subject; by default the triggers of the sources."""
+    initial: tuple[str, ...] = ()
+    """What each word starts as: words that are one token each. By default rare ones (ktn, pll, ucd, ...)."""
+    size_augmentation: bool = True
+    """Show subjects far away and close up, with words that say so. Images are then encoded in every step."""
+
+
+class CustomDiffusion:
+    """Trains keys and values of cross-attention, and words."""
+
+    config_type: ClassVar = CustomDiffusionConfig
+    default_learning_rate: ClassVar = 2e-5
+
+    def __init__(self, base: BaseModel, recipe: Recipe) -> None:
+        if not isinstance(recipe.method, CustomDiffusionConfig):
+            raise TypeError(f"CustomDiffusion takes a CustomDiffusionConfig, not {type(recipe.method).__name__}")
+        self.base = base
+        self.recipe = recipe
+        self.config = recipe.method
+        self.names = _names(recipe)
+        # A picture's own mask counts if the recipe says so; where it was pasted counts always.
+        self.denoising = DenoisingLoss(base, replace(recipe, objective=replace(recipe.objective, masked=True)))
+
+    @property
+    def needs(self) -> Needs:
+        pixels = self.config.size_augmentation or self.base.inpainting
+        return Needs(trains_text=True, pixels=pixels, makes="custom diffusion")
+
+    def default_steps(self, num_images: int) -> int:
+        return min(max(100 * num_images, 500), 2000)
+
+    def plan(self) -> tuple[Phase, ...]:
+        self.words = {
+            name: {part: nn.Parameter(vectors) for part, vectors in self._start(name, index).items()}
+            for index, name in enumerate(self.names)
+        }
+        self.base.words.update(self.words)
+        # Each chunk begins with a start token of its own, unless the inner ones are stripped.
+        every = self.base.num_positions if self.recipe.text.chunking == "novelai" else self.recipe.text.max_tokens + 2
+        self.changes = WeightChanges(self.base.targets("cross_attention.kv"), frozen_every=every)
+        return (Phase("custom_diffusion", self._groups(), self.loss, modules=(self.base.denoiser,)),)
+
+    def loss(self, batch: Batch, rng: Rng) -> Tensor:
+        subject = self._with_mask_as_asked(batch.subject)
+        if self.config.size_augmentation and subject.pixels is not None:
+            changes = draw_size_changes(rng.for_samples(subject.sample_ids).fork("size"))
+            subject = with_sizes_varied(subject, changes, latent_factor=self.base.latent_factor)
+        prior = None if batch.prior is None else self._with_mask_as_asked(batch.prior)
+        batch = replace(batch, subject=subject, prior=prior)
+        return subject_and_prior_loss(self.denoising, batch, rng, prior_weight=self.recipe.objective.prior_weight)
+
+    def export(self) -> Adapter:
+        words = {
+            name: {part: vectors.detach().float().clone() for part, vectors in parts.items()}
+            for name, parts in self.words.items()
+        }
+        return Adapter(layers=dict(self.changes.export()), embeddings=words, family=self.base.family)
+
+    @contextmanager
+    def as_loaded(self, result: Result) -> Iterator[None]:
+        if not isinstance(result, Adapter):
+            raise TypeError("Custom Diffusion exports an Adapter")
+        self._forget_words()
+        try:
+            with self.changes.pause(), attach(self.base, [(result, Strengths())]):
+                yield
+        finally:
+            self.base.words.update(self.words)
+
+    def close(self) -> None:
+        self.changes.detach()
+        self._forget_words()
+
+    def _with_mask_as_asked(self, examples: Examples) -> Examples:
+        return examples if self.recipe.objective.masked else replace(examples, loss_mask=None)
+
+    def _groups(self) -> tuple[ParameterGroup, ...]:
+        rate, _ = learning_rates(self.recipe.optimizer, self.default_learning_rate)
+        text_rate = self.recipe.optimizer.text_learning_rate
+        matrices = {f"{key}.change": parameter for key, parameter in self.changes.parameters.items()}
+        words = {f"{part}.{name}": vectors for name, parts in self.words.items() for part, vectors in parts.items()}
+        return (
+            ParameterGroup("denoiser", matrices, rate),
+            # Decay would pull a word towards nothing, a change towards the base.
+            ParameterGroup("words", words, rate if text_rate is None else text_rate, weight_decay=0.0),
+        )
+
+    def _start(self, name: str, index: int) -> dict[str, Tensor]:
+        """Part -> [1, D] for word number `index`."""
+        given = self.config.initial
+        if given and len(given) != len(self.names):
+            raise RecipeError(f"method.initial names {len(given)} words; {len(self.names)} are to be learned.")
+        found = [vectors for word in given or RARE_WORDS if (vectors := self._single_token(word))]
+        if given and len(found) < len(given):
+            bad = next(word for word in given if not self._single_token(word))
+            raise RecipeError(f"method.initial: {bad!r} is more than one token of this base. Choose another word.")
+        if index >= len(found):
+            raise RecipeError(f"this base knows too few rare words for {name!r}: name one for each in method.initial.")
+        return found[index]
+
+    def _single_token(self, word: str) -> dict[str, Tensor] | None:
+        vectors = dict(self.base.token_vectors(word))
+        return vectors if all(len(vectors_nD) == 1 for vectors_nD in vectors.values()) else None
+
+    def _forget_words(self) -> None:
+        for name in self.words:
+            self.base.words.pop(name, None)
+
+
+def _names(recipe: Recipe) -> tuple[str, ...]:
+    """The words to learn. Raises RecipeError where a source has none, or two words are one."""
+    assert isinstance(recipe.method, CustomDiffusionConfig)
+    sources = [source for source in recipe.data.sources if source.role == "train"]
+    names = tuple(dict.fromkeys(recipe.method.words or [source.trigger for source in sources] or ["sks"]))
+    if "" in names:
+        where = next((source.path for source in sources if not source.trigger), "method.words")
+        raise RecipeError(
+            f"{where}: custom_diffusion learns a word for each subject. Give it one: --trigger WORD, trigger in "
+            "data.sources, or method.words where the captions have it already."
+        )
+    if len({name.casefold() for name in names}) < len(names):
+        raise RecipeError(f"the words {', '.join(names)} differ only in upper and lower case: choose others.")
+    return names
