@@ -4,6 +4,7 @@ import ast
 import difflib
 import inspect
 import itertools
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, dataclass, fields
@@ -162,7 +163,7 @@ def _short(setting: Setting) -> str:
         return str(value).lower()
     if isinstance(value, str):
         return f'"{value}"'
-    return str(list(value)) if isinstance(value, tuple) else str(value)
+    return json.dumps(list(value)) if isinstance(value, tuple) else str(value)
 
 
 @cache

@@ -233,6 +233,9 @@ class RunConfig:
     """Draw the previews every so many steps, and before the first. 0: none."""
     validate_every: NonNegative = 0
     """Measure the loss on held-out images every so many steps. 0: never."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    """Where losses and previews are shown beside log.jsonl; may be empty. wandb (Weights & Biases) comes with
+    `pip install 'konomi[trackers]'`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,6 +65,8 @@ class Shape:
         """The type as items of a list."""
         if self.word == "text":
             return "texts"
+        if self.word == "choice":
+            return f"any of {', '.join(str(choice) for choice in self.choices)}"
         return f"{self.word}s" if self.word in ("whole number", "number", "section") else self.text
 
 

@@ -14,6 +14,7 @@ OPTIONAL = (
     ("prodigyopt", "prodigyopt", "Prodigy optimiser", "optimizers"),
     ("schedulefree", "schedulefree", "schedule-free optimiser", "optimizers"),
     ("lion-pytorch", "lion_pytorch", "Lion optimiser", "optimizers"),
+    ("wandb", "wandb", "Weights & Biases", "trackers"),
     ("webdataset", "webdataset", ".tar shards", "webdataset"),
 )
 

@@ -34,6 +34,7 @@ from konomi.models.base import BaseModel
 from konomi.models.load import load_base
 from konomi.training.events import Prepared, Warned
 from konomi.training.processes import Processes, choose_precision, find_processes
+from konomi.training.tracking import chosen_trackers
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Job:
 
 def prepare(recipe: Recipe) -> Job:
     """Look at everything a run needs before any weight is loaded. Raises KonomiError."""
+    chosen_trackers(recipe.run.trackers)
     processes = find_processes(recipe.run.device)
     precision = choose_precision(recipe.run.precision, processes.device)
     recipe = _with_dataset_values(recipe)

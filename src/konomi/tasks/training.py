@@ -31,11 +31,15 @@ from konomi.training.events import Checkpointed, Event, Finished, Previewed, Sav
 from konomi.training.identity import check_same_run, run_identity
 from konomi.training.log import cut_log, logged
 from konomi.training.stop import Stop, stop_on_signals
+from konomi.training.trackers import TRACKERS
+from konomi.training.trackers.tracker import TrackedRun
+from konomi.training.tracking import Tracking, chosen_trackers
 from konomi.training.trainer import Trainer
 from konomi.training.validation import spread_timesteps, validation_loss
 
 METHOD_CONFIGS = tuple(method.config_type for method in METHODS)
-OUTPUTS = ("checkpoints", "previews", "tensorboard", "log.jsonl", "recipe.toml", "manifest.jsonl")
+TRACKED = tuple(tracker.name for tracker in TRACKERS)
+OUTPUTS = ("checkpoints", "previews", *TRACKED, "log.jsonl", "recipe.toml", "manifest.jsonl")
 
 
 def train(recipe: Recipe, *, overwrite: bool = False) -> Iterator[Event]:
@@ -75,6 +79,7 @@ def _run(job: Job, folder: Path, *, resuming: bool, allow_changes: bool) -> Iter
             stack.enter_context(RunLock(folder))
             sweep_temporaries(folder)
             sweep_temporaries(folder / "checkpoints")
+        trackers = chosen_trackers(job.recipe.run.trackers)
         warnings: list[str] = []
         identity = run_identity(job.recipe, job.manifest, _base_fingerprint(job))
         checkpoint = None
@@ -91,9 +96,11 @@ def _run(job: Job, folder: Path, *, resuming: bool, allow_changes: bool) -> Iter
             with explained(folder):
                 _write_inputs(job, folder)
             # A run that died before its first checkpoint has left lines as well.
-            cut_log(folder, 0 if checkpoint is None else checkpoint.state.numbers["step"])
+            done = 0 if checkpoint is None else checkpoint.state.numbers["step"]
+            cut_log(folder, done)
             yield from (Warned(warning) for warning in warnings)
-            yield from logged(events, folder)
+            tracked = TrackedRun(folder, job.recipe, done)
+            yield from logged(events, folder, [Tracking(tracker, tracked) for tracker in trackers])
         else:
             yield from events
         job.processes.wait()

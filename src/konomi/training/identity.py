@@ -22,6 +22,7 @@ FREE = (
     "run.save_every",
     "run.preview_every",
     "run.validate_every",
+    "run.trackers",
     "memory.",
     "preview.",
     "save.",

@@ -1,15 +1,17 @@
-"""The run's diary: `log.jsonl`, one object a step, and TensorBoard events beside it."""
+"""The run's diary: `log.jsonl`, one object a step, and the trackers beside it."""
 
 import json
-from collections.abc import Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from konomi.storage.atomic import explained, write_text
-from konomi.training.events import Event, Step, Validated
+from konomi.training.events import Event, Finished, Previewed, Step, Validated, Warned
+from konomi.training.trackers.tracker import Tracker
+from konomi.training.tracking import Tracking
 
 NAME = "log.jsonl"
 
@@ -37,27 +39,28 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / NAME).read_text(encoding="utf-8").splitlines()]
 
 
-def logged(events: Generator[Event, None, None] | Iterator[Event], run: Path) -> Iterator[Event]:
-    """The same events, written down on their way."""
-    with explained(run), Diary(run) as diary:
-        if isinstance(events, Generator):
-            with closing(events):
-                for event in events:
-                    diary.write(event)
-                    yield event
-        else:
-            for event in events:
-                diary.write(event)
-                yield event
+def logged(
+    events: Generator[Event, None, None] | Iterator[Event], run: Path, trackers: Sequence[Tracking] = ()
+) -> Iterator[Event]:
+    """The same events, written down on their way, and what the trackers have to say."""
+    closed = closing(events) if isinstance(events, Generator) else nullcontext()
+    with explained(run), Diary(run, trackers) as diary, closed:
+        for event in events:
+            diary.write(event)
+            if isinstance(event, Finished):
+                # Nothing comes after it, so what the trackers say in the end must come before.
+                diary.close()
+            yield from (Warned(news) for tracker in trackers for news in tracker.news())
+            yield event
 
 
 class Diary:
     """An open log; lines reach the file at once, so that a kill loses none."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, trackers: Sequence[Tracking] = ()) -> None:
         self.run = run
+        self.trackers = tuple(trackers)
         self.file: TextIO | None = None
-        self.board: Any = None
 
     def __enter__(self) -> "Diary":
         self.file = (self.run / NAME).open("a", encoding="utf-8", buffering=1)
@@ -70,24 +73,31 @@ class Diary:
         elif isinstance(event, Validated):
             self._line({"kind": "validation", **asdict(event)})
             self._scalars(event.step, {"validation/loss": event.loss, "validation/base": event.base_loss})
+        elif isinstance(event, Previewed):
+            paths = [Path(path) for path in event.paths]
+            self._track(lambda tracker: tracker.pictures(event.step, paths))
 
     def _line(self, entry: dict[str, Any]) -> None:
         if self.file is not None:
             self.file.write(json.dumps({key: value for key, value in entry.items() if value != {}}) + "\n")
 
     def _scalars(self, step: int, values: dict[str, float]) -> None:
-        if self.board is None:
-            # Imported at the first step, not before it: the import would delay the start.
-            from tensorboardX import SummaryWriter
+        self._track(lambda tracker: tracker.scalars(step, values))
 
-            self.board = SummaryWriter(str(self.run / "tensorboard"), flush_secs=30)
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+    def _track(self, work: Callable[[Tracker], None]) -> None:
+        for tracker in self.trackers:
+            tracker.add(work)
+
+    def close(self, *, wait: bool = True) -> None:
+        """End log and trackers; waits for those, unless told otherwise."""
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+        for tracker in self.trackers:
+            tracker.close(wait=wait)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.file is not None:
-            self.file.close()
-        if self.board is not None:
-            self.board.close()
+        # Whoever interrupts for the second time does not want to wait for an upload.
+        self.close(wait=kind is not KeyboardInterrupt)
