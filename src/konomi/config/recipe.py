@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from konomi.config.prior import PriorConfig
 from konomi.config.sections import (
     DataConfig,
     MemoryConfig,
@@ -36,6 +37,8 @@ class Recipe:
     """Images and captions."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """What is asked of the denoiser."""
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    """What keeps the class as it is while a subject of it is learned."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How weights move."""
     run: RunConfig = field(default_factory=RunConfig)

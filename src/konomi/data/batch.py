@@ -41,6 +41,8 @@ class Examples:
     """Cached text states."""
     loss_mask: Tensor | None = None
     """[B, 1, h, w], weight of each latent cell."""
+    class_nouns: tuple[str, ...] = ()
+    """What each is in plain words, where its source says so (B entries, or none at all)."""
 
     def __len__(self) -> int:
         return len(self.names)

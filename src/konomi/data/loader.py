@@ -141,6 +141,7 @@ class BatchStream:
             captions=captions,
             sizes=_NO_SIZES,
             text=None if self._text is None else self._text.get(captions),
+            class_nouns=tuple(record.class_noun for record in records),
         )
         bucket = pool.buckets[samples[0]]
         variants = [self._variant(record, key) for record, key in zip(records, keys)]

@@ -114,6 +114,10 @@ class DenoisingLoss:
         """The loss of each example, float32 [B], where the denoiser gave `answer` (float32)."""
         timesteps_B = noised.timesteps_B
         wanted = process.target(self.schedule, self.base.prediction, noised.latents, noised.noise, timesteps_B)
+        return self.compare_with(wanted, answer, timesteps_B, mask)
+
+    def compare_with(self, wanted: Tensor, answer: Tensor, timesteps_B: Tensor, mask: Tensor | None) -> Tensor:
+        """The same against any target [B, C, h, w]."""
         loss = distance(answer, wanted, self.objective)
         if mask is not None and self.objective.masked:
             loss = loss * mask

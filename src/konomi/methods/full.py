@@ -16,8 +16,9 @@ from konomi.config.recipe import Recipe
 from konomi.config.sections import STRICT
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
-from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
+from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.method import Needs, ParameterGroup, Phase, Result, Weights, learning_rates
+from konomi.methods.preservation import PreservingLoss
 from konomi.models.base import BaseModel, Part
 from konomi.models.precision import PRECISIONS
 
@@ -46,6 +47,10 @@ class Full:
         self.recipe = recipe
         self.config = recipe.method
         self.denoising = DenoisingLoss(base, recipe)
+        self.preserving = PreservingLoss(
+            base, recipe, self.denoising, untouched=self.untouched, trains_text=self.config.text_encoder
+        )
+        self._before: dict[nn.Parameter, Tensor] = {}
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -58,6 +63,7 @@ class Full:
             trains_text=self.config.text_encoder,
             pixels=self.base.inpainting,
             makes="model",
+            predicts_prior=True,
             float32_parts=self.parts,
         )
 
@@ -72,14 +78,27 @@ class Full:
             parameters = {f"{part}.{name}": parameter for name, parameter in module.named_parameters()}
             part_rate = rate if part == "denoiser" else text_rate
             groups.append(ParameterGroup(name=part, parameters=parameters, learning_rate=part_rate))
+        if self.preserving.predicts:
+            self._before = {p: p.detach().clone() for group in groups for p in group.parameters.values()}
         modules = tuple(self._part(part) for part in self.parts)
         return (Phase(name="full", groups=tuple(groups), loss=self.loss, modules=modules),)
 
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
         reduced = self.base.dtype != torch.float32
         with torch.autocast(self.base.device.type, dtype=self.base.dtype if reduced else None, enabled=reduced):
-            prior_weight = self.recipe.objective.prior_weight
-            return subject_and_prior_loss(self.denoising, batch, rng, prior_weight=prior_weight)
+            return self.preserving(batch, rng)
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Inside, the base has the weights it came with, of which a copy is kept where the prior asks for it."""
+        trained = {parameter: parameter.data for parameter in self._before}
+        try:
+            for parameter, before in self._before.items():
+                parameter.data = before
+            yield
+        finally:
+            for parameter, data in trained.items():
+                parameter.data = data
 
     def export(self) -> Weights:
         tensors = {
@@ -109,6 +128,7 @@ class Full:
                 parameter.data = data
 
     def close(self) -> None:
+        self._before = {}
         for part in self.parts:
             self._part(part).requires_grad_(False)
 

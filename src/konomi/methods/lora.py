@@ -22,8 +22,9 @@ from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.formats import read_adapter
-from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
+from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates
+from konomi.methods.preservation import PreservingLoss
 from konomi.models.base import BaseModel
 
 Rank = Annotated[int, Field(ge=0, le=1024)]
@@ -81,10 +82,17 @@ class Lora:
         self.recipe = recipe
         self.config = recipe.method
         self.denoising = DenoisingLoss(base, recipe)
+        self.preserving = PreservingLoss(
+            base,
+            recipe,
+            self.denoising,
+            untouched=lambda: self.layers.pause(),
+            trains_text=self.needs.trains_text,
+        )
 
     @property
     def needs(self) -> Needs:
-        return Needs(trains_text=self.config.text_rank > 0, pixels=self.base.inpainting)
+        return Needs(trains_text=self.config.text_rank > 0, pixels=self.base.inpainting, predicts_prior=True)
 
     def default_steps(self, num_images: int) -> int:
         return min(max(80 * num_images, 400), 2000)
@@ -102,8 +110,7 @@ class Lora:
         # Dropout follows the subjects, so that a batch computed in several passes drops the same. Once for both losses:
         # gradient checkpointing computes the first forward pass again after the second.
         self.layers.begin_step(rng.fork("dropout").for_samples(batch.subject.sample_ids))
-        prior_weight = self.recipe.objective.prior_weight
-        return subject_and_prior_loss(self.denoising, batch, rng, prior_weight=prior_weight)
+        return self.preserving(batch, rng)
 
     def export(self) -> Adapter:
         return Adapter(layers=dict(self.layers.export()), family=self.base.family)

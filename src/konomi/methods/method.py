@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from torch import Tensor, nn
 
 from konomi.adapters.adapter import Adapter
+from konomi.config.prior import PriorSource
 from konomi.config.recipe import Recipe
 from konomi.config.sections import OptimizerConfig
 from konomi.data.batch import Batch
@@ -52,6 +53,13 @@ class Needs:
     """Pixels are needed in every step, not latents alone."""
     makes: Content | Literal["model"] = "lora"
     """What comes out, a whole model or which kind of adapter: decides which result formats there are."""
+    prior: PriorSource = "none"
+    """What `prior.source = "auto"` means to the method."""
+    predicts_prior: bool = False
+    """Whether it can ask the untouched base in training (`prior.source = "prediction"`)."""
+    identifier: bool = False
+    """It gives a meaning to an identifier and needs both that and a class noun: captions are "a [identifier] [class]"
+    where images have none, and an identifier that is no rare single token is spoken about."""
     float32_parts: tuple[Part, ...] = ()
     """Parts whose own weights are trained: kept in float32 whatever the precision of the computation."""
 

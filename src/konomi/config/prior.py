@@ -1,0 +1,36 @@
+"""Prior preservation: how a base keeps its idea of a class while it learns one member of it."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from konomi.config.sections import STRICT, NonNegative, Positive
+
+PriorSource = Literal["none", "generate", "prediction", "transparent"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriorConfig:
+    """What speaks for the class, so that "a dog" stays any dog (Ruiz et al. 2022)."""
+
+    __pydantic_config__ = STRICT
+
+    source: Literal["auto", "none", "generate", "prediction", "transparent"] = "auto"
+    """`generate`: class images that the untouched base draws before training, kept for later runs; `prediction`: no
+    images, the untouched base's own answer to the class prompt on the noise of the subject; `transparent`: an empty
+    picture on `data.images.background`; `none`. `auto`: nothing where a source of role `prior` is given, else
+    `generate` for dreambooth, nothing for the other methods. Sources of role `prior` count in any case."""
+    count: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Class images to draw for each class noun; 0: ten for each training image, at least 20 and at most 200."""
+    prompt: Annotated[str, Field(min_length=1)] = "a [class]"
+    """What is drawn and said of the class; `[class]` is the class noun."""
+    steps: Positive = 20
+    """Sampling steps of a class image."""
+    guidance: Annotated[float, Field(ge=0, le=50)] = 7.0
+    """Classifier-free guidance of class images."""
+    seed: NonNegative = 0
+    """Seed of the first class image; the next ones count on."""
+    clip: str = ""
+    """A CLIP model (folder or hub id) that proposes a class noun where none is given; by default, on `tiny`, the one
+    inside konomi."""
