@@ -110,11 +110,16 @@ def test_embeddings(tmp_path: Path, case: str) -> None:
 
 
 def test_hypernetworks_custom_diffusion_and_aesthetic_embeddings(tmp_path: Path) -> None:
-    half = {"linear.0.weight": ones(640, 320), "linear.0.bias": ones(640) * float("nan")}
-    torch.save({320: (half, half), 768: (half, half), "step": 9, "name": "h"}, tmp_path / "h.pt")
+    def half(width: int) -> dict[str, Tensor]:
+        first = {"linear.0.weight": ones(2 * width, width), "linear.0.bias": ones(2 * width) * float("nan")}
+        return first | {"linear.1.weight": ones(width, 2 * width), "linear.1.bias": ones(width)}
+
+    torch.save(
+        {width: (half(width), half(width)) for width in (320, 768)} | {"step": 9, "name": "h"}, tmp_path / "h.pt"
+    )
     report = inspect_file(tmp_path / "h.pt")
     assert (report.kind, report.family, report.name) == ("hypernetwork", "sd1", "h")
-    assert report.layers == {"320": 4, "768": 4} and report.metadata["step"] == "9"
+    assert report.layers == {"320": 8, "768": 8} and report.metadata["step"] == "9"
     assert "320.k.linear.0.bias" in report.health.nonfinite
     delta = {
         "unet": {"mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight": ones(3, 768)},

@@ -16,6 +16,7 @@ from konomi.formats import (
     custom_diffusion,
     diffusers_embedding,
     diffusers_lora,
+    hypernetwork,
     kohya,
     peft_lora,
     webui_embedding,
@@ -65,6 +66,7 @@ ADAPTER_FORMATS: tuple[AdapterFormat, ...] = (
     peft_lora,
     cloneofsimo,
     custom_diffusion,
+    hypernetwork,
     webui_embedding,
     diffusers_embedding,
 )
@@ -156,6 +158,8 @@ def adapter_format(source: Source) -> AdapterFormat | None:
 def _check_numbers(path: Path | str, source: Source, adapter: Adapter) -> None:
     tensors = [tensor for update in adapter.layers.values() for tensor in tensors_of(update).values()]
     tensors += [tensor for vectors in adapter.embeddings.values() for tensor in vectors.values()]
+    if adapter.hypernetwork is not None:
+        tensors += hypernetwork.tensors_of(adapter.hypernetwork).values()
     if all(is_finite(tensor) for tensor in tensors):
         return
     for name, tensor in named_tensors(source, adapter).items():

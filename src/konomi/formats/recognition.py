@@ -1,4 +1,4 @@
-"""What a file is that holds no LoRA: checkpoints, hypernetworks, folders."""
+"""What a file is that holds no LoRA: checkpoints, aesthetic embeddings, folders."""
 
 from __future__ import annotations
 
@@ -103,23 +103,7 @@ def _pickled(source: Source) -> Recognised | None:
         return Recognised("aesthetic embedding", "tensor", family, tensors=lambda: {"tensor": value})
     if not isinstance(value, dict):
         return None
-    if any(isinstance(key, int) for key in value):
-        return _hypernetwork(value)
     return None
-
-
-def _hypernetwork(value: Mapping[Any, Any]) -> Recognised:
-    widths = sorted(key for key in value if isinstance(key, int))
-    tensors: dict[str, Tensor] = {}
-    for width in widths:
-        for index, half in enumerate(value[width] if isinstance(value[width], tuple | list) else ()):
-            items = half.items() if isinstance(half, dict) else ()
-            tensors |= {f"{width}.{'kv'[index % 2]}.{name}": t for name, t in items if isinstance(t, Tensor)}
-    facts = {str(key): str(item) for key, item in value.items() if isinstance(key, str) and not isinstance(item, dict)}
-    family = "sd2" if 1024 in widths and 768 not in widths else "sd1"
-    layers = {str(width): sum(name.startswith(f"{width}.") for name in tensors) for width in widths}
-    name = str(value.get("name") or "")
-    return Recognised("hypernetwork", "webui", family, name, layers, {}, facts, tensors=lambda: tensors)
 
 
 def _folder(source: Source) -> Recognised:
@@ -164,7 +148,3 @@ def _channel_notes(shape: tuple[int, ...]) -> tuple[str, ...]:
 
 def _is_vectors(shape: tuple[int, ...]) -> bool:
     return len(shape) in (1, 2) and shape[-1] in _EMBEDDING_WIDTHS and (len(shape) == 1 or shape[0] <= 256)
-
-
-def _two(shape: tuple[int, ...]) -> list[int]:
-    return list(shape) if len(shape) == 2 else [1, *shape[-1:]]

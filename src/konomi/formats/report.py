@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from konomi.adapters.adapter import Adapter, LowRank
+from konomi.formats import hypernetwork
 from konomi.formats.kohya_metadata import text
 from konomi.formats.layers import rank_of, tensors_of
 from konomi.formats.recognition import recognise
@@ -85,7 +86,7 @@ class FileReport:
 
 
 def adapter_report(source: Source, format_name: str, parsed: Parsed, *, check: bool) -> FileReport:
-    """Report of a LoRA and its relatives."""
+    """Report of a LoRA, a hypernetwork and their relatives."""
     adapter = parsed.adapter
     tensors = named_tensors(source, adapter)
     updates = list(adapter.layers.values())
@@ -104,12 +105,12 @@ def adapter_report(source: Source, format_name: str, parsed: Parsed, *, check: b
         num_tensors=len(tensors),
         num_parameters=sum(tensor.numel() for tensor in tensors.values()),
         dtypes=_dtypes(tensors),
-        layers=dict(Counter(key.partition(".")[0] for key in adapter.layers)),
+        layers=_layer_counts(adapter),
         layer_kinds=dict(Counter(_kind_name(update) for update in updates)),
         ranks=dict(ranks.most_common()),
         alphas=dict(alphas.most_common()),
         tokens=_token_shapes(adapter.embeddings),
-        metadata=dict(source.metadata) or dict(adapter.metadata),
+        metadata=_facts(source, adapter),
         hashes=_hashes(source) if check else {},
         health=_health(tensors, adapter) if check else Health(checked=False),
         unknown=parsed.unknown,
@@ -118,7 +119,7 @@ def adapter_report(source: Source, format_name: str, parsed: Parsed, *, check: b
 
 
 def other_report(source: Source, *, check: bool) -> FileReport:
-    """Report of everything that is not a LoRA: checkpoints, embeddings, hypernetworks, folders, unknown tables."""
+    """Report of everything that is not an adapter konomi reads: checkpoints, folders, unknown tables."""
     found = recognise(source)
     tensors = found.tensors() if check else {}
     return FileReport(
@@ -147,7 +148,24 @@ def named_tensors(source: Source, adapter: Adapter) -> dict[str, Tensor]:
     found = {f"{key}.{name}": t for key, update in adapter.layers.items() for name, t in tensors_of(update).items()}
     for token, vectors in adapter.embeddings.items():
         found |= {f"{token}.{part}": tensor for part, tensor in vectors.items()}
+    if adapter.hypernetwork is not None:
+        found |= hypernetwork.tensors_of(adapter.hypernetwork)
     return found
+
+
+def _layer_counts(adapter: Adapter) -> dict[str, int]:
+    """Part -> number of layers; of a hypernetwork, width -> number of tensors."""
+    if adapter.hypernetwork is not None:
+        pairs = adapter.hypernetwork.pairs
+        return {str(width): sum(len(half.tensors) for half in pair) for width, pair in pairs.items()}
+    return dict(Counter(key.partition(".")[0] for key in adapter.layers))
+
+
+def _facts(source: Source, adapter: Adapter) -> dict[str, str]:
+    if adapter.hypernetwork is None:
+        return dict(source.metadata) or dict(adapter.metadata)
+    table = hypernetwork.table_of(adapter, adapter.name)
+    return {name: text(value) for name, value in table.items() if value is not None} | adapter.metadata
 
 
 def update_norm(update: LowRank) -> float:

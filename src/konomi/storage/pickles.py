@@ -56,13 +56,10 @@ def read_pickle(path: Path | str) -> Any:
 
 
 def write_pickle(path: Path | str, value: Any) -> None:
-    """Write tensors and plain containers as torch.save does, atomically. Equal values give equal bytes.
-
-    Raises RunError for the disk's refusals.
-    """
+    """Write tensors and plain containers as torch.save does, atomically. Raises RunError for the disk's refusals."""
     import torch
 
-    # Through memory: torch would write the file's temporary name into it, and hide the disk's words in its own.
+    # Through memory: torch would write the temporary name into the file, and hide the disk's words behind its own.
     buffer = io.BytesIO()
     torch.save(value, buffer)
     with write_file(path) as temporary:
