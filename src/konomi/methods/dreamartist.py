@@ -1,0 +1,236 @@
+"""DreamArtist (Dong et al. 2022, "DreamArtist: Towards Controllable One-Shot Text-to-Image Generation via
+Positive-Negative Prompt-Tuning"): one image teaches a word what it is, and another word what it is not.
+
+Textual Inversion from a single image learns the image, not the subject. Here guidance is part of training: a word X in
+the positive prompt and a word X-neg in the negative one are learned together, both through the guided prediction
+e = e_neg + s (e_pos - e_neg). X may exaggerate, since X-neg takes back what is too much; so less of the image itself is
+learned. Only the words' vectors train; in DreamArtist++ also a LoRA for each of the two branches.
+
+Shapes: B batch, D width of a text encoder's token embeddings.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.apply import Strengths, attach
+from konomi.adapters.branches import BranchLayers
+from konomi.adapters.lora import LoraLayers, LoraSpec, inject
+from konomi.config.recipe import Recipe
+from konomi.config.sections import STRICT
+from konomi.data.batch import Batch, Examples
+from konomi.diffusion.conditioning import concatenate
+from konomi.diffusion.noise import clean_estimate
+from konomi.diffusion.random import Rng, stable_hash
+from konomi.errors import RecipeError
+from konomi.methods.denoising import DenoisingLoss, Noised, subject_and_prior_loss
+from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates
+from konomi.models.base import BaseModel
+
+Guidance = Annotated[float, Field(ge=1, le=50)]
+Vectors = Annotated[int, Field(ge=1, le=70)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+_NEGATIVE = "-neg"
+_SPREAD = 1e-3
+"""Standard deviation of what sets the negative word apart at the start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DreamArtistConfig:
+    """A word, and its counterpart for the negative prompt, from a single image."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["dreamartist"] = "dreamartist"
+    vectors: Vectors = 3
+    """How many tokens the trigger of the sources, the word to learn, stands for."""
+    negative_vectors: Vectors = 6
+    """How many tokens its counterpart in the negative prompt, called WORD-neg, stands for."""
+    start: str = "*"
+    """What both start as: a word of the base."""
+    guidance: Guidance = 3.0
+    """How far the prediction is pushed from the negative word to the positive one (s); 5 in the paper's APT."""
+    low_guidance: Guidance | None = None
+    """Dynamic guidance: this much at t = 0, rising as a cosine to `guidance` in pure noise. By default it is fixed."""
+    reconstruction: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Weight of the L1 distance between the decoded estimate and the image (1). Sharper, but the gradient then goes
+    through the VAE's decoder in every step, which costs its time and memory."""
+    lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Above 0: also a LoRA of this rank for each branch (DreamArtist++)."""
+    lora_rate: Rate = 1e-4
+    """Learning rate of the positive LoRA."""
+    negative_lora_rate: Rate = 4e-5
+    """Learning rate of the negative LoRA."""
+    targets: tuple[str, ...] = ("transformer",)
+    """What the LoRAs change, in the words of `lora`'s setting of that name."""
+
+
+class DreamArtist:
+    """Trains two words, and perhaps two LoRAs, through guidance."""
+
+    config_type: ClassVar = DreamArtistConfig
+    default_learning_rate: ClassVar = 3e-3
+
+    def __init__(self, base: BaseModel, recipe: Recipe) -> None:
+        if not isinstance(recipe.method, DreamArtistConfig):
+            raise TypeError(f"DreamArtist takes a DreamArtistConfig, not {type(recipe.method).__name__}")
+        self.base = base
+        self.recipe = recipe
+        self.config = recipe.method
+        self.word = _word(recipe)
+        self.negative_word = self.word + _NEGATIVE
+        self.denoising = DenoisingLoss(base, recipe)
+        self.lora: BranchLayers | None = None
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            trains_text=True,
+            pixels=self.base.inpainting or self.config.reconstruction > 0,
+            makes="lora" if self.config.lora_rank else "embedding",
+        )
+
+    def default_steps(self, num_images: int) -> int:
+        return 1500
+
+    def plan(self) -> tuple[Phase, ...]:
+        self.words = {self.word: self._start(negative=False), self.negative_word: self._start(negative=True)}
+        self.base.words.update(self.words)
+        if self.config.lora_rank:
+            self.lora = BranchLayers(self._inject("positive"), self._inject("negative"))
+        modules = (*self.base.text_encoders.values(), self.base.denoiser)
+        return (Phase("dreamartist", self._groups(), self.loss, modules=modules),)
+
+    def loss(self, batch: Batch, rng: Rng) -> Tensor:
+        prior_weight = self.recipe.objective.prior_weight
+        return subject_and_prior_loss(self.guided_loss, batch, rng, prior_weight=prior_weight)
+
+    def guided_loss(self, examples: Examples, rng: Rng) -> Tensor:
+        """The mean loss of the guided prediction, a scalar."""
+        rng = rng.for_samples(examples.sample_ids)
+        noised = self.denoising.add_noise(examples, rng)
+        answer = self.guided(examples, noised, rng)
+        loss_B = self.denoising.compare(answer, noised, examples.loss_mask)
+        if self.config.reconstruction:
+            loss_B = loss_B + self.config.reconstruction * self.reconstruction_error(examples, noised, answer)
+        return loss_B.mean()
+
+    def guided(self, examples: Examples, noised: Noised, rng: Rng) -> Tensor:
+        """e_neg + s (e_pos - e_neg), float32: both branches in one pass, with the same noise at the same timestep."""
+        opposite = replace(examples, captions=(self.negative_word,) * len(examples))
+        negative = self.denoising.condition(opposite, rng, noised.latents)
+        positive = self.denoising.condition(examples, rng, noised.latents)
+        twice = torch.cat([noised.noisy_latents] * 2), torch.cat([noised.timesteps_B] * 2)
+        below, above = self.base.predict(*twice, concatenate([negative, positive])).float().chunk(2)
+        return below + self.guidance(noised.timesteps_B) * (above - below)
+
+    def guidance(self, timesteps_B: Tensor) -> Tensor:
+        """s, [B, 1, 1, 1]: fixed, or low + (high - low) cos((t / (T - 1) - 1) pi / 2)."""
+        high, low = self.config.guidance, self.config.low_guidance
+        if low is None:
+            return torch.full_like(timesteps_B, high, dtype=torch.float32).view(-1, 1, 1, 1)
+        share = timesteps_B.float() / (self.denoising.schedule.num_timesteps - 1)
+        return (low + (high - low) * torch.cos((share - 1) * (math.pi / 2))).view(-1, 1, 1, 1)
+
+    def reconstruction_error(self, examples: Examples, noised: Noised, answer: Tensor) -> Tensor:
+        """Mean |D(z_0 as the prediction has it) - image|, [B], weighted by the mask like the other loss."""
+        if examples.pixels is None:
+            raise AssertionError("the reconstruction loss needs pixels in every step")
+        estimate = clean_estimate(
+            self.denoising.schedule, self.base.prediction, answer, noised.noisy_latents, noised.timesteps_B
+        )
+        error = (self.base.decode_latents(estimate) - examples.pixels).abs()
+        if examples.loss_mask is not None and self.recipe.objective.masked:
+            error = error * functional.interpolate(examples.loss_mask, size=error.shape[2:], mode="nearest")
+        return error.flatten(1).mean(1)
+
+    def export(self) -> Adapter:
+        embeddings = {
+            word: {part: vectors.detach().float().clone() for part, vectors in parts.items()}
+            for word, parts in self.words.items()
+        }
+        adapter = Adapter(embeddings=embeddings, family=self.base.family)
+        if self.lora is None:
+            return adapter
+        negative = Adapter(layers=dict(self.lora.negative.export()), family=self.base.family)
+        return replace(adapter, layers=dict(self.lora.positive.export()), negative=negative)
+
+    @contextmanager
+    def as_loaded(self, result: Result) -> Iterator[None]:
+        if not isinstance(result, Adapter):
+            raise TypeError("DreamArtist exports an Adapter")
+        with ExitStack() as undo:
+            self._forget_words()
+            undo.callback(self.base.words.update, self.words)
+            if self.lora is not None:
+                undo.enter_context(self.lora.pause())
+            undo.enter_context(attach(self.base, [(result, Strengths())]))
+            yield
+
+    def close(self) -> None:
+        self._forget_words()
+        if self.lora is not None:
+            self.lora.detach()
+
+    def _start(self, *, negative: bool) -> Mapping[str, nn.Parameter]:
+        """Part -> vectors [n, D]: the start's, again and again."""
+        count = self.config.negative_vectors if negative else self.config.vectors
+        parameters = {}
+        for part, known_nD in self.base.token_vectors(self.config.start).items():
+            vectors = known_nD[torch.arange(count) % len(known_nD)]
+            if negative:
+                key = stable_hash("dreamartist", self.recipe.run.seed, part) & (2**63 - 1)
+                spread = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(key))
+                vectors = vectors + _SPREAD * spread.to(vectors.device)
+            parameters[part] = nn.Parameter(vectors)
+        return parameters
+
+    def _inject(self, branch: str) -> LoraLayers:
+        modules = {key: module for word in self.config.targets for key, module in self.base.targets(word).items()}
+        if not modules:
+            raise RecipeError("method.targets is empty: the LoRAs of method.lora_rank would change nothing.")
+        spec = LoraSpec(rank=self.config.lora_rank, alpha=float(self.config.lora_rank))
+        layers = inject(modules, lambda key: spec, seed=stable_hash(self.recipe.run.seed, branch))
+        layers.detach()
+        return layers
+
+    def _groups(self) -> tuple[ParameterGroup, ...]:
+        optimizer = self.recipe.optimizer
+        rate, _ = learning_rates(optimizer, self.default_learning_rate)
+        words = {f"{word}.{part}": vectors for word, parts in self.words.items() for part, vectors in parts.items()}
+        # Decay would pull a word towards nothing.
+        groups = [ParameterGroup("words", words, rate, weight_decay=0.0)]
+        branches = () if self.lora is None else self.lora.parameters.items()
+        rates = {"positive": self.config.lora_rate, "negative": self.config.negative_lora_rate}
+        for branch, parameters in branches:
+            own, _ = learning_rates(replace(optimizer, learning_rate=None), rates[branch])
+            named = {f"{branch}.{name}": parameter for name, parameter in parameters.items()}
+            groups.append(ParameterGroup(branch, named, own))
+        return tuple(groups)
+
+    def _forget_words(self) -> None:
+        for word in self.words:
+            self.base.words.pop(word, None)
+
+
+def _word(recipe: Recipe) -> str:
+    """The word to learn. Raises RecipeError where there is none, or more than one."""
+    sources = [source for source in recipe.data.sources if source.role == "train"]
+    words = dict.fromkeys(source.trigger for source in sources)
+    if len(words) > 1:
+        raise RecipeError(f"dreamartist learns one word in a run, not {len(words)}: give all sources the same trigger.")
+    word = next(iter(words), "sks")
+    if not word.strip():
+        raise RecipeError("dreamartist learns a word: say which with --trigger WORD.")
+    if word.casefold().endswith(_NEGATIVE):
+        raise RecipeError(f"{word!r} is what the counterpart of a word is called: choose one without {_NEGATIVE}.")
+    return word
