@@ -2,7 +2,8 @@
 
 from konomi.methods.custom_diffusion import CustomDiffusion
 from konomi.methods.full import Full
+from konomi.methods.hypernetwork import HypernetworkMethod
 from konomi.methods.lora import Lora
 from konomi.methods.method import Method
 
-METHODS: tuple[type[Method], ...] = (Lora, Full, CustomDiffusion)
+METHODS: tuple[type[Method], ...] = (Lora, Full, HypernetworkMethod, CustomDiffusion)

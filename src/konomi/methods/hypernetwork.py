@@ -1,0 +1,257 @@
+"""Hypernetwork: learn small networks that change what attention reads (NovelAI 2022, "NovelAI Improvements on Stable
+Diffusion"; the files of A1111's web UI). Not the networks that write other networks' weights (Ha et al. 2016), which
+lent the name.
+
+k = to_k(c + N_k(c)), v = to_v(c + N_v(c)): before the key and value projections of attention, a perceptron adds to the
+states c that are attended to. One pair (N_k, N_v) serves all attention layers whose c has a certain width; the base
+stays as it is, and only the pairs learn. They begin almost at zero: linear layers N(0, 0.01), biases 0.
+
+NovelAI found that shallow layers overfit first and penalised them during training; how was not published. Here, with
+`shallow_penalty` p, p * mean(N(c)^2) is added to the loss: the mean over images, positions and channels of what N_k
+and N_v add, and over the shallow layers, which are the first quarter of all attention layers in the order in which they
+compute (those of the first blocks on the way down). The networks are shared, so this asks them to be
+quiet where the input looks like that of shallow layers.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from konomi.adapters.adapter import Adapter, Hypernetwork
+from konomi.adapters.apply import Strengths, attach
+from konomi.adapters.hypernetwork import HALVES, HungNetworks, Network, make_network, width_of
+from konomi.config.recipe import Recipe
+from konomi.config.sections import STRICT
+from konomi.data.batch import Batch
+from konomi.diffusion.random import Rng, stable_hash
+from konomi.errors import RecipeError
+from konomi.formats import read_adapter
+from konomi.methods.denoising import DenoisingLoss
+from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates
+from konomi.methods.preservation import PreservingLoss
+from konomi.models.base import BaseModel
+
+Activation = Literal[
+    "linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "celu", "gelu", "hardshrink", "hardsigmoid",
+    "hardswish", "hardtanh", "logsigmoid", "mish", "prelu", "relu6", "selu", "silu", "softplus", "softshrink",
+    "softsign", "tanhshrink",
+]  # fmt: skip
+"""All that konomi computes but rrelu, whose slopes are drawn by a generator that no checkpoint holds."""
+
+Initialization = Literal["normal", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal"]
+_FILE_WORDS: dict[Initialization, str] = {
+    "normal": "Normal",
+    "xavier_uniform": "XavierUniform",
+    "xavier_normal": "XavierNormal",
+    "kaiming_uniform": "KaimingUniform",
+    "kaiming_normal": "KaimingNormal",
+}
+
+Multiple = Annotated[float, Field(gt=0, le=64)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HypernetworkConfig:
+    """Small networks before attention's keys and values; for styles, and for web UIs of 2022."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["hypernetwork"] = "hypernetwork"
+    structure: Annotated[tuple[Multiple, ...], Field(min_length=2, max_length=16)] = (1.0, 2.0, 1.0)
+    """Widths of the layers in multiples of the attention's; begins and ends with 1. `1,2,2,1` learns more."""
+    activation: Activation = "relu"
+    """After each layer but the last. `swish` is what web UIs call so (torch's hardswish)."""
+    activate_output: bool = False
+    """Activation after the last layer too."""
+    layer_norm: bool = False
+    """Layer norm after each layer."""
+    dropout: tuple[Rate, ...] = ()
+    """Chance of dropping each value after a layer while training, one for each number of `structure`, the first and
+    the last 0: `0,0.3,0`. Empty for none."""
+    initialization: Initialization = "normal"
+    """Start of the linear layers. normal: N(0, 0.01), which changes the base least; biases are always 0, the weights of
+    layer norms N(0, 0.01)."""
+    layers: Literal["all", "cross"] = "all"
+    """all: self- and cross-attention, as A1111. cross: only networks of the text's width, as NovelAI. Files tell layers
+    by width alone."""
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Only networks of these widths (320, 640, 768, 1280 for Stable Diffusion 1); empty for all that `layers` names."""
+    shallow_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean square of what the networks add in the first quarter of the attention layers, which overfit
+    first; 0 for none."""
+    start: str = ""
+    """A hypernetwork file to go on from."""
+
+
+class HypernetworkMethod:
+    """Trains networks before the projections of the frozen base."""
+
+    config_type: ClassVar = HypernetworkConfig
+    default_learning_rate: ClassVar = 1e-3
+
+    def __init__(self, base: BaseModel, recipe: Recipe) -> None:
+        if not isinstance(recipe.method, HypernetworkConfig):
+            raise TypeError(f"HypernetworkMethod takes a HypernetworkConfig, not {type(recipe.method).__name__}")
+        self.base = base
+        self.recipe = recipe
+        self.config = recipe.method
+        self.spec = _spec(self.config)
+        self.denoising = DenoisingLoss(base, recipe)
+        self.preserving = PreservingLoss(
+            base, recipe, self.denoising, untouched=lambda: self.networks.pause(), trains_text=False
+        )
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(pixels=self.base.inpainting, makes="hypernetwork", predicts_prior=True)
+
+    def default_steps(self, num_images: int) -> int:
+        return min(max(80 * num_images, 400), 2000)
+
+    def plan(self) -> tuple[Phase, ...]:
+        layers = self.base.targets("attention.kv")
+        started = self._read_start()
+        pairs = {}
+        for width in self._widths():
+            like = next(layer.weight for layer in layers.values() if width_of(layer) == width)
+            assert isinstance(like, Tensor)
+            k, v = (self._network(width, half, like) for half in HALVES)
+            if started is not None:
+                k.load_state_dict(started.pairs[width][0].tensors)
+                v.load_state_dict(started.pairs[width][1].tensors)
+            pairs[width] = (k, v)
+        for layer in layers.values():
+            layer.requires_grad_(False)
+        self.networks = HungNetworks(layers, pairs)
+        self.shallow = self._shallow()
+        rate, _ = learning_rates(self.recipe.optimizer, self.default_learning_rate)
+        group = ParameterGroup(name="hypernetwork", parameters=self.networks.parameters, learning_rate=rate)
+        modules = (*(network for pair in pairs.values() for network in pair), self.base.denoiser)
+        return (Phase(name="hypernetwork", groups=(group,), loss=self.loss, modules=modules),)
+
+    def loss(self, batch: Batch, rng: Rng) -> Tensor:
+        # Dropout follows the subjects, so that a batch computed in several passes drops the same. Once for both losses:
+        # gradient checkpointing computes the first forward pass again after the second.
+        self.networks.begin_step(rng.fork("dropout").for_samples(batch.subject.sample_ids))
+        if self.config.shallow_penalty == 0:
+            return self.preserving(batch, rng)
+        with self.networks.recording(self.shallow) as added:
+            loss = self.preserving(batch, rng)
+        squares = [states.float().square().mean() for states in added]
+        return loss + self.config.shallow_penalty * torch.stack(squares).mean() if squares else loss
+
+    def export(self) -> Adapter:
+        return Adapter(hypernetwork=replace(self.spec, pairs=self.networks.export()), family=self.base.family)
+
+    @contextmanager
+    def as_loaded(self, result: Result) -> Iterator[None]:
+        if not isinstance(result, Adapter):
+            raise TypeError("a hypernetwork exports an Adapter")
+        with self.networks.pause(), attach(self.base, [(result, Strengths())]):
+            yield
+
+    def close(self) -> None:
+        self.networks.detach()
+
+    def _network(self, width: int, half: str, like: Tensor) -> Network:
+        """A network at its start, which depends on seed, width and half only."""
+        network = make_network(width, self.spec, like)
+        seed = stable_hash("hypernetwork", self.recipe.run.seed, width, half) & (2**63 - 1)
+        initialise(network, self.config.initialization, self.config.activation, torch.Generator().manual_seed(seed))
+        return network
+
+    def _widths(self) -> tuple[int, ...]:
+        word = "attention.kv" if self.config.layers == "all" else "cross_attention.kv"
+        known = sorted({width_of(layer) for layer in self.base.targets(word).values()})
+        for width in self.config.widths:
+            if width not in known:
+                raise RecipeError(
+                    f"method.widths names {width}; with method.layers = {self.config.layers!r}, {self.base.name} has "
+                    f"attention of width {', '.join(map(str, known))}."
+                )
+        return tuple(width for width in known if not self.config.widths or width in self.config.widths)
+
+    def _shallow(self) -> frozenset[str]:
+        """Keys of the projections of the first quarter of the attention layers."""
+        keys = [key for key in self.base.targets("attention.kv") if key.endswith(".to_k")]
+        order = ("down_blocks", "mid_block", "up_blocks")
+        keys.sort(key=lambda key: order.index(key.split(".")[1]))
+        first = {key.removesuffix(".to_k") for key in keys[: math.ceil(len(keys) / 4)]}
+        return frozenset(f"{key}.{projection}" for key in first for projection in ("to_k", "to_v"))
+
+    def _read_start(self) -> Hypernetwork | None:
+        if not self.config.start:
+            return None
+        found = read_adapter(self.config.start).hypernetwork
+        if found is None:
+            raise RecipeError(f"method.start: {self.config.start} is no hypernetwork.")
+        for name in ("structure", "activation", "activate_output", "layer_norm", "dropout"):
+            theirs, ours = getattr(found, name), getattr(self.spec, name)
+            if theirs != ours:
+                raise RecipeError(
+                    f"method.start: {self.config.start} has {name} {_written(theirs)}, the recipe {_written(ours)}. "
+                    f"Set method.{name} to the file's."
+                )
+        missing = [width for width in self._widths() if width not in found.pairs]
+        if missing:
+            raise RecipeError(
+                f"method.start: {self.config.start} has networks of width {', '.join(map(str, sorted(found.pairs)))}, "
+                f"none of width {missing[0]}. Set method.widths, or method.layers, to what the file has."
+            )
+        return found
+
+
+def initialise(network: nn.Module, initialization: Initialization, activation: str, generator: torch.Generator) -> None:
+    """Start values (Glorot & Bengio 2010; He et al. 2015), drawn on the CPU. Activations keep their own."""
+    gain: Literal["leaky_relu", "relu"] = "leaky_relu" if activation == "leakyrelu" else "relu"
+    for layer in network.modules():
+        if not isinstance(layer, nn.Linear | nn.LayerNorm):
+            continue
+        weight = torch.empty(layer.weight.shape)
+        if initialization == "normal" or isinstance(layer, nn.LayerNorm):
+            nn.init.normal_(weight, std=0.01, generator=generator)
+        elif initialization == "xavier_uniform":
+            nn.init.xavier_uniform_(weight, generator=generator)
+        elif initialization == "xavier_normal":
+            nn.init.xavier_normal_(weight, generator=generator)
+        elif initialization == "kaiming_uniform":
+            nn.init.kaiming_uniform_(weight, nonlinearity=gain, generator=generator)
+        else:
+            nn.init.kaiming_normal_(weight, nonlinearity=gain, generator=generator)
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+            layer.bias.zero_()
+
+
+def _spec(config: HypernetworkConfig) -> Hypernetwork:
+    """The structure as files tell it. Raises RecipeError where it makes no sense."""
+    if config.structure[0] != 1 or config.structure[-1] != 1:
+        raise RecipeError(f"method.structure is {_written(config.structure)}; it begins and ends with 1, as in 1,2,1.")
+    rates, count = config.dropout, len(config.structure)
+    if rates and (len(rates) != count or rates[0] != 0 or rates[-1] != 0):
+        raise RecipeError(
+            f"method.dropout is {_written(rates)}; it takes {count} numbers, one for each of method.structure, the "
+            f"first and the last 0: {_written((0.0, *[0.3] * (count - 2), 0.0))}."
+        )
+    return Hypernetwork(
+        pairs={},
+        structure=config.structure,
+        activation=config.activation,
+        activate_output=config.activate_output,
+        layer_norm=config.layer_norm,
+        dropout=rates if any(rates) else (),
+        facts={"weight_initialization": _FILE_WORDS[config.initialization]},
+    )
+
+
+def _written(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(f"{number:g}" for number in value) or "empty"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
