@@ -5,5 +5,6 @@ from konomi.methods.full import Full
 from konomi.methods.hypernetwork import HypernetworkMethod
 from konomi.methods.lora import Lora
 from konomi.methods.method import Method
+from konomi.methods.textual_inversion import TextualInversion
 
-METHODS: tuple[type[Method], ...] = (Lora, Full, HypernetworkMethod, CustomDiffusion)
+METHODS: tuple[type[Method], ...] = (Lora, Full, HypernetworkMethod, CustomDiffusion, TextualInversion)

@@ -1,0 +1,107 @@
+"""Words in training: their vectors are parameters, the token table they join never changes.
+
+Shapes: n vectors of a word, D width of a text encoder's token embeddings.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+KeepNorm = Literal["none", "clip", "rescale"]
+
+Start = Mapping[str, Tensor]
+"""Part of the text encoder -> vectors [n, D]."""
+
+
+class TrainedWords:
+    """Vectors being learned, among the words of a base: whatever encodes captions finds them there."""
+
+    def __init__(
+        self,
+        known: dict[str, Mapping[str, Tensor]],
+        start: Mapping[str, Start],
+        *,
+        keep_norm: KeepNorm = "none",
+        norms: Mapping[str, float] | None = None,
+    ) -> None:
+        """`known` are the base's words, `norms` the length that `keep_norm` keeps vectors to, by part."""
+        self._known = known
+        self._words = {
+            word: {part: nn.Parameter(vectors.detach().float().clone()) for part, vectors in parts.items()}
+            for word, parts in start.items()
+        }
+        self._keep_norm: KeepNorm = keep_norm
+        self._norms = dict(norms or {})
+        self._attach()
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """`PART.WORD` -> [n, D]."""
+        return {f"{part}.{word}": vectors for word, parts in self._words.items() for part, vectors in parts.items()}
+
+    def train(self, active: bool) -> None:
+        """Whether gradients reach the vectors."""
+        for vectors in self.parameters.values():
+            vectors.requires_grad_(active)
+
+    def kept(self, part: str, vectors_nD: Tensor) -> Tensor:
+        """The vectors as captions use them: their lengths kept, as a function that training sees through."""
+        if self._keep_norm == "none":
+            return vectors_nD
+        return with_norm(vectors_nD, self._norms[part], only_shorten=self._keep_norm == "clip")
+
+    def export(self) -> dict[str, dict[str, Tensor]]:
+        """Word -> {part: copies as captions use them, float32 [n, D]}."""
+        return {
+            word: {part: self.kept(part, vectors.detach()).clone() for part, vectors in parts.items()}
+            for word, parts in self._words.items()
+        }
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Inside, the base does not know these words."""
+        self.detach()
+        try:
+            yield
+        finally:
+            self._attach()
+
+    def detach(self) -> None:
+        """Take the words off the base for good."""
+        for word in self._words:
+            self._known.pop(word, None)
+
+    def _attach(self) -> None:
+        self._known.update({word: _Live(self, parts) for word, parts in self._words.items()})
+
+
+class _Live(Mapping[str, Tensor]):
+    """Part -> vectors as they are at the moment of asking."""
+
+    def __init__(self, words: TrainedWords, parts: Mapping[str, nn.Parameter]) -> None:
+        self._trained, self._parts = words, parts
+
+    def __getitem__(self, part: str) -> Tensor:
+        return self._trained.kept(part, self._parts[part])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+def with_norm(vectors_nD: Tensor, norm: float, *, only_shorten: bool) -> Tensor:
+    """Each vector at length `norm`, or at most that long."""
+    lengths_n1: Tensor = torch.linalg.vector_norm(vectors_nD, dim=-1, keepdim=True)
+    factor_n1: Tensor = norm / lengths_n1.clamp(min=torch.finfo(vectors_nD.dtype).tiny)
+    kept_nD: Tensor = vectors_nD * (factor_n1.clamp(max=1.0) if only_shorten else factor_n1)
+    return kept_nD
+
+
+def repeated(vectors_nD: Tensor, count: int) -> Tensor:
+    """[count, D]: the vectors in their order, over and over."""
+    return vectors_nD[torch.arange(count, device=vectors_nD.device) % len(vectors_nD)]
