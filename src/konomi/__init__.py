@@ -22,7 +22,8 @@ _HOME = {
     "Recipe": "config.recipe",
     "KonomiError": "errors",
     **dict.fromkeys(
-        ("check", "convert", "demo", "doctor", "generate", "inspect", "load_base", "resume", "train"), "tasks"
+        ("check", "convert", "demo", "doctor", "generate", "inspect", "load_base", "merge_custom", "resume", "train"),
+        "tasks",
     ),
     **dict.fromkeys(("new_recipe", "read_recipe", "recipe_from_flags"), "tasks.recipes"),
 }
@@ -37,6 +38,7 @@ __all__ = [
     "generate",
     "inspect",
     "load_base",
+    "merge_custom",
     "new_recipe",
     "read_recipe",
     "recipe_from_flags",

@@ -53,10 +53,17 @@ def convert(arguments: list[str]) -> int:
     )
     parser.add_argument("source", metavar="IN", type=Path)
     parser.add_argument("target", metavar="OUT", type=Path)
-    parser.add_argument("--to", metavar="FORMAT", help="kohya, diffusers, peft, webui; by default what OUT's name says")
+    parser.add_argument(
+        "--to", metavar="FORMAT", help="kohya, diffusers, peft, webui, custom; by default what OUT's name says"
+    )
+    parser.add_argument("--base", metavar="BASE", help="the model an adapter belongs to, where that is needed")
+    parser.add_argument(
+        "--compress", metavar="SHARE", type=float, help="keep this share of the singular values of each change (0.6)"
+    )
     options = parser.parse_args(arguments)
 
     from konomi import tasks
 
-    print(f"Wrote {tasks.convert(options.source, options.target, to=options.to)}")
+    path = tasks.convert(options.source, options.target, to=options.to, base=options.base, compress=options.compress)
+    print(f"Wrote {path}")
     return 0

@@ -30,6 +30,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("generate", "konomi.cli.generating", "draw pictures"),
     ("inspect", "konomi.cli.files", "say what a model or adapter file is"),
     ("convert", "konomi.cli.files", "write a file in another tool's format"),
+    ("merge", "konomi.cli.merging", "make one file of several"),
     ("doctor", "konomi.cli.machine", "say what this machine can run"),
 )
 """Name, module, and what it does. The module has a function of that name: arguments -> exit code."""

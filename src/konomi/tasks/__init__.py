@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from konomi.tasks.files import convert, inspect
     from konomi.tasks.generating import generate, load_base
     from konomi.tasks.machine import DoctorReport, DoctorRow, doctor
+    from konomi.tasks.merging import CustomMerge, merge_custom
     from konomi.tasks.training import resume, train
 
 _HOME = {
@@ -24,6 +25,8 @@ _HOME = {
     "DoctorReport": "machine",
     "DoctorRow": "machine",
     "doctor": "machine",
+    "CustomMerge": "merging",
+    "merge_custom": "merging",
     "resume": "training",
     "train": "training",
 }
@@ -31,6 +34,7 @@ _HOME = {
 __all__ = [
     "CheckReport",
     "CheckRow",
+    "CustomMerge",
     "DoctorReport",
     "DoctorRow",
     "check",
@@ -40,6 +44,7 @@ __all__ = [
     "generate",
     "inspect",
     "load_base",
+    "merge_custom",
     "resume",
     "train",
 ]

@@ -1,11 +1,14 @@
 """`inspect` and `convert`: what a file is, and the same thing in another format."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from konomi.adapters.replacement import compress as compressed
+from konomi.adapters.replacement import with_origins
 from konomi.errors import RecipeError
-from konomi.formats import TARGETS, Target, inspect_file, read_adapter, write_adapter
+from konomi.formats import TARGETS, Target, content_of, inspect_file, read_adapter, write_adapter
 from konomi.formats.report import FileReport
 from konomi.models.load import load_base
 from konomi.models.precision import PRECISIONS
@@ -20,26 +23,58 @@ def inspect(path: str | Path) -> FileReport:
     return inspect_file(Path(path))
 
 
-def convert(source: str | Path, target: str | Path, *, to: Target | None = None, precision: str | None = None) -> Path:
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: Target | None = None,
+    precision: str | None = None,
+    base: str | None = None,
+    compress: float | None = None,
+) -> Path:
     """Write `source` in another format. Adapters: kohya (= webui), diffusers, peft. Models: diffusers (a folder), webui
     (one file); without `to`, a target that ends in .safetensors is one file, any other a folder.
 
-    Raises RecipeError for a format that does not exist for this kind of file.
+    `base` is the model an adapter belongs to, wanted where whole weights and differences are turned into one another.
+    `compress` keeps that share of the singular values of each change. Raises RecipeError for a format that does not
+    exist for this kind of file.
     """
     source, target = Path(source), Path(target)
     if to is not None and to not in TARGETS:
         raise RecipeError(f"--to is {to!r}; choose one of {', '.join(TARGETS)}.")
+    if compress is not None and not 0 < compress <= 1:
+        raise RecipeError(f"--compress is {compress}; it is a share above 0 and at most 1, such as 0.6.")
     with explained(target):
         if target.exists() and source.resolve() == target.resolve():
             raise RecipeError(f"{target}: is the source itself. Name another target.")
-        if target.exists():
-            raise RecipeError(f"{target}: exists already. Remove it or choose another name.")
+    check_new(target)
     dtype = None if precision is None else PRECISIONS[precision]
     if _is_model(source):
+        if compress is not None:
+            raise RecipeError(f"--compress is for adapters; {source.name} is a whole model.")
         return _convert_model(source, target, to, dtype)
     adapter = read_adapter(source)
+    is_custom = content_of(adapter) == "custom diffusion"
+    if base is not None and (is_custom or compress is not None):
+        adapter = with_origins(load_base(base), adapter)
+    if compress is not None:
+        adapter = replace(adapter, layers=compressed(adapter.layers, compress))
+    if to is None and (is_custom or compress is not None):
+        to = target_by_name(target)
     write_adapter(adapter, target, to=to, dtype=dtype)
     return target
+
+
+def target_by_name(path: Path) -> Target:
+    """The form that a name asks for where each is possible: delta.bin, a file for web UIs, diffusers' folder."""
+    return {".bin": "custom", ".safetensors": "webui"}.get(path.suffix, "diffusers")  # type: ignore[return-value]
+
+
+def check_new(target: Path) -> None:
+    """Raises RecipeError where something stands in the way of a result."""
+    with explained(target):
+        if target.exists():
+            raise RecipeError(f"{target}: exists already. Remove it or choose another name.")
 
 
 def _is_model(source: Path) -> bool:
