@@ -108,6 +108,14 @@ class BaseModel(Protocol):
         """
         ...
 
+    def tokens(self, text: str) -> Mapping[str, tuple[str, ...]]:
+        """Part of the text encoder -> the pieces a text falls into, without start and end. Loads no weights."""
+        ...
+
+    def vocabularies(self) -> Mapping[str, Mapping[str, int]]:
+        """Part of the text encoder -> token -> number, as `vocab.json` has them. Loads no weights."""
+        ...
+
     def with_sizes(self, conditioning: Conditioning, sizes: Tensor) -> Conditioning:
         """Add size micro-conditioning [B, 6] where the family reads it; otherwise unchanged."""
         ...

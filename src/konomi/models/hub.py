@@ -1,7 +1,7 @@
 """Bases from the Hugging Face hub: only the files that konomi reads, from the cache where they are there already."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,22 @@ def cached_snapshot(source: str, revision: str | None) -> Path | None:
         return None
 
 
-def download(source: str, revision: str | None) -> Path:
+def wanted_clip_files(names: Sequence[str]) -> list[str]:
+    """Of all files of a repository those of a CLIPModel: config, tokenizer, preprocessing, weights once."""
+    known = ("config.json", "preprocessor_config.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+    weights = [name for name in ("model.safetensors", "pytorch_model.bin") if name in names]
+    if "config.json" not in names or not weights:
+        return []
+    return [name for name in (*known, "special_tokens_map.json") if name in names] + weights[:1]
+
+
+def download(
+    source: str,
+    revision: str | None,
+    *,
+    choose: Callable[[Sequence[str]], list[str]] = wanted_files,
+    what: str = "diffusers model of SD1, SD2 or SDXL",
+) -> Path:
     """Fetch what is wanted of a repository; the folder (or the one file) in the cache.
 
     Raises ModelError if there is no such repository, no permission, no network, or nothing in it that konomi reads.
@@ -72,9 +87,9 @@ def download(source: str, revision: str | None) -> Path:
     transport_error: Any = HfHubHTTPError.__bases__[0]
     try:
         files = HfApi().model_info(source, revision=revision, timeout=20).siblings or []
-        wanted = wanted_files([file.rfilename for file in files])
+        wanted = choose([file.rfilename for file in files])
         if not wanted:
-            raise ModelError(f"{source}: the repository holds no diffusers model of SD1, SD2 or SDXL.")
+            raise ModelError(f"{source}: the repository holds no {what}.")
         folder = Path(str(snapshot_download(source, revision=revision, allow_patterns=wanted)))
     except GatedRepoError as error:
         raise ModelError(

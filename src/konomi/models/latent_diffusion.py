@@ -92,9 +92,9 @@ class LatentDiffusion:
             self._modules.pop(part, None)
 
     def fingerprint(self, part: Literal["denoiser", "vae", "text"]) -> str:
-        key = f"{part} {self._dtype}"
+        names: tuple[Part, ...] = tuple(t.part for t in self.spec.towers) if part == "text" else (part,)
+        key = f"{part} {self._dtype_of(names[0])}"
         if key not in self._fingerprints:
-            names: tuple[Part, ...] = tuple(t.part for t in self.spec.towers) if part == "text" else (part,)
             # No cache depends on the denoiser; that another one has come in its place shows in a sample of each tensor.
             hashed = sampled_hash if part == "denoiser" else tensors_hash
             hashes = [hashed(self.source.tensors(name)) for name in names]
@@ -123,6 +123,12 @@ class LatentDiffusion:
 
     def token_vectors(self, text: str) -> Mapping[str, Tensor]:
         return token_vectors(self.text_towers(), text)
+
+    def tokens(self, text: str) -> dict[str, tuple[str, ...]]:
+        return {tower.part: tuple(self.tokenizer(tower).tokenize(text)) for tower in self.spec.towers}
+
+    def vocabularies(self) -> dict[str, dict[str, int]]:
+        return {tower.part: dict(self.tokenizer(tower).get_vocab()) for tower in self.spec.towers}
 
     def text_towers(self) -> tuple[TextTower, ...]:
         """The text encoders as `konomi.models.text_encoding` reads them; loads them."""
