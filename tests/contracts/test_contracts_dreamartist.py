@@ -35,6 +35,15 @@ def start(kit, family="sd1", prediction=None, total=3, base=None, **options):
     return base, method, trainer
 
 
+def words_of(method):
+    """Word -> {part: parameter}."""
+    found = {}
+    for name, parameter in method.words.parameters.items():
+        part, _, word = name.partition(".")
+        found.setdefault(word, {})[part] = parameter
+    return found
+
+
 def with_details(kit, examples):
     """Pixels and a mask beside the latents."""
     generator = torch.Generator().manual_seed(7)
@@ -118,7 +127,7 @@ def assert_like_the_oracle(method, oracle, examples, *, reconstruction=0.0):
     loss = method.loss(Batch(examples), rng)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    for word, parts in method.words.items():
+    for word, parts in words_of(method).items():
         for part, parameter in parts.items():
             gradient = oracle.words[word][part].grad
             assert gradient.norm() > 0
@@ -130,7 +139,7 @@ def assert_like_the_oracle(method, oracle, examples, *, reconstruction=0.0):
 @pytest.mark.parametrize("guidance", GUIDANCES, ids=["fixed", "apt", "dynamic"])
 def test_loss_and_gradients_of_both_words(kit, family, prediction, guidance):
     base, method, _ = start(kit, family, prediction, **guidance)
-    assert_like_the_oracle(method, PlainBranches(base, method.words, **guidance), kit.examples())
+    assert_like_the_oracle(method, PlainBranches(base, words_of(method), **guidance), kit.examples())
 
 
 @pytest.mark.parametrize(("family", "prediction"), FAMILIES)
@@ -138,24 +147,24 @@ def test_reconstruction_loss_and_masks(kit, family, prediction):
     base, method, _ = start(kit, family, prediction, reconstruction=1.0)
     assert method.needs.pixels
     examples = with_details(kit, kit.examples())
-    assert_like_the_oracle(method, PlainBranches(base, method.words), examples, reconstruction=1.0)
+    assert_like_the_oracle(method, PlainBranches(base, words_of(method)), examples, reconstruction=1.0)
 
 
 def test_words_start_as_the_asterisk_and_the_negative_a_little_beside_it(kit):
     base, method, _ = start(kit, "sdxl")
     for part, vectors in base.token_vectors("*").items():
         assert len(vectors) == 1
-        assert torch.equal(method.words["sks"][part], vectors.expand(3, -1))
-        apart = method.words["sks-neg"][part] - vectors
+        assert torch.equal(words_of(method)["sks"][part], vectors.expand(3, -1))
+        apart = words_of(method)["sks-neg"][part] - vectors
         assert apart.shape[0] == 6
         assert apart.std().item() == pytest.approx(1e-3, rel=0.2)
     again = start(kit, "sdxl")[1]
-    assert all(torch.equal(p, again.words[w][part]) for w, ps in method.words.items() for part, p in ps.items())
+    assert all(torch.equal(p, words_of(again)[w][part]) for w, ps in words_of(method).items() for part, p in ps.items())
     # A start of several tokens is repeated as long as it is needed.
     _, longer, _ = start(kit, "sd1", start="photo dog", vectors=5)
     known = longer.base.token_vectors("photo dog")["text_encoder"]
     wanted = torch.cat([known] * 5)[:5]
-    assert torch.equal(longer.words["sks"]["text_encoder"], wanted)
+    assert torch.equal(words_of(longer)["sks"]["text_encoder"], wanted)
 
 
 def test_dynamic_guidance_is_low_without_noise_and_high_in_pure_noise(kit):
@@ -286,7 +295,7 @@ def test_gradient_checkpointing_changes_nothing_but_rounding(kit, options):
     enable_gradient_checkpointing(base)
     for method in (plain, saving):
         method.loss(kit.batch(), Rng.for_step(0, 0)).backward()
-    pairs = [(p, saving.words[w][part]) for w, parts in plain.words.items() for part, p in parts.items()]
+    pairs = [(p, words_of(saving)[w][part]) for w, parts in words_of(plain).items() for part, p in parts.items()]
     if options:
         ours, theirs = plain.lora.parameters, saving.lora.parameters
         pairs += [(p, theirs[branch][name]) for branch, ps in ours.items() for name, p in ps.items()]

@@ -17,7 +17,12 @@ from konomi.training.trainer import Trainer
 
 KINDS = [method.config_type().kind for method in METHODS]
 FAMILIES = ["sd1", "sd2", "sdxl"]
-REACH = {"hypernetwork": (1e-2, 0.95), "custom_diffusion": (2e-2, 0.95), "textual_inversion": (2e-2, 0.995)}
+REACH = {
+    "hypernetwork": (1e-2, 0.95),
+    "custom_diffusion": (2e-2, 0.95),
+    "textual_inversion": (2e-2, 0.995),
+    "dreamartist": (1e-2, 0.98),
+}
 """Learning rate, and share of the first loss that is left: what changes only the inputs of attention can do less for a
 base of random weights, and starts almost at zero."""
 every_method = pytest.mark.parametrize("kind", KINDS)

@@ -1,10 +1,11 @@
 """The methods of additional training. A new one is its file and one entry here."""
 
 from konomi.methods.custom_diffusion import CustomDiffusion
+from konomi.methods.dreamartist import DreamArtist
 from konomi.methods.full import Full
 from konomi.methods.hypernetwork import HypernetworkMethod
 from konomi.methods.lora import Lora
 from konomi.methods.method import Method
 from konomi.methods.textual_inversion import TextualInversion
 
-METHODS: tuple[type[Method], ...] = (Lora, Full, HypernetworkMethod, CustomDiffusion, TextualInversion)
+METHODS: tuple[type[Method], ...] = (Lora, Full, HypernetworkMethod, CustomDiffusion, TextualInversion, DreamArtist)

@@ -10,20 +10,21 @@ Shapes: B batch, D width of a text encoder's token embeddings.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.branches import BranchLayers
 from konomi.adapters.lora import LoraLayers, LoraSpec, inject
+from konomi.adapters.words import TrainedWords, repeated
 from konomi.config.recipe import Recipe
 from konomi.config.sections import STRICT
 from konomi.data.batch import Batch, Examples
@@ -103,8 +104,8 @@ class DreamArtist:
         return 1500
 
     def plan(self) -> tuple[Phase, ...]:
-        self.words = {self.word: self._start(negative=False), self.negative_word: self._start(negative=True)}
-        self.base.words.update(self.words)
+        start = {self.word: self._start(negative=False), self.negative_word: self._start(negative=True)}
+        self.words = TrainedWords(self.base.words, start)
         if self.config.lora_rank:
             self.lora = BranchLayers(self._inject("positive"), self._inject("negative"))
         modules = (*self.base.text_encoders.values(), self.base.denoiser)
@@ -154,11 +155,7 @@ class DreamArtist:
         return error.flatten(1).mean(1)
 
     def export(self) -> Adapter:
-        embeddings = {
-            word: {part: vectors.detach().float().clone() for part, vectors in parts.items()}
-            for word, parts in self.words.items()
-        }
-        adapter = Adapter(embeddings=embeddings, family=self.base.family)
+        adapter = Adapter(embeddings=self.words.export(), family=self.base.family)
         if self.lora is None:
             return adapter
         negative = Adapter(layers=dict(self.lora.negative.export()), family=self.base.family)
@@ -168,31 +165,25 @@ class DreamArtist:
     def as_loaded(self, result: Result) -> Iterator[None]:
         if not isinstance(result, Adapter):
             raise TypeError("DreamArtist exports an Adapter")
-        with ExitStack() as undo:
-            self._forget_words()
-            undo.callback(self.base.words.update, self.words)
-            if self.lora is not None:
-                undo.enter_context(self.lora.pause())
-            undo.enter_context(attach(self.base, [(result, Strengths())]))
+        lora = nullcontext() if self.lora is None else self.lora.pause()
+        with self.words.pause(), lora, attach(self.base, [(result, Strengths())]):
             yield
 
     def close(self) -> None:
-        self._forget_words()
+        self.words.detach()
         if self.lora is not None:
             self.lora.detach()
 
-    def _start(self, *, negative: bool) -> Mapping[str, nn.Parameter]:
-        """Part -> vectors [n, D]: the start's, again and again."""
+    def _start(self, *, negative: bool) -> dict[str, Tensor]:
+        """Part -> vectors [n, D]."""
         count = self.config.negative_vectors if negative else self.config.vectors
-        parameters = {}
-        for part, known_nD in self.base.token_vectors(self.config.start).items():
-            vectors = known_nD[torch.arange(count) % len(known_nD)]
-            if negative:
-                key = stable_hash("dreamartist", self.recipe.run.seed, part) & (2**63 - 1)
-                spread = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(key))
-                vectors = vectors + _SPREAD * spread.to(vectors.device)
-            parameters[part] = nn.Parameter(vectors)
-        return parameters
+        known = self.base.token_vectors(self.config.start)
+        start = {part: repeated(known_nD, count) for part, known_nD in known.items()}
+        if not negative:
+            return start
+        rng = Rng.for_step(self.recipe.run.seed, 0).fork("dreamartist")
+        spread = {part: rng.fork(part).normal(vectors.shape)[0].to(vectors.device) for part, vectors in start.items()}
+        return {part: vectors + _SPREAD * spread[part] for part, vectors in start.items()}
 
     def _inject(self, branch: str) -> LoraLayers:
         modules = {key: module for word in self.config.targets for key, module in self.base.targets(word).items()}
@@ -206,9 +197,8 @@ class DreamArtist:
     def _groups(self) -> tuple[ParameterGroup, ...]:
         optimizer = self.recipe.optimizer
         rate, _ = learning_rates(optimizer, self.default_learning_rate)
-        words = {f"{word}.{part}": vectors for word, parts in self.words.items() for part, vectors in parts.items()}
         # Decay would pull a word towards nothing.
-        groups = [ParameterGroup("words", words, rate, weight_decay=0.0)]
+        groups = [ParameterGroup("words", self.words.parameters, rate, weight_decay=0.0)]
         branches = () if self.lora is None else self.lora.parameters.items()
         rates = {"positive": self.config.lora_rate, "negative": self.config.negative_lora_rate}
         for branch, parameters in branches:
@@ -216,10 +206,6 @@ class DreamArtist:
             named = {f"{branch}.{name}": parameter for name, parameter in parameters.items()}
             groups.append(ParameterGroup(branch, named, own))
         return tuple(groups)
-
-    def _forget_words(self) -> None:
-        for word in self.words:
-            self.base.words.pop(word, None)
 
 
 def _word(recipe: Recipe) -> str:
