@@ -1,7 +1,11 @@
 """Time and memory of one training step, konomi beside a bare loop and beside peft's layers.
 
-    OMP_NUM_THREADS=1 python bench/step.py                      # about five minutes on one CPU core
+    OMP_NUM_THREADS=1 python bench/step.py                      # some minutes on one CPU core
     python bench/step.py --device cuda --model sdxl --batch 1   # random weights at full size
+
+Each row is compared with the one above it and differs from it in one thing: konomi's layers instead of peft's (both on
+diffusers' UNet, which peft's need), konomi's UNet instead of diffusers' (around the same weights), konomi's own loop
+instead of the bare one.
 
 Every variant lives in a process of its own (so that its peak memory is its own) and does one step when it is its turn;
 turns go round, so that a busy neighbour slows all alike. Times are medians; ratios are medians over rounds of the ratio
@@ -21,22 +25,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-SIZES: dict[str, dict[str, Any]] = {
-    "small": {"block_out_channels": (64, 128, 256, 256), "cross_attention_dim": 128, "attention_head_dim": 8},
-    "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
-    "sdxl": {
-        "cross_attention_dim": 2048,
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
+SMALL = {"block_out_channels": (64, 128, 256, 256), "cross_attention_dim": 128, "attention_head_dim": 8}
+"""Stable Diffusion 1's layout with 34 million parameters."""
+MODELS = {"small": "sd1", "sd15": "sd1", "sdxl": "sdxl"}
 LATENTS = {"small": 32, "sd15": 64, "sdxl": 128}
 SEED = 7
 
@@ -48,7 +39,7 @@ class Job:
     kind: str
     """`lora` or `full`."""
     variant: str
-    """`peft`, `peft_autocast`, `bare` or `konomi`."""
+    """`peft`, `peft_autocast` and `bare` are loops on diffusers' UNet, `bare_own` and `konomi` on konomi's."""
     precision: str
     """`float32` or `bfloat16`."""
     model: str = "small"
@@ -60,23 +51,41 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"{self.kind} {self.variant} {self.precision}"
+        return f"{self.kind} {self.variant.removesuffix('_own')} {self.precision}"
+
+    @property
+    def unet(self) -> str:
+        return "konomi" if self.variant in ("bare_own", "konomi") else "diffusers"
 
 
-def build_denoiser(job: Job, dtype: Any) -> Any:
-    """diffusers' UNet with random weights, the same in every process."""
-    import torch
-    from diffusers import UNet2DConditionModel
+def build_base(job: Job) -> Any:
+    """A base of random weights, the same in every process; its parts are drawn when first used."""
+    from konomi.models.scratch import random_base
 
-    torch.manual_seed(SEED)
-    torch.set_default_dtype(dtype)
-    with torch.device(job.device):
-        unet = UNet2DConditionModel(sample_size=job.latents, **SIZES[job.model])
-    torch.set_default_dtype(torch.float32)
-    unet.requires_grad_(job.kind == "full")
+    return random_base(MODELS[job.model], size="full", configs={"unet": SMALL} if job.model == "small" else None)
+
+
+def text_width(base: Any) -> int:
+    width: int = base.source.configs["unet"]["cross_attention_dim"]
+    return width
+
+
+def build_denoiser(job: Job, base: Any, dtype: Any) -> Any:
+    """The base's UNet, or diffusers' class around the same weights."""
+    if job.unet == "konomi":
+        base.place(job.device, dtype)
+        unet = base.denoiser
+    else:
+        import torch
+        from diffusers import UNet2DConditionModel
+
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(dict(base.source.configs["unet"]))
+        weights = {name: tensor.to(job.device, dtype) for name, tensor in base.source.tensors("denoiser").items()}
+        unet.load_state_dict(weights, assign=True)
+    unet.requires_grad_(job.kind == "full").train()
     if job.checkpointing:
         unet.enable_gradient_checkpointing()
-        unet.train()
     return unet
 
 
@@ -88,7 +97,7 @@ def transformer_layers(unet: Any) -> dict[str, Any]:
     return {f"denoiser.{n}": m for n, m in unet.named_modules() if ".attentions." in n and isinstance(m, kinds)}
 
 
-def sample_batch(job: Job, step: int) -> dict[str, Any]:
+def sample_batch(job: Job, step: int, width: int) -> dict[str, Any]:
     """Cached latents and text states with noise and timesteps of a step; the same for every variant."""
     import torch
 
@@ -98,7 +107,7 @@ def sample_batch(job: Job, step: int) -> dict[str, Any]:
         "latents": torch.randn(size, generator=generator),
         "noise": torch.randn(size, generator=generator),
         "timesteps": torch.randint(0, 1000, (job.batch,), generator=generator),
-        "text": torch.randn(job.batch, 77, SIZES[job.model]["cross_attention_dim"], generator=generator),
+        "text": torch.randn(job.batch, 77, width, generator=generator),
         "pooled": torch.randn(job.batch, 1280, generator=generator),
     }
     return {name: value.to(job.device, non_blocking=True) for name, value in drawn.items()}
@@ -127,7 +136,9 @@ def bare_loop(job: Job) -> Callable[[int], Any]:
     dtype = getattr(torch, job.precision)
     autocast = job.kind == "full" or job.variant.startswith("peft")
     weights = torch.float32 if job.kind == "full" or job.variant == "peft_autocast" else dtype
-    unet = build_denoiser(job, weights)
+    base = build_base(job)
+    width = text_width(base)
+    unet = build_denoiser(job, base, weights)
     parameters = list(unet.parameters()) if job.kind == "full" else LAYERS[job.variant](unet, job.rank)
     # One learning rate per kind, small enough that variants stay comparable over all steps.
     rate = 1e-5 if job.kind == "full" else 1e-4
@@ -136,7 +147,7 @@ def bare_loop(job: Job) -> Callable[[int], Any]:
     alphas = torch.cumprod(1 - betas, 0)
 
     def step(number: int) -> Any:
-        data = sample_batch(job, number)
+        data = sample_batch(job, number, width)
         mixed = autocast and dtype != torch.float32
         with torch.autocast(job.device, dtype) if mixed else nullcontext():
             where = torch.float32 if mixed else dtype
@@ -159,14 +170,11 @@ def own_loop(job: Job) -> Callable[[int], Any]:
     from konomi.diffusion.conditioning import Conditioning
     from konomi.methods.full import Full, FullConfig
     from konomi.methods.lora import Lora, LoraConfig
-    from konomi.models.scratch import random_base
     from konomi.training.processes import Processes
     from konomi.training.stop import Stop
     from konomi.training.trainer import Trainer
 
-    family = "sdxl" if job.model == "sdxl" else "sd1"
-    small = {"configs": {"unet": SIZES["small"]}} if job.model == "small" else {}
-    base = random_base(family, size="full", **small)
+    base = build_base(job)
     dtype, device = getattr(torch, job.precision), torch.device(job.device)
     recipe = Recipe(
         base="random",
@@ -185,11 +193,11 @@ def own_loop(job: Job) -> Callable[[int], Any]:
 
         def iterate(self, start: int, stop: int, **_: int) -> Iterator[tuple[Batch, ...]]:
             for number in range(start, stop):
-                data = sample_batch(job, number)
+                data = sample_batch(job, number, text_width(base))
                 names = tuple(f"{number}-{row}" for row in range(job.batch))
                 latents = Latents(data["latents"], torch.zeros_like(data["latents"]))
-                sizes = torch.full((job.batch, 6), 1024 if family == "sdxl" else 512)
-                text = Conditioning(data["text"].to(dtype), data["pooled"].to(dtype) if family == "sdxl" else None)
+                sizes = torch.full((job.batch, 6), 1024 if base.family == "sdxl" else 512)
+                text = Conditioning(data["text"].to(dtype), data["pooled"].to(dtype) if base.family == "sdxl" else None)
                 ids = torch.arange(job.batch) + number * job.batch
                 yield (Batch(Examples(names, ids, names, sizes, latents=latents, text=text)),)
 
@@ -230,7 +238,12 @@ def with_peft_layers(unet: Any, rank: int) -> list[Any]:
     return trained
 
 
-LAYERS = {"bare": with_konomi_layers, "peft": with_peft_layers, "peft_autocast": with_peft_layers}
+LAYERS = {
+    "bare": with_konomi_layers,
+    "bare_own": with_konomi_layers,
+    "peft": with_peft_layers,
+    "peft_autocast": with_peft_layers,
+}
 
 
 def serve(job: Job) -> None:
@@ -304,10 +317,12 @@ def measure(jobs: list[Job], rounds: int, warmup: int) -> dict[Job, list[dict[st
 
 
 def report(measured: dict[Job, list[dict[str, float]]], warmup: int) -> None:
-    """The table: each variant against the one before it in its group (peft, then bare, then konomi)."""
+    """The table: each variant against the one before it in its group (peft, bare, bare on konomi's UNet, konomi)."""
     reference: Job | None = None
     print("Ratios are to the row above.")
-    print(f"{'variant':32} {'s/step':>8} {'ratio':>7} {'MiB':>8} {'ratio':>7}  largest difference of a loss")
+    print(
+        f"{'variant':28} {'UNet':10} {'s/step':>8} {'ratio':>7} {'MiB':>8} {'ratio':>7}  largest difference of a loss"
+    )
     for job, answers in measured.items():
         if reference is None or (job.kind, job.precision) != (reference.kind, reference.precision):
             reference = job
@@ -320,7 +335,7 @@ def report(measured: dict[Job, list[dict[str, float]]], warmup: int) -> None:
         # konomi's loop draws its own noise, so its losses are not those of the bare loop.
         losses = "" if job.variant == "konomi" else f"{apart:.1e}"
         print(
-            f"{job.name:32} {statistics.median(times):8.4f} {ratio:7.3f} {memory:8.0f} "
+            f"{job.name:28} {job.unet:10} {statistics.median(times):8.4f} {ratio:7.3f} {memory:8.0f} "
             f"{memory / other[-1]['memory']:7.3f}  {losses}"
         )
 
@@ -354,7 +369,7 @@ def _train_once(folder: str, name: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=list(SIZES), default="small")
+    parser.add_argument("--model", choices=list(MODELS), default="small")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--latents", type=int, help="side of the latents; by default the model's own")
     parser.add_argument("--batch", type=int, default=1)
@@ -364,7 +379,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--kinds", nargs="+", default=["lora", "full"])
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--variants", nargs="+", default=["peft", "bare", "konomi"])
+    parser.add_argument("--variants", nargs="+", default=["peft", "bare", "bare_own", "konomi"])
     parser.add_argument("--no-start", action="store_true", help="do not measure the time to the first step")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -2,8 +2,8 @@
 
     python -m tools.tiny.build --data ../shared/data --work ~/tiny-work --output src/konomi/builtin/tiny
 
-Every stage resumes where it stopped. `--effort 8` trains eight times as long. `--continue` takes tokenizer, CLIP and
-VAE from the packed folder and only goes on with its denoiser, on new scenes.
+Every stage resumes where it stopped. `--effort 8` trains eight times as long. `--continue` takes the packed folder and
+goes on with its image tower and its denoiser, on new scenes; tokenizer, text tower and VAE stay.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from tools.tiny import pack
 from tools.tiny.clip import Towers, retrieval, train_clip
 from tools.tiny.dataset import FAVOURITES, FIRST_SEED, SCENE_WEIGHTS, write_dataset
 from tools.tiny.denoiser import denoiser_recipe, train_denoiser
+from tools.tiny.image_tower import train_image_tower
 from tools.tiny.scenes import SIDE, Sprites, describe, load_sprites, render
 from tools.tiny.stage import Work
 from tools.tiny.tokenizer import write_tokenizer
@@ -36,6 +37,7 @@ class Plan:
     """Optimiser steps of each stage; seconds a step, measured on one core (AVX-512 with bfloat16)."""
 
     clip: int = 700
+    image: int = 3000
     vae: int = 2200
     decoder: int = 1500
     scenes: int = 16_000
@@ -49,7 +51,7 @@ class Plan:
             return round(count * effort)
 
         return Plan(
-            clip=more(self.clip), vae=more(self.vae), decoder=more(self.decoder), scenes=more(self.scenes),
+            clip=more(self.clip), image=more(self.image), vae=more(self.vae), decoder=more(self.decoder), scenes=more(self.scenes),
             near=more(self.near), full=more(self.full), favourites=more(self.favourites), batch=self.batch,
         )  # fmt: skip
 
@@ -58,6 +60,7 @@ class Plan:
         return {
             "tokenizer": 0.3,
             "clip": self.clip * 0.9 / 60,
+            "image tower": self.image * 0.55 / 60,
             "vae": self.vae * 0.55 / 60,
             "decoder": self.decoder * 0.45 / 60,
             "scenes": self.scenes * 2 * 0.035 / 60,
@@ -77,24 +80,30 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("src/konomi/builtin/tiny"), help="the packed model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--effort", type=float, default=1.0, help="factor on all steps")
-    parser.add_argument("--continue", dest="go_on", action="store_true", help="only train the packed denoiser further")
+    parser.add_argument("--continue", dest="go_on", action="store_true", help="train the packed model further")
     parser.add_argument("--estimate", action="store_true", help="print how long it takes and stop")
     options = parser.parse_args(arguments)
     plan = Plan().times(options.effort)
     if options.estimate:
-        print_estimate(plan, only_denoiser=options.go_on)
+        print_estimate(plan, go_on=options.go_on)
         return
     work = Work(options.data, options.work, options.device)
     if options.go_on:
-        continue_denoiser(work, plan, options.output)
+        go_on_with(work, plan, options.output)
     else:
         build(work, plan, options.output)
 
 
-def print_estimate(plan: Plan, *, only_denoiser: bool) -> None:
+def print_estimate(plan: Plan, *, go_on: bool) -> None:
     """Minutes. Composing scenes stays on the CPU, wherever the rest runs."""
-    drawn = {"clip": plan.clip * 128, "vae": plan.vae * 13, "decoder": plan.decoder * 13, "scenes": plan.scenes * 8}
-    rows = {k: v for k, v in plan.minutes().items() if not only_denoiser or k in ("scenes", "denoiser at 128")}
+    drawn = {
+        "clip": plan.clip * 128,
+        "image tower": plan.image * 128,
+        "vae": plan.vae * 13,
+        "decoder": plan.decoder * 13,
+        "scenes": plan.scenes * 8,
+    }
+    rows = {k: v for k, v in plan.minutes().items() if not go_on or k in ("scenes", "image tower", "denoiser at 128")}
     on_gpu = {k: max(v / GPU_SPEED, drawn.get(k, 0) * 0.0013 / 60) for k, v in rows.items()}
     print(f"{'':16}  one core (measured)   one core and a GPU (guessed)")
     for name in rows:
@@ -109,7 +118,8 @@ def build(work: Work, plan: Plan, output: Path) -> None:
     if not (vocabulary / "vocab.json").exists():
         write_tokenizer(sprites, vocabulary)
     tokenizer = CLIPTokenizer.from_pretrained(vocabulary)
-    towers = train_clip(work, sprites, tokenizer, steps=plan.clip).eval()
+    towers = train_clip(work, sprites, tokenizer, steps=plan.clip)
+    towers = train_image_tower(work, towers, sprites, tokenizer, steps=plan.image).eval()
     found = retrieval(towers, sprites, tokenizer, first_seed=EVALUATION_SEED, device=work.device)
     print(f"clip: own scene among 64: {found:.1%}")
     base = work.folder / "base"
@@ -176,8 +186,12 @@ def _train_denoiser(work: Work, plan: Plan, base: Path) -> Path:
     return train_denoiser(third)
 
 
-def continue_denoiser(work: Work, plan: Plan, output: Path) -> None:
-    """More training of a packed denoiser, on scenes it has not seen."""
+def go_on_with(work: Work, plan: Plan, output: Path) -> None:
+    """More training of a packed model's image tower and denoiser, on scenes they have not seen."""
+    tokenizer = CLIPTokenizer.from_pretrained(output / "tokenizer")
+    towers = pack.load_towers(output)
+    everything = load_sprites(work.data)
+    pack.pack_clip(train_image_tower(work, towers, everything, tokenizer, steps=plan.image).eval(), output)
     sprites = load_sprites(work.data, SCENE_WEIGHTS)
     images = write_dataset(
         sprites, work.folder / "scenes-more", count=plan.scenes // 4, side=SIDE, first_seed=FIRST_SEED + 2 * 10**8

@@ -1,0 +1,153 @@
+"""Stage 3b: the image tower learns on, against the finished text tower (locked text, as in LiT, Zhai et al. 2022).
+
+The text tower is the text encoder that the denoiser reads, so it stays; the image tower and the text projection, which
+only measuring reads, learn to tell each scene's concept from all others, its style and colour from all others, and its
+caption from the rest of the batch. B batch, N concepts, S styles, C colours, D projection width.
+"""
+
+import time
+
+import numpy as np
+import torch
+from tools.tiny.captions import caption, with_article
+from tools.tiny.clip import Towers, tokenize
+from tools.tiny.scenes import COLOURS, SIDE, STYLES, Scene, Sprites, describe, render
+from tools.tiny.stage import Progress, Work, learning_rate, set_rate, steps_from
+from tools.tiny.vae import to_tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTokenizer
+
+FIRST_SEED = 600_000_000
+BATCH = 128
+PEAK = 1e-3
+BLURRED = 0.3
+"""Share of pictures that were smaller first: halves of pairs are, and what a denoiser draws is never quite sharp."""
+
+
+class Eye(nn.Module):
+    """What learns here."""
+
+    def __init__(self, towers: Towers) -> None:
+        super().__init__()
+        self.image = towers.image
+        self.project = towers.text.text_projection
+        self.log_scale = towers.log_scale
+
+
+@torch.no_grad()
+def pooled_texts(towers: Towers, tokenizer: CLIPTokenizer, texts: list[str], device: str) -> Tensor:
+    """The text tower's pooled states before the projection [N, 192]."""
+    found = []
+    for start in range(0, len(texts), 256):
+        ids = tokenize(tokenizer, texts[start : start + 256], device)
+        found.append(towers.text.text_model(input_ids=ids).pooler_output.float())
+    return torch.cat(found)
+
+
+def name_states(
+    towers: Towers, tokenizer: CLIPTokenizer, sprites: Sprites, device: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pooled states of "a cat" [N, W], "a cat, noto style" [S, N, W], and with a background colour [S, C, N, W]."""
+    names = [with_article(name) for name in sprites.names]
+    bare = pooled_texts(towers, tokenizer, names, device)
+    styled = [pooled_texts(towers, tokenizer, [f"{n}, {s} style" for n in names], device) for s in STYLES]
+    coloured = [
+        torch.stack(
+            [
+                pooled_texts(towers, tokenizer, [f"{n}, {s} style, on a {c} background" for n in names], device)
+                for c in COLOURS
+            ]
+        )
+        for s in STYLES
+    ]
+    return bare, torch.stack(styled), torch.stack(coloured)
+
+
+def eye_loss(
+    eye: Eye, pixels: Tensor, labels_B3: Tensor, captions_BW: Tensor, states: tuple[Tensor, Tensor, Tensor], form: int
+) -> tuple[Tensor, Tensor]:
+    """(loss, share of scenes whose concept is the nearest of all). `form` says which wording of names is asked."""
+    concept, style, colour = labels_B3.unbind(1)
+    image = F.normalize(eye.image(pixel_values=pixels).image_embeds.float(), dim=1)
+    scale = eye.log_scale.clamp(max=4.6).exp()
+
+    def project(pooled: Tensor) -> Tensor:
+        return F.normalize(eye.project(pooled).float(), dim=-1)
+
+    bare, styled, coloured = states
+    if form == 0:
+        logits = image @ project(bare).T
+    elif form == 1:
+        logits = torch.einsum("bd,snd->bsn", image, project(styled))[torch.arange(len(image)), style]
+    else:
+        # One style and colour a step for the whole batch's question would not fit its scenes: ask each its own.
+        pairs, own = torch.unique(style * len(COLOURS) + colour, return_inverse=True)
+        asked = project(coloured.flatten(0, 1)[pairs])
+        logits = torch.einsum("bd,pnd->bpn", image, asked)[torch.arange(len(image)), own]
+    naming = F.cross_entropy(scale * logits, concept)
+    manner = project(coloured[:, :, concept].permute(2, 0, 1, 3)).flatten(1, 2)
+    manners = F.cross_entropy(scale * torch.einsum("bd,bmd->bm", image, manner), style * len(COLOURS) + colour)
+    told = scale * project(captions_BW) @ image.T
+    order = torch.arange(len(image), device=image.device)
+    contrast = (F.cross_entropy(told, order) + F.cross_entropy(told.T, order)) / 2
+    hits = (logits.argmax(1) == concept).float().mean()
+    return naming + 0.5 * manners + 0.5 * contrast, hits
+
+
+def train_image_tower(
+    work: Work, towers: Towers, sprites: Sprites, tokenizer: CLIPTokenizer, *, steps: int, minutes: float = 1e9
+) -> Towers:
+    """Stops after `minutes` (state saved), with the running average."""
+    towers = towers.to(work.device)
+    numbers = {name: n for n, name in enumerate(sprites.names)}
+    towers.text.text_model.requires_grad_(False)
+    states = name_states(towers, tokenizer, sprites, work.device)
+    eye = Eye(towers)
+    if work.device == "cpu":
+        towers.image.set_attn_implementation("eager")
+    optimizer = torch.optim.AdamW(eye.parameters(), lr=PEAK, weight_decay=0.05, betas=(0.9, 0.98))
+    progress = Progress(work.folder / "image-tower", eye, optimizer, decay=0.998)
+    started = saved = time.monotonic()
+    for step, seeds in steps_from(progress.step, steps, BATCH, FIRST_SEED):
+        rng = np.random.default_rng((step, 0xE7E))
+        scenes = [describe(sprites, seed, pair_share=0.0) for seed in seeds]
+        captions = pooled_texts(towers, tokenizer, [caption(sprites, s, 0) for s in scenes], work.device)
+        labels = torch.tensor([label(sprites, s, numbers) for s in scenes], device=work.device)
+        pixels = blurred(to_tensor([render(sprites, s) for s in scenes], work.device), rng)
+        set_rate(optimizer, learning_rate(step, steps, PEAK, warmup=100))
+        with work.autocast():
+            loss, hits = eye_loss(eye, pixels, labels, captions, states, int(rng.choice(3, p=(0.3, 0.4, 0.3))))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(eye.parameters(), 1.0)
+        optimizer.step()
+        progress.advance()
+        if step % 50 == 0:
+            seen = f"loss {loss.item():.3f} top-1 {hits.item():.2f} {time.monotonic() - started:.0f} s"
+            print(f"image tower {step}/{steps} {seen}", flush=True)
+        if time.monotonic() - saved > 120:
+            progress.save()
+            saved = time.monotonic()
+        if time.monotonic() - started > 60 * minutes:
+            break
+    progress.save()
+    eye.load_state_dict(progress.average)
+    return towers
+
+
+def label(sprites: Sprites, scene: Scene, numbers: dict[str, int]) -> list[int]:
+    """Concept, style, colour."""
+    name = sprites.all[scene.items[0].sprite].name
+    return [numbers[name], STYLES.index(scene.style), list(COLOURS).index(scene.background.colour)]
+
+
+def blurred(pixels_B3HW: Tensor, rng: np.random.Generator) -> Tensor:
+    """Some pictures made small and large again."""
+    count = round(BLURRED * len(pixels_B3HW))
+    if count:
+        side = int(rng.integers(40, 96))
+        small = F.interpolate(pixels_B3HW[:count], size=(side, side), mode="area")
+        large = F.interpolate(small, size=(SIDE, SIDE), mode="bicubic").clamp(-1, 1)
+        pixels_B3HW = torch.cat([large, pixels_B3HW[count:]])
+    return pixels_B3HW
