@@ -16,6 +16,7 @@ from konomi.data.images import read_image
 from konomi.errors import RecipeError
 from konomi.formats import read_adapter
 from konomi.generation.adapter_request import AdapterRequest, adapters_of_prompt, parse_add
+from konomi.generation.embedding_request import embeddings_of_prompt, named_as_trained, named_by_file
 from konomi.generation.generate import count_on
 from konomi.generation.generate import generate as draw
 from konomi.generation.grid import make_grid
@@ -94,14 +95,7 @@ def generate(
     for request in requests:
         request.check()
     always = [parse_add(argument) for argument in add]
-    folders = [Path.cwd(), output, *(wanted.path.parent for wanted in always)]
-    groups = [
-        (tagged, list(group))
-        for tagged, group in groupby(requests, key=lambda request: adapters_of_prompt(request.prompt, folders))
-    ]
-    files = {
-        wanted.path: read_adapter(wanted.path) for wanted in (*always, *(w for tagged, _ in groups for w in tagged))
-    }
+    groups, files = _read_adapters(requests, always, [Path.cwd(), output])
     loaded = load_base(base, device=device, precision=precision)
     model_hash = _model_hash(base)
     _make_folder(output)
@@ -120,6 +114,26 @@ def generate(
                     pictures.append(picture)
     if grid and len(pictures) > 1:
         yield save_png(_grid_picture(pictures), output)
+
+
+def _read_adapters(
+    requests: Sequence[Request], always: Sequence[AdapterRequest], folders: Sequence[Path]
+) -> tuple[list[tuple[tuple[AdapterRequest, ...], list[Request]]], dict[Path, Adapter]]:
+    """Requests by the adapters that their prompts ask for, in order, and every adapter by its path."""
+    folders = [*folders, *(wanted.path.parent for wanted in always)]
+    files = {one.path: named_by_file(named_as_trained(read_adapter(one.path)), one.path) for one in always}
+    words = {word for adapter in files.values() for word in adapter.embeddings}
+
+    def asked_for(request: Request) -> tuple[AdapterRequest, ...]:
+        tagged = adapters_of_prompt(request.prompt, folders)
+        known = words | {one.path.stem for one in tagged}
+        return tagged + embeddings_of_prompt((request.prompt, request.negative), folders, known=known)
+
+    groups = [(asked, list(group)) for asked, group in groupby(requests, key=asked_for)]
+    for one in (one for asked, _ in groups for one in asked if one.path not in files):
+        # Called by the file's name: the word it was trained as may well be another file's.
+        files[one.path] = named_by_file(read_adapter(one.path), one.path)
+    return groups, files
 
 
 def _used(request: AdapterRequest, adapter: Adapter) -> UsedAdapter:

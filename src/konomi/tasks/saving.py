@@ -13,6 +13,7 @@ from konomi.errors import RunError
 from konomi.formats import TARGETS, Target, read_adapter, write_adapter, writer_for
 from konomi.formats.kohya_metadata import TrainingFacts, training_metadata
 from konomi.formats.source import CUSTOM_DIFFUSION_NAMES
+from konomi.generation.embedding_request import named_as_trained
 from konomi.methods.method import Result, Weights
 from konomi.models.precision import PRECISIONS
 from konomi.models.save import save_folder, save_single_file
@@ -80,7 +81,7 @@ def as_read_back(job: Job, result: Result) -> Result:
         return result
     with tempfile.TemporaryDirectory(prefix="konomi-preview-") as folder:
         path = save_result(job, result, Path(folder), step=0, final=False)
-        return read_adapter(path)
+        return named_as_trained(read_adapter(path))
 
 
 def training_facts(job: Job, step: int, *, hashes: bool) -> TrainingFacts:
@@ -95,10 +96,13 @@ def training_facts(job: Job, step: int, *, hashes: bool) -> TrainingFacts:
     counts = Counter(_folder_name(record.locator) for record in records)
     repeats = {_folder_name(record.locator): record.repeats for record in records}
     method = recipe.method
+    is_embedding = job.method.needs.makes == "embedding"
     return TrainingFacts(
         name=recipe.run.name,
         family=job.base.family,
         prediction="v_prediction" if job.base.prediction == "v" else "epsilon",
+        kind="textual-inversion" if is_embedding else "lora",
+        network_module="" if is_embedding else "networks.lora",
         base_name=recipe.base,
         base_short_hash=short_hash(base_file) if is_file else "",
         base_sha256=sha256_file(base_file) if is_file and hashes else "",
