@@ -51,8 +51,8 @@ class Plan:
             return round(count * effort)
 
         return Plan(
-            clip=more(self.clip), image=more(self.image), vae=more(self.vae), decoder=more(self.decoder), scenes=more(self.scenes),
-            near=more(self.near), full=more(self.full), favourites=more(self.favourites), batch=self.batch,
+            clip=more(self.clip), image=more(self.image), vae=more(self.vae), decoder=more(self.decoder),
+            scenes=more(self.scenes), near=more(self.near), full=more(self.full), favourites=more(self.favourites), batch=self.batch,
         )  # fmt: skip
 
     def minutes(self) -> dict[str, float]:
