@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from konomi.errors import RecipeError
+from konomi.errors import FileFormatError, RecipeError
+from konomi.formats import hypernetwork
+from konomi.formats.source import open_source
+from konomi.formats.writer import Content
 from konomi.generation.request import UsedAdapter
 from konomi.models.prompt_syntax import Tag, extract_tags
 
@@ -23,6 +26,23 @@ class AdapterRequest:
     path: Path
     denoiser_weight: float = 1.0
     text_weight: float = 1.0
+    kind: str = ""
+    """Of the tag that asked for it, `lora`, `lyco` or `hypernet`; "" on the command line, which takes any."""
+
+    def check(self, content: Content) -> None:
+        """Raises RecipeError where a tag's word is not for what the file holds."""
+        word = tag_kind(content)
+        if self.kind and (self.kind == "hypernet") != (word == "hypernet"):
+            article = "an" if content[0] in "aeiou" else "a"
+            raise RecipeError(
+                f"<{self.kind}:{self.path.stem}> finds {self.path}, which is {article} {content}. "
+                f"Write <{word}:{self.path.stem}:1>, or --add {self.path}."
+            )
+
+
+def tag_kind(content: Content) -> str:
+    """The word of tags that name such an adapter."""
+    return "hypernet" if content == "hypernetwork" else "lora"
 
 
 def parse_add(argument: str) -> AdapterRequest:
@@ -54,10 +74,11 @@ def adapters_of_prompt(prompt: str, folders: Sequence[Path]) -> tuple[AdapterReq
     return tuple(_request(tag, folders) for tag in extract_tags(prompt)[1])
 
 
-def find_adapter(name: str, folders: Sequence[Path]) -> Path:
+def find_adapter(name: str, folders: Sequence[Path], kind: str = "lora") -> Path:
     """The file (or PEFT folder) NAME or NAME.safetensors, .pt, .bin, .ckpt, at any depth; the shallowest counts.
 
-    A name never leads out of the folders. Raises RecipeError naming what is there.
+    Where several files have the name, those that hold what the tag's `kind` is for come first. A name never leads out
+    of the folders. Raises RecipeError naming what is there.
     """
     known: list[tuple[int, str, Path]] = []
     for order, folder in enumerate(folders):
@@ -66,16 +87,20 @@ def find_adapter(name: str, folders: Sequence[Path]) -> Path:
                 depth = order * 1000 + len(path.relative_to(folder).parts)
                 known.append((depth, path.name if path.is_dir() else path.stem, path))
     matches = [entry for entry in known if name in (entry[1], entry[2].name)]
+    if len(matches) > 1:
+        matches.sort(key=lambda entry: (_holds_hypernetwork(entry[2]) != (kind == "hypernet"), entry))
     if matches:
-        return min(matches)[2]
+        return matches[0][2]
     names = ", ".join(sorted({stem for _, stem, _ in known})[:10]) or "nothing"
     where = ", ".join(map(str, folders)) or "no folder"
-    raise RecipeError(f"<lora:{name}>: no such adapter in {where}; there is {names}.")
+    raise RecipeError(f"<{kind}:{name}>: no such adapter in {where}; there is {names}.")
 
 
 def format_tag(adapter: UsedAdapter) -> str:
     """The tag that asks for it, in a form every web UI reads."""
     text, denoiser = f"{adapter.text_weight:g}", f"{adapter.denoiser_weight:g}"
+    if adapter.kind == "hypernet":  # It has nothing to do with the text encoder; web UIs read one number.
+        text = denoiser
     weights = text if text == denoiser else f"{text}:{denoiser}"
     return f"<{adapter.kind}:{adapter.name}:{weights}>"
 
@@ -85,7 +110,14 @@ def _request(tag: Tag, folders: Sequence[Path]) -> AdapterRequest:
     named = dict(argument.split("=", 1) for argument in tag.arguments if "=" in argument)
     text = _weight(tag, named.get("te", positional[0] if positional else "1"))
     denoiser = _weight(tag, named["unet"] if "unet" in named else positional[1] if len(positional) > 1 else str(text))
-    return AdapterRequest(find_adapter(tag.name, folders), denoiser, text)
+    return AdapterRequest(find_adapter(tag.name, folders, tag.kind), denoiser, text, tag.kind)
+
+
+def _holds_hypernetwork(path: Path) -> bool:
+    try:
+        return hypernetwork.recognise(open_source(path))
+    except FileFormatError:
+        return False
 
 
 def _weight(tag: Tag, written: str) -> float:

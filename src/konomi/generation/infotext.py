@@ -70,8 +70,10 @@ class Infotext:
 
 def write_infotext(request: Request, origin: Origin) -> str:
     """The infotext of a picture. Adapters that the prompt does not name are added to it as tags."""
-    named = {tag.name for tag in extract_tags(request.prompt)[1]}
-    missing = [format_tag(adapter) for adapter in origin.adapters if adapter.name not in named]
+    named = {(tag.kind == "hypernet", tag.name) for tag in extract_tags(request.prompt)[1]}
+    missing = [
+        format_tag(adapter) for adapter in origin.adapters if (adapter.kind == "hypernet", adapter.name) not in named
+    ]
     sampler, schedule = _SAMPLER_NAMES[request.sampler]
     hashes = ", ".join(f"{adapter.name}: {adapter.hash}" for adapter in origin.adapters if adapter.hash)
     settings = {

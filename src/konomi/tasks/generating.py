@@ -11,11 +11,12 @@ from PIL import Image, UnidentifiedImageError
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach, fold
+from konomi.adapters.hypernetwork import check_fits
 from konomi.data.buckets import parse_size
 from konomi.data.images import read_image
 from konomi.errors import RecipeError
-from konomi.formats import read_adapter
-from konomi.generation.adapter_request import AdapterRequest, adapters_of_prompt, parse_add
+from konomi.formats import content_of, read_adapter
+from konomi.generation.adapter_request import AdapterRequest, adapters_of_prompt, parse_add, tag_kind
 from konomi.generation.embedding_request import embeddings_of_prompt, named_as_trained, named_by_file
 from konomi.generation.generate import count_on
 from konomi.generation.generate import generate as draw
@@ -66,8 +67,8 @@ def generate(
 ) -> Iterator[Path]:
     """Draw pictures and yield the path of each. `seed` None draws one by chance; image i of a count has seed + i.
 
-    `add`: `FILE`, `FILE:0.8` or `FILE:unet=0.8:text=0.5`; `<lora:name:0.8>` in a prompt looks for the name in the
-    current folder, `output` and the folders of `add`. Raises KonomiError.
+    `add`: `FILE`, `FILE:0.8` or `FILE:unet=0.8:text=0.5`; `<lora:name:0.8>` and `<hypernet:name:0.8>` in a prompt look
+    for the name in the current folder, `output` and the folders of `add`. Raises KonomiError.
     """
     output = Path(output)
     if min(count, batch) < 1:
@@ -97,6 +98,8 @@ def generate(
     always = [parse_add(argument) for argument in add]
     groups, files = _read_adapters(requests, always, [Path.cwd(), output])
     loaded = load_base(base, device=device, precision=precision)
+    for one in (*always, *(w for tagged, _ in groups for w in tagged)):
+        _check(loaded, one, files[one.path])
     model_hash = _model_hash(base)
     _make_folder(output)
     pictures = []
@@ -114,6 +117,13 @@ def generate(
                     pictures.append(picture)
     if grid and len(pictures) > 1:
         yield save_png(_grid_picture(pictures), output)
+
+
+def _check(base: BaseModel, request: AdapterRequest, adapter: Adapter) -> None:
+    """Before anything is drawn, though the adapters of later prompts are attached when their turn comes."""
+    request.check(content_of(adapter))
+    if adapter.hypernetwork is not None and request.denoiser_weight != 0.0:
+        check_fits(base, adapter.hypernetwork, adapter.name, adapter.family)
 
 
 def _read_adapters(
@@ -138,7 +148,9 @@ def _read_adapters(
 
 def _used(request: AdapterRequest, adapter: Adapter) -> UsedAdapter:
     hashed = adapter.metadata.get("sshs_model_hash", "")[:12]
-    return UsedAdapter(request.path.stem, request.denoiser_weight, request.text_weight, hashed)
+    return UsedAdapter(
+        request.path.stem, request.denoiser_weight, request.text_weight, hashed, tag_kind(content_of(adapter))
+    )
 
 
 def _picture(path: str | Path) -> Image.Image:

@@ -114,11 +114,11 @@ def test_tags_of_a_prompt(folders):
     a, b, _ = folders
     prompt = "x <lora:dog> <lora:cat.pt:0.8> <lora:dog:0.5:0.9> <lora:dog:te=0:unet=0.7> <hypernet:cat:2>"
     assert adapters_of_prompt(prompt, folders) == (
-        AdapterRequest(a / "dog.safetensors", 1.0, 1.0),
-        AdapterRequest(b / "cat.pt", 0.8, 0.8),
-        AdapterRequest(a / "dog.safetensors", denoiser_weight=0.9, text_weight=0.5),
-        AdapterRequest(a / "dog.safetensors", denoiser_weight=0.7, text_weight=0.0),
-        AdapterRequest(a / "deep" / "cat.safetensors", 2.0, 2.0),
+        AdapterRequest(a / "dog.safetensors", 1.0, 1.0, "lora"),
+        AdapterRequest(b / "cat.pt", 0.8, 0.8, "lora"),
+        AdapterRequest(a / "dog.safetensors", denoiser_weight=0.9, text_weight=0.5, kind="lora"),
+        AdapterRequest(a / "dog.safetensors", denoiser_weight=0.7, text_weight=0.0, kind="lora"),
+        AdapterRequest(a / "deep" / "cat.safetensors", 2.0, 2.0, "hypernet"),
     )
     assert adapters_of_prompt("plain <s1>", folders) == ()
     with pytest.raises(RecipeError, match="weight 'much' is no number"):
