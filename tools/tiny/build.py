@@ -37,7 +37,7 @@ class Plan:
     """Optimiser steps of each stage; seconds a step, measured on one core (AVX-512 with bfloat16)."""
 
     clip: int = 700
-    image: int = 3000
+    image: int = 1300
     vae: int = 2200
     decoder: int = 1500
     scenes: int = 16_000
@@ -52,7 +52,8 @@ class Plan:
 
         return Plan(
             clip=more(self.clip), image=more(self.image), vae=more(self.vae), decoder=more(self.decoder),
-            scenes=more(self.scenes), near=more(self.near), full=more(self.full), favourites=more(self.favourites), batch=self.batch,
+            scenes=more(self.scenes), near=more(self.near), full=more(self.full), favourites=more(self.favourites),
+            batch=self.batch,
         )  # fmt: skip
 
     def minutes(self) -> dict[str, float]:
@@ -60,7 +61,7 @@ class Plan:
         return {
             "tokenizer": 0.3,
             "clip": self.clip * 0.9 / 60,
-            "image tower": self.image * 0.55 / 60,
+            "image tower": self.image * 1.1 / 60,
             "vae": self.vae * 0.55 / 60,
             "decoder": self.decoder * 0.45 / 60,
             "scenes": self.scenes * 2 * 0.035 / 60,

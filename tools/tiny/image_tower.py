@@ -117,7 +117,7 @@ def train_image_tower(
         pixels = blurred(to_tensor([render(sprites, s) for s in scenes], work.device), rng)
         set_rate(optimizer, learning_rate(step, steps, PEAK, warmup=100))
         with work.autocast():
-            loss, hits = eye_loss(eye, pixels, labels, captions, states, int(rng.choice(3, p=(0.3, 0.4, 0.3))))
+            loss, hits = eye_loss(eye, pixels, labels, captions, states, int(rng.choice(3, p=(0.35, 0.5, 0.15))))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(eye.parameters(), 1.0)
