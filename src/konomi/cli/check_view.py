@@ -28,6 +28,9 @@ def print_check(report: "CheckReport", *, show_all: bool = False) -> None:
         console.print(f"... and {len(report.excluded) - SHOWN} more are left out; --all shows them.")
     for problem in report.problems:
         console.print(Text(f"note: {printable(str(problem))}", style="yellow"))
+    if report.nouns:
+        listed = ", ".join(f"{noun} ({share:.2f})" for noun, share in report.nouns)
+        console.print(Text(f"class noun: {listed}? Say --class NOUN with the one that is right."))
     console.print(Text(report.sentence, style="bold"))
     if report.trainable:
         console.print(Text(printable(report.trainable)))

@@ -12,7 +12,7 @@ from konomi.errors import RecipeError
 if TYPE_CHECKING:
     from konomi.config.recipe import Recipe
 
-RECIPE_FLAGS = {"base": "base", "output": "run.output", "steps": "run.steps", "seed": "run.seed"}
+RECIPE_FLAGS = {"base": "base", "output": "run.output", "steps": "run.steps", "seed": "run.seed", "clip": "prior.clip"}
 """Flags that also change a recipe from a file, and the settings they stand for."""
 
 
@@ -90,6 +90,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser, *, base: str | None = None
     add("--base", help="`tiny` (built in), a folder, a .safetensors or .ckpt file, or a hub id")
     add("--trigger", metavar="WORD", default="", help="the word that calls up what is learned")
     add("--class", dest="class_noun", metavar="NOUN", default="", help="what it is, e.g. dog")
+    add("--clip", metavar="CLIP", help="a CLIP folder or hub id that proposes a class noun where none is given")
     add("--prior", metavar="DIR", type=Path, help="images of the class, so that it is not forgotten")
     add("--output", metavar="RUN", help="the run folder (default: runs/NAME)")
     add("--steps", metavar="N", type=int, help="optimiser steps in all")
@@ -147,7 +148,7 @@ def _from_method(what: str, options: argparse.Namespace, changes: list[str]) -> 
         steps=options.steps,
         seed=options.seed,
         prior_images=options.prior,
-        overrides=changes,
+        overrides=[*([f"prior.clip={options.clip}"] if options.clip else []), *changes],
     )
 
 

@@ -43,9 +43,17 @@ class DatasetSummary:
 
 
 def dataset_summary(
-    manifest: Manifest, assignment: Assignment, config: DataConfig, *, batch_size: int, steps: int = 0, epochs: int = 0
+    manifest: Manifest,
+    assignment: Assignment,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    steps: int = 0,
+    epochs: int = 0,
+    class_images: int = 0,
 ) -> DatasetSummary:
-    """The summary of an assignment; `steps` or `epochs` are the run's totals (`steps` wins, as in a recipe)."""
+    """The summary of an assignment; `steps` or `epochs` are the run's totals (`steps` wins, as in a recipe).
+    `class_images`: prior images that will be made first and are not in the assignment yet."""
     rows = tuple(
         ImageSummary(
             name=record.name,
@@ -68,15 +76,19 @@ def dataset_summary(
         bucket_counts=counts,
         steps_per_epoch=per_epoch,
         steps=steps or per_epoch * epochs,
-        sentence=steps_sentence(assignment, batch_size=batch_size, steps=steps, epochs=epochs),
+        sentence=steps_sentence(
+            assignment, batch_size=batch_size, steps=steps, epochs=epochs, class_images=class_images
+        ),
     )
 
 
-def steps_sentence(assignment: Assignment, *, batch_size: int, steps: int = 0, epochs: int = 0) -> str:
+def steps_sentence(
+    assignment: Assignment, *, batch_size: int, steps: int = 0, epochs: int = 0, class_images: int = 0
+) -> str:
     """`14 images x 10 repeats x 10 epochs / batch 2 = 700 steps`, counted as training counts.
 
     Where the division leaves a rest, the short batches that make up the difference are named. With `steps` given, the
-    sentence tells how many epochs they are.
+    sentence tells how many epochs they are. Prior images are counted with the `class_images` that are still to be made.
     """
     train = [record for record in assignment.records if record.role == "train"]
     buckets = [b for r, b in zip(assignment.records, assignment.buckets) if r.role == "train"]
@@ -85,7 +97,7 @@ def steps_sentence(assignment: Assignment, *, batch_size: int, steps: int = 0, e
     if not per_epoch:
         return "No image to train on = 0 steps"
     remark = _remark(len(counts), short_batches(counts.values(), batch_size))
-    priors = sum(record.role == "prior" for record in assignment.records)
+    priors = class_images + sum(record.role == "prior" for record in assignment.records)
     beside = f"; beside each image one of {_count(priors, 'prior image')}" if priors else ""
     images = _images(train)
     if not steps:

@@ -2,10 +2,19 @@
 
 from konomi.methods.custom_diffusion import CustomDiffusion
 from konomi.methods.dreamartist import DreamArtist
+from konomi.methods.dreambooth import Dreambooth
 from konomi.methods.full import Full
 from konomi.methods.hypernetwork import HypernetworkMethod
 from konomi.methods.lora import Lora
 from konomi.methods.method import Method
 from konomi.methods.textual_inversion import TextualInversion
 
-METHODS: tuple[type[Method], ...] = (Lora, Full, HypernetworkMethod, CustomDiffusion, TextualInversion, DreamArtist)
+METHODS: tuple[type[Method], ...] = (
+    Lora,
+    Full,
+    Dreambooth,
+    HypernetworkMethod,
+    CustomDiffusion,
+    TextualInversion,
+    DreamArtist,
+)

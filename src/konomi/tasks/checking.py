@@ -5,7 +5,8 @@ from pathlib import Path
 
 from konomi.config.recipe import Recipe
 from konomi.data.images import unreadable
-from konomi.tasks.preparing import prepare
+from konomi.tasks.preparing import Job, prepare
+from konomi.tasks.prior import propose_nouns
 from konomi.tasks.timing import seconds_per_step
 
 
@@ -36,6 +37,8 @@ class CheckReport:
     problems: tuple[str, ...]
     trainable: str = ""
     """What will be learned, in words."""
+    nouns: tuple[tuple[str, float], ...] = ()
+    """What CLIP takes the images for, where no class noun is given: (noun, share)."""
     seconds: float | None = None
     """Measured: steps times the time of one, without encoding and previews. None: not measured."""
 
@@ -61,7 +64,7 @@ def check(recipe: Recipe, *, read_all: bool = True, measure: bool = False) -> Ch
         )
         for image in job.summary.images
     )
-    problems = list(job.summary.problems)
+    problems = [*job.summary.problems, *job.notes]
     if bad:
         problems.append(f"{len(bad)} images cannot be read; training would stop at them. Remove or replace them.")
     if job.recipe.run.output and Path(job.recipe.run.output, "checkpoints").exists():
@@ -74,5 +77,14 @@ def check(recipe: Recipe, *, read_all: bool = True, measure: bool = False) -> Ch
         steps=job.summary.steps,
         excluded=tuple((excluded.name, excluded.reason) for excluded in job.summary.excluded),
         problems=tuple(problems),
+        nouns=_proposed_nouns(job),
         trainable=f"{job.recipe.method.kind} on {job.base.name} ({job.base.family}), {job.recipe.data.resolution} px",
     )
+
+
+def _proposed_nouns(job: Job) -> tuple[tuple[str, float], ...]:
+    """Only where images would be trained without a word that says what they show."""
+    training = [record for record in job.manifest.records if record.role == "train"]
+    if all(record.class_noun or record.captions for record in training):
+        return ()
+    return propose_nouns(job.recipe, training)

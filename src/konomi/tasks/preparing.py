@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,13 @@ from konomi.methods import METHODS
 from konomi.methods.method import Method, Needs
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base
+from konomi.tasks.prior import (
+    ClassImages,
+    class_images_of,
+    identifier_notes,
+    with_identifier_captions,
+    with_prior,
+)
 from konomi.training.events import Prepared, Warned
 from konomi.training.processes import Processes, choose_precision, find_processes
 from konomi.training.tracking import chosen_trackers
@@ -52,6 +59,10 @@ class Job:
     summary: DatasetSummary
     processes: Processes
     precision: torch.dtype
+    class_images: ClassImages = field(default_factory=ClassImages)
+    """What is still to be made of the prior images; none once it is in the manifest."""
+    notes: tuple[str, ...] = ()
+    """What should be known before training, and does not stop it."""
 
     @property
     def total_steps(self) -> int:
@@ -66,16 +77,20 @@ def prepare(recipe: Recipe) -> Job:
     recipe = _with_dataset_values(recipe)
     base = load_base(recipe.base)
     recipe = _filled_in(recipe, base)
-    method = _method_type(recipe)(base, recipe)
-    _check_format(recipe, method.needs)
+    needs = _method_type(recipe)(base, recipe).needs
+    _check_format(recipe, needs)
     index = cache_folder(recipe) / "images.jsonl"
+    recipe = with_identifier_captions(recipe, needs)
     manifest = scan(recipe.data, index=index)
+    recipe = with_prior(recipe, needs, manifest.records)
+    method = _method_type(recipe)(base, recipe)
     size = parse_size(recipe.data.resolution or str(base.resolution))
     training, validation = _hold_out(manifest.records, recipe)
     assignment = assign(training, size, recipe.data.buckets)
     if recipe.validation.path and recipe.run.validate_every:
         source = SourceConfig(path=recipe.validation.path)
         validation = scan(replace(recipe.data, sources=(source,)), index=index).records
+    class_images = class_images_of(recipe, training, (size[0] // 8 * 8, size[1] // 8 * 8))
     summary = dataset_summary(
         manifest,
         assignment,
@@ -83,6 +98,7 @@ def prepare(recipe: Recipe) -> Job:
         batch_size=recipe.run.batch_size,
         steps=_wanted_steps(recipe, method, training),
         epochs=recipe.run.epochs,
+        class_images=class_images.total,
     )
     return Job(
         recipe=recipe,
@@ -94,6 +110,8 @@ def prepare(recipe: Recipe) -> Job:
         summary=summary,
         processes=processes,
         precision=precision,
+        class_images=class_images,
+        notes=identifier_notes(base, needs, training),
     )
 
 

@@ -25,6 +25,7 @@ class MadeUpStream:
         captions = [image.caption for image in job.summary.images]
         width, height = bucket
         base = job.base
+        self.with_prior = bool(job.class_images.total) or any(r.role == "prior" for r in job.assignment.records)
         grid = (count, base.latent_channels, height // base.latent_factor, width // base.latent_factor)
         words = tuple((captions * count)[:count])
         self.examples = Examples(
@@ -43,7 +44,7 @@ class MadeUpStream:
     def iterate(self, start: int, stop: int, *, rank: int = 0, world: int = 1, accumulation: int = 1):  # type: ignore[no-untyped-def]
         """The same examples in every step."""
         for _ in range(start, stop):
-            yield (Batch(self.examples),)
+            yield (Batch(self.examples, self.examples if self.with_prior else None),)
 
 
 def seconds_per_step(job: Job) -> float:

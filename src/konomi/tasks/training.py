@@ -23,6 +23,7 @@ from konomi.models.memory import apply_memory_options
 from konomi.models.modes import evaluating
 from konomi.storage.atomic import check_free_space, explained, sweep_temporaries, write_text
 from konomi.storage.lock import RunLock
+from konomi.tasks.class_images import draw_class_images, with_class_images
 from konomi.tasks.preparing import Job, held_out_stream, open_stream, place, prepare
 from konomi.tasks.previewing import draw_previews
 from konomi.tasks.saving import check_way_is_free, save_result
@@ -81,6 +82,14 @@ def _run(job: Job, folder: Path, *, resuming: bool, allow_changes: bool) -> Iter
             sweep_temporaries(folder / "checkpoints")
         trackers = chosen_trackers(job.recipe.run.trackers)
         warnings: list[str] = []
+        if job.processes.is_first and not resuming:
+            yield from (Warned(note) for note in job.notes)
+        for news in draw_class_images(job):
+            yield news
+            if stop.requested:
+                # Nothing is lost: what was drawn is kept.
+                raise KeyboardInterrupt
+        job = with_class_images(job)
         identity = run_identity(job.recipe, job.manifest, _base_fingerprint(job))
         checkpoint = None
         if resuming:

@@ -25,6 +25,7 @@ FREE = (
     "run.trackers",
     "memory.",
     "preview.",
+    "prior.clip",
     "save.",
     "data.workers",
     "data.cache.",

@@ -1,0 +1,174 @@
+"""What speaks for the class in a run, and what the subject is called: decided before anything is drawn or encoded."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+from konomi.config.recipe import Recipe
+from konomi.data.buckets import Bucket
+from konomi.data.images import read_image
+from konomi.data.manifest import Record
+from konomi.errors import DataError, RecipeError
+from konomi.methods.method import Needs
+from konomi.methods.preservation import class_prompt
+from konomi.models.base import BaseModel
+from konomi.models.clip import load_clip
+
+NOUNS = Path(__file__).parents[1] / "builtin" / "nouns"
+IDENTIFIER_TEMPLATE = "a [name]"
+LOOKED_AT = 16
+"""Images of which CLIP sees no more: enough to tell what they show."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassImages:
+    """Pictures of the class that are made before training."""
+
+    prompts: tuple[tuple[str, str], ...] = ()
+    """(class noun, prompt), for each noun of the subjects."""
+    count: int = 0
+    """For each of them."""
+    size: Bucket = (0, 0)
+
+    @property
+    def total(self) -> int:
+        return len(self.prompts) * self.count
+
+
+def with_identifier_captions(recipe: Recipe, needs: Needs) -> Recipe:
+    """Images without caption are "a [identifier] [class]", where the method is about that and no template is given."""
+    if not needs.identifier:
+        return recipe
+    sources = tuple(
+        source if source.template else replace(source, template=IDENTIFIER_TEMPLATE) for source in recipe.data.sources
+    )
+    return replace(recipe, data=replace(recipe.data, sources=sources))
+
+
+def with_prior(recipe: Recipe, needs: Needs, records: Sequence[Record]) -> Recipe:
+    """With `prior.source` and `prior.count` filled in.
+
+    Raises RecipeError where the method cannot do what is asked, or the identifier or class noun it takes is not known.
+    """
+    prior = recipe.prior
+    source = prior.source
+    if source == "auto":
+        source = "none" if any(record.role == "prior" for record in records) else needs.prior
+        # Nothing would come of it.
+        source = source if recipe.objective.prior_weight else "none"
+    if source == "prediction" and not needs.predicts_prior:
+        raise RecipeError(
+            f'prior.source is "prediction", which {recipe.method.kind} cannot do. Use "generate" or "none".'
+        )
+    if source == "transparent" and recipe.data.images.alpha == "mask":
+        raise RecipeError(
+            'prior.source is "transparent" and data.images.alpha is "mask": transparent pixels then have no weight, '
+            'and neither has the prior. Set data.images.alpha = "background".'
+        )
+    training = [record for record in records if record.role == "train"]
+    if needs.identifier and any(not record.trigger and not record.captions for record in training):
+        raise RecipeError(
+            f"{recipe.method.kind} needs an identifier, a rare word that will mean the subject. Say --trigger WORD "
+            f"(trigger of the source); `konomi identifiers --base {recipe.base}` lists such words."
+        )
+    if source != "none" and "[class]" in prior.prompt and any(not record.class_noun for record in training):
+        raise RecipeError(
+            f"{recipe.method.kind} needs a class noun, what the subject is in plain words."
+            f"{_proposed(recipe, training)} Say --class NOUN (class_noun of the source), or prior.source=none to train "
+            "without the class."
+        )
+    count = prior.count or min(max(10 * len(training), 20), 200)
+    return replace(recipe, prior=replace(prior, source=source, count=count))
+
+
+def class_images_of(recipe: Recipe, records: Iterable[Record], size: Bucket) -> ClassImages:
+    """The pictures to make for a recipe whose prior is decided; none where it needs none."""
+    prior = recipe.prior
+    if prior.source not in ("generate", "transparent"):
+        return ClassImages()
+    nouns = dict.fromkeys(record.class_noun for record in records if record.role == "train")
+    prompts = {class_prompt(prior.prompt, noun): noun for noun in nouns}
+    # One empty picture is like the other; the noise on it differs each time.
+    count = prior.count if prior.source == "generate" else 1
+    return ClassImages(tuple((noun, prompt) for prompt, noun in prompts.items()), count, size)
+
+
+def identifier_notes(base: BaseModel, needs: Needs, records: Iterable[Record]) -> tuple[str, ...]:
+    """A line for each identifier that is no rare single token. It works all the same, only less well."""
+    if not needs.identifier:
+        return ()
+    words = dict.fromkeys(record.trigger for record in records if record.role == "train" and record.trigger)
+    advice = "`konomi identifiers --base BASE` lists words that are one token and mean nothing yet."
+    notes = []
+    for word in words:
+        pieces = max(base.tokens(word).values(), key=len)
+        if len(pieces) > 1:
+            shown = " + ".join(piece.removesuffix("</w>") for piece in pieces)
+            notes.append(
+                f"the identifier {word!r} is {len(pieces)} tokens to this base ({shown}), which may mean something of "
+                f"their own; one rare token is learned more easily. {advice}"
+            )
+        elif word.lower() in everyday_nouns() or _is_frequent(base, pieces):
+            notes.append(
+                f"the identifier {word!r} is an ordinary word: what the base knows by it gets in the way, and is lost. "
+                f"{advice}"
+            )
+    return tuple(notes)
+
+
+def propose_nouns(recipe: Recipe, records: Sequence[Record], *, count: int = 4) -> tuple[tuple[str, float], ...]:
+    """What CLIP takes the training images for: (noun, share), the likeliest first. None without a CLIP that fits.
+
+    Raises ModelError for a `prior.clip` that is none.
+    """
+    source = recipe.prior.clip or ("tiny" if recipe.base == "tiny" else "")
+    images = _some_images(records)
+    if not source or not images:
+        return ()
+    nouns = _list("tiny") if source == "tiny" else everyday_nouns()
+    shares = load_clip(source).zero_shot(images, nouns)
+    best = shares.topk(min(count, len(nouns)))
+    return tuple((nouns[index], float(share)) for share, index in zip(best.values, best.indices.tolist(), strict=True))
+
+
+def proposal_text(proposed: Sequence[tuple[str, float]]) -> str:
+    """`cat (0.41), fox (0.20)`."""
+    return ", ".join(f"{noun} ({share:.2f})" for noun, share in proposed)
+
+
+def everyday_nouns() -> tuple[str, ...]:
+    """About 500 things that people photograph and draw."""
+    return _list("everyday")
+
+
+@cache
+def _list(name: str) -> tuple[str, ...]:
+    return tuple((NOUNS / f"{name}.txt").read_text(encoding="utf-8").split("\n")[:-1])
+
+
+def _proposed(recipe: Recipe, training: Sequence[Record]) -> str:
+    proposed = propose_nouns(recipe, training)
+    if proposed:
+        return f" The images look like: {proposal_text(proposed)}."
+    return " --clip MODEL (a CLIP folder or hub id) has it proposed."
+
+
+def _is_frequent(base: BaseModel, pieces: Sequence[str]) -> bool:
+    """Byte-pair vocabularies are in the order in which tokens were merged, the most frequent first."""
+    return any(
+        table.get(piece, len(table)) < len(table) // 10 for table in base.vocabularies().values() for piece in pieces
+    )
+
+
+def _some_images(records: Sequence[Record]) -> list[Image.Image]:
+    found = []
+    for record in [record for record in records if record.role == "train"][:LOOKED_AT]:
+        try:
+            found.append(Image.fromarray(read_image(record.locator).pixels))
+        except DataError:
+            # Named with all others that cannot be read, where images are read to be trained.
+            continue
+    return found
