@@ -213,12 +213,17 @@ def extract_tags(prompt: str) -> tuple[str, tuple[Tag, ...]]:
 
 
 def find_words(text: str, words: Iterable[str]) -> list[tuple[str, str | None]]:
-    """The text in pieces, each with the word it is or None. Whole words only, any case, the longest first."""
+    """The text in pieces, each with the word it is or None. Whole words only, any case, the longest first.
+
+    Only Latin letters and digits make a word longer: Japanese is written without spaces, and `sks` in 「sksの写真」 counts.
+    """
     by_folded = {word.casefold(): word for word in words if word}
     if not by_folded:
         return [(text, None)]
     alternatives = "|".join(
-        (r"(?<!\w)" if re.match(r"\w", word) else "") + re.escape(word) + (r"(?!\w)" if re.search(r"\w$", word) else "")
+        (r"(?<![A-Za-z0-9_])" if re.match(r"[A-Za-z0-9_]", word) else "")
+        + re.escape(word)
+        + (r"(?![A-Za-z0-9_])" if re.search(r"[A-Za-z0-9_]\Z", word) else "")
         for word in sorted(by_folded.values(), key=len, reverse=True)
     )
     pieces = re.split(f"({alternatives})", text, flags=re.IGNORECASE)

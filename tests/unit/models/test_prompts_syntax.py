@@ -169,3 +169,4 @@ def test_words_are_found_whole_in_any_case_the_longest_first():
         ("c++", "c++"),
     ]
     assert find_words("plain", []) == [("plain", None)]
+    assert find_words("可愛いsksの写真", ["sks"]) == [("可愛い", None), ("sks", "sks"), ("の写真", None)]
