@@ -133,6 +133,16 @@ def test_two_are_merged_and_the_constraint_holds(trained, base_folder, tmp_path,
     drawn_by_konomi(base_folder, tmp_path / "a", tmp_path / "both")
 
 
+def test_a_tag_in_a_prompt_finds_the_folder(trained, base_folder, tmp_path):
+    folder = trained()
+    ours = drawn_by_konomi(base_folder, tmp_path / "a", folder)
+    (path,) = konomi.generate(
+        [f"{PROMPT} <lora:result:1>"], base=str(base_folder), seed=SEED, steps=STEPS, guidance=5.0, sampler="euler",
+        size="64", output=folder.parent,
+    )  # fmt: skip
+    assert np.array_equal(np.asarray(Image.open(path)).astype(int), ours)
+
+
 def test_the_same_word_twice_is_one_clear_line(trained, base_folder, tmp_path, capsys):
     folder = str(trained())
     assert main(["merge", "custom", folder, folder, "--base", str(base_folder), "-o", str(tmp_path / "x")]) == 1

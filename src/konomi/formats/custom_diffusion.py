@@ -255,7 +255,9 @@ def write_webui(adapter: Adapter, path: Path, options: WriteOptions) -> None:
         if difference is None or getattr(layer, "bias", None) is not None:
             raise FileFormatError(f"{path}: {_NEEDS_BASE}")
         layers[key] = Difference(difference)
-    kohya.write(replace(adapter, layers=layers), path, dtype=options.dtype, layout=options.layout)
+    lycoris = {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "full"})}
+    differences = replace(adapter, layers=layers, metadata=adapter.metadata | lycoris)
+    kohya.write(differences, path, dtype=options.dtype, layout=options.layout)
 
 
 def _whole_weights(adapter: Adapter, path: Path) -> dict[str, Tensor]:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from konomi.errors import FileFormatError, RecipeError
 from konomi.formats import hypernetwork
-from konomi.formats.source import open_source
+from konomi.formats.source import CUSTOM_DIFFUSION_NAMES, open_source
 from konomi.formats.writer import Content
 from konomi.generation.request import UsedAdapter
 from konomi.models.prompt_syntax import Tag, extract_tags
 
+FOLDER_MARKS = ("adapter_config.json", *CUSTOM_DIFFUSION_NAMES)
+"""What a folder holds that is an adapter."""
 SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
@@ -75,7 +77,7 @@ def adapters_of_prompt(prompt: str, folders: Sequence[Path]) -> tuple[AdapterReq
 
 
 def find_adapter(name: str, folders: Sequence[Path], kind: str = "lora") -> Path:
-    """The file (or PEFT folder) NAME or NAME.safetensors, .pt, .bin, .ckpt, at any depth; the shallowest counts.
+    """The file (or folder of PEFT or Custom Diffusion) NAME or NAME.safetensors, .pt, .bin, .ckpt, at any depth; the shallowest counts.
 
     Where several files have the name, those that hold what the tag's `kind` is for come first. A name never leads out
     of the folders. Raises RecipeError naming what is there.
@@ -83,7 +85,7 @@ def find_adapter(name: str, folders: Sequence[Path], kind: str = "lora") -> Path
     known: list[tuple[int, str, Path]] = []
     for order, folder in enumerate(folders):
         for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-            if path.suffix in SUFFIXES or (path / "adapter_config.json").is_file():
+            if path.suffix in SUFFIXES or any((path / name).is_file() for name in FOLDER_MARKS):
                 depth = order * 1000 + len(path.relative_to(folder).parts)
                 known.append((depth, path.name if path.is_dir() else path.stem, path))
     matches = [entry for entry in known if name in (entry[1], entry[2].name)]
