@@ -28,6 +28,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("train", "konomi.cli.training", "train by a recipe, or by a method and a folder of images"),
     ("resume", "konomi.cli.training", "go on exactly where a run stopped"),
     ("generate", "konomi.cli.generating", "draw pictures"),
+    ("identifiers", "konomi.cli.identifying", "list words that can become the name of a subject"),
     ("inspect", "konomi.cli.files", "say what a model or adapter file is"),
     ("convert", "konomi.cli.files", "write a file in another tool's format"),
     ("merge", "konomi.cli.merging", "make one file of several"),
@@ -99,7 +100,7 @@ def _overview() -> str:
         "",
         "Tune a text-to-image diffusion model to your own taste.",
         "",
-        *(f"  {command:<10}{what}" for command, _, what in COMMANDS),
+        *(f"  {command:<13}{what}" for command, _, what in COMMANDS),
         "",
         "konomi COMMAND --help tells more. Start with: konomi demo",
     ]

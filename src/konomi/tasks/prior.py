@@ -16,9 +16,12 @@ from konomi.methods.method import Needs
 from konomi.methods.preservation import class_prompt
 from konomi.models.base import BaseModel
 from konomi.models.clip import load_clip
+from konomi.models.tokenizer import clip_vocabulary
 
 NOUNS = Path(__file__).parents[1] / "builtin" / "nouns"
 IDENTIFIER_TEMPLATE = "a [name]"
+ORDINARY = 20_000
+"""Entries of CLIP's vocabulary of 49,408 that are taken for ordinary: "walnut" is number 16,310, "sks" 48,136."""
 LOOKED_AT = 16
 """Images of which CLIP sees no more: enough to tell what they show."""
 
@@ -111,7 +114,7 @@ def identifier_notes(base: BaseModel, needs: Needs, records: Iterable[Record]) -
                 f"the identifier {word!r} is {len(pieces)} tokens to this base ({shown}), which may mean something of "
                 f"their own; one rare token is learned more easily. {advice}"
             )
-        elif word.lower() in everyday_nouns() or _is_frequent(base, pieces):
+        elif is_ordinary(word):
             notes.append(
                 f"the identifier {word!r} is an ordinary word: what the base knows by it gets in the way, and is lost. "
                 f"{advice}"
@@ -144,6 +147,14 @@ def everyday_nouns() -> tuple[str, ...]:
     return _list("everyday")
 
 
+def is_ordinary(word: str) -> bool:
+    """An everyday noun, or among the most frequent words of the captions that CLIP was trained on.
+
+    CLIP's byte-pair vocabulary is in the order of its merges, the most frequent first.
+    """
+    return word.lower() in everyday_nouns() or clip_vocabulary().tokens.get(f"{word.lower()}</w>", ORDINARY) < ORDINARY
+
+
 @cache
 def _list(name: str) -> tuple[str, ...]:
     return tuple((NOUNS / f"{name}.txt").read_text(encoding="utf-8").split("\n")[:-1])
@@ -154,13 +165,6 @@ def _proposed(recipe: Recipe, training: Sequence[Record]) -> str:
     if proposed:
         return f" The images look like: {proposal_text(proposed)}."
     return " --clip MODEL (a CLIP folder or hub id) has it proposed."
-
-
-def _is_frequent(base: BaseModel, pieces: Sequence[str]) -> bool:
-    """Byte-pair vocabularies are in the order in which tokens were merged, the most frequent first."""
-    return any(
-        table.get(piece, len(table)) < len(table) // 10 for table in base.vocabularies().values() for piece in pieces
-    )
 
 
 def _some_images(records: Sequence[Record]) -> list[Image.Image]:

@@ -1,0 +1,61 @@
+"""`konomi identifiers`."""
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from konomi.cli.plain import plain
+
+if TYPE_CHECKING:
+    from konomi.tasks.identifiers import Identifier
+
+
+def identifiers(arguments: list[str]) -> int:
+    """List words that a base can learn as names."""
+    parser = argparse.ArgumentParser(
+        prog="konomi identifiers",
+        description="Rare words that are one token, those first to which the base reacts least: names for DreamBooth.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--base", required=True, help="`tiny` (built in), a folder, a file, or a hub id")
+    parser.add_argument("--class", dest="class_noun", metavar="NOUN", default="", help="what it will name, e.g. dog")
+    parser.add_argument("--count", metavar="N", type=int, default=20, help="how many (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON for a program to read")
+    options = parser.parse_args(arguments)
+
+    from konomi import tasks
+    from konomi.training.events import Prepared
+
+    found: tuple[Identifier, ...] = ()
+    shown = sys.stderr.isatty()
+    for news in tasks.identifiers(
+        options.base, class_noun=options.class_noun, count=options.count, device=options.device
+    ):
+        if not isinstance(news, Prepared):
+            found = news
+        elif shown:
+            end = "\n" if news.done == news.total else ""
+            print(f"\rmeasuring {news.what}: {news.done}/{news.total}", end=end, file=sys.stderr, flush=True)
+    if options.json:
+        print(json.dumps(plain(found), indent=2))
+    else:
+        _print_table(found)
+    return 0
+
+
+def _print_table(found: "tuple[Identifier, ...]") -> None:
+    from rich.table import Table
+
+    from konomi.cli.screen import screen
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("word")
+    for name in ("token", "text", "denoiser", "score"):
+        table.add_column(name, justify="right")
+    for one in found:
+        table.add_row(one.word, str(one.token), f"{one.text:.3f}", f"{one.denoiser:.4f}", f"{one.score:.4f}")
+    console = screen()
+    console.print(table)
+    console.print("Small numbers are good: the base makes nothing of the word yet.")
