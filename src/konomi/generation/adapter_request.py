@@ -77,7 +77,7 @@ def adapters_of_prompt(prompt: str, folders: Sequence[Path]) -> tuple[AdapterReq
 
 
 def find_adapter(name: str, folders: Sequence[Path], kind: str = "lora") -> Path:
-    """The file (or folder of PEFT or Custom Diffusion) NAME or NAME.safetensors, .pt, .bin, .ckpt, at any depth; the shallowest counts.
+    """The file (or adapter folder) NAME or NAME.safetensors, .pt, .bin, .ckpt, at any depth; the shallowest counts.
 
     Where several files have the name, those that hold what the tag's `kind` is for come first. A name never leads out
     of the folders. Raises RecipeError naming what is there.

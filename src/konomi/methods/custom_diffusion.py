@@ -91,7 +91,10 @@ class CustomDiffusion:
             subject = with_sizes_varied(subject, changes, latent_factor=self.base.latent_factor)
         prior = None if batch.prior is None else self._with_mask_as_asked(batch.prior)
         batch = replace(batch, subject=subject, prior=prior)
-        return subject_and_prior_loss(self.denoising, batch, rng, prior_weight=self.recipe.objective.prior_weight)
+        loss = subject_and_prior_loss(self.denoising, batch, rng, prior_weight=self.recipe.objective.prior_weight)
+        # A word that no caption of this pass has gets a gradient of zero, not none: the optimiser would pass over it,
+        # and whether it does would depend on how the batch is divided.
+        return loss + 0.0 * sum(vectors.sum() for parts in self.words.values() for vectors in parts.values())
 
     def export(self) -> Adapter:
         words = {
