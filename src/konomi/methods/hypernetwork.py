@@ -94,7 +94,7 @@ class HypernetworkMethod:
     """Trains networks before the projections of the frozen base."""
 
     config_type: ClassVar = HypernetworkConfig
-    default_learning_rate: ClassVar = 1e-3
+    default_learning_rate: ClassVar = 3e-4
 
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
         if not isinstance(recipe.method, HypernetworkConfig):
