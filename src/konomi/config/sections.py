@@ -7,7 +7,9 @@ the documentation tables all read that text through `konomi.config.schema`.
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+
+from konomi.config.rates import checked_rates
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -189,6 +191,9 @@ class OptimizerConfig:
     """Memory of the running mean and of the running square."""
     schedule: Literal["constant", "linear", "cosine", "cosine_restarts", "polynomial"] = "constant"
     """How the learning rate falls over the run, after warm-up."""
+    rates: Annotated[str, AfterValidator(checked_rates)] = ""
+    """Learning rates by step, in place of `learning_rate` and `schedule`, as web UIs write them:
+    `5e-3:200, 1e-3:1000, 1e-4` is 5e-3 up to step 200, 1e-3 up to step 1000, then 1e-4."""
     warmup: Annotated[float, Field(ge=0)] = 0.0
     """Steps of rising learning rate at the start; a value below 1 is a share of all steps (0.06)."""
     cycles: Positive = 1
@@ -199,6 +204,11 @@ class OptimizerConfig:
     """Longest gradient allowed; 0 switches clipping off."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Keep a running average of the weights and save that; 0.999 or 0.9999 for long full fine-tunes, 0 for none."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where `rates` is not alone."""
+        if self.rates and (self.learning_rate is not None or self.schedule != "constant"):
+            raise ValueError("rates stands in place of learning_rate and schedule: leave those out, or rates")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

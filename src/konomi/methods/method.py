@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from konomi.adapters.adapter import Adapter
 from konomi.config.prior import PriorSource
+from konomi.config.rates import highest_rate
 from konomi.config.recipe import Recipe
 from konomi.config.sections import OptimizerConfig
 from konomi.data.batch import Batch
@@ -82,6 +83,9 @@ def learning_rates(optimizer: OptimizerConfig, default: float) -> tuple[float, f
     """
     scale = {"prodigy": 1.0 / default, "lion": 0.2}.get(optimizer.kind, 1.0)
     rate = default * scale if optimizer.learning_rate is None else optimizer.learning_rate
+    if optimizer.rates:
+        # The schedule takes shares of the highest.
+        rate = highest_rate(optimizer.rates)
     if optimizer.text_learning_rate is not None:
         return rate, optimizer.text_learning_rate
     return rate, rate if optimizer.kind == "prodigy" else rate / 2

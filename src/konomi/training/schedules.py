@@ -2,6 +2,7 @@
 
 import math
 
+from konomi.config.rates import highest_rate, parse_rates, rate_at
 from konomi.config.sections import OptimizerConfig
 
 
@@ -13,8 +14,11 @@ def warmup_steps(config: OptimizerConfig, total_steps: int) -> int:
 def rate_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:
     """What the learning rate is multiplied by in step `step` (0 for the first) of `total_steps`, 0 to 1."""
     warmup = warmup_steps(config, total_steps)
+    rising = (step + 1) / (warmup + 1) if step < warmup else 1.0
+    if config.rates:
+        return rising * rate_at(parse_rates(config.rates), step) / highest_rate(config.rates)
     if step < warmup:
-        return (step + 1) / (warmup + 1)
+        return rising
     progress = (step - warmup) / max(total_steps - warmup, 1)
     if config.schedule == "linear":
         return 1 - progress
