@@ -124,7 +124,12 @@ def write_adapter(
     error. Raises FileFormatError for what the format cannot hold and for NaN, RunError for the disk's refusals.
     """
     options = WriteOptions(dtype=dtype, layout=layout, replace_folder=replace_folder)
-    writer_for(content_of(adapter), to).write(adapter, Path(path), options)
+    writer = writer_for(content_of(adapter), to)
+    if adapter.negative is not None and "kohya" not in writer.targets:
+        raise FileFormatError(
+            f"{path}: only kohya's files hold a LoRA for each branch of guidance (DreamArtist++). Use --to kohya."
+        )
+    writer.write(adapter, Path(path), options)
 
 
 def convert_adapter(source: Path | str, target: Path | str, to: Target | None = None) -> Adapter:

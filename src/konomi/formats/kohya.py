@@ -6,6 +6,7 @@ A layer is `{prefix}_{module path, dots as underscores}.{part}`; see `layers` fo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,9 +18,10 @@ from konomi.formats.kohya_keys import is_norm, key_of, layout_of, name_of
 from konomi.formats.kohya_metadata import with_hashes, with_minimum
 from konomi.formats.layers import KNOWN_PARTS, LayerError, layer_from_parts, parts_from_layer
 from konomi.formats.ldm_keys import UNetLayout
-from konomi.formats.source import Parsed, Source, fault
+from konomi.formats.learned_words import NEGATIVE
+from konomi.formats.source import Parsed, Source, fault, open_source
 from konomi.formats.writer import Writer
-from konomi.storage.tensor_file import write_tensors
+from konomi.storage.tensor_file import is_finite, write_tensors
 
 NAME = "kohya"
 _BUNDLE = "bundle_emb."
@@ -67,14 +69,22 @@ def parse(source: Source) -> Parsed:
             raise fault(source.path, f"{layer}.{error.part}".rstrip("."), error.what) from error
     adapter = Adapter(layers, embeddings, dict(source.metadata), "", source.name)
     adapter = Adapter(layers, embeddings, dict(source.metadata), family_of(adapter), source.name)
-    return Parsed(adapter, tuple(sorted(unknown)))
+    return _with_negative(source, Parsed(adapter, tuple(sorted(unknown))))
 
 
 def write(
     adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = None, layout: UNetLayout | None = None
 ) -> None:
-    """Write with complete metadata and hashes. `dtype` None keeps every tensor's; `layout` is for SDXL-like UNets."""
+    """Write with complete metadata and hashes. `dtype` None keeps every tensor's; `layout` is for SDXL-like UNets.
+
+    What is for the negative branch of guidance goes into a file beside it, NAME-neg, with the negative words.
+    """
     path = Path(path)
+    if adapter.negative is not None:
+        # The first file comes last: it tells of the other.
+        half = _negative_path(path)
+        write(_negative_half(adapter, half.stem), half, dtype=dtype, layout=layout)
+        adapter = replace(adapter, negative=None, embeddings=_words(adapter, negative=False))
     family = adapter.family or family_of(adapter)
     tensors: dict[str, Tensor] = {}
     for key, update in adapter.layers.items():
@@ -101,6 +111,48 @@ def cast_floats(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[s
     if dtype is None:
         return tensors
     return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def _with_negative(source: Source, parsed: Parsed) -> Parsed:
+    """With what lies beside a file for the negative branch (DreamArtist++): NAME-neg, which brings the negative half of
+    a word that the file itself brings. Another file of that name is none of it.
+
+    Raises FileFormatError for a half that is broken.
+    """
+    path, adapter = _negative_path(source.path), parsed.adapter
+    if not adapter.embeddings or not path.is_file():
+        return parsed
+    half = open_source(path)
+    wanted = [f"{_BUNDLE}{word}{NEGATIVE}." for word in adapter.embeddings]
+    if not any(name.startswith(start) for name in half.shapes for start in wanted):
+        return parsed
+    for name, tensor in half.tensors().items():
+        if not is_finite(tensor):
+            raise fault(path, name, "holds NaN or infinity; the file is broken. Use another save of it")
+    found = parse(half)
+    negative = replace(found.adapter, embeddings={})
+    together = replace(adapter, embeddings=adapter.embeddings | found.adapter.embeddings, negative=negative)
+    return Parsed(together, (*parsed.unknown, *found.unknown))
+
+
+def _negative_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}{NEGATIVE}{path.suffix}")
+
+
+def _negative_half(adapter: Adapter, name: str) -> Adapter:
+    """What the file beside holds."""
+    assert adapter.negative is not None
+    metadata = adapter.metadata | {
+        key: name for key in ("ss_output_name", "modelspec.title") if key in adapter.metadata
+    }
+    words = _words(adapter, negative=True)
+    return replace(
+        adapter, layers=adapter.negative.layers, embeddings=words, metadata=metadata, name=name, negative=None
+    )
+
+
+def _words(adapter: Adapter, *, negative: bool) -> dict[str, dict[str, Tensor]]:
+    return {word: parts for word, parts in adapter.embeddings.items() if word.endswith(NEGATIVE) == negative}
 
 
 def _add_embedding(embeddings: dict[str, dict[str, Tensor]], name: str, tensor: Tensor) -> bool:

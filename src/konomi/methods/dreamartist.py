@@ -87,6 +87,11 @@ class DreamArtist:
         self.base = base
         self.recipe = recipe
         self.config = recipe.method
+        if self.config.lora_rank and recipe.save.format in ("diffusers", "peft"):
+            raise RecipeError(
+                f"save.format is {recipe.save.format!r}, which cannot say that a LoRA is for one branch of guidance. "
+                "Use 'kohya'."
+            )
         self.word = _word(recipe)
         self.negative_word = self.word + _NEGATIVE
         self.denoising = DenoisingLoss(base, recipe)
