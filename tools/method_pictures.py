@@ -1,0 +1,85 @@
+"""Draw the pictures of docs/methods: python tools/method_pictures.py KIND [--work FOLDER]
+
+Each trains on the built-in mascot with `tiny` and draws the same seeds before and after.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+import konomi
+from konomi.adapters.apply import Strengths, attach
+from konomi.formats import read_adapter
+from konomi.generation.generate import generate
+from konomi.generation.grid import make_grid
+from konomi.generation.request import Request
+from konomi.tasks import load_base
+
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
+MASCOT = ROOT / "src" / "konomi" / "builtin" / "mascot"
+SEEDS = range(1, 5)
+COLOURS = 128
+"""Of the saved PNG's palette: a grid stays below 150 KB."""
+
+
+def custom_diffusion(work: Path) -> Image.Image:
+    """The subject, its size by words, and a neighbour that should stay what it was."""
+    result = train("custom_diffusion", work, ["optimizer.learning_rate=2e-4"])
+    prompts = ["sks creature, red background", "very small sks creature", "close up sks creature", "a tree"]
+    return before_and_after(result, prompts)
+
+
+PICTURES: dict[str, Callable[[Path], Image.Image]] = {"custom_diffusion": custom_diffusion}
+
+
+def train(kind: str, work: Path, overrides: Sequence[str], *, steps: int = 0) -> Path:
+    """The result of one method on the mascot."""
+    recipe = konomi.recipe_from_flags(
+        kind,
+        images=[MASCOT],
+        base="tiny",
+        trigger="sks",
+        class_noun="creature",
+        output=str(work / kind),
+        steps=steps or None,
+        overrides=overrides,
+    )
+    *_, finished = konomi.train(recipe, overwrite=True)
+    return Path(finished.path)
+
+
+def before_and_after(result: Path, prompts: Sequence[str]) -> Image.Image:
+    """A row for each prompt: the base's pictures, then those with the result, of the same seeds."""
+    base = load_base("tiny", device="cpu")
+    adapter = read_adapter(result)
+    drawn = []
+    for strength in (0.0, 1.0):
+        with attach(base, [(adapter, Strengths(strength, strength))]):
+            requests = [Request(prompt=p, seed=s, steps=25, guidance=7.0) for p in prompts for s in SEEDS]
+            drawn.append([picture.image for picture in generate(base, requests)])
+    count = len(SEEDS)
+    rows = [half[row * count : (row + 1) * count] for row in range(len(prompts)) for half in drawn]
+    labels = [f"{name} {seed}" for name in ("base", "trained") for seed in SEEDS]
+    pictures = [image for row in rows for image in row]
+    return make_grid(pictures, columns=2 * count, column_labels=labels, row_labels=list(prompts))
+
+
+def main() -> None:
+    """Draw one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=PICTURES)
+    parser.add_argument("--work", type=Path, help="where the run is kept; by default it is thrown away")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        picture = PICTURES[options.kind](options.work or Path(temporary))
+    path = IMAGES / f"methods-{options.kind}.png"
+    picture.quantize(COLOURS).save(path, optimize=True)
+    print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
