@@ -7,6 +7,7 @@ from konomi.methods.full import Full
 from konomi.methods.hypernetwork import HypernetworkMethod
 from konomi.methods.lora import Lora
 from konomi.methods.method import Method
+from konomi.methods.pivotal import Pivotal
 from konomi.methods.textual_inversion import TextualInversion
 
 METHODS: tuple[type[Method], ...] = (
@@ -16,5 +17,6 @@ METHODS: tuple[type[Method], ...] = (
     HypernetworkMethod,
     CustomDiffusion,
     TextualInversion,
+    Pivotal,
     DreamArtist,
 )

@@ -39,9 +39,17 @@ class Phase:
     loss: Callable[[Batch, Rng], Tensor]
     """Mean loss of a batch, a scalar with gradient. Pure but for the parameters: all chance comes from the Rng."""
     num_steps: int | None = None
-    """Steps of this phase; None takes what the run has left."""
+    """Steps of this phase; None takes `share`, or what the run has left."""
+    share: float | None = None
+    """Share of the run's steps."""
     modules: tuple[nn.Module, ...] = field(default=())
     """Modules to put in training mode (dropout, checkpointing) during the phase."""
+
+    def length(self, total_steps: int) -> int:
+        """Steps in a run of `total_steps`, if it is the only phase."""
+        if self.num_steps is not None:
+            return self.num_steps
+        return total_steps if self.share is None else round(self.share * total_steps)
 
 
 @dataclass(frozen=True, slots=True)

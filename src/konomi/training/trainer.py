@@ -214,8 +214,11 @@ class Trainer:
         )
 
     def _begin_phase(self, index: int) -> None:
-        if getattr(self, "phase_index", None) == index:
+        at_work = getattr(self, "phase_index", None)
+        if at_work == index:
             return
+        if at_work is not None:
+            self._leave_phase()
         self.phase_index = index
         phase = self.phases[index]
         self.optimizer = make_optimizer(phase.groups, self.recipe.optimizer, self.device)
@@ -227,18 +230,27 @@ class Trainer:
             module.train()
         set_training(self.optimizer, True)
 
+    def _leave_phase(self) -> None:
+        """What a phase leaves behind is what would be saved: the average, or schedule-free's other weights."""
+        if self.average is None:
+            set_training(self.optimizer, False)
+            return
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(self.average.tensors[name])
+
     def _phase_at(self, step: int) -> int:
-        end = 0
-        for index, phase in enumerate(self.phases):
-            end += self.total_steps if phase.num_steps is None else phase.num_steps
-            if step < end:
-                return index
-        return len(self.phases) - 1
+        """Never one before the phase at work: a run that is made longer may move the end of one it is through with."""
+        reached = (index for index in range(len(self.phases)) if step < self._end_of(index))
+        return max(next(reached, len(self.phases) - 1), self.phase_index)
 
     def _phase_end(self) -> int:
-        lengths = [phase.num_steps for phase in self.phases[: self.phase_index + 1]]
-        known = [length for length in lengths if length is not None]
-        return min(sum(known), self.total_steps) if len(known) == len(lengths) else self.total_steps
+        return self._end_of(self.phase_index)
+
+    def _end_of(self, index: int) -> int:
+        """The step after a phase's last."""
+        if index == len(self.phases) - 1:
+            return self.total_steps
+        return min(sum(phase.length(self.total_steps) for phase in self.phases[: index + 1]), self.total_steps)
 
     @contextmanager
     def weights_for_use(self) -> Iterator[None]:

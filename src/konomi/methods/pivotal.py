@@ -1,0 +1,135 @@
+"""Pivotal tuning: first a word, then a LoRA around it (Roich et al. 2021 for GANs; Ryu 2022 for diffusion models).
+
+Textual Inversion finds the place in the base's vocabulary that comes closest to the subject, the pivot; from there the
+LoRA has less to change, and what it learns hangs on the word. Both lie in one file.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.apply import Strengths, attach
+from konomi.config.recipe import Recipe
+from konomi.config.sections import STRICT
+from konomi.data.batch import Batch
+from konomi.diffusion.random import Rng
+from konomi.errors import RecipeError
+from konomi.methods.lora import Lora, LoraConfig
+from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates
+from konomi.methods.textual_inversion import TextualInversion, TextualInversionConfig
+from konomi.models.base import BaseModel
+
+Rate = Annotated[float, Field(ge=0, le=10)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PivotalConfig:
+    """A new word, then a LoRA around it, in one file; when neither alone comes close enough."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["pivotal"] = "pivotal"
+    word_steps: Annotated[float, Field(gt=0)] = 0.4
+    """Steps at the start in which the word is learned alone; a value below 1 is a share of all steps."""
+    word_rate: Rate | None = None
+    """Step size of the word's vectors while they are learned alone; by default what suits Textual Inversion.
+    `optimizer.learning_rate` is the LoRA's."""
+    word_rate_later: Rate = 0.0
+    """Their step size beside the LoRA; 0 leaves the word as it is by then."""
+    words: TextualInversionConfig = field(default_factory=TextualInversionConfig)
+    """The words, as in textual_inversion."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """The LoRA, as in lora."""
+
+
+class Pivotal:
+    """Trains the vectors of new words, then low-rank updates that know them."""
+
+    config_type: ClassVar = PivotalConfig
+    default_learning_rate: ClassVar = Lora.default_learning_rate
+
+    def __init__(self, base: BaseModel, recipe: Recipe) -> None:
+        if not isinstance(recipe.method, PivotalConfig):
+            raise TypeError(f"Pivotal takes a PivotalConfig, not {type(recipe.method).__name__}")
+        if recipe.save.format in ("peft", "diffusers"):
+            raise RecipeError(
+                f"save.format is {recipe.save.format!r}, which holds no words; pivotal writes LoRA and words into one "
+                "file. Use 'kohya'."
+            )
+        self.base = base
+        self.recipe = recipe
+        self.config = recipe.method
+        self.inversion = TextualInversion(base, replace(recipe, method=self.config.words))
+        self.lora = Lora(base, replace(recipe, method=self.config.lora))
+
+    @property
+    def needs(self) -> Needs:
+        return replace(self.lora.needs, trains_text=True)
+
+    def default_steps(self, num_images: int) -> int:
+        return self.inversion.default_steps(num_images) + self.lora.default_steps(num_images)
+
+    def plan(self) -> tuple[Phase, ...]:
+        (inversion,) = self.inversion.plan()
+        (lora,) = self.lora.plan()
+        # The rates of the recipe are the LoRA's; a schedule holds for both.
+        optimizer = replace(self.recipe.optimizer, learning_rate=None, rates="")
+        default, _ = learning_rates(optimizer, TextualInversion.default_learning_rate)
+        alone = self._words(default if self.config.word_rate is None else self.config.word_rate)
+        beside = (self._words(self.config.word_rate_later),) if self.config.word_rate_later else ()
+        length = self.config.word_steps
+        return (
+            Phase(
+                name="word",
+                groups=(alone,),
+                loss=self.word_loss,
+                num_steps=round(length) if length >= 1 else None,
+                share=length if length < 1 else None,
+                modules=inversion.modules,
+            ),
+            Phase(
+                name="lora",
+                groups=(*lora.groups, *beside),
+                loss=self.loss,
+                modules=(*lora.modules, *inversion.modules),
+            ),
+        )
+
+    def word_loss(self, batch: Batch, rng: Rng) -> Tensor:
+        """Of the first phase. The LoRA, at its start, takes no part."""
+        self._learn(words=True, lora=False)
+        self.lora.layers.begin_step(rng.fork("dropout").for_samples(batch.subject.sample_ids))
+        return self.inversion.loss(batch, rng)
+
+    def loss(self, batch: Batch, rng: Rng) -> Tensor:
+        """Of the second phase."""
+        self._learn(words=self.config.word_rate_later > 0, lora=True)
+        return self.lora.loss(replace(batch, subject=self.inversion.captioned(batch.subject, rng)), rng)
+
+    def export(self) -> Adapter:
+        return replace(self.lora.export(), embeddings=self.inversion.export().embeddings)
+
+    @contextmanager
+    def as_loaded(self, result: Result) -> Iterator[None]:
+        if not isinstance(result, Adapter):
+            raise TypeError("pivotal tuning exports an Adapter")
+        with self.inversion.words.pause(), self.lora.layers.pause(), attach(self.base, [(result, Strengths())]):
+            yield
+
+    def close(self) -> None:
+        self.lora.close()
+        self.inversion.close()
+
+    def _words(self, rate: float) -> ParameterGroup:
+        return ParameterGroup("words", self.inversion.words.parameters, rate, weight_decay=0.0)
+
+    def _learn(self, *, words: bool, lora: bool) -> None:
+        """Gradients reach nothing that the phase's optimiser does not know: they would pile up."""
+        self.inversion.words.train(words)
+        for parameter in self.lora.layers.parameters.values():
+            parameter.requires_grad_(lora)
