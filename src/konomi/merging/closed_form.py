@@ -79,13 +79,14 @@ def merge(layers: Sequence[Mapping[str, Replacement]], targets: Sequence[Tensor]
         assert origin is not None
         weights = [concept[key].weight if key in concept else origin for concept in layers]
         wanted_MO = torch.cat([t.double() @ w.double().T for t, w in zip(targets, weights, strict=True)])
-        weight_OI = merge_layer(origin.double(), wanted_MO, given)
-        error = (given.targets_MI @ weight_OI.T - wanted_MO).abs().max() / wanted_MO.abs().max()
+        # Rounded before it is measured: what is written has to keep the constraint.
+        weight_OI = merge_layer(origin.double(), wanted_MO, given).float()
+        error = (given.targets_MI @ weight_OI.double().T - wanted_MO).abs().max() / wanted_MO.abs().max()
         largest = max(largest, float(error))
         if not largest <= TOLERANCE:
             raise ModelError(
                 f"{key}: the concepts want different answers to the same text (off by {float(error):.1%}), so no "
                 "weight satisfies both. Give each a prompt with its own word first."
             )
-        merged[key] = Replacement(weight_OI.float(), origin)
+        merged[key] = Replacement(weight_OI, origin)
     return Merged(merged, largest)

@@ -24,7 +24,7 @@ def test_each_concept_keeps_its_answers_on_its_own_text():
     one, two = random(3, WIDTH, seed=3), random(2, WIDTH, seed=4)
     merged = merge(layers(first, second, origin=origin), [one, two], random(50, WIDTH, seed=5))
     weight = merged.layers[KEY].weight.double()
-    assert merged.largest_error < 1e-9
+    assert merged.largest_error < 1e-6
     torch.testing.assert_close(one @ weight.T, one @ first.float().double().T, rtol=0, atol=1e-4)
     torch.testing.assert_close(two @ weight.T, two @ second.float().double().T, rtol=0, atol=1e-4)
 
@@ -55,7 +55,7 @@ def test_what_is_said_twice_is_said_once():
 def test_fewer_captions_than_the_states_are_wide_still_keep_the_constraint():
     origin, first = random(OUTPUTS, WIDTH), random(OUTPUTS, WIDTH, seed=1)
     merged = merge(layers(first, origin=origin), [random(3, WIDTH, seed=3)], random(5, WIDTH, seed=5))
-    assert merged.largest_error < 1e-6
+    assert merged.largest_error < 1e-5
 
 
 def test_an_untrained_concept_changes_nothing():
