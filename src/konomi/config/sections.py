@@ -167,7 +167,8 @@ class ObjectiveConfig:
     max_timestep: Annotated[int, Field(ge=0, le=999)] = 999
     """Largest timestep trained."""
     masked: bool = True
-    """Weight the loss by the image's mask where it has one."""
+    """Weight the loss by the image's mask where it has one: `x-masklabel.png` (0 to 1) or `x_att.png` (0 to 5) beside
+    `x.png`, or its opacity (`data.images.alpha`)."""
     prior_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the prior (class) images' loss, where the recipe has such images."""
 
