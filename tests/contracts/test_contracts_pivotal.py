@@ -63,11 +63,11 @@ def test_the_first_phase_is_textual_inversion_and_the_second_a_lora_beside_its_w
     inversion = TextualInversion(plain, recipe)
     alone = Trainer(inversion.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=3)
     expected = [event.loss for event in alone.run(kit.stream(kit.batch()), stop=Stop())]
-    assert losses[:3] == pytest.approx(expected, rel=1e-6)
+    assert losses[:3] == expected
     word = inversion.export()
     inversion.close()
     trained = method.inversion.words.parameters
-    assert all(torch.allclose(p, word.embeddings["sks"][n.partition(".")[0]]) for n, p in trained.items())
+    assert all(torch.equal(p, word.embeddings["sks"][n.partition(".")[0]]) for n, p in trained.items())
     with attach(plain, [(word, Strengths())]):
         lora = Lora(plain, kit.recipe(LoraConfig(rank=4)))
         lora.plan()

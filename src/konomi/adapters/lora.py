@@ -178,8 +178,13 @@ class LoraLayers:
             if attached:
                 self._attach()
 
+    def attach(self) -> None:
+        """Put the layers back on after `detach`."""
+        if not self._attached:
+            self._attach()
+
     def detach(self) -> None:
-        """Give the base back for good."""
+        """Give the base back, for good or until `attach`."""
         self._detach()
 
     def export(self) -> dict[str, LowRank]:

@@ -77,6 +77,7 @@ class Pivotal:
     def plan(self) -> tuple[Phase, ...]:
         (inversion,) = self.inversion.plan()
         (lora,) = self.lora.plan()
+        self._learn(words=True, lora=False)
         # The rates of the recipe are the LoRA's; a schedule holds for both.
         optimizer = replace(self.recipe.optimizer, learning_rate=None, rates="")
         default, _ = learning_rates(optimizer, TextualInversion.default_learning_rate)
@@ -101,7 +102,7 @@ class Pivotal:
         )
 
     def word_loss(self, batch: Batch, rng: Rng) -> Tensor:
-        """Of the first phase. The LoRA, at its start, takes no part."""
+        """Of the first phase. The LoRA takes no part, unless it goes on from a file."""
         self._learn(words=True, lora=False)
         self.lora.layers.begin_step(rng.fork("dropout").for_samples(batch.subject.sample_ids))
         return self.inversion.loss(batch, rng)
@@ -133,3 +134,8 @@ class Pivotal:
         self.inversion.words.train(words)
         for parameter in self.lora.layers.parameters.values():
             parameter.requires_grad_(lora)
+        # At its start it changes nothing, and would only cost time.
+        if lora or self.config.lora.start:
+            self.lora.layers.attach()
+        else:
+            self.lora.layers.detach()
