@@ -4,6 +4,7 @@ Each trains on the built-in mascot with `tiny` and draws the same seeds before a
 """
 
 import argparse
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,14 +34,23 @@ def custom_diffusion(work: Path) -> Image.Image:
     return before_and_after(result, prompts)
 
 
-PICTURES: dict[str, Callable[[Path], Image.Image]] = {"custom_diffusion": custom_diffusion}
+def dreamartist(work: Path) -> Image.Image:
+    """The subject of a single picture, and words beside it."""
+    one = work / "one"
+    one.mkdir(parents=True, exist_ok=True)
+    shutil.copy(MASCOT / "mascot-1.png", one)
+    result = train("dreamartist", work, [], images=one)
+    return before_and_after(result, ["a photo of sks creature", "sks creature on the beach", "a red sks creature"])
 
 
-def train(kind: str, work: Path, overrides: Sequence[str], *, steps: int = 0) -> Path:
-    """The result of one method on the mascot."""
+PICTURES: dict[str, Callable[[Path], Image.Image]] = {"dreamartist": dreamartist, "custom_diffusion": custom_diffusion}
+
+
+def train(kind: str, work: Path, overrides: Sequence[str], *, steps: int = 0, images: Path = MASCOT) -> Path:
+    """The result of one method on the mascot, or on other pictures."""
     recipe = konomi.recipe_from_flags(
         kind,
-        images=[MASCOT],
+        images=[images],
         base="tiny",
         trigger="sks",
         class_noun="creature",
