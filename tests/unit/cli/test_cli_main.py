@@ -54,7 +54,7 @@ def test_help_names_every_command_and_none_that_is_not_there(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(command in text for command, _, _ in COMMANDS)
-    assert not any(word in text.split() for word in ("merge", "extract", "bake", "evaluate", "compare", "ui"))
+    assert not any(word in text.split() for word in ("extract", "bake", "evaluate", "compare", "ui"))
 
 
 @pytest.mark.parametrize("command", [command for command, _, _ in COMMANDS])
@@ -162,7 +162,21 @@ def test_resume_and_convert_pass_everything_on(monkeypatch, capsys):
     assert calls == [((Path("runs/x"),), {"steps": 9, "allow_changes": True})]
     calls = fake(monkeypatch, "convert", Path("b"))
     assert main(["convert", "a", "b", "--to", "peft"]) == 0
-    assert calls == [((Path("a"), Path("b")), {"to": "peft"})]
+    assert calls == [((Path("a"), Path("b")), {"to": "peft", "base": None, "compress": None})]
+    assert main(["convert", "a", "b", "--base", "tiny", "--compress", "0.6"]) == 0
+    assert calls[1][1] == {"to": None, "base": "tiny", "compress": 0.6}
+
+
+def test_merge_passes_everything_on(monkeypatch, capsys):
+    from konomi.tasks import CustomMerge
+
+    calls = fake(monkeypatch, "merge_custom", CustomMerge(Path("o"), ("<a>",), ("a <a>",), 240, 1e-7))
+    assert main(["merge", "custom", "x", "y", "--base", "tiny", "-o", "o", "--prompt", "a <a>", "--to", "custom"]) == 0
+    options = {"base": "tiny", "prompts": ["a <a>"], "captions": None, "to": "custom"}
+    assert calls == [((["x", "y"], Path("o")), options)]
+    assert capsys.readouterr().out.splitlines()[-1] == "Wrote o"
+    assert main(["merge", "custom", "x", "y", "--base", "tiny", "-o", "o", "--to", "peft"]) == 1
+    assert main(["merge", "x"]) == 2
 
 
 def test_generate_passes_everything_on(monkeypatch, capsys):
