@@ -85,6 +85,27 @@ def test_a_fully_tuned_model_draws_the_same_in_diffusers(make_recipe, tmp_path):
     assert np.abs(drawn_by_diffusers(pipeline_of(folder)) - ours).max() <= 1
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("train", ["model", "lora"])
+def test_a_dreambooth_result_draws_the_same_in_diffusers(make_recipe, base_folder, tmp_path, train):
+    rate = "0.01" if train == "model" else "0.05"
+    options = [f"method.train={train}", "save.format=diffusers", f"optimizer.learning_rate={rate}"]
+    options += ["prior.count=2", "prior.steps=2"]
+    saved = trained(make_recipe(tmp_path / "run", method="dreambooth", steps=3, overrides=options))
+    plain = drawn_by_konomi(base_folder, tmp_path / "plain")
+    if train == "model":
+        weights = "unet/diffusion_pytorch_model.safetensors"
+        assert (saved / weights).stat().st_size < 0.6 * (base_folder / weights).stat().st_size, "not in fp16"
+        ours = drawn_by_konomi(saved, tmp_path / "a")
+        pipeline = pipeline_of(saved)
+    else:
+        ours = drawn_by_konomi(base_folder, tmp_path / "a", add=[saved])
+        pipeline = pipeline_of(base_folder)
+        pipeline.load_lora_weights(str(saved.parent), weight_name=saved.name)
+    assert np.abs(drawn_by_diffusers(pipeline.to(torch.float32)) - ours).max() <= 2
+    assert np.abs(ours - plain).max() > 10
+
+
 def test_a_single_file_becomes_the_same_folder(make_recipe, tmp_path):
     file = trained(make_recipe(tmp_path / "run", method="full", steps=2))
     folder = konomi.convert(file, tmp_path / "folder", to="diffusers")
