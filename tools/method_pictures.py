@@ -43,7 +43,16 @@ def dreamartist(work: Path) -> Image.Image:
     return before_and_after(result, ["a photo of sks creature", "sks creature on the beach", "a red sks creature"])
 
 
-PICTURES: dict[str, Callable[[Path], Image.Image]] = {"dreamartist": dreamartist, "custom_diffusion": custom_diffusion}
+def hypernetwork(work: Path) -> Image.Image:
+    """The subject, and a neighbour that should stay what it was."""
+    return before_and_after(train("hypernetwork", work, []), ["sks creature, red background", "a tree"])
+
+
+PICTURES: dict[str, Callable[[Path], Image.Image]] = {
+    "dreamartist": dreamartist,
+    "custom_diffusion": custom_diffusion,
+    "hypernetwork": hypernetwork,
+}
 
 
 def train(kind: str, work: Path, overrides: Sequence[str], *, steps: int = 0, images: Path = MASCOT) -> Path:
