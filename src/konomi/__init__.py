@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from konomi.config.recipe import Recipe
     from konomi.errors import KonomiError
-    from konomi.tasks import check, convert, demo, doctor, generate, inspect, load_base, resume, train
+    from konomi.tasks import check, convert, demo, doctor, generate, identifiers, inspect, load_base, resume, train
     from konomi.tasks.recipes import new_recipe, read_recipe, recipe_from_flags
 
 __version__ = "0.1.0"
@@ -22,7 +22,19 @@ _HOME = {
     "Recipe": "config.recipe",
     "KonomiError": "errors",
     **dict.fromkeys(
-        ("check", "convert", "demo", "doctor", "generate", "inspect", "load_base", "merge_custom", "resume", "train"),
+        (
+            "check",
+            "convert",
+            "demo",
+            "doctor",
+            "generate",
+            "identifiers",
+            "inspect",
+            "load_base",
+            "merge_custom",
+            "resume",
+            "train",
+        ),
         "tasks",
     ),
     **dict.fromkeys(("new_recipe", "read_recipe", "recipe_from_flags"), "tasks.recipes"),
@@ -36,6 +48,7 @@ __all__ = [
     "demo",
     "doctor",
     "generate",
+    "identifiers",
     "inspect",
     "load_base",
     "merge_custom",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from konomi.cli.plain import plain
 
 if TYPE_CHECKING:
-    from konomi.tasks.identifiers import Identifier
+    from konomi.tasks.identifying import Identifier
 
 
 def identifiers(arguments: list[str]) -> int:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from konomi.tasks.demonstration import demo
     from konomi.tasks.files import convert, inspect
     from konomi.tasks.generating import generate, load_base
-    from konomi.tasks.identifiers import Identifier, identifiers
+    from konomi.tasks.identifying import Identifier, identifiers
     from konomi.tasks.machine import DoctorReport, DoctorRow, doctor
     from konomi.tasks.merging import CustomMerge, merge_custom
     from konomi.tasks.training import resume, train
@@ -23,8 +23,8 @@ _HOME = {
     "inspect": "files",
     "generate": "generating",
     "load_base": "generating",
-    "Identifier": "identifiers",
-    "identifiers": "identifiers",
+    "Identifier": "identifying",
+    "identifiers": "identifying",
     "DoctorReport": "machine",
     "DoctorRow": "machine",
     "doctor": "machine",
