@@ -6,6 +6,7 @@ commas, values with commas, colons or line breaks in them in JSON quotes.
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import count
@@ -18,7 +19,7 @@ from konomi import __version__
 from konomi.diffusion.samplers import SamplerName
 from konomi.errors import DataError
 from konomi.generation.adapter_request import format_tag
-from konomi.generation.request import Origin, Picture, Request
+from konomi.generation.request import Origin, Picture, Request, UsedAdapter
 from konomi.models.prompt_syntax import extract_tags
 from konomi.storage.atomic import explained
 
@@ -71,11 +72,14 @@ class Infotext:
 def write_infotext(request: Request, origin: Origin) -> str:
     """The infotext of a picture. Adapters that the prompt does not name are added to it as tags."""
     named = {(tag.kind == "hypernet", tag.name) for tag in extract_tags(request.prompt)[1]}
+    # No tag calls an embedding: its name as a word does.
+    words = [adapter for adapter in origin.adapters if adapter.kind == "embedding"]
     missing = [
-        format_tag(adapter) for adapter in origin.adapters if (adapter.kind == "hypernet", adapter.name) not in named
+        format_tag(adapter)
+        for adapter in origin.adapters
+        if adapter not in words and (adapter.kind == "hypernet", adapter.name) not in named
     ]
     sampler, schedule = _SAMPLER_NAMES[request.sampler]
-    hashes = ", ".join(f"{adapter.name}: {adapter.hash}" for adapter in origin.adapters if adapter.hash)
     settings = {
         "Steps": str(request.steps),
         "Sampler": sampler,
@@ -87,7 +91,8 @@ def write_infotext(request: Request, origin: Origin) -> str:
         "Model": origin.model,
         "Denoising strength": f"{request.strength:g}" if request.init is not None else "",
         "Clip skip": str(request.clip_skip) if request.clip_skip else "",
-        "Lora hashes": hashes,
+        "Lora hashes": _hashes(adapter for adapter in origin.adapters if adapter.kind != "embedding"),
+        "TI hashes": _hashes(words),
         **origin.extra,
         "Version": f"konomi {__version__}",
     }
@@ -96,6 +101,10 @@ def write_infotext(request: Request, origin: Origin) -> str:
         lines.append(f"Negative prompt: {request.negative}")
     lines.append(", ".join(f"{name}: {_quote(value)}" for name, value in settings.items() if value))
     return "\n".join(lines)
+
+
+def _hashes(adapters: Iterable[UsedAdapter]) -> str:
+    return ", ".join(f"{adapter.name}: {adapter.hash}" for adapter in adapters if adapter.hash)
 
 
 def parse_infotext(text: str) -> Infotext:

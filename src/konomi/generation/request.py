@@ -74,6 +74,7 @@ class UsedAdapter:
     hash: str = ""
     """First 12 characters of the sha256 that web UIs show (of the tensors, `sshs_model_hash`)."""
     kind: str = "lora"
+    """The tag that calls it, `lora` or `hypernet`; `embedding` where its name as a word does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,8 @@ class Pivotal:
         return replace(self.lora.needs, trains_text=True)
 
     def default_steps(self, num_images: int) -> int:
-        return self.inversion.default_steps(num_images) + self.lora.default_steps(num_images)
+        # The pivot need not be found to the last digit: the LoRA does the rest.
+        return self.inversion.default_steps(num_images) // 2 + self.lora.default_steps(num_images)
 
     def plan(self) -> tuple[Phase, ...]:
         (inversion,) = self.inversion.plan()

@@ -148,9 +148,9 @@ def _read_adapters(
 
 def _used(request: AdapterRequest, adapter: Adapter) -> UsedAdapter:
     hashed = adapter.metadata.get("sshs_model_hash", "")[:12]
-    return UsedAdapter(
-        request.path.stem, request.denoiser_weight, request.text_weight, hashed, tag_kind(content_of(adapter))
-    )
+    content = content_of(adapter)
+    kind = "embedding" if content == "embedding" else tag_kind(content)
+    return UsedAdapter(request.path.stem, request.denoiser_weight, request.text_weight, hashed, kind)
 
 
 def _picture(path: str | Path) -> Image.Image:

@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 from konomi.adapters.adapter import Adapter
 from konomi.formats import read_adapter, write_adapter
 from konomi.generation.embedding_request import embeddings_of_prompt, named_as_trained, named_by_file
+from konomi.generation.infotext import write_infotext
+from konomi.generation.request import Origin, Request, UsedAdapter
 
 VECTORS = torch.ones(2, 768)
 
@@ -72,3 +74,10 @@ def test_one_word_may_be_called_by_the_files_name(tmp_path: Path) -> None:
     assert named_as_trained(adapter) == adapter
     two = Adapter(embeddings={"a": {"text_encoder": VECTORS}, "b": {"text_encoder": VECTORS}}, name="x")
     assert named_by_file(two, Path("x.pt")) is two
+
+
+def test_the_infotext_names_an_embedding_by_its_hash_and_not_by_a_tag() -> None:
+    adapters = (UsedAdapter("sks", hash="abc", kind="embedding"), UsedAdapter("style", hash="def"))
+    text = write_infotext(Request(prompt="a sks"), Origin(model="m", adapters=adapters))
+    assert text.splitlines()[0] == "a sks <lora:style:1>"
+    assert 'Lora hashes: "style: def", TI hashes: "sks: abc"' in text
