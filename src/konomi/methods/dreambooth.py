@@ -41,7 +41,7 @@ class DreamboothConfig:
 
     kind: Literal["dreambooth"] = "dreambooth"
     train: Literal["model", "lora"] = "model"
-    """`model`: all weights, as in the paper; `lora`: a small file beside the base, in a third of the memory."""
+    """`model`: all weights, as in the paper; `lora`: a small file beside the base, for less memory."""
     text_encoder: bool = True
     """Train the text encoder as well: better likeness, for more memory; captions are then encoded in every step."""
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
