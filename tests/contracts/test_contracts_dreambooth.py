@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from konomi.config.prior import PriorConfig
+from konomi.config.sections import OptimizerConfig
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.methods.dreambooth import Dreambooth, DreamboothConfig
@@ -219,21 +220,21 @@ def test_the_untouched_base_answers_for_itself_all_along(kit, config):
 
 
 def test_the_learning_rates_are_the_papers_unless_the_recipe_has_its_own(kit):
-    def rates(base="sd1", optimizer=None, **config):
-        recipe = replace(kit.recipe(DreamboothConfig(**config)), optimizer=optimizer or kit.recipe(None).optimizer)
-        loaded = kit.base(base)
+    def rates(optimizer, name="", **config):
+        recipe = replace(kit.recipe(DreamboothConfig(**config)), optimizer=optimizer)
+        loaded = kit.base("sd1", name=name)
         method = Dreambooth(loaded, recipe)
         rates = {group.name: group.learning_rate for phase in method.plan() for group in phase.groups}
         method.close()
         return rates
 
-    from konomi.config.sections import OptimizerConfig
-
     default = OptimizerConfig()
-    assert rates(optimizer=default) == {"denoiser": 2e-6, "text_encoder": 2e-6}
-    assert rates(optimizer=default, text_encoder=False) == {"denoiser": 5e-6}
-    lora = rates(optimizer=default, train="lora")
+    assert rates(default) == {"denoiser": 2e-6, "text_encoder": 2e-6}
+    assert rates(default, text_encoder=False) == {"denoiser": 5e-6}
+    lora = rates(default, train="lora")
     assert {lora["denoiser.a"], lora["text.a"]} == {1e-4, 5e-5}
+    assert rates(default, name="tiny") == {"denoiser": 2e-4, "text_encoder": 2e-4}
+    assert rates(default, name="tiny", train="lora")["denoiser.a"] == 3e-3
     own = OptimizerConfig(learning_rate=1e-3, text_learning_rate=1e-5)
-    assert rates(optimizer=own) == {"denoiser": 1e-3, "text_encoder": 1e-5}
-    assert rates(optimizer=OptimizerConfig(kind="prodigy"))["denoiser"] == pytest.approx(1.0)
+    assert rates(own) == {"denoiser": 1e-3, "text_encoder": 1e-5}
+    assert rates(OptimizerConfig(kind="prodigy"))["denoiser"] == pytest.approx(1.0)
