@@ -48,10 +48,24 @@ def hypernetwork(work: Path) -> Image.Image:
     return before_and_after(train("hypernetwork", work, []), ["sks creature, red background", "a tree"])
 
 
+def textual_inversion(work: Path) -> Image.Image:
+    """The word alone, and among words that the base knows."""
+    return before_and_after(train("textual_inversion", work, []), WORD_PROMPTS)
+
+
+def pivotal(work: Path) -> Image.Image:
+    """The same prompts, with word and LoRA."""
+    return before_and_after(train("pivotal", work, []), WORD_PROMPTS)
+
+
+WORD_PROMPTS = ("a photo of sks", "sks, red background", "a tree")
+
 PICTURES: dict[str, Callable[[Path], Image.Image]] = {
     "dreamartist": dreamartist,
     "custom_diffusion": custom_diffusion,
     "hypernetwork": hypernetwork,
+    "textual_inversion": textual_inversion,
+    "pivotal": pivotal,
 }
 
 

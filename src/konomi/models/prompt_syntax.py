@@ -215,7 +215,7 @@ def extract_tags(prompt: str) -> tuple[str, tuple[Tag, ...]]:
 def find_words(text: str, words: Iterable[str]) -> list[tuple[str, str | None]]:
     """The text in pieces, each with the word it is or None. Whole words only, any case, the longest first.
 
-    Only Latin letters and digits make a word longer: Japanese is written without spaces, and `sks` in 「sksの写真」 counts.
+    Only Latin letters and digits make a word longer: Japanese is written without spaces; `sks` in 「sksの写真」 counts.
     """
     by_folded = {word.casefold(): word for word in words if word}
     if not by_folded:
