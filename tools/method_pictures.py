@@ -17,6 +17,7 @@ from konomi.formats import read_adapter
 from konomi.generation.generate import generate
 from konomi.generation.grid import make_grid
 from konomi.generation.request import Request
+from konomi.models.base import BaseModel
 from konomi.tasks import load_base
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,13 @@ def dreamartist(work: Path) -> Image.Image:
     return before_and_after(result, ["a photo of sks creature", "sks creature on the beach", "a red sks creature"])
 
 
+def dreambooth(work: Path) -> Image.Image:
+    """The subject, its class, which should stay what it was, and something else."""
+    result = train("dreambooth", work, ["prior.count=20", "run.batch_size=2"], steps=300)
+    prompts = ["a sks creature, red background", "a creature, red background", "a tree"]
+    return grid([drawn_by(load_base(str(base), device="cpu"), prompts) for base in ("tiny", result)], prompts)
+
+
 def hypernetwork(work: Path) -> Image.Image:
     """The subject, and a neighbour that should stay what it was."""
     return before_and_after(train("hypernetwork", work, []), ["sks creature, red background", "a tree"])
@@ -62,6 +70,7 @@ WORD_PROMPTS = ("a photo of sks", "sks, red background", "a tree")
 
 PICTURES: dict[str, Callable[[Path], Image.Image]] = {
     "dreamartist": dreamartist,
+    "dreambooth": dreambooth,
     "custom_diffusion": custom_diffusion,
     "hypernetwork": hypernetwork,
     "textual_inversion": textual_inversion,
@@ -92,8 +101,18 @@ def before_and_after(result: Path, prompts: Sequence[str]) -> Image.Image:
     drawn = []
     for strength in (0.0, 1.0):
         with attach(base, [(adapter, Strengths(strength, strength))]):
-            requests = [Request(prompt=p, seed=s, steps=25, guidance=7.0) for p in prompts for s in SEEDS]
-            drawn.append([picture.image for picture in generate(base, requests)])
+            drawn.append(drawn_by(base, prompts))
+    return grid(drawn, prompts)
+
+
+def drawn_by(base: BaseModel, prompts: Sequence[str]) -> list[Image.Image]:
+    """Each prompt with each seed."""
+    requests = [Request(prompt=p, seed=s, steps=25, guidance=7.0) for p in prompts for s in SEEDS]
+    return [picture.image for picture in generate(base, requests)]
+
+
+def grid(drawn: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> Image.Image:
+    """A row for each prompt: the pictures of the base, then those of the trained."""
     count = len(SEEDS)
     rows = [half[row * count : (row + 1) * count] for row in range(len(prompts)) for half in drawn]
     labels = [f"{name} {seed}" for name in ("base", "trained") for seed in SEEDS]
