@@ -220,9 +220,10 @@ def test_the_untouched_base_answers_for_itself_all_along(kit, config):
 
 
 def test_the_learning_rates_are_the_papers_unless_the_recipe_has_its_own(kit):
-    def rates(optimizer, name="", **config):
+    def rates(optimizer, width=320, **config):
         recipe = replace(kit.recipe(DreamboothConfig(**config)), optimizer=optimizer)
-        loaded = kit.base("sd1", name=name)
+        loaded = kit.base("sd1")
+        loaded.width = width
         method = Dreambooth(loaded, recipe)
         rates = {group.name: group.learning_rate for phase in method.plan() for group in phase.groups}
         method.close()
@@ -233,8 +234,9 @@ def test_the_learning_rates_are_the_papers_unless_the_recipe_has_its_own(kit):
     assert rates(default, text_encoder=False) == {"denoiser": 5e-6}
     lora = rates(default, train="lora")
     assert {lora["denoiser.a"], lora["text.a"]} == {1e-4, 5e-5}
-    assert rates(default, name="tiny") == {"denoiser": 2e-4, "text_encoder": 2e-4}
-    assert rates(default, name="tiny", train="lora")["denoiser.a"] == 3e-3
+    # As one over the width.
+    assert rates(default, width=64) == pytest.approx({"denoiser": 1e-5, "text_encoder": 1e-5})
+    assert rates(default, width=64, train="lora")["denoiser.a"] == pytest.approx(5e-4)
     own = OptimizerConfig(learning_rate=1e-3, text_learning_rate=1e-5)
     assert rates(own) == {"denoiser": 1e-3, "text_encoder": 1e-5}
     assert rates(OptimizerConfig(kind="prodigy"))["denoiser"] == pytest.approx(1.0)

@@ -22,8 +22,6 @@ def delta(update: LayerUpdate, weight: Tensor) -> Tensor:
     weight = weight.detach()
     if weight.dtype != torch.float64:
         weight = weight.to(torch.float32)
-    if isinstance(update, Replacement):
-        return _fit(update.weight.to(weight), weight) - weight
     update = _like(update, weight)
     match update:
         case LowRank():
@@ -32,6 +30,8 @@ def delta(update: LayerUpdate, weight: Tensor) -> Tensor:
             change = _fit(_hadamard(update), weight)
         case Kronecker():
             change = _fit(_kronecker(update), weight)
+        case Replacement():
+            return _fit(update.weight, weight) - weight
         case Rescale():
             return weight * _rescale_factor(update, weight)
         case Difference():

@@ -23,7 +23,7 @@ from konomi.data.size_variation import draw_size_changes, with_sizes_varied
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
-from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates
+from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates, rate_for_width
 from konomi.models.base import BaseModel
 
 RARE_WORDS = (
@@ -122,7 +122,8 @@ class CustomDiffusion:
         return examples if self.recipe.objective.masked else replace(examples, loss_mask=None)
 
     def _groups(self) -> tuple[ParameterGroup, ...]:
-        rate, _ = learning_rates(self.recipe.optimizer, self.default_learning_rate)
+        default = rate_for_width(self.default_learning_rate, self.base)
+        rate, _ = learning_rates(self.recipe.optimizer, default)
         text_rate = self.recipe.optimizer.text_learning_rate
         matrices = {f"{key}.change": parameter for key, parameter in self.changes.parameters.items()}
         words = {f"{part}.{name}": vectors for name, parts in self.words.items() for part, vectors in parts.items()}

@@ -25,12 +25,8 @@ from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.methods.full import Full, FullConfig
 from konomi.methods.lora import Lora, LoraConfig
-from konomi.methods.method import Needs, Phase, Result, learning_rates
+from konomi.methods.method import Needs, Phase, Result, learning_rates, rate_for_width
 from konomi.models.base import BaseModel
-
-RATES_ON_TINY = {"model": 2e-4, "lora": 3e-3}
-"""Learning rates for the built-in base, a hundredth of the usual size, which hardly moves at the usual ones. Measured:
-see docs/methods/dreambooth.md; LoRA's is that of `konomi demo`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +97,7 @@ class Dreambooth:
             default = Lora.default_learning_rate
         elif self.config.text_encoder:
             default = 2e-6
-        if base.name == "tiny":
-            default = RATES_ON_TINY[self.config.train]
-        rate, text_rate = learning_rates(optimizer, default)
+        rate, text_rate = learning_rates(optimizer, rate_for_width(default, base))
         if self.config.train == "model" and optimizer.text_learning_rate is None:
             text_rate = rate
         return replace(optimizer, learning_rate=rate, text_learning_rate=text_rate)

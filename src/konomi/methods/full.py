@@ -17,7 +17,7 @@ from konomi.config.sections import STRICT
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.methods.denoising import DenoisingLoss
-from konomi.methods.method import Needs, ParameterGroup, Phase, Result, Weights, learning_rates
+from konomi.methods.method import Needs, ParameterGroup, Phase, Result, Weights, learning_rates, rate_for_width
 from konomi.methods.preservation import PreservingLoss
 from konomi.models.base import BaseModel, Part
 from konomi.models.precision import PRECISIONS
@@ -71,7 +71,8 @@ class Full:
         return min(max(100 * num_images, 400), 10_000)
 
     def plan(self) -> tuple[Phase, ...]:
-        rate, text_rate = learning_rates(self.recipe.optimizer, self.default_learning_rate)
+        default = rate_for_width(self.default_learning_rate, self.base)
+        rate, text_rate = learning_rates(self.recipe.optimizer, default)
         groups = []
         for part in self.parts:
             module = self._part(part).requires_grad_(True)

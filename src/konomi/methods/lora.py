@@ -23,7 +23,7 @@ from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.formats import read_adapter
 from konomi.methods.denoising import DenoisingLoss
-from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates
+from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates, rate_for_width
 from konomi.methods.preservation import PreservingLoss
 from konomi.models.base import BaseModel
 
@@ -155,7 +155,8 @@ class Lora:
 
     def _groups(self) -> tuple[ParameterGroup, ...]:
         """One group per learning rate: denoiser or text, A or B."""
-        rate, text_rate = learning_rates(self.recipe.optimizer, self.default_learning_rate)
+        default = rate_for_width(self.default_learning_rate, self.base)
+        rate, text_rate = learning_rates(self.recipe.optimizer, default)
         members: dict[tuple[str, str], dict[str, nn.Parameter]] = {}
         for name, parameter in self.layers.parameters.items():
             part = "denoiser" if name.startswith("denoiser.") else "text"

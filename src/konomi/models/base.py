@@ -36,6 +36,8 @@ class BaseModel(Protocol):
     """The denoiser takes 9 channels: noisy latents, mask, masked image."""
     num_positions: int
     """Positions of one text chunk (77)."""
+    width: int
+    """Channels of the denoiser's first level: 320 in every published Stable Diffusion model."""
     words: dict[str, Mapping[str, Tensor]]
     """Learned words that captions may use now: word -> {part of the text encoder: vectors [n, D]}. `attach` puts
     an adapter's here and takes them away again; a method that trains some puts its parameters here."""

@@ -43,6 +43,7 @@ class LatentDiffusion:
         self.num_positions = int(source.configs["text_encoder"].get("max_position_embeddings", 77))
         self.vae_dtype: torch.dtype | None = torch.float32 if self.spec.float32_vae else None
         """Set it to compute the VAE in another precision than the rest; None follows `place`."""
+        self.width = int(unet["block_out_channels"][0])
         self.words: dict[str, Mapping[str, Tensor]] = {}
         self.negative_weights: dict[nn.Parameter, Tensor] = {}
         self._device = torch.device("cpu")
