@@ -103,7 +103,7 @@ def figures(options: argparse.Namespace, wanted: tuple[str, ...]) -> Iterator[Fi
         vae = load_base(options.model).vae.float()
         yield Figure("VAE, scenes with novel concepts, dB", psnr(vae, scenes), "{:.1f}", 27.0, 24.0)
     if "clip" in wanted:
-        found = retrieval(towers, sprites, tokenizer, first_seed=EVALUATION_SEED)
+        found = retrieval(towers, load_sprites(options.data), tokenizer, first_seed=EVALUATION_SEED)
         yield Figure("CLIP, caption to its own scene among 64", found, "{:.1%}", 0.85, 0.6)
     if "draw" in wanted:
         yield from drawing_figures(options, sprites, towers, tokenizer)
