@@ -136,7 +136,11 @@ def assert_like_the_oracle(method, oracle, examples, *, reconstruction=0.0):
 
 
 @pytest.mark.parametrize(("family", "prediction"), FAMILIES)
-@pytest.mark.parametrize("guidance", GUIDANCES, ids=["fixed", "apt", "dynamic"])
+@pytest.mark.parametrize(
+    "guidance",
+    [GUIDANCES[0], pytest.param(GUIDANCES[1], marks=pytest.mark.slow), GUIDANCES[2]],
+    ids=["fixed", "apt", "dynamic"],
+)
 def test_loss_and_gradients_of_both_words(kit, family, prediction, guidance):
     base, method, _ = start(kit, family, prediction, **guidance)
     assert_like_the_oracle(method, PlainBranches(base, words_of(method), **guidance), kit.examples())

@@ -131,7 +131,7 @@ def check(ours, expected):
 
 @every_family
 @pytest.mark.parametrize("source", ["generate", "prediction"])
-@pytest.mark.parametrize("text_encoder", [True, False])
+@pytest.mark.parametrize("text_encoder", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_all_weights(kit, family, prediction, source, text_encoder):
     base = a_base(kit, family, prediction)
     method = Dreambooth(base, a_recipe(kit, source=source, text_encoder=text_encoder))

@@ -28,6 +28,10 @@ REACH = {
 base of random weights, and starts almost at zero."""
 every_method = pytest.mark.parametrize("kind", KINDS)
 every_family = pytest.mark.parametrize("family", FAMILIES)
+# What does not depend on the family is tried with the others among the slow tests.
+one_family_first = pytest.mark.parametrize(
+    "family", [FAMILIES[0], *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[1:])]
+)
 
 
 def everything(base):
@@ -81,7 +85,7 @@ def test_learns_moves_only_what_it_declares_and_closes_cleanly(kit, kind, family
 
 
 @every_method
-@every_family
+@one_family_first
 def test_same_seed_same_bits(kit, kind, family):
     results = []
     for _ in range(2):
@@ -108,7 +112,7 @@ def test_loss_falls_on_something_learnable(kit, kind):
 
 
 @every_method
-@every_family
+@one_family_first
 def test_resume_equals_uninterrupted(kit, kind, family):
     _, _, whole = start(kit, family, kind, total=4)
     expected = train(whole, kit)
@@ -162,7 +166,7 @@ def test_adapters_attach_to_a_fresh_base_and_strength_zero_is_identity(kit, fami
 
 
 @every_method
-@every_family
+@one_family_first
 def test_prior_images_add_their_weighted_loss(kit, kind, family):
     _, method, _ = start(kit, family, kind)
     batch = kit.batch()

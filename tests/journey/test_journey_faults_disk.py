@@ -59,6 +59,8 @@ def test_an_interrupt_that_a_library_swallows_is_an_interrupt(capsys, monkeypatc
         raise ModelError("the config of text_encoder describes no model that can be built")
 
     monkeypatch.setattr("konomi.cli.files.inspect", inspect)
+    # A test run that was started in the background has been told to ignore interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     assert main(["inspect", "x"]) == 130
     assert capsys.readouterr().err == "Interrupted.\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
