@@ -130,7 +130,7 @@ def test_resume_equals_uninterrupted(kit, kind, family):
 
 
 @every_method
-@every_family
+@one_family_first
 def test_as_loaded_shows_what_was_exported_and_leaves_no_trace(kit, kind, family):
     base, method, trainer = start(kit, family, kind, total=3, learning_rate=1e-2)
     untouched = answer(base, kit)
