@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.weight_change import WeightChanges
+from konomi.adapters.words import TrainedWords
 from konomi.config.recipe import Recipe
 from konomi.config.sections import STRICT
 from konomi.data.batch import Batch, Examples
@@ -74,11 +75,8 @@ class CustomDiffusion:
         return min(max(100 * num_images, 500), 2000)
 
     def plan(self) -> tuple[Phase, ...]:
-        self.words = {
-            name: {part: nn.Parameter(vectors) for part, vectors in self._start(name, index).items()}
-            for index, name in enumerate(self.names)
-        }
-        self.base.words.update(self.words)
+        start = {name: self._start(name, index) for index, name in enumerate(self.names)}
+        self.words = TrainedWords(self.base.words, start)
         # Each chunk begins with a start token of its own, unless the inner ones are stripped.
         every = self.base.num_positions if self.recipe.text.chunking == "novelai" else self.recipe.text.max_tokens + 2
         self.changes = WeightChanges(self.base.targets("cross_attention.kv"), frozen_every=every)
@@ -94,29 +92,21 @@ class CustomDiffusion:
         loss = subject_and_prior_loss(self.denoising, batch, rng, prior_weight=self.recipe.objective.prior_weight)
         # A word that no caption of this pass has gets a gradient of zero, not none: the optimiser would pass over it,
         # and whether it does would depend on how the batch is divided.
-        return loss + 0.0 * sum(vectors.sum() for parts in self.words.values() for vectors in parts.values())
+        return loss + 0.0 * sum(vectors.sum() for vectors in self.words.parameters.values())
 
     def export(self) -> Adapter:
-        words = {
-            name: {part: vectors.detach().float().clone() for part, vectors in parts.items()}
-            for name, parts in self.words.items()
-        }
-        return Adapter(layers=dict(self.changes.export()), embeddings=words, family=self.base.family)
+        return Adapter(layers=dict(self.changes.export()), embeddings=self.words.export(), family=self.base.family)
 
     @contextmanager
     def as_loaded(self, result: Result) -> Iterator[None]:
         if not isinstance(result, Adapter):
             raise TypeError("Custom Diffusion exports an Adapter")
-        self._forget_words()
-        try:
-            with self.changes.pause(), attach(self.base, [(result, Strengths())]):
-                yield
-        finally:
-            self.base.words.update(self.words)
+        with self.words.pause(), self.changes.pause(), attach(self.base, [(result, Strengths())]):
+            yield
 
     def close(self) -> None:
         self.changes.detach()
-        self._forget_words()
+        self.words.detach()
 
     def _with_mask_as_asked(self, examples: Examples) -> Examples:
         return examples if self.recipe.objective.masked else replace(examples, loss_mask=None)
@@ -126,11 +116,10 @@ class CustomDiffusion:
         rate, _ = learning_rates(self.recipe.optimizer, default)
         text_rate = self.recipe.optimizer.text_learning_rate
         matrices = {f"{key}.change": parameter for key, parameter in self.changes.parameters.items()}
-        words = {f"{part}.{name}": vectors for name, parts in self.words.items() for part, vectors in parts.items()}
         return (
             ParameterGroup("denoiser", matrices, rate),
             # Decay would pull a word towards nothing, a change towards the base.
-            ParameterGroup("words", words, rate if text_rate is None else text_rate, weight_decay=0.0),
+            ParameterGroup("words", self.words.parameters, rate if text_rate is None else text_rate, weight_decay=0.0),
         )
 
     def _start(self, name: str, index: int) -> dict[str, Tensor]:
@@ -149,10 +138,6 @@ class CustomDiffusion:
     def _single_token(self, word: str) -> dict[str, Tensor] | None:
         vectors = dict(self.base.token_vectors(word))
         return vectors if all(len(vectors_nD) == 1 for vectors_nD in vectors.values()) else None
-
-    def _forget_words(self) -> None:
-        for name in self.words:
-            self.base.words.pop(name, None)
 
 
 def _names(recipe: Recipe) -> tuple[str, ...]:

@@ -30,6 +30,15 @@ def make_examples(caption="a photo of a <a> dog next to <b>", count=2, pixels=Fa
     )
 
 
+def words_of(method):
+    """Word -> {part: the parameter that is trained}."""
+    found = {}
+    for key, vectors in method.words.parameters.items():
+        part, word = key.split(".", 1)
+        found.setdefault(word, {})[part] = vectors
+    return found
+
+
 def make_method(family="sd1", words=("<a>", "<b>"), base=None, dtype=torch.float32, objective=None, **config):
     base = base or random_base(family)
     base.place("cpu", dtype)
@@ -88,7 +97,7 @@ def test_loss_and_gradients_equal_a_plain_formulation_in_float64(family):
     }
     words = {
         name: {part: vectors.detach().clone().requires_grad_() for part, vectors in parts.items()}
-        for name, parts in method.words.items()
+        for name, parts in words_of(method).items()
     }
     for path, module in other.denoiser.named_modules():
         if path.endswith(".attn2"):
@@ -116,7 +125,7 @@ def test_loss_and_gradients_equal_a_plain_formulation_in_float64(family):
         torch.testing.assert_close(ours, change.grad, rtol=1e-4, atol=1e-8)
     for name, parts in words.items():
         for part, vectors in parts.items():
-            torch.testing.assert_close(method.words[name][part].grad, vectors.grad, rtol=1e-4, atol=1e-8)
+            torch.testing.assert_close(words_of(method)[name][part].grad, vectors.grad, rtol=1e-4, atol=1e-8)
 
 
 def test_the_first_position_alone_would_teach_nothing():
@@ -148,7 +157,7 @@ def test_every_chunk_begins_with_a_position_that_teaches_nothing():
 def test_every_word_learns_the_last_one_too(family):
     _, method, _ = make_method(family, words=("<a>", "<b>", "<c>"))
     method.loss(Batch(make_examples("<a> and <b> and <c>")), Rng.for_step(0, 0)).backward()
-    for name, parts in method.words.items():
+    for name, parts in words_of(method).items():
         for vectors in parts.values():
             assert vectors.grad.abs().max() > 0, name
 
@@ -156,7 +165,7 @@ def test_every_word_learns_the_last_one_too(family):
 def test_a_word_that_is_not_in_the_batch_is_left_alone():
     _, method, _ = make_method()
     method.loss(Batch(make_examples("a photo of <a>")), Rng.for_step(0, 0)).backward()
-    a, b = (method.words[name]["text_encoder"].grad for name in ("<a>", "<b>"))
+    a, b = (words_of(method)[name]["text_encoder"].grad for name in ("<a>", "<b>"))
     assert a.abs().max() > 0 and (b is None or not b.any())
 
 
@@ -165,10 +174,12 @@ def test_words_start_as_rare_tokens_of_the_base():
     # CLIP takes `ktn` apart, so the first is the authors' second.
     for name, token in (("<a>", "pll"), ("<b>", "ucd")):
         torch.testing.assert_close(
-            method.words[name]["text_encoder"].detach(), base.token_vectors(token)["text_encoder"]
+            words_of(method)[name]["text_encoder"].detach(), base.token_vectors(token)["text_encoder"]
         )
     _, method, _ = make_method(words=("<a>",), initial=("dog",))
-    torch.testing.assert_close(method.words["<a>"]["text_encoder"].detach(), base.token_vectors("dog")["text_encoder"])
+    torch.testing.assert_close(
+        words_of(method)["<a>"]["text_encoder"].detach(), base.token_vectors("dog")["text_encoder"]
+    )
 
 
 @pytest.mark.parametrize(
