@@ -4,7 +4,7 @@ Rows of a batch are the two branches one after the other, the negative first.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from konomi.adapters.lora import LoraLayer, LoraLayers
+from konomi.adapters.pausing import paused
 
 
 class HasBranches(Protocol):
@@ -59,14 +60,9 @@ class BranchLayers:
         """`positive` and `negative` -> parameters by name."""
         return {"positive": self.positive.parameters, "negative": self.negative.parameters}
 
-    @contextmanager
-    def pause(self) -> Iterator[None]:
+    def pause(self) -> AbstractContextManager[None]:
         """Inside, the base computes as if it had never been touched."""
-        self.detach()
-        try:
-            yield
-        finally:
-            self._attach()
+        return paused(self.detach, self._attach)
 
     def detach(self) -> None:
         """Give the base back."""

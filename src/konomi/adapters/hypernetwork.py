@@ -11,7 +11,7 @@ Shapes: B batch, T positions attended to, D their width.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from konomi.adapters.adapter import Hypernetwork, Perceptron
 from konomi.adapters.dropout import dropped, for_batch
+from konomi.adapters.pausing import paused
 from konomi.diffusion.random import Rng
 from konomi.errors import ModelError
 
@@ -135,16 +136,9 @@ class HungNetworks:
             handle.remove()
         self._handles = []
 
-    @contextmanager
-    def pause(self) -> Iterator[None]:
+    def pause(self) -> AbstractContextManager[None]:
         """Inside, the base computes as if there were no networks."""
-        attached = bool(self._handles)
-        self.detach()
-        try:
-            yield
-        finally:
-            if attached:
-                self.attach()
+        return paused(self.detach, self.attach) if self._handles else nullcontext()
 
     def export(self) -> dict[int, tuple[Perceptron, Perceptron]]:
         """Width -> copies of (N_k, N_v)."""

@@ -8,8 +8,8 @@ Shapes: I input, O output features or channels, K kernel, R rank, B samples.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from konomi.adapters.adapter import LowRank
 from konomi.adapters.dropout import dropped, for_batch, kept, make_up
 from konomi.adapters.low_rank import Window, low_rank_conv, low_rank_linear
+from konomi.adapters.pausing import paused
 from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import ModelError, RecipeError
 
@@ -167,16 +168,9 @@ class LoraLayers:
             if layer.spec.has_dropout:
                 layer.rng = rng.fork(key)
 
-    @contextmanager
-    def pause(self) -> Iterator[None]:
+    def pause(self) -> AbstractContextManager[None]:
         """Inside, the base computes as if it had never been touched."""
-        attached = self._attached
-        self._detach()
-        try:
-            yield
-        finally:
-            if attached:
-                self._attach()
+        return paused(self._detach, self._attach) if self._attached else nullcontext()
 
     def attach(self) -> None:
         """Put the layers back on after `detach`."""

@@ -3,8 +3,8 @@
 Shapes: B batch, T positions, O output, I input features.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from konomi.adapters.adapter import Replacement
+from konomi.adapters.pausing import paused
 
 
 class WeightChanges:
@@ -30,14 +31,9 @@ class WeightChanges:
         self._hooks = ExitStack()
         self._attach()
 
-    @contextmanager
-    def pause(self) -> Iterator[None]:
+    def pause(self) -> AbstractContextManager[None]:
         """Inside, the base computes as if it had never been touched."""
-        self.detach()
-        try:
-            yield
-        finally:
-            self._attach()
+        return paused(self.detach, self._attach)
 
     def detach(self) -> None:
         """Give the base back."""

@@ -4,11 +4,13 @@ Shapes: n vectors of a word, D width of a text encoder's token embeddings.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from konomi.adapters.pausing import paused
 
 KeepNorm = Literal["none", "clip", "rescale"]
 
@@ -60,14 +62,9 @@ class TrainedWords:
             for word, parts in self._words.items()
         }
 
-    @contextmanager
-    def pause(self) -> Iterator[None]:
+    def pause(self) -> AbstractContextManager[None]:
         """Inside, the base does not know these words."""
-        self.detach()
-        try:
-            yield
-        finally:
-            self._attach()
+        return paused(self.detach, self._attach)
 
     def detach(self) -> None:
         """Take the words off the base for good."""
