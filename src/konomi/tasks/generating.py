@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -134,12 +135,14 @@ def _read_adapters(
     files = {one.path: named_by_file(named_as_trained(read_adapter(one.path)), one.path) for one in always}
     words = {word for adapter in files.values() for word in adapter.embeddings}
 
-    def asked_for(request: Request) -> tuple[AdapterRequest, ...]:
-        tagged = adapters_of_prompt(request.prompt, folders)
+    @cache  # It looks through folders, and a hundred seeds of a prompt ask for the same.
+    def asked_for(prompt: str, negative: str) -> tuple[AdapterRequest, ...]:
+        tagged = adapters_of_prompt(prompt, folders)
         known = words | {one.path.stem for one in tagged}
-        return tagged + embeddings_of_prompt((request.prompt, request.negative), folders, known=known)
+        return tagged + embeddings_of_prompt((prompt, negative), folders, known=known)
 
-    groups = [(asked, list(group)) for asked, group in groupby(requests, key=asked_for)]
+    by_files = groupby(requests, key=lambda request: asked_for(request.prompt, request.negative))
+    groups = [(asked, list(group)) for asked, group in by_files]
     for one in (one for asked, _ in groups for one in asked if one.path not in files):
         # Called by the file's name: the word it was trained as may well be another file's.
         files[one.path] = named_by_file(read_adapter(one.path), one.path)
