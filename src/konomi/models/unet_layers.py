@@ -76,8 +76,26 @@ class Attention(nn.Module):
             return states.view(batch, -1, self.heads, width // self.heads).transpose(1, 2)
 
         query, key, value = self.to_q(states_BNC), self.to_k(context_BTD), self.to_v(context_BTD)
-        mixed = F.scaled_dot_product_attention(split(query), split(key), split(value))
+        mixed = mix(split(query), split(key), split(value))
         return _dropped(self.to_out[1], self.to_out[0](mixed.transpose(1, 2).reshape(batch, -1, width)))
+
+
+PLAIN_PRODUCTS = 1024 * 1024
+"""Query times key positions up to which plain products are the faster way to train in bfloat16 on a CPU."""
+
+
+def mix(query_BHNC: Tensor, key_BHTC: Tensor, value_BHTC: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(C)) V.
+
+    On the CPU the fused kernel's backward pass in bfloat16 takes 1.3 (256 positions) to 5 times (64) as long as plain
+    products do; at 4,096 positions it is the faster one, and it keeps no scores.
+    """
+    positions = query_BHNC.shape[-2] * key_BHTC.shape[-2]
+    on_cpu = query_BHNC.device.type == "cpu" and query_BHNC.dtype == torch.bfloat16
+    if on_cpu and torch.is_grad_enabled() and positions <= PLAIN_PRODUCTS:
+        scores_BHNT = torch.matmul(query_BHNC * query_BHNC.shape[-1] ** -0.5, key_BHTC.transpose(-1, -2))
+        return torch.matmul(scores_BHNT.softmax(-1), value_BHTC)
+    return F.scaled_dot_product_attention(query_BHNC, key_BHTC, value_BHTC)
 
 
 def _dropped(dropout: Any, states: Tensor) -> Tensor:
