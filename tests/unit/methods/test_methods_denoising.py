@@ -8,12 +8,12 @@ import torch
 
 from konomi.config.recipe import Recipe
 from konomi.config.sections import ObjectiveConfig, TextConfig
-from konomi.data.batch import Examples, Latents
+from konomi.data.batch import Batch, Examples, Latents
 from konomi.diffusion.conditioning import Conditioning
 from konomi.diffusion.noise import scaled_linear_schedule, zero_terminal_snr
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
-from konomi.methods.denoising import DenoisingLoss, random_holes
+from konomi.methods.denoising import DenoisingLoss, random_holes, subject_and_prior_loss
 from konomi.methods.lora import LoraConfig
 from konomi.methods.method import learning_rates
 
@@ -35,6 +35,7 @@ class FakeBase(SimpleNamespace):
 
     def predict(self, noisy_latents, timesteps, conditioning):
         self.asked = noisy_latents, timesteps, conditioning
+        self.batches = [*getattr(self, "batches", ()), len(noisy_latents)]
         return torch.tanh(noisy_latents)
 
     def with_sizes(self, conditioning, sizes):
@@ -149,6 +150,31 @@ def test_a_sample_draws_the_same_alone_and_in_a_batch():
             text=batch.text[i : i + 1],
         )
         assert torch.equal(loss_of(base, ObjectiveConfig(noise_offset=0.1), one), together[i : i + 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "passes"),
+    [
+        ({}, [5]),
+        ({"latents": Latents(torch.randn(2, 4, 6, 8), torch.full((2, 4, 6, 8), 0.3))}, [3, 2]),
+        ({"text": Conditioning(torch.zeros(2, 154, 8))}, [3, 2]),
+        ({"text": Conditioning(torch.zeros(2, 77, 8), pooled=torch.zeros(2, 4))}, [3, 2]),
+    ],
+    ids=["alike", "other-size", "longer-text", "with-pooled"],
+)
+def test_subjects_and_class_images_share_a_pass_where_they_can(change, passes):
+    """Each loss is the one it has alone, from the same draws."""
+    mask = torch.linspace(0, 1, 36).view(1, 1, 6, 6).expand(3, 1, 6, 6)
+    base, objective = FakeBase(), ObjectiveConfig(weighting="min_snr", noise_offset=0.1)
+    subject, prior = examples(3, mask), replace(examples(2), sample_ids=torch.tensor([7, 8]), **change)
+    rng = Rng.for_step(0, 5)
+    recipe = Recipe(base="fake", method=LoraConfig(), objective=objective, text=TextConfig())
+    denoising = DenoisingLoss(base, recipe)
+    alone = denoising(subject, rng), denoising(prior, rng.fork("prior"))
+    base.batches = []
+    loss = subject_and_prior_loss(denoising, Batch(subject, prior), rng, prior_weight=0.5)
+    torch.testing.assert_close(loss, alone[0] + 0.5 * alone[1])
+    assert base.batches == passes
 
 
 def test_timesteps_stay_in_range_and_reach_both_ends():
