@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -76,6 +77,22 @@ def recipe_file(make_recipe, tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def draw(base_folder, tmp_path):
+    """Pictures of the small base, as arrays and as files; two steps, 64 pixels, seed 3."""
+    import konomi
+
+    count = iter(range(1000))
+    fast = {"steps": 2, "size": "64", "seed": 3}
+
+    def drawn(*prompts, **options):
+        output = tmp_path / f"pictures-{next(count)}"
+        paths = list(konomi.generate(list(prompts), base=str(base_folder), output=output, **(fast | options)))
+        return [np.asarray(Image.open(path)).astype(int) for path in paths], paths
+
+    return drawn
 
 
 class Konomi:

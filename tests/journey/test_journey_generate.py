@@ -10,8 +10,6 @@ import konomi
 from konomi.errors import KonomiError, RecipeError
 from konomi.generation.infotext import read_infotext
 
-FAST = {"steps": 2, "size": "64", "seed": 3}
-
 
 @pytest.fixture(scope="module")
 def loras(base_folder, pictures, cache, tmp_path_factory):
@@ -38,18 +36,6 @@ def loras(base_folder, pictures, cache, tmp_path_factory):
         *_, finished = konomi.train(recipe)
         Path(finished.path).rename(folder / f"{name}.safetensors")
     return folder
-
-
-@pytest.fixture
-def draw(base_folder, tmp_path):
-    count = iter(range(1000))
-
-    def drawn(*prompts, **options):
-        output = tmp_path / f"pictures-{next(count)}"
-        paths = list(konomi.generate(list(prompts), base=str(base_folder), output=output, **(FAST | options)))
-        return [np.asarray(Image.open(path)).astype(int) for path in paths], paths
-
-    return drawn
 
 
 def test_same_seed_same_picture_and_counting_on(draw):

@@ -15,8 +15,6 @@ from konomi.errors import KonomiError
 from konomi.formats import read_adapter, write_adapter
 from konomi.generation.infotext import read_infotext
 
-FAST = {"steps": 2, "size": "64", "seed": 3}
-
 
 @pytest.fixture(scope="module")
 def trained(base_folder, pictures, cache, tmp_path_factory):
@@ -47,18 +45,6 @@ def trained(base_folder, pictures, cache, tmp_path_factory):
     *_, finished = konomi.train(recipe)
     assert Path(finished.path) == output / "hyper.pt"
     return output
-
-
-@pytest.fixture
-def draw(base_folder, tmp_path):
-    count = iter(range(1000))
-
-    def drawn(*prompts, **options):
-        output = tmp_path / f"pictures-{next(count)}"
-        paths = list(konomi.generate(list(prompts), base=str(base_folder), output=output, **(FAST | options)))
-        return [np.asarray(Image.open(path)).astype(int) for path in paths], paths
-
-    return drawn
 
 
 def other(folder, name, *, width=32, family="sd1"):
