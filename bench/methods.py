@@ -1,6 +1,6 @@
 """All methods on the same subjects: what each costs, how like the subject its pictures are, and what it forgets.
 
-    OMP_NUM_THREADS=2 python -m bench.methods --data ../shared/data
+    OMP_NUM_THREADS=1 python -m bench.methods --data ../shared/data --jobs 2
     python -m bench.methods --data ../shared/data --kinds lora,textual_inversion --concepts octopus
 
 Each run is `konomi train KIND` with konomi's defaults on four scenes of a concept that `tiny` has never seen, in a
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -79,6 +80,8 @@ class Exam:
     """Features of the scenes kept aside."""
     words_ND: Tensor
     """Features of their captions, with the class word."""
+    nearness: float
+    """How near pictures of the class are that the untouched base draws."""
 
 
 def main() -> None:
@@ -86,6 +89,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of emoji-novel.zip")
     parser.add_argument("--kinds", default=",".join(KINDS), help="methods, with settings: lora+prior.images=generate")
     parser.add_argument("--concepts", default=",".join(CONCEPTS))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; give each its threads by OMP_NUM_THREADS")
     parser.add_argument("--style", default="noto", choices=STYLES)
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -98,8 +102,9 @@ def main() -> None:
     ]
     print("{:44}{:>9}{:>10}{:>10}{:>10}{:>9}{:>13}".format(*HEADINGS))
     show("(the base, with the class word)", [judge(load_base(TINY), exam, towers, exam.lesson.noun) for exam in exams])
-    for asked in options.kinds.split(","):
-        show(asked, [run(asked, exam, novel, towers) for exam in exams])
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for asked in options.kinds.split(","):
+            show(asked, list(pool.map(lambda exam, kind=asked: run(kind, exam, novel, towers), exams)))
 
 
 def show(name: str, scores: Sequence[Score]) -> None:
@@ -112,7 +117,13 @@ def prepare(lesson: Lesson, novel: Sprites, towers: Towers, tokenizer: CLIPToken
     truth = image_features(towers, [render(novel, scene) for scene in lesson.kept])
     captions = [words_for(lesson.noun, scene) for scene in lesson.kept]
     words = towers.text(input_ids=tokenize(tokenizer, captions, "cpu")).text_embeds.float()
-    return Exam(lesson, truth, F.normalize(words, dim=1))
+    nearness = likeness(towers, draw(load_base(TINY), classes_of(lesson), guidance=GUIDANCE), truth, matched=False)
+    return Exam(lesson, truth, F.normalize(words, dim=1), nearness)
+
+
+def classes_of(lesson: Lesson) -> list[str]:
+    """Prompts for the class alone."""
+    return [with_article(lesson.noun)] * NUM_CLASS_PICTURES
 
 
 def run(asked: str, exam: Exam, novel: Sprites, towers: Towers) -> Score:
@@ -178,10 +189,8 @@ def judge(base: BaseModel, exam: Exam, towers: Towers, subject: str) -> Score:
     """Likeness, prompt following, and the nearness of the class to the concept over the untouched base's."""
     pictures = draw(base, [words_for(subject, scene) for scene in exam.lesson.kept], guidance=GUIDANCE)
     found = image_features(towers, pictures)
-    classes = [with_article(exam.lesson.noun)] * NUM_CLASS_PICTURES
-    near = likeness(towers, draw(base, classes, guidance=GUIDANCE), exam.truth_ND, matched=False)
-    untouched = draw(load_base(TINY), classes, guidance=GUIDANCE)
-    drift = near - likeness(towers, untouched, exam.truth_ND, matched=False)
+    classes = draw(base, classes_of(exam.lesson), guidance=GUIDANCE)
+    drift = likeness(towers, classes, exam.truth_ND, matched=False) - exam.nearness
     like, prompt = float((found * exam.truth_ND).sum(1).mean()), float((found * exam.words_ND).sum(1).mean())
     return Score(0, 0, 0, like, prompt, drift)
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tools.tiny import asked, pack
 from tools.tiny.clip import Towers, retrieval
-from tools.tiny.dataset import FAVOURITES, SCENE_WEIGHTS
+from tools.tiny.dataset import FAVOURITES, known_sprites
 from tools.tiny.scenes import STYLES, Scene, Sprites, describe, index_sprites, load_sprites, read_zip, render
 from tools.tiny.style import StyleJudge
 from tools.tiny.teach import Outcome, lessons, teach
@@ -93,7 +93,7 @@ def main() -> None:
 
 def figures(options: argparse.Namespace, wanted: tuple[str, ...]) -> Iterator[Figure]:
     """The table's lines, as they are found."""
-    sprites = load_sprites(options.data, SCENE_WEIGHTS)
+    everything = load_sprites(options.data)
     novel = index_sprites([s for s in read_zip(options.data / "emoji-novel.zip") if s.style in STYLES])
     towers = pack.load_towers(options.model).eval()
     tokenizer = CLIPTokenizer.from_pretrained(options.model / "tokenizer")
@@ -103,10 +103,10 @@ def figures(options: argparse.Namespace, wanted: tuple[str, ...]) -> Iterator[Fi
         vae = load_base(options.model).vae.float()
         yield Figure("VAE, scenes with novel concepts, dB", psnr(vae, scenes), "{:.1f}", 27.0, 24.0)
     if "clip" in wanted:
-        found = retrieval(towers, load_sprites(options.data), tokenizer, first_seed=EVALUATION_SEED)
+        found = retrieval(towers, everything, tokenizer, first_seed=EVALUATION_SEED)
         yield Figure("CLIP, caption to its own scene among 64", found, "{:.1%}", 0.85, 0.6)
     if "draw" in wanted:
-        yield from drawing_figures(options, sprites, towers, tokenizer)
+        yield from drawing_figures(options, everything, towers, tokenizer)
     if "speed" in wanted:
         yield from speed_figures(options.model)
     if "teach" in wanted:
@@ -114,11 +114,13 @@ def figures(options: argparse.Namespace, wanted: tuple[str, ...]) -> Iterator[Fi
 
 
 def drawing_figures(
-    options: argparse.Namespace, sprites: Sprites, towers: Towers, tokenizer: CLIPTokenizer
+    options: argparse.Namespace, everything: Sprites, towers: Towers, tokenizer: CLIPTokenizer
 ) -> Iterator[Figure]:
-    """Concepts, colours, styles and pairs."""
+    """Concepts, colours, styles and pairs, of the things that the denoiser has learned; any name may be told."""
     base = load_base(options.model)
-    finder, judge = asked.NameFinder(towers, tokenizer, sprites), StyleJudge(towers, sprites)
+    sprites = known_sprites(options.data)
+    finder = asked.NameFinder(towers, tokenizer, sprites, everything.names)
+    judge = StyleJudge(towers, sprites)
 
     def drawn(scenes: list[Scene]) -> list[np.ndarray]:
         prompts = [asked.prompt_for(sprites, scene) for scene in scenes]

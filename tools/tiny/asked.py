@@ -68,11 +68,15 @@ def draw(base: BaseModel, prompts: Sequence[str], *, guidance: float, first_seed
 class NameFinder:
     """Tells which of all concept names a picture is nearest to, by the model's own CLIP."""
 
-    def __init__(self, towers: Towers, tokenizer: CLIPTokenizer, sprites: Sprites) -> None:
+    def __init__(
+        self, towers: Towers, tokenizer: CLIPTokenizer, sprites: Sprites, names: Sequence[str] | None = None
+    ) -> None:
+        """`sprites` are those of the scenes asked about; `names` all that are to choose from, by default theirs."""
         self.towers, self.sprites = towers, sprites
+        self.names = tuple(names or sprites.names)
         self.names_ND: dict[str, Tensor] = {}
         for style in STYLES:
-            texts = [f"{with_article(name)}, {style} style" for name in sprites.names]
+            texts = [f"{with_article(name)}, {style} style" for name in self.names]
             with torch.no_grad():
                 found = towers.text(input_ids=tokenize(tokenizer, texts, "cpu")).text_embeds
             self.names_ND[style] = F.normalize(found, dim=1)
@@ -81,7 +85,7 @@ class NameFinder:
         """The TOP nearest names of each picture."""
         found = image_features(self.towers, pictures)
         nearest = [(self.names_ND[style] @ row).topk(TOP).indices.tolist() for row, style in zip(found, styles)]
-        return [{self.sprites.names[n] for n in row} for row in nearest]
+        return [{self.names[n] for n in row} for row in nearest]
 
     def named(self, scenes: Sequence[Scene], pictures: Sequence[np.ndarray]) -> float:
         """Share of pictures of single drawings whose concept is among the first names."""

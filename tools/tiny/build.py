@@ -2,20 +2,20 @@
 
     python -m tools.tiny.build --data ../shared/data --work ~/tiny-work --output src/konomi/builtin/tiny
 
-Every stage resumes where it stopped. `--effort 8` trains eight times as long. `--continue` takes the packed folder and
-goes on with its image tower and its denoiser, on new scenes; tokenizer, text tower and VAE stay.
+Every stage resumes where it stopped. `--effort 8` trains eight times as long. `--continue N` takes the packed folder
+and goes on with its denoiser, on the Nth lot of new scenes; everything else stays.
 """
 
 import argparse
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from tools.tiny import pack
 from tools.tiny.clip import Towers, retrieval, train_clip
-from tools.tiny.dataset import FAVOURITES, FIRST_SEED, SCENE_WEIGHTS, write_dataset
+from tools.tiny.dataset import known_sprites, write_mixture
 from tools.tiny.denoiser import denoiser_recipe, train_denoiser
 from tools.tiny.image_tower import train_image_tower
 from tools.tiny.scenes import SIDE, Sprites, describe, load_sprites, render
@@ -37,36 +37,30 @@ class Plan:
     """Optimiser steps of each stage; seconds a step, measured on one core (AVX-512 with bfloat16)."""
 
     clip: int = 700
-    image: int = 1300
+    image: int = 4500
     vae: int = 2200
     decoder: int = 1500
     scenes: int = 16_000
-    near: int = 1500
-    full: int = 1250
-    favourites: int = 2300
+    near: int = 6000
+    whole: int = 4000
     batch: int = 32
 
     def times(self, effort: float) -> "Plan":
-        def more(count: int) -> int:
-            return round(count * effort)
-
-        return Plan(
-            clip=more(self.clip), image=more(self.image), vae=more(self.vae), decoder=more(self.decoder),
-            scenes=more(self.scenes), near=more(self.near), full=more(self.full), favourites=more(self.favourites),
-            batch=self.batch,
-        )  # fmt: skip
+        return replace(
+            self, **{name: round(getattr(self, name) * effort) for name in self.__slots__ if name != "batch"}
+        )
 
     def minutes(self) -> dict[str, float]:
         """Of one core: what each stage needs."""
         return {
             "tokenizer": 0.3,
             "clip": self.clip * 0.9 / 60,
-            "image tower": self.image * 1.1 / 60,
+            "image tower": self.image * 0.45 / 60,
             "vae": self.vae * 0.55 / 60,
             "decoder": self.decoder * 0.45 / 60,
-            "scenes": self.scenes * 2 * 0.035 / 60,
-            "denoiser at 96": self.near * self.batch / 68 / 60,
-            "denoiser at 128": (self.full + self.favourites) * self.batch / 40 / 60,
+            "scenes": self.scenes * 2 * 0.017 / 60,
+            "denoiser at 96": self.near * self.batch / 65 / 60,
+            "denoiser at 128": self.whole * self.batch / 42 / 60,
         }
 
 
@@ -81,16 +75,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("src/konomi/builtin/tiny"), help="the packed model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--effort", type=float, default=1.0, help="factor on all steps")
-    parser.add_argument("--continue", dest="go_on", action="store_true", help="train the packed model further")
+    parser.add_argument("--continue", dest="lot", type=int, default=0, metavar="N", help="train the packed denoiser on")
     parser.add_argument("--estimate", action="store_true", help="print how long it takes and stop")
     options = parser.parse_args(arguments)
     plan = Plan().times(options.effort)
     if options.estimate:
-        print_estimate(plan, go_on=options.go_on)
+        print_estimate(plan, go_on=options.lot > 0)
         return
     work = Work(options.data, options.work, options.device)
-    if options.go_on:
-        go_on_with(work, plan, options.output)
+    if options.lot:
+        go_on_with(work, plan, options.output, options.lot)
     else:
         build(work, plan, options.output)
 
@@ -104,7 +98,7 @@ def print_estimate(plan: Plan, *, go_on: bool) -> None:
         "decoder": plan.decoder * 13,
         "scenes": plan.scenes * 8,
     }
-    rows = {k: v for k, v in plan.minutes().items() if not go_on or k in ("scenes", "image tower", "denoiser at 128")}
+    rows = {k: v for k, v in plan.minutes().items() if not go_on or k == "scenes" or "denoiser" in k}
     on_gpu = {k: max(v / GPU_SPEED, drawn.get(k, 0) * 0.0013 / 60) for k, v in rows.items()}
     print(f"{'':16}  one core (measured)   one core and a GPU (guessed)")
     for name in rows:
@@ -125,7 +119,7 @@ def build(work: Work, plan: Plan, output: Path) -> None:
     print(f"clip: own scene among 64: {found:.1%}")
     base = work.folder / "base"
     _pack_base(work, plan, sprites, towers, base)
-    denoised = _train_denoiser(work, plan, base)
+    denoised = _train_denoiser(work, plan, base, lot=0)
     shutil.copytree(base, output, dirs_exist_ok=True)
     unet = new_unet()
     unet.load_state_dict(load_base(denoised).state("denoiser"))
@@ -160,56 +154,30 @@ def restore_forward(model: nn.Module) -> None:
             module.__dict__.pop("forward", None)
 
 
-def _train_denoiser(work: Work, plan: Plan, base: Path) -> Path:
-    """Three runs of konomi's method `full`; each starts from the result of the one before."""
-    sprites = load_sprites(work.data, SCENE_WEIGHTS)
-    near = write_dataset(
-        sprites, work.folder / "scenes-96", count=plan.scenes, side=NEAR_SIDE, first_seed=FIRST_SEED + 10**8
-    )
-    whole = write_dataset(sprites, work.folder / "scenes-128", count=plan.scenes, side=SIDE)
-    cache = work.folder / "cache"
-    first = denoiser_recipe(
-        base, near, work.folder / "near", cache, side=NEAR_SIDE, steps=plan.near, batch=plan.batch, rate=1.2e-3,
-        seed=1, device=work.device,
-    )  # fmt: skip
-    second = denoiser_recipe(
-        train_denoiser(first), whole, work.folder / "whole", cache, side=SIDE, steps=plan.full, batch=plan.batch,
-        rate=8e-4, seed=2, device=work.device,
-    )  # fmt: skip
-    known = write_dataset(
-        sprites, work.folder / "scenes-favourites", count=plan.scenes // 3, side=SIDE,
-        first_seed=FIRST_SEED + 3 * 10**8, only=FAVOURITES,
-    )  # fmt: skip
-    third = denoiser_recipe(
-        train_denoiser(second), known, work.folder / "favourites", cache, side=SIDE, steps=plan.favourites,
-        batch=plan.batch, rate=8e-4, seed=3, device=work.device,
-    )  # fmt: skip
-    return train_denoiser(third)
+def _train_denoiser(work: Work, plan: Plan, base: Path, *, lot: int) -> Path:
+    """Two runs of konomi's method `full`: at 96 pixels, then, falling to rest, at 128. Each lot has its own scenes."""
+    sprites = known_sprites(work.data)
+    for name, side, steps, rate, schedule in (
+        (f"near-{lot}", NEAR_SIDE, plan.near, 1e-3, "constant"),
+        (f"whole-{lot}", SIDE, plan.whole, 8e-4, "cosine"),
+    ):
+        images = write_mixture(sprites, work.folder / f"scenes-{name}", count=plan.scenes, side=side, lot=lot)
+        base = train_denoiser(
+            denoiser_recipe(
+                base, images, work.folder / name, work.folder / "cache", side=side, steps=steps, batch=plan.batch,
+                rate=rate, schedule=schedule, seed=2 * lot + (side == SIDE), device=work.device,
+            )
+        )  # fmt: skip
+    return base
 
 
-def go_on_with(work: Work, plan: Plan, output: Path) -> None:
-    """More training of a packed model's image tower and denoiser, on scenes they have not seen."""
-    tokenizer = CLIPTokenizer.from_pretrained(output / "tokenizer")
-    towers = pack.load_towers(output)
-    everything = load_sprites(work.data)
-    pack.pack_clip(train_image_tower(work, towers, everything, tokenizer, steps=plan.image).eval(), output)
-    sprites = load_sprites(work.data, SCENE_WEIGHTS)
-    images = write_dataset(
-        sprites, work.folder / "scenes-more", count=plan.scenes // 4, side=SIDE, first_seed=FIRST_SEED + 2 * 10**8
-    )
-    known = write_dataset(
-        sprites, work.folder / "scenes-more-favourites", count=plan.scenes // 8, side=SIDE,
-        first_seed=FIRST_SEED + 4 * 10**8, only=FAVOURITES,
-    )  # fmt: skip
-    base = work.folder / "base-continued"
+def go_on_with(work: Work, plan: Plan, output: Path, lot: int) -> None:
+    """More training of a packed model's denoiser."""
+    base = work.folder / f"base-{lot}"
     if not base.exists():
         shutil.copytree(output, base)
-    recipe = denoiser_recipe(
-        base, (images, known), work.folder / "more", work.folder / "cache", side=SIDE,
-        steps=plan.full + plan.favourites, batch=plan.batch, rate=8e-4, seed=4, device=work.device,
-    )  # fmt: skip
     unet = new_unet()
-    unet.load_state_dict(load_base(train_denoiser(recipe)).state("denoiser"))
+    unet.load_state_dict(load_base(_train_denoiser(work, plan, base, lot=lot)).state("denoiser"))
     pack.pack_unet(unet, output)
 
 

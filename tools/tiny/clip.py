@@ -5,13 +5,12 @@ background colour that both towers are drawn to (proxies, Movshovitz-Attias et a
 have too few negatives to tell 1,489 concepts apart. B batch, D projection width.
 """
 
-import time
-
 import numpy as np
 import torch
 from tools.tiny.captions import background_words, caption
-from tools.tiny.scenes import COLOURS, SIDE, STYLES, Scene, Sprites, describe, render
-from tools.tiny.stage import Progress, Work, learning_rate, set_rate, steps_from
+from tools.tiny.norm import use_fast_group_norm
+from tools.tiny.scenes import COLOURS, STYLES, Scene, Sprites, describe, render
+from tools.tiny.stage import Progress, Work, seeds_of, train
 from tools.tiny.tokenizer import VOCABULARY
 from tools.tiny.vae import to_tensor
 from torch import Tensor, nn
@@ -20,14 +19,28 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
 )
+
+from konomi.models.residual_tower import WIDTHS, ResidualTower
 
 FIRST_SEED = 200_000_000
 BATCH = 128
 PEAK = 1.5e-3
-WIDTH_TEXT, WIDTH_IMAGE, WIDTH_SHARED = 192, 128, 128
+WIDTH_TEXT, WIDTH_SHARED = 192, 128
+
+
+class ImageTower(nn.Module):
+    """The network and its projection into the shared space."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision_model = ResidualTower()
+        self.visual_projection = nn.Linear(WIDTHS[-1], WIDTH_SHARED, bias=False)
+
+    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        """Unit vectors [B, D]."""
+        pooled = self.vision_model(pixels_B3HW.contiguous(memory_format=torch.channels_last)).pooler_output
+        return F.normalize(self.visual_projection(pooled).float(), dim=1)
 
 
 class Towers(nn.Module):
@@ -37,7 +50,7 @@ class Towers(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.text = CLIPTextModelWithProjection(text_config())
-        self.image = CLIPVisionModelWithProjection(image_config())
+        self.image = ImageTower().to(memory_format=torch.channels_last)
         self.log_scale = nn.Parameter(torch.tensor(2.7))
         self.concepts = nn.Parameter(F.normalize(torch.randn(concepts, WIDTH_SHARED), dim=1))
         self.styles = nn.Linear(WIDTH_SHARED, len(STYLES))
@@ -46,8 +59,7 @@ class Towers(nn.Module):
     def forward(self, tokens: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors [B, D] of texts and pictures."""
         text = self.text(input_ids=tokens).text_embeds.float()
-        image = self.image(pixel_values=pixels).image_embeds.float()
-        return F.normalize(text, dim=1), F.normalize(image, dim=1)
+        return F.normalize(text, dim=1), self.image(pixels)
 
 
 def text_config() -> CLIPTextConfig:
@@ -56,14 +68,6 @@ def text_config() -> CLIPTextConfig:
         num_attention_heads=WIDTH_TEXT // 64, max_position_embeddings=77, hidden_act="quick_gelu",
         projection_dim=WIDTH_SHARED, bos_token_id=VOCABULARY - 2, eos_token_id=VOCABULARY - 1,
         pad_token_id=VOCABULARY - 1,
-    )  # fmt: skip
-
-
-def image_config() -> CLIPVisionConfig:
-    return CLIPVisionConfig(
-        hidden_size=WIDTH_IMAGE, intermediate_size=4 * WIDTH_IMAGE, num_hidden_layers=5,
-        num_attention_heads=WIDTH_IMAGE // 32, image_size=SIDE, patch_size=16, hidden_act="quick_gelu",
-        projection_dim=WIDTH_SHARED,
     )  # fmt: skip
 
 
@@ -101,45 +105,30 @@ def label(sprites: Sprites, scene: Scene, words: str, numbers: dict[str, int], r
     return [concept, STYLES.index(scene.style), list(COLOURS).index(scene.background.colour), said]
 
 
-def train_clip(work: Work, sprites: Sprites, tokenizer: CLIPTokenizer, *, steps: int, minutes: float = 1e9) -> Towers:
-    """Stops after `minutes` (state saved)."""
+def train_clip(work: Work, sprites: Sprites, tokenizer: CLIPTokenizer, *, steps: int) -> Towers:
     numbers = {name: n for n, name in enumerate(sprites.names)}
     towers = Towers(len(numbers)).to(work.device)
     if work.device == "cpu":
         # The fused attention's backward pass in bfloat16 takes a third of the step on the CPU; plain products do not.
         towers.text.set_attn_implementation("eager")
-        towers.image.set_attn_implementation("eager")
+        use_fast_group_norm(towers.image)
     decayed = [p for p in towers.parameters() if p.dim() > 1]
     plain = [p for p in towers.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=PEAK, betas=(0.9, 0.98)
     )
-    progress = Progress(work.folder / "clip", towers, optimizer, decay=0.998)
-    started = saved = time.monotonic()
-    for step, seeds in steps_from(progress.step, steps, BATCH, FIRST_SEED):
+
+    def loss_at(step: int) -> tuple[Tensor, str]:
         rng = np.random.default_rng((step, 0xC11B))
-        scenes = [describe(sprites, seed) for seed in seeds]
+        scenes = [describe(sprites, seed) for seed in seeds_of(step, BATCH, FIRST_SEED)]
         words = [caption(sprites, scene, 0) for scene in scenes]
         labels = torch.tensor([label(sprites, s, w, numbers, rng) for s, w in zip(scenes, words)], device=work.device)
         pixels = to_tensor([render(sprites, scene) for scene in scenes], work.device)
-        set_rate(optimizer, learning_rate(step, steps, PEAK, warmup=200))
         with work.autocast():
             loss, hits = towers_loss(towers, tokenize(tokenizer, words, work.device), pixels, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
-        optimizer.step()
-        progress.advance()
-        if step % 50 == 0:
-            taken = time.monotonic() - started
-            print(f"clip {step}/{steps} loss {loss.item():.3f} top-1 {hits.item():.2f} {taken:.0f} s", flush=True)
-        if time.monotonic() - saved > 180:
-            progress.save()
-            saved = time.monotonic()
-        if time.monotonic() - started > 60 * minutes:
-            break
-    progress.save()
-    towers.load_state_dict(progress.average)
+        return loss, f"loss {loss.item():.3f} top-1 {hits.item():.2f}"
+
+    train(Progress(work.folder / "clip", towers, optimizer, decay=0.998), loss_at, steps=steps, peak=PEAK, warmup=200)
     return towers
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from PIL import Image
 from tools.tiny.captions import caption
-from tools.tiny.scenes import SIDE, Scene, Sprites, describe, render
+from tools.tiny.scenes import SIDE, Scene, Sprites, describe, index_sprites, load_sprites, render
 
 FIRST_SEED = 400_000_000
 
-SCENE_WEIGHTS = {0: 0.7, 1: 0.06, 2: 0.02, 3: 1.6, 4: 1.5, 5: 0.35, 6: 0.7, 7: 0.4, 8: 0.05}
-"""Emoji groups as the denoiser meets them. What it can learn in an hour of one core is few drawings well or all badly:
-animals, food, faces and activities come most."""
-PAIR_SHARE = 0.15
+KNOWN_GROUPS = (3, 4)
+"""Emoji groups that the denoiser learns: animals and plants, food. With them come FAVOURITES of other groups. What a
+training on a CPU can learn is some hundred things well or all badly; text and image tower know all names."""
+PAIR_SHARE = 0.2
 
 _FAVOURITES = """
     cat, cat face, dog, dog face, lion, tiger face, fox, wolf, frog, pig face, cow face, mouse face, rabbit face, bear,
@@ -28,12 +28,17 @@ _FAVOURITES = """
     crying face, angry face, ghost, alien, alien monster, robot, skull, ogre, goblin, face with tears of joy,
     winking face"""
 FAVOURITES = frozenset(name.strip() for name in _FAVOURITES.split(","))
-"""What the last run is about, so that a short training gives pictures one recognises."""
-OTHERS = 64
-"""Beside favourites, one scene in so many is kept whatever it shows, so that the rest is not forgotten."""
+"""Every fourth scene shows nothing else."""
 
 NEAR = 1.25
 """At 96 pixels single drawings in the middle come larger, so that their strokes are as wide as at 128."""
+
+
+def known_sprites(folder: Path) -> Sprites:
+    """The drawings that the denoiser learns, each as likely as any other of its style."""
+    everything = load_sprites(folder)
+    known = [s for s in everything.all if s.group in KNOWN_GROUPS or s.name in FAVOURITES]
+    return index_sprites(known, {})
 
 
 def nearer(scene: Scene) -> Scene:
@@ -44,23 +49,29 @@ def nearer(scene: Scene) -> Scene:
 
 
 def scenes_from(sprites: Sprites, first_seed: int, *, only: frozenset[str]) -> Iterator[Scene]:
-    """Endless; with `only`, scenes of those concepts and one seed in OTHERS."""
+    """Endless; with `only`, scenes of those concepts."""
     seed = first_seed
     while True:
         scene = describe(sprites, seed, pair_share=PAIR_SHARE)
-        if not only or seed % OTHERS == 0 or all(sprites.all[item.sprite].name in only for item in scene.items):
+        if not only or all(sprites.all[item.sprite].name in only for item in scene.items):
             yield scene
         seed += 1
 
 
+def write_mixture(sprites: Sprites, folder: Path, *, count: int, side: int, lot: int) -> tuple[Path, ...]:
+    """Folders of scenes, three quarters of all that is known and one of favourites. Each `lot` has others."""
+    first = FIRST_SEED + 4 * 10**8 * lot + (2 * 10**8 if side == SIDE else 0)
+    known = count // 4
+    return (
+        write_dataset(sprites, folder / "all", count=count - known, side=side, first_seed=first),
+        write_dataset(
+            sprites, folder / "favourites", count=known, side=side, first_seed=first + 10**8, only=FAVOURITES
+        ),
+    )
+
+
 def write_dataset(
-    sprites: Sprites,
-    folder: Path,
-    *,
-    count: int,
-    side: int,
-    first_seed: int = FIRST_SEED,
-    only: frozenset[str] = frozenset(),
+    sprites: Sprites, folder: Path, *, count: int, side: int, first_seed: int, only: frozenset[str] = frozenset()
 ) -> Path:
     """Render what is missing of `count` scenes. Returns the folder of the pictures."""
     folder.mkdir(parents=True, exist_ok=True)

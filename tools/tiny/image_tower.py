@@ -2,17 +2,19 @@
 
 The text tower is the text encoder that the denoiser reads, so it stays; the image tower and the text projection, which
 only measuring reads, learn to tell each scene's concept from all others, its style and colour from all others, and its
-caption from the rest of the batch. B batch, N concepts, S styles, C colours, D projection width.
+caption from the rest of the batch; while training only, also which of all drawings it is. B batch, N concepts, S
+styles, C colours, K drawings, D projection width.
 """
 
-import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tools.tiny.captions import caption, with_article
-from tools.tiny.clip import Towers, tokenize
+from tools.tiny.clip import WIDTH_SHARED, Towers, tokenize
+from tools.tiny.norm import use_fast_group_norm
 from tools.tiny.scenes import COLOURS, SIDE, STYLES, Scene, Sprites, describe, render
-from tools.tiny.stage import Progress, Work, learning_rate, set_rate, steps_from
+from tools.tiny.stage import Progress, Work, seeds_of, train
 from tools.tiny.vae import to_tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +22,13 @@ from transformers import CLIPTokenizer
 
 FIRST_SEED = 600_000_000
 BATCH = 128
-PEAK = 1e-3
+ROUND = 500
+"""Batches of scenes that are composed once and kept in memory (3 GiB); then they come again. Composing a scene costs as
+much as looking at it."""
+SHIFT = 6
+"""Pixels by which a scene that comes again may be moved either way."""
+PEAK = 2e-3
+DRAWING_SCALE = 16
 BLURRED = 0.3
 """Share of pictures that were smaller first: halves of pairs are, and what a denoiser draws is never quite sharp."""
 
@@ -28,11 +36,37 @@ BLURRED = 0.3
 class Eye(nn.Module):
     """What learns here."""
 
-    def __init__(self, towers: Towers) -> None:
+    def __init__(self, towers: Towers, drawings: int) -> None:
         super().__init__()
         self.image = towers.image
         self.project = towers.text.text_projection
         self.log_scale = towers.log_scale
+        torch.manual_seed(19)
+        self.drawings = nn.Parameter(F.normalize(torch.randn(drawings, WIDTH_SHARED), dim=1))
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A batch of scenes: uint8 pictures [B, H, W, 3], labels [B, 4], pooled states of the captions [B, W]."""
+
+    pictures: np.ndarray
+    labels_B4: Tensor
+    captions_BW: Tensor
+
+
+def compose(
+    towers: Towers, sprites: Sprites, tokenizer: CLIPTokenizer, seeds: range, numbers: dict[str, int], device: str
+) -> Lesson:
+    scenes = [describe(sprites, seed, pair_share=0.0) for seed in seeds]
+    captions = pooled_texts(towers, tokenizer, [caption(sprites, s, 0) for s in scenes], device)
+    labels = torch.tensor([label(sprites, s, numbers) for s in scenes], device=device)
+    return Lesson(np.stack([render(sprites, s) for s in scenes]), labels, captions)
+
+
+def seen_again(lesson: Lesson, rng: np.random.Generator, device: str) -> Tensor:
+    """Pixels [B, 3, H, W] from -1 to 1: the scenes a little moved, some of them blurred."""
+    move = tuple(int(n) for n in rng.integers(-SHIFT, SHIFT + 1, 2))
+    return blurred(to_tensor(list(np.roll(lesson.pictures, move, (1, 2))), device), rng)
 
 
 @torch.no_grad()
@@ -65,11 +99,13 @@ def name_states(
 
 
 def eye_loss(
-    eye: Eye, pixels: Tensor, labels_B3: Tensor, captions_BW: Tensor, states: tuple[Tensor, Tensor, Tensor], form: int
+    eye: Eye, image: Tensor, labels_B4: Tensor, captions_BW: Tensor, states: tuple[Tensor, Tensor, Tensor], form: int
 ) -> tuple[Tensor, Tensor]:
-    """(loss, share of scenes whose concept is the nearest of all). `form` says which wording of names is asked."""
-    concept, style, colour = labels_B3.unbind(1)
-    image = F.normalize(eye.image(pixel_values=pixels).image_embeds.float(), dim=1)
+    """(loss, share of scenes whose concept is the nearest of all), of image features [B, D].
+
+    `form` says which wording of names is asked.
+    """
+    concept, style, colour, drawing = labels_B4.unbind(1)
     scale = eye.log_scale.clamp(max=4.6).exp()
 
     def project(pooled: Tensor) -> Tensor:
@@ -92,54 +128,46 @@ def eye_loss(
     order = torch.arange(len(image), device=image.device)
     contrast = (F.cross_entropy(told, order) + F.cross_entropy(told.T, order)) / 2
     hits = (logits.argmax(1) == concept).float().mean()
-    return naming + 0.5 * manners + 0.5 * contrast, hits
+    which = F.cross_entropy(DRAWING_SCALE * image @ F.normalize(eye.drawings, dim=1).T, drawing)
+    return naming + 0.5 * manners + 0.5 * contrast + which, hits
 
 
-def train_image_tower(
-    work: Work, towers: Towers, sprites: Sprites, tokenizer: CLIPTokenizer, *, steps: int, minutes: float = 1e9
-) -> Towers:
-    """Stops after `minutes` (state saved), with the running average."""
+def train_image_tower(work: Work, towers: Towers, sprites: Sprites, tokenizer: CLIPTokenizer, *, steps: int) -> Towers:
     towers = towers.to(work.device)
     numbers = {name: n for n, name in enumerate(sprites.names)}
     towers.text.text_model.requires_grad_(False)
     states = name_states(towers, tokenizer, sprites, work.device)
-    eye = Eye(towers)
+    eye = Eye(towers, len(sprites.all))
     if work.device == "cpu":
-        towers.image.set_attn_implementation("eager")
+        use_fast_group_norm(eye)
     optimizer = torch.optim.AdamW(eye.parameters(), lr=PEAK, weight_decay=0.05, betas=(0.9, 0.98))
-    progress = Progress(work.folder / "image-tower", eye, optimizer, decay=0.998)
-    started = saved = time.monotonic()
-    for step, seeds in steps_from(progress.step, steps, BATCH, FIRST_SEED):
+    known: dict[int, Lesson] = {}
+
+    def loss_at(step: int) -> tuple[Tensor, str]:
         rng = np.random.default_rng((step, 0xE7E))
-        scenes = [describe(sprites, seed, pair_share=0.0) for seed in seeds]
-        captions = pooled_texts(towers, tokenizer, [caption(sprites, s, 0) for s in scenes], work.device)
-        labels = torch.tensor([label(sprites, s, numbers) for s in scenes], device=work.device)
-        pixels = blurred(to_tensor([render(sprites, s) for s in scenes], work.device), rng)
-        set_rate(optimizer, learning_rate(step, steps, PEAK, warmup=100))
+        number = step % ROUND
+        if number not in known:
+            known[number] = compose(
+                towers, sprites, tokenizer, seeds_of(number, BATCH, FIRST_SEED), numbers, work.device
+            )
+        lesson = known[number]
+        pixels = seen_again(lesson, rng, work.device)
         with work.autocast():
-            loss, hits = eye_loss(eye, pixels, labels, captions, states, int(rng.choice(3, p=(0.35, 0.5, 0.15))))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(eye.parameters(), 1.0)
-        optimizer.step()
-        progress.advance()
-        if step % 50 == 0:
-            seen = f"loss {loss.item():.3f} top-1 {hits.item():.2f} {time.monotonic() - started:.0f} s"
-            print(f"image tower {step}/{steps} {seen}", flush=True)
-        if time.monotonic() - saved > 120:
-            progress.save()
-            saved = time.monotonic()
-        if time.monotonic() - started > 60 * minutes:
-            break
-    progress.save()
-    eye.load_state_dict(progress.average)
+            image = eye.image(pixels)
+            form = int(rng.choice(3, p=(0.4, 0.54, 0.06)))
+            loss, hits = eye_loss(eye, image, lesson.labels_B4, lesson.captions_BW, states, form)
+        return loss, f"loss {loss.item():.3f} top-1 {hits.item():.2f}"
+
+    progress = Progress(work.folder / "image-tower", eye, optimizer, decay=0.998)
+    train(progress, loss_at, steps=steps, peak=PEAK, warmup=100)
     return towers
 
 
 def label(sprites: Sprites, scene: Scene, numbers: dict[str, int]) -> list[int]:
-    """Concept, style, colour."""
-    name = sprites.all[scene.items[0].sprite].name
-    return [numbers[name], STYLES.index(scene.style), list(COLOURS).index(scene.background.colour)]
+    """Concept, style, colour, drawing."""
+    drawing = scene.items[0].sprite
+    number = numbers[sprites.all[drawing].name]
+    return [number, STYLES.index(scene.style), list(COLOURS).index(scene.background.colour), drawing]
 
 
 def blurred(pixels_B3HW: Tensor, rng: np.random.Generator) -> Tensor:

@@ -7,9 +7,12 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from tools.tiny.clip import Towers, image_config, text_config
+from tools.tiny.clip import WIDTH_SHARED, Towers, text_config
+from tools.tiny.scenes import SIDE
 from tools.tiny.vae import new_vae
 from torch import Tensor
+
+from konomi.models.residual_tower import WIDTHS
 
 LIMIT = 24 * 2**20
 """Bytes of all weights together."""
@@ -87,7 +90,10 @@ def pack_clip(towers: Towers, folder: Path) -> None:
     _write(folder / "text_encoder", config, "model.safetensors", state)
     image = {f"image.{k}": v for k, v in towers.image.state_dict().items()}
     others = {"text_projection.weight": towers.text.text_projection.weight, "logit_scale": towers.log_scale}
-    config = _tower(image_config().to_dict(), "CLIPVisionModelWithProjection")
+    config = {
+        "architectures": ["ResidualTower"], "model_type": "konomi_residual_tower", "widths": list(WIDTHS),
+        "image_size": SIDE, "projection_dim": WIDTH_SHARED,
+    }  # fmt: skip
     _write(folder / "clip", config, "model.safetensors", {**image, **others})
 
 

@@ -3,14 +3,17 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+
+SAVE_SECONDS = 180
+PRINT_STEPS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,38 @@ class Progress:
         (self.path / "state.json").write_text(json.dumps(facts))
 
 
+def train(
+    progress: Progress,
+    loss_at: Callable[[int], tuple[Tensor, str]],
+    *,
+    steps: int,
+    peak: float,
+    warmup: int,
+) -> None:
+    """Steps from where `progress` stands up to `steps`; then the model holds the running average.
+
+    `loss_at(step)` gives the loss, a pure function of the step so that resumed training is the same, and what to print.
+    """
+    started = saved = time.monotonic()
+    for step in range(progress.step, steps):
+        for group in progress.optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, peak, warmup=warmup)
+        loss, seen = loss_at(step)
+        progress.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(progress.model.parameters(), 1.0)
+        progress.optimizer.step()
+        progress.advance()
+        now = time.monotonic()
+        if step % PRINT_STEPS == 0:
+            print(f"{progress.path.name} {step}/{steps} {seen} {now - started:.0f} s", flush=True)
+        if now - saved > SAVE_SECONDS:
+            progress.save()
+            saved = now
+    progress.save()
+    progress.model.load_state_dict(progress.average)
+
+
 def learning_rate(step: int, steps: int, peak: float, *, warmup: int) -> float:
     """Linear rise, cosine fall to a twentieth."""
     if step < warmup:
@@ -81,12 +116,17 @@ def learning_rate(step: int, steps: int, peak: float, *, warmup: int) -> float:
     return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+def seeds_of(step: int, batch: int, first_seed: int) -> range:
+    """Seeds of a step's scenes. A step always sees the same scenes, resumed or not."""
+    return range(first_seed + step * batch, first_seed + (step + 1) * batch)
 
 
-def steps_from(start: int, total: int, batch: int, first_seed: int) -> Iterator[tuple[int, range]]:
-    """(step, seeds of its scenes). A step always sees the same scenes, resumed or not."""
-    for step in range(start, total):
-        yield step, range(first_seed + step * batch, first_seed + (step + 1) * batch)
+class Running:
+    """A mean that follows its last fifty values or so."""
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+
+    def follow(self, value: float) -> float:
+        self.mean = 0.98 * self.mean + 0.02 * value if self.mean else value
+        return self.mean

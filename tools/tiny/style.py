@@ -14,7 +14,6 @@ from tools.tiny.clip import Towers
 from tools.tiny.scenes import STYLES, Scene, Sprites, describe, render
 from tools.tiny.vae import to_tensor
 from torch import Tensor
-from torch.nn import functional as F
 
 HELD_OUT_SEED = 985_000_000
 VIEWS = 3
@@ -68,8 +67,5 @@ class StyleJudge:
 @torch.no_grad()
 def image_features(towers: Towers, pictures: Sequence[np.ndarray]) -> Tensor:
     """Unit image features [N, D] of the CLIP."""
-    parts = [
-        towers.image(pixel_values=to_tensor(list(pictures[k : k + 64]), "cpu")).image_embeds.float()
-        for k in range(0, len(pictures), 64)
-    ]
-    return F.normalize(torch.cat(parts), dim=1)
+    parts = [towers.image(to_tensor(list(pictures[k : k + 64]), "cpu")) for k in range(0, len(pictures), 64)]
+    return torch.cat(parts)

@@ -4,14 +4,12 @@ Loss: L1 + squared error + difference of image gradients + a small KL (Rombach e
 adversarial terms, which need networks we do not have). B batch, H W pixels.
 """
 
-import time
-
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from tools.tiny.norm import use_fast_group_norm
 from tools.tiny.scenes import Sprites, describe, render
-from tools.tiny.stage import Progress, Work, learning_rate, set_rate, steps_from
+from tools.tiny.stage import Progress, Running, Work, seeds_of, train
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -85,55 +83,44 @@ def restoration_loss(error: Tensor) -> Tensor:
     return 2 * error.square().mean() + 0.5 * error.abs().mean() + 0.25 * edges + 0.5 * blocks
 
 
-def train_vae(work: Work, sprites: Sprites, *, steps: int, minutes: float = 1e9) -> AutoencoderKL:
-    """Stops after `minutes` (state saved)."""
+def train_vae(work: Work, sprites: Sprites, *, steps: int) -> AutoencoderKL:
     vae = new_vae().to(work.device, memory_format=torch.channels_last)
     if work.device == "cpu":
         use_fast_group_norm(vae)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=1e-3)
-    progress = Progress(work.folder / "vae", vae, optimizer, decay=0.998)
-    started = saved = time.monotonic()
-    running = 0.0
-    for step, seeds in steps_from(progress.step, steps, BATCH_CROP, FIRST_SEED):
-        pixels = to_tensor(pictures(sprites, step, seeds), work.device).contiguous(memory_format=torch.channels_last)
-        set_rate(optimizer, learning_rate(step, steps, PEAK, warmup=100))
+    running = Running()
+
+    def loss_at(step: int) -> tuple[Tensor, str]:
         noise = torch.Generator(work.device).manual_seed(step)
         with work.autocast():
-            loss, squared = vae_loss(vae, pixels, noise)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        progress.advance()
-        running = 0.98 * running + 0.02 * squared.item() if running else squared.item()
-        if step % 50 == 0:
-            psnr = 10 * np.log10(4 / running)
-            taken = time.monotonic() - started
-            print(f"vae {step}/{steps} loss {loss.item():.4f} psnr {psnr:.2f} {taken:.0f} s", flush=True)
-        if time.monotonic() - saved > 180:
-            progress.save()
-            saved = time.monotonic()
-        if time.monotonic() - started > 60 * minutes:
-            break
-    progress.save()
-    vae.load_state_dict(progress.average)
+            loss, squared = vae_loss(vae, pixels_of(work, sprites, step, FIRST_SEED), noise)
+        return loss, f"loss {loss.item():.4f} psnr {decibels(running.follow(squared.item())):.2f}"
+
+    train(Progress(work.folder / "vae", vae, optimizer, decay=0.998), loss_at, steps=steps, peak=PEAK, warmup=100)
     return vae
 
 
-def train_decoder(
-    work: Work, vae: AutoencoderKL, sprites: Sprites, *, steps: int, minutes: float = 1e9
-) -> AutoencoderKL:
+def pixels_of(work: Work, sprites: Sprites, step: int, first_seed: int) -> Tensor:
+    """A step's pictures [B, 3, H, W]."""
+    drawn = pictures(sprites, step, seeds_of(step, BATCH_CROP, first_seed))
+    return to_tensor(drawn, work.device).contiguous(memory_format=torch.channels_last)
+
+
+def decibels(squared_error: float) -> float:
+    """Peak signal-to-noise ratio of pixels from -1 to 1."""
+    return float(10 * np.log10(4 / squared_error))
+
+
+def train_decoder(work: Work, vae: AutoencoderKL, sprites: Sprites, *, steps: int) -> AutoencoderKL:
     """Go on with the decoder alone, the latents left as they are: the denoiser can train on them at the same time."""
     decoder = torch.nn.ModuleDict({"decoder": vae.decoder, "post": vae.post_quant_conv}).to(work.device)
     if work.device == "cpu":
         use_fast_group_norm(decoder)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=1e-3)
-    progress = Progress(work.folder / "decoder", decoder, optimizer, decay=0.998)
-    started = saved = time.monotonic()
-    running = 0.0
-    for step, seeds in steps_from(progress.step, steps, BATCH_CROP, FIRST_SEED + 50_000_000):
-        pixels = to_tensor(pictures(sprites, step, seeds), work.device).contiguous(memory_format=torch.channels_last)
-        set_rate(optimizer, learning_rate(step, steps, 0.5 * PEAK, warmup=50))
+    running = Running()
+
+    def loss_at(step: int) -> tuple[Tensor, str]:
+        pixels = pixels_of(work, sprites, step, FIRST_SEED + 50_000_000)
         with work.autocast():
             with torch.no_grad():
                 latents = vae.quant_conv(vae.encoder(pixels)).float().chunk(2, dim=1)[0]
@@ -142,23 +129,10 @@ def train_decoder(
                 latents.shape, generator=torch.Generator(work.device).manual_seed(step), device=work.device
             )
             error = vae.decoder(vae.post_quant_conv(latents)).float() - pixels
-        squared = error.square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        restoration_loss(error).backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimizer.step()
-        progress.advance()
-        running = 0.98 * running + 0.02 * squared.item() if running else squared.item()
-        if step % 50 == 0:
-            taken = time.monotonic() - started
-            print(f"decoder {step}/{steps} psnr {10 * np.log10(4 / running):.2f} {taken:.0f} s", flush=True)
-        if time.monotonic() - saved > 180:
-            progress.save()
-            saved = time.monotonic()
-        if time.monotonic() - started > 60 * minutes:
-            break
-    progress.save()
-    decoder.load_state_dict(progress.average)
+        return restoration_loss(error), f"psnr {decibels(running.follow(error.square().mean().item())):.2f}"
+
+    progress = Progress(work.folder / "decoder", decoder, optimizer, decay=0.998)
+    train(progress, loss_at, steps=steps, peak=0.5 * PEAK, warmup=50)
     return vae
 
 

@@ -18,6 +18,7 @@ from konomi.errors import ModelError
 from konomi.models.folder import component_tensors
 from konomi.models.hub import cached_snapshot, download, is_hub_id, wanted_clip_files
 from konomi.models.load import BUILTIN
+from konomi.models.residual_tower import ResidualTower
 from konomi.models.tensor_files import read_json
 from konomi.models.tokenizer import build_tokenizer, read_vocabulary
 
@@ -108,11 +109,19 @@ def load_clip(source: str | Path = "tiny") -> Clip:
 def _builtin() -> Clip:
     """`tiny` keeps its text tower in the base's text encoder, and the rest beside it."""
     folder = BUILTIN / "tiny"
-    text, vision = read_json(folder / "text_encoder" / "config.json"), read_json(folder / "clip" / "config.json")
+    text, image = read_json(folder / "text_encoder" / "config.json"), read_json(folder / "clip" / "config.json")
     tensors = {name.removeprefix("image."): tensor for name, tensor in component_tensors(folder / "clip").items()}
     tensors |= component_tensors(folder / "text_encoder")
-    config = {"text_config": text, "vision_config": vision, "projection_dim": vision["projection_dim"]}
-    return _assemble("tiny", config, tensors, folder / "tokenizer", (0.5,) * 3, (0.5,) * 3)
+    # Of the transformer that this describes nothing stays but the sizes around it.
+    vision = {
+        "image_size": image["image_size"],
+        "hidden_size": image["widths"][-1],
+        "num_attention_heads": 1,
+        "num_hidden_layers": 0,
+    }
+    config = {"text_config": text, "vision_config": vision, "projection_dim": image["projection_dim"]}
+    tower = ResidualTower(image["widths"])
+    return _assemble("tiny", config, tensors, folder / "tokenizer", (0.5,) * 3, (0.5,) * 3, image_tower=tower)
 
 
 def _assemble(
@@ -122,7 +131,10 @@ def _assemble(
     tokenizer_folder: Path,
     mean: Sequence[float],
     std: Sequence[float],
+    *,
+    image_tower: nn.Module | None = None,
 ) -> Clip:
+    """`image_tower` takes the place of the transformer that the config describes."""
     from transformers import CLIPConfig
     from transformers.models.clip.modeling_clip import CLIPModel
 
@@ -130,6 +142,8 @@ def _assemble(
     try:
         settings = CLIPConfig(**kept)
         model: nn.Module = CLIPModel(settings)
+        if image_tower is not None:
+            model.vision_model = image_tower
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{name}: the config describes no CLIP that can be built ({error}).") from error
     wanted = model.state_dict()

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT.parent / "shared" / "data"
 sys.path.insert(0, str(ROOT))
 
-from tools.tiny import captions, mascot, norm, scenes, tokenizer, vae  # noqa: E402
+from tools.tiny import captions, mascot, norm, scenes, stage, tokenizer, vae  # noqa: E402
 
 
 def sprite(name: str, style: str, colour: str) -> scenes.Sprite:
@@ -122,3 +123,41 @@ def test_novel_concepts_and_styles_are_never_seen() -> None:
     novel = {s.name for s in scenes.read_zip(DATA / "emoji-novel.zip")}
     assert not novel & set(trained.names)
     assert {s.style for s in trained.all} == set(scenes.STYLES)
+
+
+def test_a_stage_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(folder: Path, *sittings: int) -> torch.Tensor:
+        for steps in sittings:
+            torch.manual_seed(0)
+            model = torch.nn.Linear(3, 2)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+            progress = stage.Progress(folder, model, optimizer, decay=0.9)
+
+            def loss_at(step: int, model: torch.nn.Linear = model) -> tuple[torch.Tensor, str]:
+                inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+                return model(inputs).square().mean(), ""
+
+            # A constant rate: the schedule is a matter of the whole length.
+            monkeypatch.setattr(stage, "learning_rate", lambda *_, **__: 0.1)
+            stage.train(progress, loss_at, steps=steps, peak=0.1, warmup=0)
+        saved: torch.Tensor = load_file(folder / "weights.safetensors")["weight"]
+        return saved
+
+    whole = trained(tmp_path / "whole", 8)
+    assert torch.equal(trained(tmp_path / "parts", 3, 8), whole)
+    assert not torch.equal(trained(tmp_path / "short", 3), whole)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the emoji sprites are not on this machine")
+def test_the_clip_inside_names_drawings_among_all_names() -> None:
+    """Scenes of their own, on any background; chance is one in three hundred."""
+    from konomi.models.clip import load_clip
+
+    drawings = scenes.load_sprites(DATA)
+    seen = [scenes.describe(drawings, 987_000_000 + n, pair_share=0.0) for n in range(48)]
+    clip = load_clip("tiny")
+    pictures = clip.image_features([Image.fromarray(scenes.render(drawings, scene)) for scene in seen])
+    names = clip.text_features([captions.with_article(name) for name in drawings.names])
+    first = (pictures @ names.T).topk(5).indices.tolist()
+    right = [drawings.all[s.items[0].sprite].name in {drawings.names[n] for n in row} for s, row in zip(seen, first)]
+    assert np.mean(right) > 0.6
