@@ -146,18 +146,28 @@ def run(asked: str, exam: Exam, novel: Sprites, towers: Towers) -> Score:
     return Score(seconds, memory, size, score.likeness, score.prompt, score.drift)
 
 
+LAUNCHER = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+with open(sys.argv[1], "w") as file:
+    file.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)
+"""
+"""A peak begins with the size of the process that started it, and this one holds models: a small one starts it."""
+
+
 def measured(command: Sequence[str]) -> tuple[float, float]:
     """Seconds and peak MiB of a command. Raises SystemExit with its last words if it fails."""
-    started = time.monotonic()
     with TemporaryDirectory() as folder:
-        said = Path(folder) / "said"
+        said, peak = Path(folder) / "said", Path(folder) / "peak"
+        started = time.monotonic()
         with said.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file)
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+            launch = [sys.executable, "-c", LAUNCHER, str(peak), *command]
+            code = subprocess.call(launch, stdout=file, stderr=file)
+        seconds = time.monotonic() - started
+        if code:
             raise SystemExit(f"{' '.join(command)}\n{said.read_text(errors='replace')[-2000:]}")
-    return time.monotonic() - started, usage.ru_maxrss / 1024
+        return seconds, int(peak.read_text()) / 1024
 
 
 def newest_result(run_folder: Path) -> Path:
