@@ -26,7 +26,7 @@ PANEL = (
     (f"a {TRIGGER} {NOUN}", "the trigger word"),
     (f"a {TRIGGER} {NOUN} on a blue background", "the trigger in a new place"),
     (f"a {NOUN}", "the class alone: should change little"),
-    ("a cat on a green background", "something unrelated: should not change"),
+    ("a fox on a green background", "something unrelated: should not change"),
 )
 PICTURES_EACH = 3
 SEED, GUIDANCE = 7, 5.0
