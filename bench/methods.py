@@ -87,7 +87,7 @@ class Exam:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.methods", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of emoji-novel.zip")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="methods, with settings: lora+prior.images=generate")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="methods, with settings: lora+prior.source=generate")
     parser.add_argument("--concepts", default=",".join(CONCEPTS))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; give each its threads by OMP_NUM_THREADS")
     parser.add_argument("--style", default="noto", choices=STYLES)

@@ -3,7 +3,7 @@
 Shapes: B batch, C latent channels, h w latent grid, H W pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,14 +50,6 @@ class Question:
         )
 
 
-def _joined(questions: Sequence[Question]) -> Question:
-    def all_of(name: str) -> Tensor:
-        return torch.cat([getattr(question.noised, name) for question in questions])
-
-    noised = Noised(all_of("latents"), all_of("noise"), all_of("noisy_latents"), all_of("timesteps_B"))
-    return Question(noised, concatenate([question.conditioning for question in questions]))
-
-
 class DenoisingLoss:
     """`loss(examples, rng)`: the mean denoising loss of some examples (Ho et al. 2020, equation 14, and its kin).
 
@@ -98,8 +90,11 @@ class DenoisingLoss:
         """
         questions = self.ask(subject, rng), self.ask(prior, rng.fork("prior"))
         if questions[0].fits(questions[1]):
-            lengths = [len(subject), len(prior)]
-            answers = self._answer(_joined(questions)).split(lengths)
+            noisy_latents = torch.cat([question.noised.noisy_latents for question in questions])
+            timesteps_B = torch.cat([question.noised.timesteps_B for question in questions])
+            conditioning = concatenate([question.conditioning for question in questions])
+            answer = self.base.predict(noisy_latents, timesteps_B, conditioning).float()
+            answers = answer.split([len(subject), len(prior)])
         else:
             answers = tuple(self._answer(question) for question in questions)
         first, second = (
