@@ -17,7 +17,7 @@ from tools.tiny import pack
 from tools.tiny.clip import Towers, retrieval, train_clip
 from tools.tiny.dataset import known_sprites, write_mixture
 from tools.tiny.denoiser import denoiser_recipe, train_denoiser
-from tools.tiny.image_tower import train_image_tower
+from tools.tiny.image_tower import ROUND, train_image_tower
 from tools.tiny.scenes import SIDE, Sprites, describe, load_sprites, render
 from tools.tiny.stage import Work
 from tools.tiny.tokenizer import write_tokenizer
@@ -93,7 +93,7 @@ def print_estimate(plan: Plan, *, go_on: bool) -> None:
     """Minutes. Composing scenes stays on the CPU, wherever the rest runs."""
     drawn = {
         "clip": plan.clip * 128,
-        "image tower": plan.image * 128,
+        "image tower": min(plan.image, ROUND) * 128,
         "vae": plan.vae * 13,
         "decoder": plan.decoder * 13,
         "scenes": plan.scenes * 8,

@@ -117,12 +117,12 @@ def clean_name(name: str) -> str:
     return re.sub(r"\s+", " ", plain).strip() or "sign"
 
 
-def load_sprites(folder: Path, weights: dict[int, float] = GROUP_WEIGHTS) -> Sprites:
+def load_sprites(folder: Path) -> Sprites:
     """Read emoji-STYLE.zip of each style from a folder; each holds WebP files and `metadata.jsonl`."""
     found: list[Sprite] = []
     for style in STYLES:
         found += read_zip(folder / f"emoji-{style}.zip")
-    return index_sprites(found, weights)
+    return index_sprites(found)
 
 
 def read_zip(path: Path) -> list[Sprite]:
