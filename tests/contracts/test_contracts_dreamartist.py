@@ -114,7 +114,7 @@ class PlainBranches:
             total = total + (mask * (guided - wanted) ** 2).mean()
             if reconstruction:
                 clean = (noisy - sigma * guided) / alpha if epsilon else alpha * noisy - sigma * guided
-                picture = self.vae.decode(clean / self.base.latent_scale).sample[0]
+                picture = self.vae.decode(clean / self.base.latent_scale)[0]
                 weights = mask.repeat_interleave(8, 1).repeat_interleave(8, 2)
                 total = total + reconstruction * (weights * (picture - examples.pixels[i]).abs()).mean()
         return total / len(timesteps)

@@ -224,11 +224,11 @@ class LatentDiffusion:
         return self.vae_dtype or self._dtype if part == "vae" else self._dtype
 
     def _encode(self, vae: Any, pixels: Tensor) -> tuple[Tensor, ...]:
-        distribution = vae.encode(pixels, return_dict=False)[0]
-        return distribution.mean.float() * self.latent_scale, distribution.std.float() * self.latent_scale
+        mean, std = vae.encode(pixels)
+        return mean.float() * self.latent_scale, std.float() * self.latent_scale
 
     def _decode(self, vae: Any, latents: Tensor) -> tuple[Tensor, ...]:
-        return (vae.decode(latents / self.latent_scale, return_dict=False)[0].float(),)
+        return (vae.decode(latents / self.latent_scale).float(),)
 
     def _vae_checked(
         self, compute: Callable[[Any, Tensor], tuple[Tensor, ...]], inputs: Tensor, fault: str

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from konomi.errors import ModelError
+from konomi.models.autoencoder import Autoencoder
 from konomi.models.base import Part
 from konomi.models.unet import UNet, is_plain
 
@@ -64,10 +65,7 @@ def _construct(part: Part, config: Mapping[str, Any]) -> nn.Module:
         unet: nn.Module = UNet2DConditionModel.from_config(_public(config))
         return unet
     if part == "vae":
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-        vae: nn.Module = AutoencoderKL.from_config(_public(config))
-        return vae
+        return Autoencoder(config)
     from transformers import CLIPTextConfig
     from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 

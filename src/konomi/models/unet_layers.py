@@ -1,4 +1,5 @@
-"""The layers of Stable Diffusion's UNet, named and computed as diffusers does; see `konomi.models.unet`.
+"""The layers of Stable Diffusion's UNet, named and computed as diffusers does; see `konomi.models.unet`. Some serve the
+autoencoder too.
 
 Shapes: B batch, C channels, H W grid, N = H W positions, T text positions, D text width, E width of the time embedding.
 """
@@ -37,20 +38,22 @@ class Embedding(nn.Module):
 
 
 class Resnet(nn.Module):
-    """Two convolutions with the time in between."""
+    """Two convolutions with the time in between; without one in an autoencoder."""
 
-    def __init__(self, in_channels: int, channels: int, *, time: int, groups: int, eps: float) -> None:
+    def __init__(self, in_channels: int, channels: int, *, time: int | None, groups: int, eps: float) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time, channels)
+        if time is not None:
+            self.time_emb_proj = nn.Linear(time, channels)
         self.norm2 = nn.GroupNorm(groups, channels, eps=eps)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else None
 
-    def forward(self, grid_BCHW: Tensor, time_BE: Tensor) -> Tensor:
+    def forward(self, grid_BCHW: Tensor, time_BE: Tensor | None = None) -> Tensor:
         hidden = self.conv1(F.silu(self.norm1(grid_BCHW)))
-        hidden = hidden + self.time_emb_proj(F.silu(time_BE))[:, :, None, None]
+        if time_BE is not None:
+            hidden = hidden + self.time_emb_proj(F.silu(time_BE))[:, :, None, None]
         hidden = self.conv2(F.silu(self.norm2(hidden)))
         if self.conv_shortcut is not None:
             grid_BCHW = self.conv_shortcut(grid_BCHW)
