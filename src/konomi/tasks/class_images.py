@@ -6,7 +6,7 @@ Each is whole or absent, so a killed run leaves what it had drawn, and more are 
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,9 @@ from konomi.models.base import BaseModel
 from konomi.storage.atomic import sweep_temporaries, write_file
 from konomi.tasks.preparing import Job, cache_folder
 from konomi.training.events import Prepared
+
+GROUP = 4
+"""Pictures drawn at a time."""
 
 
 def draw_class_images(job: Job) -> Iterator[Prepared]:
@@ -95,15 +98,28 @@ def _paths(job: Job, prompt: str) -> list[Path]:
 
 
 def _missing(job: Job, prompt: str) -> Iterator[tuple[Path, bytes]]:
-    """(path, PNG) of each picture that is not there, of those that fall to this process."""
+    """(path, PNG) of each picture that is not there, of those that fall to this process.
+
+    A group is drawn in one batch, and as a whole even where one picture of it is missing: so a picture never depends on
+    what else was there.
+    """
     rank, world = job.processes.rank, job.processes.world
-    absent = [(i, path) for i, path in enumerate(_paths(job, prompt)) if i % world == rank and not _is_whole(path)]
+    paths = list(enumerate(_paths(job, prompt)))
+    groups = [paths[start : start + GROUP] for start in range(0, len(paths), GROUP)]
+    for group in groups[rank::world]:
+        absent = {path for _, path in group if not _is_whole(path)}
+        if absent:
+            drawn = _draw(job, prompt, [index for index, _ in group])
+            yield from ((path, data) for (_, path), data in zip(group, drawn, strict=True) if path in absent)
+
+
+def _draw(job: Job, prompt: str, indices: Sequence[int]) -> Iterator[bytes]:
+    """PNGs of the pictures with these numbers."""
     width, height = job.class_images.size
-    if job.recipe.prior.source == "transparent":
-        for _, path in absent:
-            yield path, _empty_picture(width, height)
-        return
     prior = job.recipe.prior
+    if prior.source == "transparent":
+        yield from (_empty_picture(width, height) for _ in indices)
+        return
     requests = [
         Request(
             prompt=prompt,
@@ -114,13 +130,10 @@ def _missing(job: Job, prompt: str) -> Iterator[tuple[Path, bytes]]:
             height=height,
             clip_skip=job.recipe.text.clip_skip,
         )
-        for index, _ in absent
+        for index in indices
     ]
-    # One at a time on the CPU makes a picture independent of what else was missing; a GPU wants company.
-    batch = 1 if job.processes.device.type == "cpu" else 4
-    pictures = generate(job.base, requests, batch=batch, origin=Origin(model=job.base.name))
-    for (_, path), picture in zip(absent, pictures, strict=True):
-        yield path, png_bytes(picture)
+    for picture in generate(job.base, requests, batch=GROUP, origin=Origin(model=job.base.name)):
+        yield png_bytes(picture)
 
 
 def _empty_picture(width: int, height: int) -> bytes:
