@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from tools.tiny import asked, pack
 from tools.tiny.clip import Towers, retrieval
 from tools.tiny.dataset import FAVOURITES, known_sprites
@@ -100,7 +101,7 @@ def figures(options: argparse.Namespace, wanted: tuple[str, ...]) -> Iterator[Fi
     yield Figure("weights, MiB", pack.weigh(options.model) / 2**20, "{:.2f}", 24.0, less_is_better=True)
     if "vae" in wanted:
         scenes = [render(novel, describe(novel, EVALUATION_SEED + n, pair_share=0.0)) for n in range(40)]
-        vae = load_base(options.model).vae.float()
+        vae = pack.load_vae(load_file(options.model / "vae" / "diffusion_pytorch_model.safetensors"))
         yield Figure("VAE, scenes with novel concepts, dB", psnr(vae, scenes), "{:.1f}", 27.0, 24.0)
     if "clip" in wanted:
         found = retrieval(towers, everything, tokenizer, first_seed=EVALUATION_SEED)

@@ -70,7 +70,7 @@ class PlainBranches:
         states, pooled = [], None
         for tower in self.base.text_towers():
             module = copy.deepcopy(tower.module).double()
-            core = getattr(module, "text_model", module)
+            core = module.text_model
             token = tower.tokenizer
             ids = [token(text, add_special_tokens=False)["input_ids"] for text in (before, behind)]
             vectors = self.words[word][tower.part]
@@ -81,7 +81,7 @@ class PlainBranches:
             hidden = torch.cat(rows)[None] + core.embeddings.position_embedding.weight[None]
             every = []
             for layer in core.encoder.layers:
-                hidden = layer(hidden, None, is_causal=True)
+                hidden = layer(hidden)
                 every.append(hidden)
             states.append(every[-tower.layer] if not tower.final_norm else core.final_layer_norm(every[-1]))
             if tower.pooled:

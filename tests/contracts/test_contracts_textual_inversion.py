@@ -19,6 +19,7 @@ from konomi.models.memory import enable_gradient_checkpointing
 from konomi.training.processes import Processes
 from konomi.training.stop import Stop
 from konomi.training.trainer import Trainer
+from twins import transformers_text
 
 FAMILIES = [("sd1", "epsilon"), ("sd2", "v"), ("sdxl", "epsilon")]
 ROWS = range(1000, 1004)
@@ -34,7 +35,7 @@ def start(kit, family="sd1", prediction=None, *, base=None, sources=(), total=4,
     return base, method, trainer
 
 
-def plain_text(tower, table, captions):
+def plain_text(tower, config, table, captions):
     """transformers' own forward pass with ids of replaced rows: hidden states and pooled vectors."""
     token = tower.tokenizer
     rows = []
@@ -42,8 +43,8 @@ def plain_text(tower, table, captions):
         left, right = (token(text, add_special_tokens=False)["input_ids"] for text in (before, behind))
         ids = [token.bos_token_id, *left, *ROWS, *right, token.eos_token_id]
         rows.append(ids + [token.pad_token_id] * (77 - len(ids)))
-    module = copy.deepcopy(tower.module).double()
-    name = next(name for name, _ in module.named_parameters() if name.endswith("token_embedding.weight"))
+    module = transformers_text(tower.module, config).double()
+    name = "text_model.embeddings.token_embedding.weight"
     return functional_call(module, {name: table}, (torch.tensor(rows),), {"output_hidden_states": True})
 
 
@@ -52,10 +53,11 @@ def oracle(base, examples, rng, vectors):
     from diffusers import DDPMScheduler
 
     states, extra = [], {}
+    captions = [("a photo of", f"dog {i}") for i in range(len(examples))]
     for tower in base.text_towers():
-        table = tower.transformer.embeddings.token_embedding.weight.detach().double().clone()
+        table = tower.module.text_model.embeddings.token_embedding.weight.detach().double().clone()
         table = table.index_put((torch.tensor(list(ROWS)),), vectors[tower.part])
-        out = plain_text(tower, table, [("a photo of", f"dog {i}") for i in range(len(examples))])
+        out = plain_text(tower, base.source.configs[tower.part], table, captions)
         states.append(out.last_hidden_state if tower.final_norm else out.hidden_states[-tower.layer])
         if tower.pooled:
             extra = {"added_cond_kwargs": {"text_embeds": out.text_embeds, "time_ids": examples.sizes.double()}}

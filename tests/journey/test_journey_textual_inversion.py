@@ -103,7 +103,7 @@ def test_prompts_of_all_shapes_hold_the_word(base_folder, tmp_path):
     tower = other.text_towers()[0]
     ids = tower.tokenizer("zebra violin umbrella", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
-        tower.transformer.embeddings.token_embedding.weight[ids] = VECTORS
+        tower.module.text_model.embeddings.token_embedding.weight[ids] = VECTORS
     for prompt in (
         "a <cat> on a mat",
         "a (<cat>:1.3) on [a mat]",

@@ -4,7 +4,7 @@ Shapes: B batch, C latent channels, h w latent grid, H W pixels.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,11 @@ from konomi.data.batch import Latents
 from konomi.diffusion.conditioning import Conditioning
 from konomi.errors import ModelError
 from konomi.models.base import Part
+from konomi.models.clip_text import TextEncoder
 from konomi.models.families import shipped_config
 from konomi.models.family import Family, TowerSpec
 from konomi.models.noise_config import noise_schedule
-from konomi.models.parts import build_part, canonical_name, module_name, part_state
+from konomi.models.parts import build_part
 from konomi.models.source import PartSource, component
 from konomi.models.targets import DENOISER_WORDS, TEXT_WORDS, matching, unknown_word
 from konomi.models.text_encoding import NO_WORDS, TextTower, Words, count_chunks, encode_text, token_vectors
@@ -137,7 +138,7 @@ class LatentDiffusion:
             TextTower(
                 part=spec.part,
                 tokenizer=self.tokenizer(spec),
-                module=self._part(spec.part),
+                module=cast(TextEncoder, self._part(spec.part)),
                 layer=spec.layer,
                 final_norm=spec.final_norm,
                 pooled=spec.pooled,
@@ -188,7 +189,7 @@ class LatentDiffusion:
         for tower in self.spec.towers:
             encoder = self._part(tower.part)
             for path, module in matching(encoder, TEXT_WORDS[word]).items():
-                modules[f"{tower.part}.{canonical_name(encoder, tower.part, path)}"] = module
+                modules[f"{tower.part}.{path}"] = module
         return modules
 
     def module(self, key: str) -> nn.Module:
@@ -197,13 +198,13 @@ class LatentDiffusion:
             if part == name:
                 owner = self._part(part)
                 try:
-                    return owner.get_submodule(module_name(owner, part, path))
+                    return owner.get_submodule(path)
                 except AttributeError as error:
                     raise ModelError(f"{self.name} ({self.spec.title}) has no layer {key}.") from error
         raise ModelError(f"{self.name} ({self.spec.title}) has no part {name!r}; its parts: {', '.join(self.parts)}.")
 
     def state(self, part: Part) -> dict[str, Tensor]:
-        return part_state(self._part(part), part)
+        return dict(self._part(part).state_dict())
 
     def _part(self, part: Part) -> nn.Module:
         module = self._modules.get(part)

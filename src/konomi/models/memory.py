@@ -36,7 +36,7 @@ def enable_gradient_checkpointing(base: BaseModel, *, text: bool = False) -> Non
     if text:
         for encoder in base.text_encoders.values():
             module: Any = encoder
-            module.gradient_checkpointing_enable({"use_reentrant": False})
+            module.enable_gradient_checkpointing()
 
 
 def disable_gradient_checkpointing(base: BaseModel) -> None:
@@ -45,7 +45,7 @@ def disable_gradient_checkpointing(base: BaseModel) -> None:
     denoiser.disable_gradient_checkpointing()
     for encoder in base.text_encoders.values():
         module: Any = encoder
-        module.gradient_checkpointing_disable()
+        module.disable_gradient_checkpointing()
 
 
 def channels_last(base: BaseModel) -> None:

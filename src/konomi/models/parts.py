@@ -1,7 +1,8 @@
 """From configs and tensors to modules, and the canonical names of what is in them.
 
 Canonical names are diffusers' for the denoiser and the VAE, and classic transformers' for text encoders: always with
-`text_model.`, which transformers dropped from `CLIPTextModel` (not from `CLIPTextModelWithProjection`) in 5.6.
+`text_model.`, which transformers dropped from `CLIPTextModel` (not from `CLIPTextModelWithProjection`) in 5.6. Our own
+modules have these names.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from konomi.errors import ModelError
 from konomi.models.autoencoder import Autoencoder
 from konomi.models.base import Part
+from konomi.models.clip_text import TextEncoder
 from konomi.models.unet import UNet, is_plain
 
 TEXT_ROOT = "text_model."
@@ -31,10 +33,9 @@ def build_part(part: Part, config: Mapping[str, Any], tensors: Mapping[str, Tens
     """
     with torch.device("meta"):
         module = _empty_module(part, config, where)
-    named = {module_name(module, part, name): tensor for name, tensor in tensors.items() if name not in _IGNORED}
+    named = {name: tensor for name, tensor in tensors.items() if name not in _IGNORED}
     _check_tensors(part, module, named, where)
     module.load_state_dict(named, strict=False, assign=True)
-    _fill_buffers(module)
     return module.requires_grad_(False).eval()
 
 
@@ -43,7 +44,9 @@ def random_part(part: Part, config: Mapping[str, Any], *, seed: int) -> dict[str
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = _empty_module(part, config, "random")
-    return part_state(module, part)
+        if isinstance(module, TextEncoder):
+            module.initialise()
+    return dict(module.state_dict())
 
 
 def _empty_module(part: Part, config: Mapping[str, Any], where: str) -> nn.Module:
@@ -51,7 +54,7 @@ def _empty_module(part: Part, config: Mapping[str, Any], where: str) -> nn.Modul
     try:
         return _construct(part, config)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError) as error:
-        # diffusers and transformers raise all of these for configs that do not fit together.
+        # PyTorch and diffusers raise all of these for configs that do not fit together.
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(f"{where}: the config of {part} describes no model that can be built ({reason}).") from error
 
@@ -66,13 +69,7 @@ def _construct(part: Part, config: Mapping[str, Any]) -> nn.Module:
         return unet
     if part == "vae":
         return Autoencoder(config)
-    from transformers import CLIPTextConfig
-    from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
-
-    kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
-    text_config = CLIPTextConfig(**{k: v for k, v in _public(config).items() if k not in ("architectures", "auto_map")})
-    text: nn.Module = kind(text_config)
-    return text
+    return TextEncoder(config, projection=part == "text_encoder_2")
 
 
 def _public(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,25 +93,6 @@ def complete_config(part: Part, config: Mapping[str, Any]) -> dict[str, Any]:
         return {"_class_name": named[part], "_diffusers_version": "0.36.0", **public}
     architecture = "CLIPTextModelWithProjection" if part == "text_encoder_2" else "CLIPTextModel"
     return {**public, "architectures": [architecture], "model_type": "clip_text_model"}
-
-
-def module_name(module: nn.Module, part: Part, name: str) -> str:
-    """Name inside the module, as installed here, of a canonical name."""
-    if part not in ("text_encoder", "text_encoder_2") or hasattr(module, "text_model"):
-        return name
-    return name.removeprefix(TEXT_ROOT)
-
-
-def canonical_name(module: nn.Module, part: Part, name: str) -> str:
-    """The way back."""
-    if part not in ("text_encoder", "text_encoder_2") or name.startswith((TEXT_ROOT, _PROJECTION)):
-        return name
-    return TEXT_ROOT + name
-
-
-def part_state(module: nn.Module, part: Part) -> dict[str, Tensor]:
-    """Canonical name -> live tensor."""
-    return {canonical_name(module, part, name): tensor for name, tensor in module.state_dict().items()}
 
 
 def canonical_tensors(part: Part, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -158,13 +136,3 @@ def _check_tensors(part: Part, module: nn.Module, tensors: dict[str, Tensor], wh
             tensors[name] = tensor.reshape(place.shape)
             continue
         raise ModelError(f"{where}: {part}.{name} has shape {list(tensor.shape)}, the model {list(place.shape)}.")
-
-
-def _fill_buffers(module: nn.Module) -> None:
-    """Give what was built on the meta device and is in no file its values."""
-    for owner in module.modules():
-        for name, buffer in owner.named_buffers(recurse=False):
-            if buffer.is_meta:
-                if name != "position_ids":
-                    raise AssertionError(f"unknown buffer {name} of {type(owner).__name__}")
-                setattr(owner, name, torch.arange(buffer.shape[-1]).expand(buffer.shape).clone())

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from konomi.config.sections import TextConfig
 from konomi.diffusion.conditioning import Conditioning
 from konomi.errors import ModelError, RecipeError
+from konomi.models.clip_text import TextEncoder
 from konomi.models.prompt_syntax import Span, find_words, parse_emphasis, parse_mixture
 
 Words = Mapping[str, Mapping[str, Tensor]]
@@ -29,8 +30,7 @@ class TextTower:
     part: Literal["text_encoder", "text_encoder_2"]
     tokenizer: Any
     """A CLIPTokenizer. Its pad token fills chunks up (SD1, SDXL's first: end of text; SD2, SDXL's second: `!`)."""
-    module: nn.Module
-    """A CLIPTextModel or CLIPTextModelWithProjection."""
+    module: TextEncoder
     layer: int = 1
     """Whose output is read where the recipe leaves it open, from the end: 1 the last (SD1, SD2), 2 the one before."""
     final_norm: bool = True
@@ -39,18 +39,13 @@ class TextTower:
     """Whether this tower gives the pooled vector (SDXL's second)."""
 
     @property
-    def transformer(self) -> Any:
-        """What holds `embeddings`, `encoder` and `final_layer_norm`; some versions of the classes nest it."""
-        return getattr(self.module, "text_model", self.module)
-
-    @property
     def device(self) -> torch.device:
-        device: torch.device = self.transformer.embeddings.token_embedding.weight.device
+        device: torch.device = self.module.text_model.embeddings.token_embedding.weight.device
         return device
 
     @property
     def num_positions(self) -> int:
-        return int(self.transformer.embeddings.position_embedding.weight.shape[0])
+        return int(self.module.text_model.embeddings.position_embedding.weight.shape[0])
 
 
 @dataclass(slots=True)
@@ -114,7 +109,7 @@ def token_vectors(towers: Sequence[TextTower], text: str) -> dict[str, Tensor]:
         ids = tower.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
         if not ids:
             raise RecipeError(f"{text!r} holds no word that the text encoder could start from.")
-        table = tower.transformer.embeddings.token_embedding.weight.detach()
+        table = tower.module.text_model.embeddings.token_embedding.weight.detach()
         found[tower.part] = table[torch.tensor(ids, device=table.device)].float()
     return found
 
@@ -189,7 +184,7 @@ def _wrap(tower: TextTower, ids: list[int]) -> list[int]:
 
 def _embed(tower: TextTower, ids_NL: Tensor, chunks: list[_Chunk], words: Words) -> Tensor:
     """Token embeddings with learned words in their places."""
-    embedded_NLD: Tensor = tower.transformer.embeddings.token_embedding(ids_NL)
+    embedded_NLD: Tensor = tower.module.text_model.embeddings.token_embedding(ids_NL)
     places = [(row, start + 1, word) for row, chunk in enumerate(chunks) for start, word in chunk.vectors]
     if not places:
         return embedded_NLD
@@ -210,23 +205,17 @@ def _embed(tower: TextTower, ids_NL: Tensor, chunks: list[_Chunk], words: Words)
 
 def _run_layers(tower: TextTower, embedded_NLD: Tensor, clip_skip: int) -> tuple[Tensor, Tensor | None]:
     """States of the layer asked for, and where the tower pools also the last layer's, normed. No layer runs in vain."""
-    model = tower.transformer
-    layers = model.encoder.layers
+    model = tower.module.text_model
+    count = len(model.encoder.layers)
     skip = clip_skip or tower.layer
-    if skip > len(layers):
-        raise RecipeError(f"text.clip_skip is {skip}; this base's {tower.part} has {len(layers)} layers.")
+    if skip > count:
+        raise RecipeError(f"text.clip_skip is {skip}; this base's {tower.part} has {count} layers.")
     hidden = embedded_NLD + model.embeddings.position_embedding.weight[: embedded_NLD.shape[1]]
-    mask = None
-    if model.config._attn_implementation == "eager":  # The only one that does not understand `is_causal`.
-        length = hidden.shape[1]
-        mask = torch.full((length, length), torch.finfo(hidden.dtype).min, dtype=hidden.dtype, device=hidden.device)
-        mask = mask.triu(1)[None, None]
-    states = None
-    for number, layer in enumerate(layers[: None if tower.pooled else len(layers) - skip + 1], start=1):
-        hidden = layer(hidden, mask, is_causal=True)
-        if number == len(layers) - skip + 1:
+    states = hidden
+    for number in range(count if tower.pooled else count - skip + 1):
+        hidden = tower.module.run_layer(number, hidden)
+        if number == count - skip:
             states = model.final_layer_norm(hidden) if tower.final_norm else hidden
-    assert states is not None
     return states, model.final_layer_norm(hidden) if tower.pooled else None
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from konomi.config.sections import TextConfig
 from konomi.data.batch import Latents
 from konomi.diffusion.noise import scaled_linear_schedule
+from konomi.models.clip_text import TextEncoder
 from konomi.models.text_encoding import TextTower, count_chunks, encode_text
 
 
@@ -23,6 +24,14 @@ class LetterTokenizer:
 
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
         return {"input_ids": [ord(c) % 96 for c in text.replace(" ", "")]}
+
+
+def ours(theirs: Any) -> TextEncoder:
+    """Our text encoder with the weights of transformers'."""
+    encoder = TextEncoder(theirs.config.to_dict(), projection=hasattr(theirs, "text_projection")).eval()
+    named = {n if n.startswith("text_") else f"text_model.{n}": w for n, w in theirs.state_dict().items()}
+    encoder.load_state_dict(named)
+    return encoder
 
 
 class SmallBase:
@@ -50,12 +59,15 @@ class SmallBase:
             vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
             projection_dim=16, eos_token_id=99, bos_token_id=98, pad_token_id=99,
         )  # fmt: skip
-        self.towers = [TextTower("text_encoder", LetterTokenizer(), transformers.CLIPTextModel(text).eval())]
+        self.theirs = [transformers.CLIPTextModel(text).eval()]
+        self.towers = [TextTower("text_encoder", LetterTokenizer(), ours(self.theirs[0]))]
         extra = {}
         if sdxl:
-            second = transformers.CLIPTextModelWithProjection(text).eval()
+            self.theirs.append(transformers.CLIPTextModelWithProjection(text).eval())
             first = TextTower("text_encoder", LetterTokenizer(), self.towers[0].module, layer=2, final_norm=False)
-            pooling = TextTower("text_encoder_2", LetterTokenizer(0), second, layer=2, final_norm=False, pooled=True)
+            pooling = TextTower(
+                "text_encoder_2", LetterTokenizer(0), ours(self.theirs[1]), layer=2, final_norm=False, pooled=True
+            )
             self.towers = [first, pooling]
             extra = {
                 "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
@@ -128,13 +140,13 @@ def oracle() -> Any:
 
     def parts(base: SmallBase, scheduler: Any) -> dict[str, Any]:
         return {
-            "vae": base.vae, "text_encoder": base.towers[0].module, "tokenizer": None, "unet": base.denoiser,
+            "vae": base.vae, "text_encoder": base.theirs[0], "tokenizer": None, "unet": base.denoiser,
             "scheduler": scheduler, "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False,
         }  # fmt: skip
 
     def sdxl(base: SmallBase, scheduler: Any) -> Any:
         return diffusers.StableDiffusionXLPipeline(
-            vae=base.vae, text_encoder=None, text_encoder_2=base.towers[1].module, tokenizer=None, tokenizer_2=None,
+            vae=base.vae, text_encoder=None, text_encoder_2=base.theirs[1], tokenizer=None, tokenizer_2=None,
             unet=base.denoiser, scheduler=scheduler, add_watermarker=False,
         )  # fmt: skip
 

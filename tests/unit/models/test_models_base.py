@@ -14,6 +14,7 @@ from konomi.models.base import BaseModel, Part
 from konomi.models.latent_diffusion import LatentDiffusion
 from konomi.models.memory import apply_memory_options
 from konomi.models.scratch import random_base
+from twins import transformers_text
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 
@@ -56,8 +57,6 @@ def test_predict_equals_diffusers(family: str, inpainting: bool) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_captions_equal_transformers(family: str) -> None:
-    from transformers.models.clip.modeling_clip import CLIPTextModel
-
     base = random_base(family)
     captions = ["a photo of a cat", "", "東京 café, it's 1999!"]
     with torch.no_grad():
@@ -65,11 +64,11 @@ def test_captions_equal_transformers(family: str) -> None:
         states, pooled = [], None
         for tower in base.text_towers():
             ids = tower.tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
-            output = tower.module(ids.input_ids, output_hidden_states=True)
+            theirs = transformers_text(tower.module, base.source.configs[tower.part])
+            output = theirs(ids.input_ids, output_hidden_states=True)
             if family == "sdxl":
                 states.append(output.hidden_states[-2])
             else:
-                assert isinstance(tower.module, CLIPTextModel)
                 states.append(output.last_hidden_state)
             pooled = output.text_embeds if tower.part == "text_encoder_2" else None
     torch.testing.assert_close(ours.states, torch.cat(states, dim=-1), rtol=0, atol=2e-6)

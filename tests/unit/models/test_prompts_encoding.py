@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from konomi.config.sections import TextConfig
 from konomi.errors import ModelError, RecipeError
+from konomi.models.clip_text import TextEncoder
 from konomi.models.text_encoding import TextTower, count_chunks, encode_text
 from konomi.models.tokenizer import build_tokenizer, clip_vocabulary
+from twins import transformers_text
 
 EMPHASIS = TextConfig(emphasis=True)
 START, END = 49406, 49407
@@ -21,38 +22,50 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def tower(tokenizer):
     """SD1's way."""
-    return TextTower("text_encoder", tokenizer, model(CLIPTextModel))
+    return TextTower("text_encoder", tokenizer, encoder())
 
 
 @pytest.fixture(scope="module")
 def second():
     """SDXL's second way."""
     tokenizer = build_tokenizer(clip_vocabulary(), pad_token="!")
-    module = model(CLIPTextModelWithProjection)
+    module = encoder(projection=True)
     return TextTower("text_encoder_2", tokenizer, module, layer=2, final_norm=False, pooled=True)
 
 
-def model(kind):
+CONFIG = {
+    "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "projection_dim": 10,
+    "vocab_size": 49408, "eos_token_id": END, "bos_token_id": START, "pad_token_id": END,
+}  # fmt: skip
+
+
+def encoder(*, projection=False):
     torch.manual_seed(0)
-    config = CLIPTextConfig(
-        hidden_size=24, intermediate_size=48, num_hidden_layers=4, num_attention_heads=3, projection_dim=10,
-        vocab_size=49408, eos_token_id=END, bos_token_id=START, pad_token_id=END,
-    )  # fmt: skip
-    built = kind(config).eval()
-    norm = getattr(built, "text_model", built).final_layer_norm
-    torch.nn.init.normal_(norm.bias, mean=0.2)  # Fresh norms have a mean of exactly zero, trained ones have not.
+    built = TextEncoder(CONFIG, projection=projection).eval()
+    built.initialise()
+    # Fresh norms have a mean of exactly zero, trained ones have not.
+    torch.nn.init.normal_(built.text_model.final_layer_norm.bias, mean=0.2)
     return built
+
+
+@pytest.fixture(scope="module")
+def theirs(tower):
+    return transformers_text(tower.module, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def their_second(second):
+    return transformers_text(second.module, CONFIG)
 
 
 def tokens(tower, caption):
     return tower.tokenizer(caption, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
 
 
-def by_hand(tower, *chunks):
+def by_hand(theirs, *chunks, pad=END):
     """transformers' states of chunks given as lists of ids."""
-    pad = tower.tokenizer.pad_token_id
     rows = [[START, *ids, END, *[pad] * (75 - len(ids))] for ids in chunks]
-    return tower.module(torch.tensor(rows)).last_hidden_state
+    return theirs(torch.tensor(rows)).last_hidden_state
 
 
 def ids(tower, text):
@@ -64,19 +77,19 @@ def states(tower, caption, text=EMPHASIS, **more):
 
 
 @torch.no_grad()
-def test_plain_captions_equal_transformers(tower):
+def test_plain_captions_equal_transformers(tower, theirs):
     captions = ["a photo of a dog", "", "Ein Hund, (1.5:2) [x] | {y} BREAK 猫"]
     encoded = encode_text([tower], captions, TextConfig())
-    expected = torch.cat([tower.module(tokens(tower, caption)).last_hidden_state for caption in captions])
+    expected = torch.cat([theirs(tokens(tower, caption)).last_hidden_state for caption in captions])
     torch.testing.assert_close(encoded.states, expected)
     assert encoded.pooled is None
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("skip", [1, 2, 4])
-def test_clip_skip_norms_the_chosen_layer(tower, skip):
-    out = tower.module(tokens(tower, "a dog"), output_hidden_states=True)
-    expected = tower.module.final_layer_norm(out.hidden_states[-skip])
+def test_clip_skip_norms_the_chosen_layer(tower, theirs, skip):
+    out = theirs(tokens(tower, "a dog"), output_hidden_states=True)
+    expected = tower.module.text_model.final_layer_norm(out.hidden_states[-skip])
     torch.testing.assert_close(encode_text([tower], ["a dog"], TextConfig(clip_skip=skip)).states, expected)
 
 
@@ -86,50 +99,40 @@ def test_clip_skip_beyond_the_layers(tower):
 
 
 @torch.no_grad()
-def test_sdxl_takes_the_layer_before_the_last_and_the_projected_end(tower, second):
+def test_sdxl_takes_the_layer_before_the_last_and_the_projected_end(tower, second, theirs, their_second):
     first = TextTower("text_encoder", tower.tokenizer, tower.module, layer=2, final_norm=False)
     captions = ["a dog", "a cat with <|endoftext|> in it"]
     encoded = encode_text([first, second], captions, TextConfig())
-    out_1 = first.module(tokens(first, captions[0]), output_hidden_states=True)
-    out_2 = second.module(tokens(second, captions[0]), output_hidden_states=True)
+    out_1 = theirs(tokens(first, captions[0]), output_hidden_states=True)
+    out_2 = their_second(tokens(second, captions[0]), output_hidden_states=True)
     torch.testing.assert_close(encoded.states[0], torch.cat([out_1.hidden_states[-2], out_2.hidden_states[-2]], -1)[0])
     torch.testing.assert_close(encoded.pooled[0], out_2.text_embeds[0])
     # An end token inside the text is not the end.
     ids_NL = tokens(second, captions[1])
-    last = second.module(ids_NL).last_hidden_state
+    last = their_second(ids_NL).last_hidden_state
     length = len(ids(second, captions[1]))
     torch.testing.assert_close(encoded.pooled[1], second.module.text_projection(last[0, length + 1]))
 
 
 @torch.no_grad()
-def test_the_same_with_eager_attention(tower):
-    expected = states(tower, "a dog")
-    tower.module.set_attn_implementation("eager")
-    try:
-        torch.testing.assert_close(states(tower, "a dog"), expected)
-    finally:
-        tower.module.set_attn_implementation("sdpa")
-
-
-@torch.no_grad()
 @pytest.mark.parametrize(("max_tokens", "positions"), [(75, 77), (150, 154), (225, 231)])
-def test_long_captions_are_chunks_encoded_alone(tower, max_tokens, positions):
+def test_long_captions_are_chunks_encoded_alone(tower, theirs, max_tokens, positions):
     caption = " ".join(["dog cat"] * 50)
     numbers = ids(tower, caption)
     assert len(numbers) == 100
     encoded = states(tower, caption, TextConfig(max_tokens=max_tokens))
     chunks = [numbers[:75], numbers[75:], []][: max_tokens // 75]
     assert encoded.shape[0] == positions
-    torch.testing.assert_close(encoded, by_hand(tower, *chunks).flatten(0, 1))
+    torch.testing.assert_close(encoded, by_hand(theirs, *chunks).flatten(0, 1))
     assert count_chunks([tower], ["dog", caption], TextConfig()) == 2
     assert count_chunks([tower], ["dog"], TextConfig()) == 1
 
 
 @torch.no_grad()
-def test_sd_scripts_chunking_strips_inner_ends(tower):
+def test_sd_scripts_chunking_strips_inner_ends(tower, theirs):
     numbers = ids(tower, " ".join(["dog cat"] * 50))
     encoded = states(tower, " ".join(["dog cat"] * 50), TextConfig(max_tokens=225, chunking="sd_scripts"))
-    parts = by_hand(tower, numbers[:75], numbers[75:], [])
+    parts = by_hand(theirs, numbers[:75], numbers[75:], [])
     assert encoded.shape[0] == 227
     expected = torch.cat([parts[0, :1], parts[0, 1:76], parts[1, 1:76], parts[2, 1:76], parts[2, 76:]])
     torch.testing.assert_close(encoded, expected)
@@ -147,10 +150,10 @@ def test_a_caption_does_not_depend_on_its_neighbours(tower, second):
 
 
 @torch.no_grad()
-def test_padding_is_the_towers_own(second):
+def test_padding_is_the_towers_own(second, their_second):
     encoded = encode_text([second], ["dog"], TextConfig())
     rows = [[START, *ids(second, "dog"), END, *[0] * 74]]
-    out = second.module(torch.tensor(rows), output_hidden_states=True)
+    out = their_second(torch.tensor(rows), output_hidden_states=True)
     torch.testing.assert_close(encoded.states, out.hidden_states[-2])
 
 
@@ -179,17 +182,17 @@ def test_emphasis_rescales_only_its_own_chunk(tower):
 def test_a_mean_of_zero_says_nothing_about_scale(tower, tokenizer):
     encoded = states(tower, "(dog:-1) (cat:-1) " * 30)
     assert encoded.abs().max() < 10 * states(tower, "dog cat " * 30).abs().max()
-    module = model(CLIPTextModel)
-    torch.nn.init.zeros_(module.final_layer_norm.bias)
+    module = encoder()
+    torch.nn.init.zeros_(module.text_model.final_layer_norm.bias)
     centred = TextTower("text_encoder", tokenizer, module)
     expected = states(centred, "a (dog:1.5)", restore_mean=False)
     torch.testing.assert_close(states(centred, "a (dog:1.5)"), expected)
 
 
 @torch.no_grad()
-def test_break_fills_the_chunk(tower):
+def test_break_fills_the_chunk(tower, theirs):
     text = TextConfig(emphasis=True, max_tokens=150)
-    expected = by_hand(tower, ids(tower, "a dog"), ids(tower, "a cat")).flatten(0, 1)
+    expected = by_hand(theirs, ids(tower, "a dog"), ids(tower, "a cat")).flatten(0, 1)
     torch.testing.assert_close(states(tower, "a dog BREAK a cat", text), expected)
     assert count_chunks([tower], ["a dog BREAK a cat"], text) == 2
 
@@ -204,7 +207,7 @@ def test_mixing_blends_states_and_pooled(second):
 
 
 def rows_of(tower, text):
-    return tower.transformer.embeddings.token_embedding.weight[ids(tower, text)].detach().clone()
+    return tower.module.text_model.embeddings.token_embedding.weight[ids(tower, text)].detach().clone()
 
 
 @torch.no_grad()
@@ -231,11 +234,11 @@ def test_gradients_reach_learned_words_and_the_encoder(tower, second):
     encoded = encode_text([tower, second], ["a (<s1>:1.2)"], EMPHASIS, words={"<s1>": vectors})
     (encoded.states.square().sum() + encoded.pooled.square().sum()).backward()
     assert all(v.grad.abs().sum(1).min() > 0 for v in vectors.values())
-    weight = tower.transformer.encoder.layers[0].self_attn.q_proj.weight
+    weight = tower.module.text_model.encoder.layers[0].self_attn.q_proj.weight
     assert weight.grad.abs().sum() > 0
     # Only rows of real tokens receive gradient, none of a learned word's placeholder.
     used = {START, END, *ids(tower, "a")}
-    touched = tower.transformer.embeddings.token_embedding.weight.grad.abs().sum(1).nonzero().flatten().tolist()
+    touched = tower.module.text_model.embeddings.token_embedding.weight.grad.abs().sum(1).nonzero().flatten().tolist()
     assert set(touched) == used
 
 
