@@ -20,6 +20,7 @@ from tools.tiny.denoiser import denoiser_recipe, train_denoiser
 from tools.tiny.image_tower import ROUND, train_image_tower
 from tools.tiny.scenes import SIDE, Sprites, describe, load_sprites, render
 from tools.tiny.stage import Work
+from tools.tiny.text_tower import train_text_tower
 from tools.tiny.tokenizer import write_tokenizer
 from tools.tiny.unet import new_unet
 from tools.tiny.vae import fold_scale, psnr, train_decoder, train_vae
@@ -38,6 +39,7 @@ class Plan:
 
     clip: int = 700
     image: int = 4500
+    text: int = 2000
     vae: int = 2200
     decoder: int = 1500
     scenes: int = 16_000
@@ -56,6 +58,7 @@ class Plan:
             "tokenizer": 0.3,
             "clip": self.clip * 0.9 / 60,
             "image tower": self.image * 0.45 / 60,
+            "text tower": self.text * 0.55 / 60,
             "vae": self.vae * 0.55 / 60,
             "decoder": self.decoder * 0.45 / 60,
             "scenes": self.scenes * 2 * 0.017 / 60,
@@ -94,6 +97,7 @@ def print_estimate(plan: Plan, *, go_on: bool) -> None:
     drawn = {
         "clip": plan.clip * 128,
         "image tower": min(plan.image, ROUND) * 128,
+        "text tower": 12 * plan.text,
         "vae": plan.vae * 13,
         "decoder": plan.decoder * 13,
         "scenes": plan.scenes * 8,
@@ -114,7 +118,11 @@ def build(work: Work, plan: Plan, output: Path) -> None:
         write_tokenizer(sprites, vocabulary)
     tokenizer = CLIPTokenizer.from_pretrained(vocabulary)
     towers = train_clip(work, sprites, tokenizer, steps=plan.clip)
-    towers = train_image_tower(work, towers, sprites, tokenizer, steps=plan.image).eval()
+    towers = train_image_tower(work, towers, sprites, tokenizer, steps=plan.image)
+    known = known_sprites(work.data)
+    towers = train_text_tower(
+        work, towers, sprites, known, tokenizer, steps=plan.text, count=max(200, 4 * plan.text)
+    ).eval()
     found = retrieval(towers, sprites, tokenizer, first_seed=EVALUATION_SEED, device=work.device)
     print(f"clip: own scene among 64: {found:.1%}")
     base = work.folder / "base"

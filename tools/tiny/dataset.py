@@ -14,7 +14,7 @@ FIRST_SEED = 400_000_000
 KNOWN_GROUPS = (3, 4)
 """Emoji groups that the denoiser learns: animals and plants, food. With them come FAVOURITES of other groups. What a
 training on a CPU can learn is some hundred things well or all badly; text and image tower know all names."""
-PAIR_SHARE = 0.2
+PAIR_SHARE = 0.35
 
 _FAVOURITES = """
     cat, cat face, dog, dog face, lion, tiger face, fox, wolf, frog, pig face, cow face, mouse face, rabbit face, bear,
