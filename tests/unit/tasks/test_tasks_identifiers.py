@@ -79,7 +79,7 @@ def test_a_base_does_not_react_to_nothing_and_reacts_the_same_alone_and_in_compa
         plain = base.encode_captions(["a photo of a cat"], TextConfig())
     prompts = ["a photo of a cat", "a photo of a sks cat", "pizza"]
     nothing, some, much = denoiser_reactions(base, prompts, plain)
-    assert nothing == pytest.approx(0.0, abs=1e-6) and some > 0 and much > 0
+    assert nothing == pytest.approx(0.0, abs=1e-5) and some > 1e-3 and much > 1e-3
     assert denoiser_reactions(base, prompts[1:2], plain) == pytest.approx([some], rel=1e-4)
 
 
