@@ -9,6 +9,7 @@ from konomi.adapters.hypernetwork import build_network
 from konomi.config.sections import TextConfig
 from konomi.errors import ModelError
 from konomi.models.scratch import random_base
+from twins import transformers_text
 
 
 def word(width=32, count=2, name="<cat>"):
@@ -37,7 +38,8 @@ def test_a_word_stands_for_its_vectors_until_it_is_taken_off():
         row = [start, *ids, 300, 301, end]
         tokens = torch.tensor([row + [pad] * (77 - len(row))])
         with torch.no_grad():
-            expected = tower.module(input_ids=tokens).last_hidden_state
+            theirs = transformers_text(tower.module, base.source.configs["text_encoder"])
+            expected = theirs(input_ids=tokens).last_hidden_state
             table.weight.copy_(kept)
         torch.testing.assert_close(states(base), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(states(base), plain)
