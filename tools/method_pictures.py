@@ -31,7 +31,7 @@ COLOURS = 128
 def custom_diffusion(work: Path) -> Image.Image:
     """The subject, its size by words, and a neighbour that should stay what it was."""
     result = train("custom_diffusion", work, ["optimizer.learning_rate=2e-4"])
-    prompts = ["sks creature, red background", "very small sks creature", "close up sks creature", "a tree"]
+    prompts = ["sks creature, red background", "very small sks creature", "close up sks creature", "a fox"]
     return before_and_after(result, prompts)
 
 
@@ -47,13 +47,13 @@ def dreamartist(work: Path) -> Image.Image:
 def dreambooth(work: Path) -> Image.Image:
     """The subject, its class, which should stay what it was, and something else."""
     result = train("dreambooth", work, ["prior.count=20", "run.batch_size=2"], steps=300)
-    prompts = ["a sks creature, red background", "a creature, red background", "a tree"]
+    prompts = ["a sks creature, red background", "a creature, red background", "a fox"]
     return grid([drawn_by(load_base(str(base), device="cpu"), prompts) for base in ("tiny", result)], prompts)
 
 
 def hypernetwork(work: Path) -> Image.Image:
     """The subject, and a neighbour that should stay what it was."""
-    return before_and_after(train("hypernetwork", work, []), ["sks creature, red background", "a tree"])
+    return before_and_after(train("hypernetwork", work, []), ["sks creature, red background", "a fox"])
 
 
 def textual_inversion(work: Path) -> Image.Image:
@@ -66,7 +66,7 @@ def pivotal(work: Path) -> Image.Image:
     return before_and_after(train("pivotal", work, []), WORD_PROMPTS)
 
 
-WORD_PROMPTS = ("a photo of sks", "sks, red background", "a tree")
+WORD_PROMPTS = ("a photo of sks", "sks, red background", "a fox")
 
 PICTURES: dict[str, Callable[[Path], Image.Image]] = {
     "dreamartist": dreamartist,
