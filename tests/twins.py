@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import nn
+
 from konomi.models.clip_text import TextEncoder
 
 
@@ -16,3 +19,17 @@ def transformers_text(module: TextEncoder, config: Mapping[str, Any]) -> Any:
     assert not left.unexpected_keys
     assert set(left.missing_keys) <= {"text_projection.weight"}
     return theirs.to(next(module.parameters()).dtype)
+
+
+def listed(module: nn.Module) -> list[tuple[str, torch.Size]]:
+    """Names and shapes of parameters, in order."""
+    return [(name, parameter.shape) for name, parameter in module.named_parameters()]
+
+
+def assert_same_gradients(ours: nn.Module, theirs: nn.Module, *, but: str = "") -> None:
+    """Bit for bit, of every parameter `but` one."""
+    expected = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        if name != but:
+            assert parameter.grad is not None, name
+            assert torch.equal(parameter.grad, expected[name].grad), name

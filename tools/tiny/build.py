@@ -93,17 +93,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def print_estimate(plan: Plan, *, go_on: bool) -> None:
-    """Minutes. Composing scenes stays on the CPU, wherever the rest runs."""
+    """Minutes. Composing scenes and the text tower stay on the CPU, wherever the rest runs."""
     drawn = {
         "clip": plan.clip * 128,
         "image tower": min(plan.image, ROUND) * 128,
-        "text tower": 12 * plan.text,
         "vae": plan.vae * 13,
         "decoder": plan.decoder * 13,
         "scenes": plan.scenes * 8,
     }
     rows = {k: v for k, v in plan.minutes().items() if not go_on or k == "scenes" or "denoiser" in k}
-    on_gpu = {k: max(v / GPU_SPEED, drawn.get(k, 0) * 0.0013 / 60) for k, v in rows.items()}
+    on_gpu = {k: v if k == "text tower" else max(v / GPU_SPEED, drawn.get(k, 0) * 0.0013 / 60) for k, v in rows.items()}
     print(f"{'':16}  one core (measured)   one core and a GPU (guessed)")
     for name in rows:
         print(f"{name:16} {rows[name]:10.1f} {on_gpu[name]:20.1f}")

@@ -10,7 +10,7 @@ background. B batch, T tokens, W width of a state, K components, D projection wi
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -144,9 +144,13 @@ def drawings_of(bank: Bank, sprites: Sprites) -> Drawings:
         if len(scene.items) == 1:
             rows[scene.items[0].sprite].append(n)
     means = torch.stack([F.normalize(bank.features_MD[where].mean(0), dim=0) for where in rows.values()])
-    names = {name: n for n, name in enumerate(sprites.names)}
-    concepts = torch.tensor([names[sprites.all[sprite].name] for sprite in rows])
-    return Drawings(means, concepts, {sprite: n for n, sprite in enumerate(rows)})
+    return Drawings(means, concepts_of(sprites, rows), {sprite: n for n, sprite in enumerate(rows)})
+
+
+def concepts_of(sprites: Sprites, drawings: Iterable[int]) -> Tensor:
+    """Of each drawing the number of its name."""
+    numbers = {name: n for n, name in enumerate(sprites.names)}
+    return torch.tensor([numbers[sprites.all[drawing].name] for drawing in drawings])
 
 
 def contrast(text_BD: Tensor, image_BD: Tensor, family_B: Tensor, styled_B: Tensor, scale: Tensor) -> Tensor:
@@ -169,7 +173,7 @@ def which_drawing(text_BD: Tensor, drawings: Drawings, row_B: Tensor, styled_B: 
 def train_text_tower(
     work: Work, towers: Towers, sprites: Sprites, known: Sprites, tokenizer: CLIPTokenizer, *, steps: int, count: int
 ) -> Towers:
-    """`count` families of scenes, each seen many times in other words."""
+    """`count` families of scenes, each seen many times in other words. On the CPU, wherever the rest runs."""
     towers = towers.cpu().eval()
     bank = compose(work, towers, sprites, known, count)
     drawings = drawings_of(bank, sprites)
@@ -210,7 +214,7 @@ def train_text_tower(
     progress = Progress(work.folder / "text-tower", reader, optimizer, decay=0.998)
     train(progress, loss_at, steps=steps, peak=PEAK, warmup=100)
     fit_projection(towers, sprites, tokenizer, bank)
-    return towers
+    return towers.to(work.device)
 
 
 def fit_projection(
@@ -227,8 +231,7 @@ def fit_projection(
     bare_NW = pooled(names)
     styled_SNW = torch.stack([pooled([f"{name}, {style} style" for name in names]) for style in STYLES])
     captions_MW = pooled([caption(sprites, scene, 0) for scene in scenes])
-    number = {name: n for n, name in enumerate(sprites.names)}
-    concept_M = torch.tensor([number[sprites.all[scene.items[0].sprite].name] for scene in scenes])
+    concept_M = concepts_of(sprites, [scene.items[0].sprite for scene in scenes])
     style_M = torch.tensor([STYLES.index(scene.style) for scene in scenes])
     scale = towers.log_scale.detach().clamp(max=4.6).exp()
     weight = towers.text.text_projection.weight

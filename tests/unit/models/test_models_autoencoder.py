@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from konomi.errors import ModelError
 from konomi.models.autoencoder import Autoencoder
 from konomi.models.families import CONFIGS
 from konomi.models.parts import build_part
+from twins import assert_same_gradients, listed
 
 SMALL: dict[str, Any] = {
     "in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": [8, 16, 16], "norm_num_groups": 4,
@@ -46,10 +46,7 @@ def test_same_bits_as_diffusers(change: dict[str, Any], size: tuple[int, int], l
     assert torch.equal(drawn, expected)
     for answer in (drawn, expected):
         answer.square().sum().backward()
-    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    for name, parameter in ours.named_parameters():
-        assert parameter.grad is not None, name
-        assert torch.equal(parameter.grad, gradients[name]), name
+    assert_same_gradients(ours, theirs)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
@@ -57,10 +54,6 @@ def test_same_names_order_and_shapes_at_full_size(family: str) -> None:
     config = json.loads((CONFIGS / family / "vae.json").read_text())
     with torch.device("meta"):
         ours, theirs = Autoencoder(config), oracle_for(config)
-
-    def listed(module: nn.Module) -> list[tuple[str, torch.Size]]:
-        return [(name, parameter.shape) for name, parameter in module.named_parameters()]
-
     assert listed(ours) == listed(theirs)
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from konomi.models.families import CONFIGS
 from konomi.models.scratch import random_base
 from konomi.models.unet import UNet, is_plain
+from twins import assert_same_gradients, listed
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 
@@ -49,10 +49,7 @@ def test_same_bits_as_diffusers(family: str, size: tuple[int, int], checkpointin
     assert torch.equal(*answers)
     for answer in answers:
         answer.square().sum().backward()
-    expected = dict(theirs.named_parameters())
-    for name, parameter in ours.named_parameters():
-        assert parameter.grad is not None
-        assert torch.equal(parameter.grad, expected[name].grad), name
+    assert_same_gradients(ours, theirs)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -60,10 +57,6 @@ def test_same_names_order_and_shapes_at_full_size(family: str) -> None:
     config = json.loads((CONFIGS / family / "unet.json").read_text())
     with torch.device("meta"):
         ours, theirs = UNet(config), oracle_for(config)
-
-    def listed(module: nn.Module) -> list[tuple[str, torch.Size]]:
-        return [(name, parameter.shape) for name, parameter in module.named_parameters()]
-
     assert listed(ours) == listed(theirs)
 
 
