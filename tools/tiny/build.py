@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tools.tiny import pack
 from tools.tiny.clip import Towers, retrieval, train_clip
-from tools.tiny.dataset import known_sprites, write_mixture
-from tools.tiny.denoiser import denoiser_recipe, train_denoiser
+from tools.tiny.dataset import BAND, known_sprites, write_bands, write_mixture
+from tools.tiny.denoiser import Schedule, denoiser_recipe, train_denoiser
 from tools.tiny.image_tower import ROUND, train_image_tower
 from tools.tiny.scenes import SIDE, Sprites, describe, load_sprites, render
 from tools.tiny.stage import Work
@@ -44,6 +44,7 @@ class Plan:
     decoder: int = 1500
     scenes: int = 16_000
     near: int = 6000
+    bands: int = 6000
     whole: int = 4000
     batch: int = 32
 
@@ -61,8 +62,9 @@ class Plan:
             "text tower": self.text * 0.55 / 60,
             "vae": self.vae * 0.55 / 60,
             "decoder": self.decoder * 0.45 / 60,
-            "scenes": self.scenes * 2 * 0.017 / 60,
+            "scenes": self.scenes * 3 * 0.017 / 60,
             "denoiser at 96": self.near * self.batch / 65 / 60,
+            "denoiser on pairs": self.bands * self.batch / 75 / 60,
             "denoiser at 128": self.whole * self.batch / 42 / 60,
         }
 
@@ -99,7 +101,7 @@ def print_estimate(plan: Plan, *, go_on: bool) -> None:
         "image tower": min(plan.image, ROUND) * 128,
         "vae": plan.vae * 13,
         "decoder": plan.decoder * 13,
-        "scenes": plan.scenes * 8,
+        "scenes": plan.scenes * 12,
     }
     rows = {k: v for k, v in plan.minutes().items() if not go_on or k == "scenes" or "denoiser" in k}
     on_gpu = {k: v if k == "text tower" else max(v / GPU_SPEED, drawn.get(k, 0) * 0.0013 / 60) for k, v in rows.items()}
@@ -162,17 +164,22 @@ def restore_forward(model: nn.Module) -> None:
 
 
 def _train_denoiser(work: Work, plan: Plan, base: Path, *, lot: int) -> Path:
-    """Two runs of konomi's method `full`: at 96 pixels, then, falling to rest, at 128. Each lot has its own scenes."""
+    """Three runs of konomi's method `full`: at 96 pixels, on pairs in half a picture, and, coming to rest, at 128."""
     sprites = known_sprites(work.data)
-    for name, side, steps, rate, schedule in (
-        (f"near-{lot}", NEAR_SIDE, plan.near, 1e-3, "constant"),
-        (f"whole-{lot}", SIDE, plan.whole, 8e-4, "cosine"),
-    ):
-        images = write_mixture(sprites, work.folder / f"scenes-{name}", count=plan.scenes, side=side, lot=lot)
+    scenes = work.folder / f"scenes-{lot}"
+    near = write_mixture(sprites, scenes / "near", count=plan.scenes, side=NEAR_SIDE, lot=lot)
+    bands = write_bands(sprites, scenes / "bands", count=plan.scenes, lot=lot)
+    whole = write_mixture(sprites, scenes / "whole", count=plan.scenes, side=SIDE, lot=lot)
+    runs: tuple[tuple[str, tuple[Path, ...], str, int, float, Schedule], ...] = (
+        ("near", near, str(NEAR_SIDE), plan.near, 1e-3, "constant"),
+        ("bands", bands, f"{SIDE}x{BAND}", plan.bands, 1e-3, "constant"),
+        ("whole", whole, str(SIDE), plan.whole, 8e-4, "cosine"),
+    )
+    for number, (name, images, size, steps, rate, schedule) in enumerate(runs):
         base = train_denoiser(
             denoiser_recipe(
-                base, images, work.folder / name, work.folder / "cache", side=side, steps=steps, batch=plan.batch,
-                rate=rate, schedule=schedule, seed=2 * lot + (side == SIDE), device=work.device,
+                base, images, work.folder / f"{name}-{lot}", work.folder / "cache", size=size, steps=steps,
+                batch=plan.batch, rate=rate, schedule=schedule, seed=3 * lot + number, device=work.device,
             )
         )  # fmt: skip
     return base

@@ -1,10 +1,12 @@
 """Stage 4: scenes as a folder that konomi trains on: PNG files and `metadata.jsonl`."""
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from tools.tiny.captions import caption
 from tools.tiny.scenes import SIDE, Scene, Sprites, describe, index_sprites, load_sprites, render
@@ -28,7 +30,7 @@ _FAVOURITES = """
     crying face, angry face, ghost, alien, alien monster, robot, skull, ogre, goblin, face with tears of joy,
     winking face"""
 FAVOURITES = frozenset(name.strip() for name in _FAVOURITES.split(","))
-"""Every fourth scene shows nothing else."""
+"""A part of the scenes shows nothing else."""
 
 NEAR = 1.25
 """At 96 pixels single drawings in the middle come larger, so that their strokes are as wide as at 128."""
@@ -41,6 +43,10 @@ def known_sprites(folder: Path) -> Sprites:
     return index_sprites(known, {})
 
 
+BAND = SIDE // 2
+"""Height in pixels of a pair's picture without what is above and below: half of what there is to compute."""
+
+
 def nearer(scene: Scene) -> Scene:
     item = scene.items[0]
     if len(scene.items) > 1 or item.place:
@@ -48,41 +54,71 @@ def nearer(scene: Scene) -> Scene:
     return replace(scene, items=(replace(item, size=min(0.98, item.size * NEAR)),))
 
 
-def scenes_from(sprites: Sprites, first_seed: int, *, only: frozenset[str]) -> Iterator[Scene]:
+def scenes_from(sprites: Sprites, first_seed: int, *, only: frozenset[str] = frozenset()) -> Iterator[Scene]:
     """Endless; with `only`, scenes of those concepts."""
-    seed = first_seed
-    while True:
+    for seed in itertools.count(first_seed):
         scene = describe(sprites, seed, pair_share=PAIR_SHARE)
         if not only or all(sprites.all[item.sprite].name in only for item in scene.items):
             yield scene
-        seed += 1
+
+
+def pairs_from(sprites: Sprites, first_seed: int) -> Iterator[Scene]:
+    """Endless scenes of two things."""
+    scenes = (describe(sprites, seed, pair_share=1.0) for seed in itertools.count(first_seed))
+    return (scene for scene in scenes if len(scene.items) == 2)
+
+
+def bands_from(sprites: Sprites, first_seed: int) -> Iterator[Scene]:
+    """Endless scenes of two things side by side, at the height of the middle."""
+    for scene in pairs_from(sprites, first_seed):
+        if scene.relation == "next to":
+            level = tuple(replace(item, centre=(item.centre[0], 0.5)) for item in scene.items)
+            yield replace(scene, items=level)
+
+
+def render_band(sprites: Sprites, scene: Scene) -> np.ndarray:
+    """The middle of a scene's picture: uint8 [BAND, SIDE, 3]."""
+    above = (SIDE - BAND) // 2
+    return render(sprites, scene)[above : above + BAND]
 
 
 def write_mixture(sprites: Sprites, folder: Path, *, count: int, side: int, lot: int) -> tuple[Path, ...]:
-    """Folders of scenes, three quarters of all that is known and one of favourites. Each `lot` has others."""
+    """Folders of scenes: half of all that is known, a sixth of favourites, a third of pairs. Each `lot` has others."""
     first = FIRST_SEED + 4 * 10**8 * lot + (2 * 10**8 if side == SIDE else 0)
-    known = count // 4
-    return (
-        write_dataset(sprites, folder / "all", count=count - known, side=side, first_seed=first),
-        write_dataset(
-            sprites, folder / "favourites", count=known, side=side, first_seed=first + 10**8, only=FAVOURITES
-        ),
+    favourites, pairs = count // 6, count // 3
+    sources = (
+        ("all", count - favourites - pairs, scenes_from(sprites, first)),
+        ("favourites", favourites, scenes_from(sprites, first + 10**8, only=FAVOURITES)),
+        ("pairs", pairs, pairs_from(sprites, first + 15 * 10**7)),
+    )
+
+    def picture(scene: Scene) -> np.ndarray:
+        return render(sprites, scene, side)
+
+    return tuple(
+        write_dataset(sprites, folder / name, map(nearer, scenes) if side < SIDE else scenes, number, picture)
+        for name, number, scenes in sources
     )
 
 
+def write_bands(sprites: Sprites, folder: Path, *, count: int, lot: int) -> tuple[Path, ...]:
+    """Folder of pairs, SIDE x BAND pixels."""
+    scenes = bands_from(sprites, FIRST_SEED + 4 * 10**8 * lot + 35 * 10**7)
+    return (write_dataset(sprites, folder / "bands", scenes, count, lambda scene: render_band(sprites, scene)),)
+
+
 def write_dataset(
-    sprites: Sprites, folder: Path, *, count: int, side: int, first_seed: int, only: frozenset[str] = frozenset()
+    sprites: Sprites, folder: Path, scenes: Iterable[Scene], count: int, picture: Callable[[Scene], np.ndarray]
 ) -> Path:
-    """Render what is missing of `count` scenes. Returns the folder of the pictures."""
+    """Draw what is missing of the first `count` scenes. Returns the folder of the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for number, drawn in zip(range(count), scenes_from(sprites, first_seed, only=only)):
-        scene = nearer(drawn) if side < SIDE else drawn
+    for number, scene in enumerate(itertools.islice(scenes, count)):
         path = folder / f"scene-{number:06d}.png"
         rows.append({"file_name": path.name, "text": caption(sprites, scene, 0)})
         if not path.exists():
             part = path.with_suffix(".part")
-            Image.fromarray(render(sprites, scene, side)).save(part, format="PNG", compress_level=1)
+            Image.fromarray(picture(scene)).save(part, format="PNG", compress_level=1)
             part.replace(path)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")

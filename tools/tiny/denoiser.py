@@ -1,7 +1,7 @@
 """Stage 5: the denoiser, trained by konomi's own method `full` on the rendered scenes.
 
-First on 96-pixel pictures (half as many again a second), then on 128-pixel ones. konomi caches latents and text states,
-checkpoints, and resumes.
+First on 96-pixel pictures (half as many again a second), then on pairs without what is above and below them (twice as
+many a second), then on 128-pixel ones. konomi caches latents and text states, checkpoints, and resumes.
 """
 
 from pathlib import Path
@@ -23,12 +23,14 @@ from konomi.config.sections import (
 from konomi.methods.full import FullConfig
 from konomi.training.events import Prepared, Step
 
+Schedule = Literal["constant", "cosine"]
+
 
 def denoiser_recipe(
-    base: Path, images: tuple[Path, ...], output: Path, cache: Path, *, side: int, steps: int, batch: int,
-    rate: float, schedule: Literal["constant", "cosine"], seed: int, device: str = "cpu",
+    base: Path, images: tuple[Path, ...], output: Path, cache: Path, *, size: str, steps: int, batch: int,
+    rate: float, schedule: Schedule, seed: int, device: str = "cpu",
 ) -> Recipe:  # fmt: skip
-    """A tenth of the captions empty, and the running average as result.
+    """`size` is `data.resolution`, a side or WIDTHxHEIGHT. A tenth of the captions empty; the running average results.
 
     Debiased weights (Yu et al. 2023) give high noise levels, where it is decided what is drawn and in which style, as
     much to say as the others; with min-SNR weights they have next to nothing.
@@ -37,7 +39,7 @@ def denoiser_recipe(
         base=str(base),
         data=DataConfig(
             sources=tuple(SourceConfig(path=str(folder)) for folder in images),
-            resolution=str(side),
+            resolution=size,
             workers=0 if device == "cpu" else 4,
             captions=CaptionConfig(dropout=0.1),
             buckets=BucketConfig(kind="fixed"),

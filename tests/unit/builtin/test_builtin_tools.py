@@ -1,6 +1,9 @@
 """What the embedded base is made with: scenes and captions as pure functions, and the mathematics of two shortcuts."""
 
+import itertools
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 DATA = ROOT.parent / "shared" / "data"
 sys.path.insert(0, str(ROOT))
 
-from tools.tiny import captions, mascot, norm, scenes, stage, tokenizer, vae  # noqa: E402
+from tools.tiny import captions, dataset, mascot, norm, scenes, stage, tokenizer, vae  # noqa: E402
 
 
 def sprite(name: str, style: str, colour: str) -> scenes.Sprite:
@@ -115,6 +118,29 @@ def test_mascot_is_drawn_as_shipped(tmp_path: Path) -> None:
         with Image.open(path) as mine, Image.open(shipped / path.name) as theirs:
             difference = np.abs(np.asarray(mine, dtype=int) - np.asarray(theirs, dtype=int))
         assert difference.mean() < 1
+
+
+def test_a_band_holds_both_things_of_a_pair_whole(sprites: scenes.Sprites) -> None:
+    for scene in itertools.islice(dataset.bands_from(sprites, 0), 30):
+        plain = replace(scene, background=scenes.Background("plain", "blue"))
+        whole, band = scenes.render(sprites, plain), dataset.render_band(sprites, plain)
+        assert band.shape == (dataset.BAND, scenes.SIDE, 3)
+        red = (whole[..., 0] > 200).sum(0), (band[..., 0] > 200).sum(0)
+        assert np.array_equal(*red)
+        assert red[1][: scenes.SIDE // 2].any() and red[1][scenes.SIDE // 2 :].any()
+
+
+def test_the_mixture_has_as_many_scenes_of_each_kind_as_it_says(sprites: scenes.Sprites, tmp_path: Path) -> None:
+    folders = dataset.write_mixture(sprites, tmp_path, count=12, side=96, lot=1)
+    rows = {f.name: list(map(json.loads, (f / "metadata.jsonl").read_text("utf-8").splitlines())) for f in folders}
+    assert {name: len(found) for name, found in rows.items()} == {"all": 6, "favourites": 2, "pairs": 4}
+    names = [r["text"] for r in rows["pairs"]]
+    assert all(sum(text.count(name) for name in sprites.names) == 2 for text in names)
+    assert not any("key" in r["text"] or "glasses" in r["text"] for r in rows["favourites"])
+    for folder in folders:
+        for row in rows[folder.name]:
+            with Image.open(folder / row["file_name"]) as image:
+                assert image.size == (96, 96)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the emoji sprites are not on this machine")
