@@ -83,9 +83,9 @@ def render_band(sprites: Sprites, scene: Scene) -> np.ndarray:
 
 
 def write_mixture(sprites: Sprites, folder: Path, *, count: int, side: int, lot: int) -> tuple[Path, ...]:
-    """Folders of scenes: half of all that is known, a sixth of favourites, a third of pairs. Each `lot` has others."""
+    """Folders of scenes: half pairs, an eighth favourites, the others of all that is known. Each `lot` differs."""
     first = FIRST_SEED + 4 * 10**8 * lot + (2 * 10**8 if side == SIDE else 0)
-    favourites, pairs = count // 6, count // 3
+    favourites, pairs = count // 8, count // 2
     sources = (
         ("all", count - favourites - pairs, scenes_from(sprites, first)),
         ("favourites", favourites, scenes_from(sprites, first + 10**8, only=FAVOURITES)),

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 DATA = ROOT.parent / "shared" / "data"
 sys.path.insert(0, str(ROOT))
 
-from tools.tiny import captions, dataset, mascot, norm, scenes, stage, tokenizer, vae  # noqa: E402
+from tools.tiny import captions, dataset, mascot, norm, scenes, second_thing, stage, tokenizer, vae  # noqa: E402
 
 
 def sprite(name: str, style: str, colour: str) -> scenes.Sprite:
@@ -131,9 +131,9 @@ def test_a_band_holds_both_things_of_a_pair_whole(sprites: scenes.Sprites) -> No
 
 
 def test_the_mixture_has_as_many_scenes_of_each_kind_as_it_says(sprites: scenes.Sprites, tmp_path: Path) -> None:
-    folders = dataset.write_mixture(sprites, tmp_path, count=12, side=96, lot=1)
+    folders = dataset.write_mixture(sprites, tmp_path, count=16, side=96, lot=1)
     rows = {f.name: list(map(json.loads, (f / "metadata.jsonl").read_text("utf-8").splitlines())) for f in folders}
-    assert {name: len(found) for name, found in rows.items()} == {"all": 6, "favourites": 2, "pairs": 4}
+    assert {name: len(found) for name, found in rows.items()} == {"all": 6, "favourites": 2, "pairs": 8}
     names = [r["text"] for r in rows["pairs"]]
     assert all(sum(text.count(name) for name in sprites.names) == 2 for text in names)
     assert not any("key" in r["text"] or "glasses" in r["text"] for r in rows["favourites"])
@@ -141,6 +141,16 @@ def test_the_mixture_has_as_many_scenes_of_each_kind_as_it_says(sprites: scenes.
         for row in rows[folder.name]:
             with Image.open(folder / row["file_name"]) as image:
                 assert image.size == (96, 96)
+
+
+def test_a_second_thing_is_found_after_the_first() -> None:
+    """In a caption's ids: `7 8` stands for a name of two tokens that also ends the other name, `6 7 8`."""
+    row = [0, 1, 6, 7, 8, 2, 1, 7, 8, 9]
+    assert second_thing.find(row, [6, 7, 8]) == 2
+    assert second_thing.find(row, [7, 8]) == 3
+    assert second_thing.find(row, [7, 8], 2 + 3) == 7
+    assert second_thing.find(row, [8, 7]) == -1
+    assert second_thing.find(row, [9, 9]) == -1
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the emoji sprites are not on this machine")
