@@ -17,7 +17,7 @@ import torch
 from tools.tiny.captions import caption, with_article
 from tools.tiny.clip import Towers, tokenize
 from tools.tiny.scenes import Scene, Sprites, describe
-from tools.tiny.stage import Progress, Work, train
+from tools.tiny.stage import Progress, Work, seeds_of, train
 from tools.tiny.text_tower import LONG_SHARE
 from tools.tiny.tokenizer import VOCABULARY
 from torch import Tensor, nn
@@ -97,7 +97,14 @@ def offset(old: States, things: SecondThings, scenes: list[Scene], tokens_BT: Te
 
 
 def train_second_thing(
-    work: Work, towers: Towers, sprites: Sprites, known: Sprites, tokenizer: CLIPTokenizer, *, steps: int
+    work: Work,
+    towers: Towers,
+    sprites: Sprites,
+    known: Sprites,
+    tokenizer: CLIPTokenizer,
+    *,
+    steps: int,
+    batch: int = BATCH,
 ) -> Towers:
     """By turns of all things and of those that the denoiser learns. On the CPU, wherever the rest runs."""
     towers = towers.cpu().eval()
@@ -120,7 +127,7 @@ def train_second_thing(
 
     def loss_at(step: int) -> tuple[Tensor, str]:
         rng = np.random.default_rng((step, 0x2D))
-        scenes = [scene_at(FIRST_SEED + step * BATCH + n, PAIR_SHARE) for n in range(BATCH)]
+        scenes = [scene_at(seed, PAIR_SHARE) for seed in seeds_of(step, batch, FIRST_SEED)]
         tokens = tokenize(tokenizer, [caption(sprites, scene, 0) for scene in scenes], "cpu")
         if rng.random() < LONG_SHARE:
             tokens = F.pad(tokens, (0, 77 - tokens.shape[1]), value=VOCABULARY - 1)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPTokenizer
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT.parent / "shared" / "data"
 sys.path.insert(0, str(ROOT))
 
-from tools.tiny import captions, dataset, mascot, norm, scenes, second_thing, stage, tokenizer, vae  # noqa: E402
+from tools.tiny import captions, clip, dataset, mascot, norm, pack, scenes, second_thing, stage, tokenizer, vae  # noqa: E402
 
 
 def sprite(name: str, style: str, colour: str) -> scenes.Sprite:
@@ -151,6 +152,38 @@ def test_a_second_thing_is_found_after_the_first() -> None:
     assert second_thing.find(row, [7, 8], 2 + 3) == 7
     assert second_thing.find(row, [8, 7]) == -1
     assert second_thing.find(row, [9, 9]) == -1
+
+
+def test_a_second_thing_comes_to_mean_what_it_means_alone(sprites: scenes.Sprites, tmp_path: Path) -> None:
+    tiny = ROOT / "src" / "konomi" / "builtin" / "tiny"
+    words = CLIPTokenizer.from_pretrained(tiny / "tokenizer")
+    torch.manual_seed(0)
+    towers = pack.load_towers(tiny)
+    # The packed tower has been taught; a random mixing of positions in its first layer undoes that.
+    torch.nn.init.normal_(towers.text.text_model.encoder.layers[0].self_attn.out_proj.weight, std=0.1)
+    things = ("a cat", "an egg", "glasses", "an old key")
+    texts = [f"{one} next to {other}" for one in things for other in things if one != other]
+    alone = [other for one in things for other in things if one != other]
+
+    def last_states() -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the last word of each text, means taken off: in a pair and alone."""
+        with torch.no_grad():
+            found = []
+            for asked in (texts, alone):
+                tokens = clip.tokenize(words, asked, "cpu")
+                end = (tokens == tokens.max()).int().argmax(1)
+                states = towers.text(input_ids=tokens).last_hidden_state[range(len(asked)), end - 1]
+                found.append(states - states.mean(0))
+        return found[0], found[1]
+
+    pairs, single = last_states()
+    before = torch.cosine_similarity(pairs, single).mean()
+    work = stage.Work(tmp_path, tmp_path)
+    second_thing.train_second_thing(work, towers, sprites, sprites, words, steps=25, batch=24)
+    pairs, kept = last_states()
+    after = torch.cosine_similarity(pairs, kept).mean()
+    assert 1 - after < (1 - before) / 2
+    assert torch.cosine_similarity(kept, single).mean() > 0.9
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the emoji sprites are not on this machine")
