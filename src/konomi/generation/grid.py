@@ -27,7 +27,7 @@ def make_grid(
     width, height = max(i.width for i in images), max(i.height for i in images)
     font = ImageFont.load_default(size=max(10, min(width, height) // 16))
     head = _Labels(column_labels[:columns], font, width)
-    side = _Labels(row_labels[:rows], font, max(width // 2, 60))
+    side = _Labels(row_labels[:rows], font, max(width // 2, 80))
     sheet = Image.new("RGB", (side.width + columns * width, head.height + rows * height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     for index, image in enumerate(images):
