@@ -46,7 +46,7 @@ def dreamartist(work: Path) -> Image.Image:
 
 def dreambooth(work: Path) -> Image.Image:
     """The subject, its class, which should stay what it was, and something else."""
-    result = train("dreambooth", work, ["prior.count=20", "run.batch_size=2"], steps=300)
+    result = train("dreambooth", work, [])
     prompts = ["a sks creature, red background", "a creature, red background", "a fox"]
     return grid([drawn_by(load_base(str(base), device="cpu"), prompts) for base in ("tiny", result)], prompts)
 
@@ -78,7 +78,7 @@ PICTURES: dict[str, Callable[[Path], Image.Image]] = {
 }
 
 
-def train(kind: str, work: Path, overrides: Sequence[str], *, steps: int = 0, images: Path = MASCOT) -> Path:
+def train(kind: str, work: Path, overrides: Sequence[str], *, images: Path = MASCOT) -> Path:
     """The result of one method on the mascot, or on other pictures."""
     recipe = konomi.recipe_from_flags(
         kind,
@@ -87,7 +87,6 @@ def train(kind: str, work: Path, overrides: Sequence[str], *, steps: int = 0, im
         trigger="sks",
         class_noun="creature",
         output=str(work / kind),
-        steps=steps or None,
         overrides=overrides,
     )
     *_, finished = konomi.train(recipe, overwrite=True)
