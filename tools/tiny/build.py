@@ -67,7 +67,7 @@ class Plan:
             "decoder": self.decoder * 0.45 / 60,
             "scenes": self.scenes * 3 * 0.017 / 60,
             "denoiser at 96": self.near * self.batch / 65 / 60,
-            "denoiser on pairs": self.bands * self.batch / 75 / 60,
+            "denoiser on pairs": self.bands * self.batch / 64 / 60,
             "denoiser at 128": self.whole * self.batch / 42 / 60,
         }
 
@@ -112,10 +112,10 @@ def print_estimate(plan: Plan, *, go_on: bool) -> None:
     }
     rows = {k: v for k, v in plan.minutes().items() if not go_on or k == "scenes" or "denoiser" in k}
     on_gpu = {k: v if k in STAYS else max(v / GPU_SPEED, drawn.get(k, 0) * 0.0013 / 60) for k, v in rows.items()}
-    print(f"{'':16}  one core (measured)   one core and a GPU (guessed)")
+    print(f"{'':18}  one core (measured)   one core and a GPU (guessed)")
     for name in rows:
-        print(f"{name:16} {rows[name]:10.1f} {on_gpu[name]:20.1f}")
-    print(f"{'all, in minutes':16} {sum(rows.values()):10.1f} {sum(on_gpu.values()):20.1f}")
+        print(f"{name:18} {rows[name]:10.1f} {on_gpu[name]:20.1f}")
+    print(f"{'all, in minutes':18} {sum(rows.values()):10.1f} {sum(on_gpu.values()):20.1f}")
 
 
 def build(work: Work, plan: Plan, output: Path) -> None:
