@@ -45,9 +45,9 @@ def dreamartist(work: Path) -> Image.Image:
 
 
 def dreambooth(work: Path) -> Image.Image:
-    """The subject, its class, which should stay what it was, and something else."""
+    """The subject in the words it was shown with and in others, its class, which should stay, and a neighbour."""
     result = train("dreambooth", work, [])
-    prompts = ["a sks creature, red background", "a creature, red background", "a fox"]
+    prompts = ["sks creature, standing, light blue background", "sks creature, red background", "a creature", "a fox"]
     return grid([drawn_by(load_base(str(base), device="cpu"), prompts) for base in ("tiny", result)], prompts)
 
 
