@@ -10,18 +10,17 @@ a state.
 """
 
 import copy
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tools.tiny.captions import caption, with_article
 from tools.tiny.clip import Towers, tokenize
-from tools.tiny.scenes import Scene, Sprites, describe
+from tools.tiny.scenes import Sprites, describe
 from tools.tiny.stage import Progress, Work, seeds_of, train
-from tools.tiny.text_tower import LONG_SHARE
-from tools.tiny.tokenizer import VOCABULARY
+from tools.tiny.text_tower import LONG_SHARE, at_full_length
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 FIRST_SEED = 850_000_000
@@ -29,6 +28,14 @@ BATCH = 240
 PEAK = 1e-3
 PAIR_SHARE = 0.6
 PAIRS_FOR_OFFSET = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A caption, and the names of the things in it."""
+
+    words: str
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,6 @@ class SecondThings:
     """Looks up second things in captions. `old` is the tower as it was."""
 
     def __init__(self, old: States, sprites: Sprites, tokenizer: CLIPTokenizer) -> None:
-        self.sprites = sprites
         self.ids = {name: tokenizer(name).input_ids[1:-1] for name in sprites.names}
         self.alone: dict[str, Tensor] = {}
         for start in range(0, len(sprites.names), 256):
@@ -75,12 +81,12 @@ class SecondThings:
                 first = find(row, self.ids[name])
                 self.alone[name] = found[first : first + len(self.ids[name])].clone()
 
-    def of(self, scenes: list[Scene], tokens_BT: Tensor) -> list[Second]:
+    def of(self, captions: Sequence[Told], tokens_BT: Tensor) -> list[Second]:
         found = []
-        for number, (scene, row) in enumerate(zip(scenes, tokens_BT.tolist(), strict=True)):
-            if len(scene.items) < 2:
+        for number, (told, row) in enumerate(zip(captions, tokens_BT.tolist(), strict=True)):
+            if len(told.names) < 2:
                 continue
-            one, other = (self.sprites.all[item.sprite].name for item in scene.items)
+            one, other = told.names
             start = find(row, self.ids[one])
             place = find(row, self.ids[other], start + len(self.ids[one])) if start >= 0 else -1
             if place >= 0:
@@ -89,11 +95,11 @@ class SecondThings:
         return found
 
 
-def offset(old: States, things: SecondThings, scenes: list[Scene], tokens_BT: Tensor) -> Tensor:
+def offset(old: States, things: SecondThings, captions: Sequence[Told], tokens_BT: Tensor) -> Tensor:
     """[W]: by how much second things differ from the same alone, in the mean."""
     with torch.no_grad():
         states = torch.cat([old(part) for part in tokens_BT.split(256)])
-    return torch.cat([states[s.row, s.where] - s.alone_NW for s in things.of(scenes, tokens_BT)]).mean(0)
+    return torch.cat([states[s.row, s.where] - s.alone_NW for s in things.of(captions, tokens_BT)]).mean(0)
 
 
 def train_second_thing(
@@ -111,32 +117,32 @@ def train_second_thing(
     towers.text.set_attn_implementation("eager")
     old = States(copy.deepcopy(towers.text)).requires_grad_(False)
     new = States(towers.text).requires_grad_(True)
-    numbers = {(sprite.name, sprite.style): n for n, sprite in enumerate(sprites.all)}
     things = SecondThings(old, sprites, tokenizer)
 
-    def scene_at(seed: int, share: float) -> Scene:
+    def told_at(seed: int, share: float) -> Told:
         source = (sprites, known)[seed % 2]
         scene = describe(source, seed, pair_share=share)
-        drawn = [source.all[item.sprite] for item in scene.items]
-        items = [replace(i, sprite=numbers[d.name, d.style]) for i, d in zip(scene.items, drawn, strict=True)]
-        return replace(scene, items=tuple(items))
+        return Told(caption(source, scene, 0), tuple(source.all[item.sprite].name for item in scene.items))
 
-    pairs = [scene_at(FIRST_SEED - 1 - n, 1.0) for n in range(PAIRS_FOR_OFFSET)]
-    second_W = offset(old, things, pairs, tokenize(tokenizer, [caption(sprites, s, 0) for s in pairs], "cpu"))
+    def tokens_of(captions: Sequence[Told]) -> Tensor:
+        return tokenize(tokenizer, [told.words for told in captions], "cpu")
+
+    pairs = [told_at(FIRST_SEED - 1 - n, 1.0) for n in range(PAIRS_FOR_OFFSET)]
+    second_W = offset(old, things, pairs, tokens_of(pairs))
     optimizer = torch.optim.AdamW(new.parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=0.0)
 
     def loss_at(step: int) -> tuple[Tensor, str]:
         rng = np.random.default_rng((step, 0x2D))
-        scenes = [scene_at(seed, PAIR_SHARE) for seed in seeds_of(step, batch, FIRST_SEED)]
-        tokens = tokenize(tokenizer, [caption(sprites, scene, 0) for scene in scenes], "cpu")
+        captions = [told_at(seed, PAIR_SHARE) for seed in seeds_of(step, batch, FIRST_SEED)]
+        tokens = tokens_of(captions)
         if rng.random() < LONG_SHARE:
-            tokens = F.pad(tokens, (0, 77 - tokens.shape[1]), value=VOCABULARY - 1)
+            tokens = at_full_length(tokens)
         with work.autocast():
             with torch.no_grad():
                 wanted = old(tokens)
             states = new(tokens)
         is_second = torch.zeros(tokens.shape, dtype=torch.bool)
-        for thing in things.of(scenes, tokens):
+        for thing in things.of(captions, tokens):
             wanted[thing.row, thing.where] = thing.alone_NW + second_W
             is_second[thing.row, thing.where] = True
         wrong = (states - wanted).square().mean(2)

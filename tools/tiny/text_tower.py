@@ -170,6 +170,11 @@ def which_drawing(text_BD: Tensor, drawings: Drawings, row_B: Tensor, styled_B: 
     return -torch.where(styled_B, shares.gather(1, row_B[:, None])[:, 0], any_style).mean()
 
 
+def at_full_length(tokens_BT: Tensor) -> Tensor:
+    """[B, 77]: as the denoiser reads captions."""
+    return F.pad(tokens_BT, (0, 77 - tokens_BT.shape[1]), value=VOCABULARY - 1)
+
+
 def train_text_tower(
     work: Work, towers: Towers, sprites: Sprites, known: Sprites, tokenizer: CLIPTokenizer, *, steps: int, count: int
 ) -> Towers:
@@ -199,7 +204,7 @@ def train_text_tower(
         styled = torch.tensor([f"{s.style} style" in w for s, w in zip(scenes, words, strict=True)])
         tokens = tokenize(tokenizer, words, "cpu")
         if rng.random() < LONG_SHARE:
-            tokens = F.pad(tokens, (0, 77 - tokens.shape[1]), value=VOCABULARY - 1)
+            tokens = at_full_length(tokens)
         with work.autocast():
             text, looks, told = reader(tokens)
         scale = reader.log_scale.clamp(max=4.6).exp()
