@@ -4,9 +4,40 @@ Every message names what is wrong, where, and what to do about it. The command l
 with 1; anything that is *not* a KonomiError is a bug of ours and keeps its traceback.
 """
 
+import unicodedata
+
+_JOINERS = "\u200c\u200d"
+"""Emoji and several scripts are written with them; they reorder nothing."""
+
+
+def printable(text: str) -> str:
+    """A text of unknown origin as a terminal may show it: the one gate that names from files pass before they are seen.
+
+    Line breaks, control characters (C0, C1, so every escape sequence), controls that turn the direction of writing and
+    lone surrogates become visible escapes (`\\n`, `\\x1b`, `\\u202e`); letters and spaces of every script stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if _is_visible(c) else _escaped(c) for c in text)
+
+
+def _is_visible(character: str) -> bool:
+    # `isprintable` is false for every space but the ASCII one, among them the one between Japanese words.
+    return character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
+
+
+def _escaped(character: str) -> str:
+    # Python's stand-ins for bytes of a file name that are no UTF-8 (PEP 383) are shown as the bytes.
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
 
 class KonomiError(Exception):
-    """Something the user can mend. The message is complete by itself."""
+    """Something the user can mend. The message is complete by itself; several arguments are a line each."""
+
+    def __str__(self) -> str:
+        return "\n".join(printable(str(line)) for line in self.args)
 
 
 class RecipeError(KonomiError):

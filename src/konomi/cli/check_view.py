@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from konomi.cli.plain import label, printable
+from konomi.cli.plain import label
 from konomi.cli.screen import screen, seconds_text
+from konomi.errors import printable
 
 if TYPE_CHECKING:
     from konomi.tasks import CheckReport, CheckRow

@@ -1,13 +1,12 @@
 """`konomi inspect` and `konomi convert`."""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from konomi.cli.plain import plain
+from konomi.cli.plain import json_text, plain
 from konomi.errors import KonomiError
 
 
@@ -42,7 +41,7 @@ def inspect(arguments: list[str]) -> int:
 
             print_file(path, report)
     if options.json:
-        print(json.dumps(entries, ensure_ascii=False, indent=2))
+        print(json_text(entries))
     return 1 if failed else 0
 
 

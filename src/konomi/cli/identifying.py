@@ -1,11 +1,10 @@
 """`konomi identifiers`."""
 
 import argparse
-import json
 import sys
 from typing import TYPE_CHECKING
 
-from konomi.cli.plain import plain
+from konomi.cli.plain import json_text
 
 if TYPE_CHECKING:
     from konomi.tasks.identifying import Identifier
@@ -39,7 +38,7 @@ def identifiers(arguments: list[str]) -> int:
             end = "\n" if news.done == news.total else ""
             print(f"\rmeasuring {news.what}: {news.done}/{news.total}", end=end, file=sys.stderr, flush=True)
     if options.json:
-        print(json.dumps(plain(found), indent=2))
+        print(json_text(found))
     else:
         _print_table(found)
     return 0

@@ -1,9 +1,8 @@
 """`konomi doctor`."""
 
 import argparse
-import json
 
-from konomi.cli.plain import plain
+from konomi.cli.plain import json_text
 
 
 def doctor(arguments: list[str]) -> int:
@@ -18,7 +17,7 @@ def doctor(arguments: list[str]) -> int:
 
     report = tasks.doctor()
     if options.json:
-        print(json.dumps(plain(report), ensure_ascii=False, indent=2))
+        print(json_text(report))
     else:
         from konomi.cli.report_view import print_doctor
 

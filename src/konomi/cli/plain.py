@@ -1,11 +1,14 @@
 """Reports as plain data for `--json`."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import PurePath
 from typing import Any
+
+from konomi.errors import printable
 
 
 def plain(value: Any) -> Any:
@@ -35,6 +38,12 @@ def label(value: Any) -> str:
     return printable("" if value is None else str(value))
 
 
-def printable(text: str) -> str:
-    """Without line breaks and control characters: file names and captions come from anywhere."""
-    return "".join(c if c.isprintable() else " " for c in text)
+def json_text(value: Any) -> str:
+    """A report as the JSON that `--json` prints: text of every script as it is, and nothing that a terminal obeys."""
+    lines = json.dumps(plain(value), ensure_ascii=False, indent=2).split("\n")
+    return "\n".join(line if printable(line) == line else _escaped(line) for line in lines)
+
+
+def _escaped(line: str) -> str:
+    # What is not printed stands inside a JSON string, where every character can be written as an escape.
+    return "".join(c if printable(c) == c else json.dumps(c)[1:-1] for c in line)

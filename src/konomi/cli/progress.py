@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from konomi.cli.screen import seconds_text
+from konomi.errors import printable
 from konomi.training.events import (
     Checkpointed,
     Event,
@@ -232,13 +233,13 @@ def sentence(event: Event) -> str:
         case Validated():
             return f"step {event.step}: validation loss {event.loss:.4f} (untouched base {event.base_loss:.4f})"
         case Previewed(paths=(_, *_)):
-            return f"step {event.step}: preview {event.paths[-1]}"
+            return f"step {event.step}: preview {printable(event.paths[-1])}"
         case Saved():
-            return f"step {event.step}: saved {event.path}"
+            return f"step {event.step}: saved {printable(event.path)}"
         case Checkpointed() | Step() | Prepared() | Finished() | Previewed():
             return ""
         case Warned():
-            return f"note: {event.message}"
+            return f"note: {printable(event.message)}"
 
 
 def _rich_progress(lines: Callable[[], list[str]]) -> "Progress":

@@ -2,11 +2,10 @@
 
 import argparse
 import difflib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from konomi.cli.plain import plain
+from konomi.cli.plain import json_text
 from konomi.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def check(arguments: list[str]) -> int:
 
     report = tasks.check(recipe, measure=options.time)
     if options.json:
-        print(json.dumps(plain(report), ensure_ascii=False, indent=2))
+        print(json_text(report))
     else:
         from konomi.cli.check_view import print_check
 

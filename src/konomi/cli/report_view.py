@@ -9,8 +9,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from konomi.cli.plain import label, printable
+from konomi.cli.plain import label
 from konomi.cli.screen import screen
+from konomi.errors import printable
 
 if TYPE_CHECKING:
     from konomi.formats.report import FileReport

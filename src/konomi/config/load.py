@@ -57,10 +57,10 @@ def parse_recipe(data: Mapping[str, Any], method_configs: Sequence[type]) -> Rec
     if not data.get("base"):
         lines.insert(0, missing("base", next(setting for setting in settings if setting.path == "base")))
     if lines:
-        raise RecipeError("\n".join(lines))
+        raise RecipeError(*lines)
     recipe = Recipe(**values)
     if contradictions := _contradictions(recipe):
-        raise RecipeError("\n".join(contradictions))
+        raise RecipeError(*contradictions)
     return recipe
 
 

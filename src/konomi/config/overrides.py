@@ -36,7 +36,7 @@ def apply_overrides(
         except RecipeError as error:
             lines.append(str(error))
     if lines:
-        raise RecipeError("\n".join(lines))
+        raise RecipeError(*lines)
     return result
 
 

@@ -5,9 +5,8 @@ import random
 import re
 
 from konomi.config.sections import CaptionConfig
-from konomi.data.containers import printable
 from konomi.data.manifest import Record
-from konomi.errors import DataError
+from konomi.errors import DataError, printable
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 MAX_CAPTION_BYTES = 2**20

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from konomi.data.manifest import Excluded
-from konomi.errors import DataError
+from konomi.errors import DataError, printable
 
 MAX_FILE_BYTES = 256 * 2**20
 """Larger single files are refused: with it and the pixel limit, one image stays under 1 GiB of memory."""
@@ -50,14 +50,6 @@ class Listing:
 
     entries: list[Entry]
     excluded: list[Excluded]
-
-
-def printable(name: str) -> str:
-    """A name fit for a one-line message: control characters and undecodable bytes escaped."""
-    if name.isprintable():
-        return name
-    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
 
 
 def natural_key(name: str) -> tuple[list[list[bytes | tuple[int, bytes]]], bytes]:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from konomi.data.containers import printable, read_bytes
+from konomi.data.containers import read_bytes
 from konomi.data.manifest import Excluded, Manifest, Record
 from konomi.data.pixels import BadImageError, decode, decode_attention, decode_mask, size_of
-from konomi.errors import DataError
+from konomi.errors import DataError, printable
 
 Pixels = NDArray[np.uint8]
 """[H, W, 3], RGB."""

@@ -12,9 +12,9 @@ from typing import Any
 
 from konomi.config.sections import SourceConfig
 from konomi.data.captions import CAPTION_SUFFIXES, decode_text
-from konomi.data.containers import printable, read_bytes
+from konomi.data.containers import read_bytes
 from konomi.data.tree import Place
-from konomi.errors import DataError
+from konomi.errors import DataError, printable
 
 _DATASET_KEYS = {
     "batch_size": int,

@@ -18,11 +18,11 @@ from konomi.config.sections import ImageConfig
 from konomi.data.ahead import ahead
 from konomi.data.batch import Latents
 from konomi.data.buckets import Assignment, Bucket
-from konomi.data.containers import printable, split_locator
+from konomi.data.containers import split_locator
 from konomi.data.manifest import Record
 from konomi.data.shards import Notice, Progress, ShardStore, digest
 from konomi.data.variants import Prepare, PreparedImage, Variant, cached_variant, num_variants
-from konomi.errors import DataError, ModelError, RunError
+from konomi.errors import DataError, ModelError, RunError, printable
 
 EncodeImages = Callable[[Tensor], Latents]
 """Pixels, float32 [B, 3, H, W] from -1 to 1 on the CPU -> scaled latents, anywhere. Moves them itself."""

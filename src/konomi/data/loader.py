@@ -12,14 +12,13 @@ from konomi.data.ahead import ahead
 from konomi.data.batch import Batch, Examples, Latents
 from konomi.data.buckets import GRID, Assignment, Bucket
 from konomi.data.captions import caption_varies, final_caption
-from konomi.data.containers import printable
 from konomi.data.epoch import Epoch, EpochStep, PriorOrder, draws_per_bucket, plan_epoch, split_step, steps_per_epoch
 from konomi.data.latent_cache import LatentCache
 from konomi.data.manifest import Record
 from konomi.data.text_cache import TextCache
 from konomi.data.variants import Prepare, Variant, cached_variant, fresh_variant, num_variants, preparing
 from konomi.diffusion.random import stable_hash
-from konomi.errors import DataError
+from konomi.errors import DataError, printable
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from konomi.data.captions import decode_text
-from konomi.data.containers import Entry, printable, read_bytes
-from konomi.errors import DataError
+from konomi.data.containers import Entry, read_bytes
+from konomi.errors import DataError, printable
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 CAPTION_COLUMNS = ("text", "caption", "texts", "captions", "prompt", "description")

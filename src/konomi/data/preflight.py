@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from konomi.data.captions import file_words, has_trigger
-from konomi.data.containers import Listing, printable
+from konomi.data.containers import Listing
 from konomi.data.manifest import Excluded, Record
 from konomi.data.tree import IMAGE_SUFFIXES, Candidate, Place, Tree, split_suffix
-from konomi.errors import DataError
+from konomi.errors import DataError, printable
 
 MAX_LISTED = 10
 

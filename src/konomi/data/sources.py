@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from konomi.config.sections import DataConfig, SourceConfig
-from konomi.data.containers import Entry, Listing, list_folder, list_zip, printable, read_bytes
+from konomi.data.containers import Entry, Listing, list_folder, list_zip, read_bytes
 from konomi.data.file_index import FileIndex, Measured
 from konomi.data.kohya_dataset import read_dataset_toml
 from konomi.data.manifest import Excluded, Manifest, Record
@@ -21,7 +21,7 @@ from konomi.data.preflight import (
 )
 from konomi.data.tar_shards import expand_shards, is_shard_pattern, read_shard
 from konomi.data.tree import Place, Tree, read_tree
-from konomi.errors import DataError
+from konomi.errors import DataError, printable
 
 TABLE_SUFFIXES = (".jsonl", ".csv", ".json")
 

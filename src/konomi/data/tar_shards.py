@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from konomi.data.captions import decode_text
-from konomi.data.containers import Entry, is_junk, natural_key, printable, read_bytes
+from konomi.data.containers import Entry, is_junk, natural_key, read_bytes
 from konomi.data.manifest import Excluded
 from konomi.data.metadata import captions_of
 from konomi.data.tree import IMAGE_SUFFIXES, Candidate, Place, Tree, record_of
-from konomi.errors import DataError, MissingExtraError
+from konomi.errors import DataError, MissingExtraError, printable
 
 MAX_SHARDS = 100_000
 _MASK_SUFFIX = "mask.png"

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from konomi.data.captions import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, has_trigger, read_captions
-from konomi.data.containers import Entry, Listing, printable, read_bytes
+from konomi.data.containers import Entry, Listing, read_bytes
 from konomi.data.manifest import Excluded, Record
 from konomi.data.metadata import METADATA_NAMES, read_kohya_table, read_table
-from konomi.errors import DataError
+from konomi.errors import DataError, printable
 
 # fmt: off
 IMAGE_SUFFIXES = frozenset((
