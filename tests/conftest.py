@@ -7,6 +7,10 @@ from hypothesis import settings
 # As the command line does, before torch is loaded: spinning threads make a busy machine ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# One process of tests for each core, so one thread for each of them.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Tests assert behaviour, never seconds: a busy machine is no failure.
 settings.register_profile("konomi", deadline=None)
 settings.load_profile("konomi")

@@ -100,17 +100,18 @@ def _paths(job: Job, prompt: str) -> list[Path]:
 def _missing(job: Job, prompt: str) -> Iterator[tuple[Path, bytes]]:
     """(path, PNG) of each picture that is not there, of those that fall to this process.
 
-    A group is drawn in one batch, and as a whole even where one picture of it is missing: so a picture never depends on
-    what else was there.
+    A group is drawn in one batch and always as a whole, also where fewer of it are missing or wanted: processors round
+    differently by the size of a batch, and a picture must not depend on what else was there or asked for.
     """
     rank, world = job.processes.rank, job.processes.world
-    paths = list(enumerate(_paths(job, prompt)))
-    groups = [paths[start : start + GROUP] for start in range(0, len(paths), GROUP)]
-    for group in groups[rank::world]:
-        absent = {path for _, path in group if not _is_whole(path)}
+    paths = _paths(job, prompt)
+    for start in range(rank * GROUP, len(paths), world * GROUP):
+        absent = {index: path for index, path in enumerate(paths[start : start + GROUP], start) if not _is_whole(path)}
         if absent:
-            drawn = _draw(job, prompt, [index for index, _ in group])
-            yield from ((path, data) for (_, path), data in zip(group, drawn, strict=True) if path in absent)
+            indices = range(start, start + GROUP)
+            for index, data in zip(indices, _draw(job, prompt, indices), strict=True):
+                if index in absent:
+                    yield absent[index], data
 
 
 def _draw(job: Job, prompt: str, indices: Sequence[int]) -> Iterator[bytes]:
