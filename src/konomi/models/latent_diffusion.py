@@ -22,6 +22,7 @@ from konomi.models.parts import build_part
 from konomi.models.source import PartSource, component
 from konomi.models.targets import DENOISER_WORDS, TEXT_WORDS, matching, unknown_word
 from konomi.models.text_encoding import NO_WORDS, TextTower, Words, count_chunks, encode_text, token_vectors
+from konomi.models.tokenizer import Tokenizer
 from konomi.storage.hashing import sampled_hash, tensors_hash
 
 
@@ -51,7 +52,7 @@ class LatentDiffusion:
         self._dtype = torch.float32
         self._float32_parts: tuple[Part, ...] = ()
         self._modules: dict[Part, nn.Module] = {}
-        self._tokenizers: dict[str, Any] = {}
+        self._tokenizers: dict[str, Tokenizer] = {}
         self._fingerprints: dict[str, str] = {}
 
     @property
@@ -127,10 +128,10 @@ class LatentDiffusion:
         return token_vectors(self.text_towers(), text)
 
     def tokens(self, text: str) -> dict[str, tuple[str, ...]]:
-        return {tower.part: tuple(self.tokenizer(tower).tokenize(text)) for tower in self.spec.towers}
+        return {tower.part: tuple(self.tokenizer(tower).pieces(text)) for tower in self.spec.towers}
 
     def vocabularies(self) -> dict[str, dict[str, int]]:
-        return {tower.part: dict(self.tokenizer(tower).get_vocab()) for tower in self.spec.towers}
+        return {tower.part: self.tokenizer(tower).vocabulary() for tower in self.spec.towers}
 
     def text_towers(self) -> tuple[TextTower, ...]:
         """The text encoders as `konomi.models.text_encoding` reads them; loads them."""
@@ -146,13 +147,11 @@ class LatentDiffusion:
             for spec in self.spec.towers
         )
 
-    def tokenizer(self, spec: TowerSpec) -> Any:
-        """The transformers tokenizer of a text encoder."""
+    def tokenizer(self, spec: TowerSpec) -> Tokenizer:
+        """The tokenizer of a text encoder."""
         if spec.tokenizer not in self._tokenizers:
-            from konomi.models.tokenizer import build_tokenizer
-
             vocabulary, pad = self.source.vocabulary(spec.tokenizer)
-            self._tokenizers[spec.tokenizer] = build_tokenizer(vocabulary, pad_token=pad, length=self.num_positions)
+            self._tokenizers[spec.tokenizer] = Tokenizer(vocabulary, pad_token=pad)
         return self._tokenizers[spec.tokenizer]
 
     def with_sizes(self, conditioning: Conditioning, sizes: Tensor) -> Conditioning:

@@ -5,7 +5,7 @@ Shapes: B captions, N chunks of all captions, L positions of a chunk (77), n chu
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,13 +23,25 @@ NO_WORDS: Words = {}
 _TOKENS_PER_CHUNK = 75
 
 
+class ReadsText(Protocol):
+    """The part of `konomi.models.tokenizer.Tokenizer` that is needed here."""
+
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+
+    def ids(self, text: str) -> list[int]:
+        """Token numbers of a text, without start and end."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TextTower:
     """One text encoder and how a family reads it."""
 
     part: Literal["text_encoder", "text_encoder_2"]
-    tokenizer: Any
-    """A CLIPTokenizer. Its pad token fills chunks up (SD1, SDXL's first: end of text; SD2, SDXL's second: `!`)."""
+    tokenizer: ReadsText
+    """Its pad token fills chunks up (SD1, SDXL's first: end of text; SD2, SDXL's second: `!`)."""
     module: TextEncoder
     layer: int = 1
     """Whose output is read where the recipe leaves it open, from the end: 1 the last (SD1, SD2), 2 the one before."""
@@ -106,7 +118,7 @@ def token_vectors(towers: Sequence[TextTower], text: str) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for tower in towers:
-        ids = tower.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        ids = tower.tokenizer.ids(text)
         if not ids:
             raise RecipeError(f"{text!r} holds no word that the text encoder could start from.")
         table = tower.module.text_model.embeddings.token_embedding.weight.detach()
@@ -143,8 +155,7 @@ def _tokenize(tower: TextTower, span: str, words: Words) -> list[tuple[str | Non
         if word is not None:
             found.append((word, [0] * len(words[word][tower.part])))
         elif piece.strip():
-            ids = tower.tokenizer(piece, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-            found.append((None, list(ids)))
+            found.append((None, tower.tokenizer.ids(piece)))
     return found
 
 

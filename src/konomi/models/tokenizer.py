@@ -6,6 +6,7 @@ with `</w>`, one token per merge of the first 48,894, and the two special tokens
 
 import gzip
 import json
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,9 @@ from konomi.models.families import CONFIGS
 START = "<|startoftext|>"
 END = "<|endoftext|>"
 _MERGES = 49152 - 256 - 2
+_MOST_TOKENS = 1 << 24
+_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""What CLIP takes for a word (Radford et al. 2021, `simple_tokenizer.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +57,82 @@ def vocabulary_of_merges(merges: tuple[tuple[str, str], ...]) -> Vocabulary:
     return Vocabulary({name: number for number, name in enumerate(names)}, merges)
 
 
-def build_tokenizer(vocabulary: Vocabulary, *, pad_token: str = END, length: int = 77) -> Any:
-    """A transformers `CLIPTokenizer`. Raises ModelError if the vocabulary lacks what every prompt needs."""
-    from transformers import CLIPTokenizer
+class Tokenizer:
+    """CLIP's tokenizer, over the `tokenizers` package alone: the ids of transformers' `CLIPTokenizer`, which takes
+    almost a second of every start to import."""
 
+    def __init__(self, vocabulary: Vocabulary, *, pad_token: str = END) -> None:
+        """Raises ModelError if the vocabulary lacks what every prompt needs."""
+        from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
+        from tokenizers import Tokenizer as Pipeline
+
+        _check(vocabulary)
+        self._pipeline = Pipeline(
+            models.BPE(
+                vocab=vocabulary.tokens,
+                merges=list(vocabulary.merges),
+                continuing_subword_prefix="",
+                end_of_word_suffix="</w>",
+                fuse_unk=False,
+                unk_token=END,
+            )
+        )
+        self._pipeline.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        words = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+        self._pipeline.pre_tokenizer = pre_tokenizers.Sequence(
+            [words, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        # Wherever these stand in a text, they are one token.
+        special = dict.fromkeys([START, END, pad_token])
+        self._pipeline.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+        self.bos_token_id = self._id(START)
+        self.eos_token_id = self._id(END)
+        self.pad_token_id = self._id(pad_token)
+
+    def ids(self, text: str) -> list[int]:
+        """Token numbers of a text of any length, without start and end."""
+        return list(self._pipeline.encode(_encodable(text), add_special_tokens=False).ids)
+
+    def pieces(self, text: str) -> list[str]:
+        """The tokens themselves, as `vocab.json` writes them."""
+        return list(self._pipeline.encode(_encodable(text), add_special_tokens=False).tokens)
+
+    def vocabulary(self) -> dict[str, int]:
+        return dict(self._pipeline.get_vocab())
+
+    def _id(self, token: str) -> int:
+        number = self._pipeline.token_to_id(token)
+        assert number is not None, token
+        return number
+
+
+def _encodable(text: str) -> str:
+    """Half a character pair, which damaged files leave in a text, has no bytes: it becomes U+FFFD."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+def _check(vocabulary: Vocabulary) -> None:
     for needed in (START, END):
         if needed not in vocabulary.tokens:
             raise ModelError(f"the tokenizer's vocabulary lacks {needed}.")
+    if not all(0 <= number < _MOST_TOKENS for number in vocabulary.tokens.values()):
+        raise ModelError(f"the tokenizer's vocabulary has token numbers outside 0 to {_MOST_TOKENS - 1}.")
+    for left, right in vocabulary.merges:
+        for needed in (left, right, left + right):
+            if needed not in vocabulary.tokens:
+                raise ModelError(f"the tokenizer's merges make {needed!r}, which its vocabulary lacks.")
+
+
+def build_tokenizer(vocabulary: Vocabulary, *, pad_token: str = END, length: int = 77) -> Any:
+    """A transformers `CLIPTokenizer`, for transformers' own models: it pads and cuts.
+
+    Raises ModelError if the vocabulary lacks what every prompt needs.
+    """
+    from transformers import CLIPTokenizer
+
+    _check(vocabulary)
     return CLIPTokenizer(
         vocab=vocabulary.tokens, merges=list(vocabulary.merges), pad_token=pad_token, model_max_length=length
     )

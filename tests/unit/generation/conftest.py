@@ -22,8 +22,8 @@ class LetterTokenizer:
     def __init__(self, pad_token_id: int = 99) -> None:
         self.pad_token_id = pad_token_id
 
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) % 96 for c in text.replace(" ", "")]}
+    def ids(self, text: str) -> list[int]:
+        return [ord(c) % 96 for c in text.replace(" ", "")]
 
 
 def ours(theirs: Any) -> TextEncoder:

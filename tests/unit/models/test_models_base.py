@@ -14,6 +14,7 @@ from konomi.models.base import BaseModel, Part
 from konomi.models.latent_diffusion import LatentDiffusion
 from konomi.models.memory import apply_memory_options
 from konomi.models.scratch import random_base
+from konomi.models.tokenizer import build_tokenizer
 from twins import transformers_text
 
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -63,7 +64,9 @@ def test_captions_equal_transformers(family: str) -> None:
         ours = base.encode_captions(captions, TextConfig())
         states, pooled = [], None
         for tower in base.text_towers():
-            ids = tower.tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+            vocabulary, pad = base.source.vocabulary(tower.part.replace("text_encoder", "tokenizer"))
+            tokenizer = build_tokenizer(vocabulary, pad_token=pad)
+            ids = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
             theirs = transformers_text(tower.module, base.source.configs[tower.part])
             output = theirs(ids.input_ids, output_hidden_states=True)
             if family == "sdxl":

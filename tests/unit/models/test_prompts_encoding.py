@@ -1,5 +1,7 @@
 """Text states against transformers' own forward pass and against hand computation."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from konomi.config.sections import TextConfig
 from konomi.errors import ModelError, RecipeError
 from konomi.models.clip_text import TextEncoder
 from konomi.models.text_encoding import TextTower, count_chunks, encode_text
-from konomi.models.tokenizer import build_tokenizer, clip_vocabulary
+from konomi.models.tokenizer import Tokenizer, build_tokenizer, clip_vocabulary
 from twins import transformers_text
 
 EMPHASIS = TextConfig(emphasis=True)
@@ -16,7 +18,12 @@ START, END = 49406, 49407
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return build_tokenizer(clip_vocabulary())
+    return Tokenizer(clip_vocabulary())
+
+
+@cache
+def their_tokenizer(pad):
+    return build_tokenizer(clip_vocabulary(), pad_token=pad)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +35,7 @@ def tower(tokenizer):
 @pytest.fixture(scope="module")
 def second():
     """SDXL's second way."""
-    tokenizer = build_tokenizer(clip_vocabulary(), pad_token="!")
+    tokenizer = Tokenizer(clip_vocabulary(), pad_token="!")
     module = encoder(projection=True)
     return TextTower("text_encoder_2", tokenizer, module, layer=2, final_norm=False, pooled=True)
 
@@ -59,7 +66,8 @@ def their_second(second):
 
 
 def tokens(tower, caption):
-    return tower.tokenizer(caption, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    theirs = their_tokenizer("!" if tower.tokenizer.pad_token_id == 0 else "<|endoftext|>")
+    return theirs(caption, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
 
 
 def by_hand(theirs, *chunks, pad=END):
@@ -69,7 +77,7 @@ def by_hand(theirs, *chunks, pad=END):
 
 
 def ids(tower, text):
-    return tower.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return their_tokenizer("<|endoftext|>")(text, add_special_tokens=False)["input_ids"]
 
 
 def states(tower, caption, text=EMPHASIS, **more):

@@ -1,0 +1,42 @@
+"""Token numbers against transformers' CLIPTokenizer."""
+
+import pytest
+
+from konomi.errors import ModelError
+from konomi.models.tokenizer import END, START, Tokenizer, Vocabulary, build_tokenizer, clip_vocabulary
+
+TEXTS = [
+    "a photo of a cat", "", " ", "It's 1999!  we've", "東京 café, naïve", "cafe\u0301", "(masterpiece:1.2), <lora:x:1>",
+    "!", "a !!! b!", "<|endoftext|> in <|startoftext|>text", "🦊🦊 ﷺ ½", "tab\tand\nline", "A" * 300,
+    "it's we'll İstanbul", "\u200b\ufeffx", "\x00\x01", "1girl,solo,(:", "a" * 3000 + " b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pad", [END, "!"])
+def test_ids_are_those_of_transformers(pad):
+    ours, theirs = Tokenizer(clip_vocabulary(), pad_token=pad), build_tokenizer(clip_vocabulary(), pad_token=pad)
+    for text in TEXTS:
+        assert ours.ids(text) == theirs(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        assert ours.pieces(text) == theirs.tokenize(text)
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    assert [getattr(ours, name) for name in names] == [getattr(theirs, name) for name in names]
+    assert ours.vocabulary() == theirs.get_vocab()
+
+
+def test_half_a_character_pair_becomes_a_replacement_character():
+    tokenizer = Tokenizer(clip_vocabulary())
+    assert tokenizer.ids("a \ud83e b") == tokenizer.ids("a \ufffd b")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "merges", "message"),
+    [
+        ({"a": 0, START: 1}, (), "lacks <|endoftext|>"),
+        ({"a": 0, START: 1, END: -2}, (), "token numbers outside"),
+        ({"a": 0, START: 1, END: 2**40}, (), "token numbers outside"),
+        ({"a": 0, START: 1, END: 2}, (("a", "a"),), "make 'aa', which its vocabulary lacks"),
+    ],
+)
+def test_a_broken_vocabulary_is_refused(tokens, merges, message):
+    with pytest.raises(ModelError, match=message.replace("|", r"\|")):
+        Tokenizer(Vocabulary(tokens, merges))
