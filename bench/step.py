@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python bench/step.py                      # some minutes on one CPU core
     python bench/step.py --device cuda --model sdxl --batch 1   # random weights at full size
+    python bench/step.py --model sd15 --size 256 --kinds lora --precisions float32 --variants konomi_freed konomi
 
 Each row is compared with the one above it and differs from it in one thing: konomi's layers instead of peft's (both on
 diffusers' UNet, which peft's need), konomi's UNet instead of diffusers' (around the same weights), konomi's own loop
-instead of the bare one.
+instead of the bare one. `konomi_freed` is `konomi` with the C library left to give large blocks back after each use.
 
 Every variant lives in a process of its own (so that its peak memory is its own) and does one step when it is its turn;
 turns go round, so that a busy neighbour slows all alike. Times are medians; ratios are medians over rounds of the ratio
@@ -39,7 +40,7 @@ class Job:
     kind: str
     """`lora` or `full`."""
     variant: str
-    """`peft`, `peft_autocast` and `bare` are loops on diffusers' UNet, `bare_own` and `konomi` on konomi's."""
+    """`peft`, `peft_autocast` and `bare` are loops on diffusers' UNet, the others on konomi's."""
     precision: str
     """`float32` or `bfloat16`."""
     model: str = "small"
@@ -55,7 +56,7 @@ class Job:
 
     @property
     def unet(self) -> str:
-        return "konomi" if self.variant in ("bare_own", "konomi") else "diffusers"
+        return "diffusers" if self.variant in ("peft", "peft_autocast", "bare") else "konomi"
 
 
 def build_base(job: Job) -> Any:
@@ -252,7 +253,7 @@ def serve(job: Job) -> None:
 
     import torch
 
-    step = own_loop(job) if job.variant == "konomi" else bare_loop(job)
+    step = own_loop(job) if job.variant.startswith("konomi") else bare_loop(job)
     cuda = job.device == "cuda"
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
@@ -261,13 +262,15 @@ def serve(job: Job) -> None:
             torch.cuda.synchronize()
         # On a CPU the time the process really ran, so that a busy neighbour does not count.
         clock = time.perf_counter if cuda else time.process_time
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         started = clock()
         loss = step(number)
         if cuda:
             torch.cuda.synchronize()
         seconds = clock() - started
         peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_rss(resource)
-        print(json.dumps({"seconds": seconds, "loss": float(loss), "memory": peak}), flush=True)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+        print(json.dumps({"seconds": seconds, "loss": float(loss), "memory": peak, "faults": faults}), flush=True)
 
 
 def _peak_rss(resource: Any) -> float:
@@ -281,7 +284,9 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self.job = job
         command = [sys.executable, str(Path(__file__)), "--worker", json.dumps(asdict(job))]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = os.environ | ({"KONOMI_KEEP_BLOCKS": "0"} if job.variant == "konomi_freed" else {})
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
         self.answers: list[dict[str, float]] = []
         self._read()
 
@@ -321,22 +326,25 @@ def report(measured: dict[Job, list[dict[str, float]]], warmup: int) -> None:
     reference: Job | None = None
     print("Ratios are to the row above.")
     print(
-        f"{'variant':28} {'UNet':10} {'s/step':>8} {'ratio':>7} {'MiB':>8} {'ratio':>7}  largest difference of a loss"
+        f"{'variant':28} {'UNet':10} {'s/step':>8} {'ratio':>7} {'MiB':>8} {'ratio':>7} {'page faults':>12}  "
+        "largest difference of a loss"
     )
     for job, answers in measured.items():
         if reference is None or (job.kind, job.precision) != (reference.kind, reference.precision):
             reference = job
         other = measured[reference]
+        same_noise = job.variant.startswith("konomi") == reference.variant.startswith("konomi")
         reference = job
         times, base_times = ([a["seconds"] for a in series[warmup:]] for series in (answers, other))
         ratio = statistics.median(a / b for a, b in zip(times, base_times, strict=True))
         memory = answers[-1]["memory"]
         apart = max(abs(a["loss"] - b["loss"]) for a, b in zip(answers, other, strict=True))
         # konomi's loop draws its own noise, so its losses are not those of the bare loop.
-        losses = "" if job.variant == "konomi" else f"{apart:.1e}"
+        losses = f"{apart:.1e}" if same_noise else ""
         print(
             f"{job.name:28} {job.unet:10} {statistics.median(times):8.4f} {ratio:7.3f} {memory:8.0f} "
-            f"{memory / other[-1]['memory']:7.3f}  {losses}"
+            f"{memory / other[-1]['memory']:7.3f} {statistics.median(a['faults'] for a in answers[warmup:]):12,.0f}  "
+            f"{losses}"
         )
 
 
@@ -371,7 +379,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(MODELS), default="small")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--latents", type=int, help="side of the latents; by default the model's own")
+    parser.add_argument("--size", type=int, help="side of the picture in pixels; by default the model's own")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15)
@@ -390,7 +398,7 @@ def main() -> None:
     shape = {
         "model": options.model,
         "device": options.device,
-        "latents": options.latents or LATENTS[options.model],
+        "latents": options.size // 8 if options.size else LATENTS[options.model],
         "batch": options.batch,
         "rank": options.rank,
         "checkpointing": options.checkpointing,

@@ -13,6 +13,7 @@ from konomi.config.sections import TextConfig
 from konomi.data.batch import Latents
 from konomi.diffusion.conditioning import Conditioning
 from konomi.errors import ModelError
+from konomi.hardware.allocator import keep_large_blocks
 from konomi.models.base import Part
 from konomi.models.clip_text import TextEncoder
 from konomi.models.families import shipped_config
@@ -87,6 +88,8 @@ class LatentDiffusion:
     def place(self, device: torch.device | str, dtype: torch.dtype, *, float32_parts: Sequence[Part] = ()) -> None:
         """See `BaseModel.place`. Parts that are loaded already are moved."""
         self._device, self._dtype, self._float32_parts = torch.device(device), dtype, tuple(float32_parts)
+        if self._device.type == "cpu":
+            keep_large_blocks()
         for part, module in self._modules.items():
             module.to(self._device, self._dtype_of(part))
 

@@ -10,8 +10,8 @@ from konomi.adapters.replacement import with_origins
 from konomi.errors import RecipeError
 from konomi.formats import TARGETS, Target, content_of, inspect_file, read_adapter, write_adapter
 from konomi.formats.report import FileReport
+from konomi.hardware.precision import PRECISIONS
 from konomi.models.load import load_base
-from konomi.models.precision import PRECISIONS
 from konomi.models.save import save_folder, save_single_file
 from konomi.storage.atomic import explained
 

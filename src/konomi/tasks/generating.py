@@ -25,11 +25,12 @@ from konomi.generation.grid import make_grid
 from konomi.generation.infotext import save_png
 from konomi.generation.prompt_file import read_prompt_file
 from konomi.generation.request import Origin, Picture, Request, UsedAdapter
+from konomi.hardware.device import choose_device
+from konomi.hardware.precision import choose_precision
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base as open_base
 from konomi.storage.atomic import explained
 from konomi.storage.hashing import sha256_file
-from konomi.training.processes import choose_device, choose_precision
 
 
 def load_base(source: str, *, device: str = "auto", precision: str = "auto") -> BaseModel:

@@ -82,7 +82,20 @@ def _devices() -> list[DoctorRow]:
                 "There is an NVIDIA card, but this PyTorch is a CPU build. Install the CUDA build from pytorch.org."
             )
         rows.append(DoctorRow("device", what, True, advice))
+    rows.append(_cpu_precision())
     return rows
+
+
+def _cpu_precision() -> DoctorRow:
+    """What half precision costs on this processor, measured."""
+    import torch
+
+    from konomi.hardware.precision import SLOW, slowdown
+
+    factor = slowdown(torch.bfloat16, torch.device("cpu"))
+    value = f"a convolution in bf16 takes {factor:.2g} times as long as in fp32"
+    advice = "Stay with fp32 on the CPU; bf16 only saves memory there." if factor >= SLOW else ""
+    return DoctorRow("CPU precision", value, True, advice)
 
 
 def _fits(gib: float) -> str:

@@ -28,6 +28,7 @@ from konomi.data.variants import preparing
 from konomi.diffusion.random import stable_hash
 from konomi.errors import DataError, RecipeError
 from konomi.formats import WRITERS
+from konomi.hardware.precision import choose_precision, slow_precision_notes
 from konomi.methods import METHODS
 from konomi.methods.method import Method, Needs
 from konomi.models.base import BaseModel
@@ -40,7 +41,7 @@ from konomi.tasks.prior import (
     with_prior,
 )
 from konomi.training.events import Prepared, Warned
-from konomi.training.processes import Processes, choose_precision, find_processes
+from konomi.training.processes import Processes, find_processes
 from konomi.training.tracking import chosen_trackers
 
 
@@ -111,7 +112,7 @@ def prepare(recipe: Recipe) -> Job:
         processes=processes,
         precision=precision,
         class_images=class_images,
-        notes=identifier_notes(base, needs, training),
+        notes=(*identifier_notes(base, needs, training), *slow_precision_notes(precision, processes.device)),
     )
 
 

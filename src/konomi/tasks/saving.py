@@ -14,8 +14,8 @@ from konomi.formats import TARGETS, Target, read_adapter, write_adapter, writer_
 from konomi.formats.kohya_metadata import TrainingFacts, training_metadata
 from konomi.formats.source import CUSTOM_DIFFUSION_NAMES
 from konomi.generation.embedding_request import named_as_trained
+from konomi.hardware.precision import PRECISIONS
 from konomi.methods.method import Result, Weights
-from konomi.models.precision import PRECISIONS
 from konomi.models.save import save_folder, save_single_file
 from konomi.storage.hashing import sha256_file, short_hash
 from konomi.tasks.preparing import Job

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed
 
 from konomi.errors import RunError
-from konomi.models.precision import PRECISIONS
+from konomi.hardware.device import choose_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,31 +75,3 @@ def find_processes(device: str = "auto") -> Processes:
         state = PartialState(cpu=device == "cpu")
         return Processes(state.process_index, state.num_processes, state.device)
     return Processes(0, 1, choose_device(device))
-
-
-def choose_device(wanted: str) -> torch.device:
-    """`auto` takes CUDA, then MPS, then the CPU. Raises RunError."""
-    if wanted == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as unknown:
-        raise RunError(f"run.device is {wanted!r}; say auto, cpu, cuda, cuda:1 or mps.") from unknown
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RunError(f"run.device is {wanted!r}, but this machine has {torch.cuda.device_count()} CUDA devices.")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise RunError("run.device is 'mps', which this machine does not have.")
-    return device
-
-
-def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """Number format of the computation; `auto`: bf16 on CUDA devices that have it, fp16 on older ones, else fp32."""
-    if wanted != "auto":
-        if wanted not in PRECISIONS:
-            raise RunError(f"precision is {wanted!r}; choose auto, {', '.join(PRECISIONS)}.")
-        return PRECISIONS[wanted]
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
