@@ -161,7 +161,8 @@ class ObjectiveConfig:
     input_perturbation: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Extra noise on the input only (Ning et al. 2023); 0.1."""
     zero_terminal_snr: bool = False
-    """Rescale the noise schedule so that the last step is pure noise (Lin et al. 2023). For v-prediction bases."""
+    """Rescale the noise schedule so that the last step is pure noise (Lin et al. 2023). For v-prediction bases.
+    Previews are drawn and the result is marked accordingly; a base that is marked so is trained so in any case."""
     min_timestep: Annotated[int, Field(ge=0, le=999)] = 0
     """Smallest timestep trained."""
     max_timestep: Annotated[int, Field(ge=0, le=999)] = 999

@@ -23,6 +23,12 @@ class NoiseSchedule:
     def num_timesteps(self) -> int:
         return self.alphas_cumprod.shape[0]
 
+    @property
+    def ends_in_pure_noise(self) -> bool:
+        """Whether the last timestep has a signal-to-noise ratio of zero: samplers have to begin exactly there, and an
+        answer of epsilon says nothing (Lin et al. 2023)."""
+        return float(self.alphas_cumprod[-1]) == 0.0
+
     def to(self, device: torch.device | str) -> "NoiseSchedule":
         return NoiseSchedule(self.alphas_cumprod.to(device))
 
@@ -44,7 +50,12 @@ def scaled_linear_schedule(start: float = 0.00085, end: float = 0.012, num_times
 
 
 def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
-    """Shift and scale alpha_t so that the last timestep is pure noise (Lin et al. 2023, algorithm 1)."""
+    """Shift and scale alpha_t so that the last timestep is pure noise (Lin et al. 2023, algorithm 1).
+
+    A schedule that ends so already is given back as it is, bit for bit.
+    """
+    if schedule.ends_in_pure_noise:
+        return schedule
     alphas = schedule.alphas_cumprod.sqrt()
     first, last = alphas[0], alphas[-1]
     return NoiseSchedule(((alphas - last) * first / (first - last)) ** 2)

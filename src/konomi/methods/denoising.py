@@ -68,7 +68,7 @@ class DenoisingLoss:
         if self._schedule is None or self._schedule.alphas_cumprod.device != self.base.device:
             schedule = self.base.schedule
             if self.objective.zero_terminal_snr:
-                # The base keeps its own: previews must be what others draw with the saved file.
+                # A run has asked its base already; this is for those who use the loss by itself.
                 schedule = process.zero_terminal_snr(schedule)
             self._schedule = schedule.to(self.base.device)
         return self._schedule

@@ -27,6 +27,9 @@ class BaseModel(Protocol):
     """`sd1`, `sd2`, `sdxl`."""
     prediction: Prediction
     schedule: NoiseSchedule
+    """Already rescaled where `zero_terminal_snr` is set."""
+    zero_terminal_snr: bool
+    """The noise process ends in pure noise: the model's file says so, or `use_zero_terminal_snr` was called."""
     resolution: int
     """Native side in pixels."""
     latent_factor: int
@@ -44,6 +47,18 @@ class BaseModel(Protocol):
     negative_weights: dict[nn.Parameter, Tensor]
     """Weights that are something else in the negative branch of guidance, and what: `attach` puts them here and takes
     them away again, `konomi.adapters.branches` has them used."""
+
+    @property
+    def guidance_rescale(self) -> float:
+        """Share of guidance rescale that sampling should use where nobody says another: 0 for most models."""
+        ...
+
+    def use_zero_terminal_snr(self) -> None:
+        """From now on the noise process ends in pure noise (Lin et al. 2023), for training, sampling and saving.
+
+        Raises ModelError where the base predicts epsilon, which says nothing where no signal is left.
+        """
+        ...
 
     @property
     def denoiser(self) -> nn.Module: ...

@@ -18,13 +18,16 @@ from konomi.models.base import Part
 from konomi.models.clip_text import TextEncoder
 from konomi.models.families import shipped_config
 from konomi.models.family import Family, TowerSpec
-from konomi.models.noise_config import noise_schedule
+from konomi.models.noise_config import noise_schedule, with_zero_terminal_snr
 from konomi.models.parts import build_part
 from konomi.models.source import PartSource, component
 from konomi.models.targets import DENOISER_WORDS, TEXT_WORDS, matching, unknown_word
 from konomi.models.text_encoding import NO_WORDS, TextTower, Words, count_chunks, encode_text, token_vectors
 from konomi.models.tokenizer import Tokenizer
 from konomi.storage.hashing import sampled_hash, tensors_hash
+
+GUIDANCE_RESCALE = 0.7
+"""phi of a model whose noise process ends in pure noise: guidance overexposes it (Lin et al. 2023, section 3.4)."""
 
 
 class LatentDiffusion:
@@ -37,7 +40,10 @@ class LatentDiffusion:
         self.name = name
         self.family = self.spec.name
         self.prediction = source.prediction
-        self.schedule = noise_schedule(source.configs["scheduler"])
+        self.scheduler = dict(source.configs["scheduler"])
+        """The noise process in diffusers' terms, as it is saved."""
+        self.schedule = noise_schedule(self.scheduler)
+        self.zero_terminal_snr = self.schedule.ends_in_pure_noise
         self.latent_channels = int(vae["latent_channels"])
         self.latent_factor = 2 ** (len(vae["block_out_channels"]) - 1)
         self.latent_scale = float(vae.get("scaling_factor") or self.spec.latent_scale)
@@ -55,6 +61,20 @@ class LatentDiffusion:
         self._modules: dict[Part, nn.Module] = {}
         self._tokenizers: dict[str, Tokenizer] = {}
         self._fingerprints: dict[str, str] = {}
+
+    @property
+    def guidance_rescale(self) -> float:
+        return GUIDANCE_RESCALE if self.zero_terminal_snr else 0.0
+
+    def use_zero_terminal_snr(self) -> None:
+        if self.prediction == "epsilon":
+            raise ModelError(
+                f"{self.name} predicts noise (epsilon), which is undefined where nothing but noise is left: "
+                "zero terminal SNR needs a v-prediction base."
+            )
+        self.scheduler = with_zero_terminal_snr(self.scheduler)
+        self.schedule = noise_schedule(self.scheduler)
+        self.zero_terminal_snr = True
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -30,6 +30,18 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     return zero_terminal_snr(schedule) if config.get("rescale_betas_zero_snr") else schedule
 
 
+def with_zero_terminal_snr(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler config whose process ends in pure noise and is sampled from there (Lin et al. 2023, section 3.3).
+
+    diffusers' PNDM cannot do either, so its place is taken by DDIM.
+    """
+    changed = {**config, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if config.get("_class_name", "PNDMScheduler") == "PNDMScheduler":
+        changed.pop("skip_prk_steps", None)
+        changed |= {"_class_name": "DDIMScheduler", "set_alpha_to_one": bool(config.get("set_alpha_to_one", False))}
+    return changed
+
+
 def prediction_of(config: Mapping[str, Any]) -> Prediction:
     """What a scheduler config says the denoiser answers."""
     word = config.get("prediction_type", "epsilon")

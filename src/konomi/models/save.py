@@ -15,7 +15,9 @@ from konomi.models.families import shipped_config
 from konomi.models.family import UNET_PREFIX, VAE_PREFIX, TowerSpec
 from konomi.models.infer import TOLD, infer_text, infer_unet, infer_vae
 from konomi.models.latent_diffusion import LatentDiffusion
+from konomi.models.noise_config import with_zero_terminal_snr
 from konomi.models.parts import complete_config
+from konomi.models.prediction import marker_tensors
 from konomi.models.single_file import CONFIGS_KEY, VOCABULARY_KEY, SingleFileSource
 from konomi.models.source import component
 from konomi.models.tokenizer import clip_vocabulary, write_tokenizer
@@ -67,7 +69,7 @@ def save_folder(
         for tower in base.spec.towers:
             vocabulary, pad = base.source.vocabulary(tower.tokenizer)
             write_tokenizer(folder / tower.tokenizer, vocabulary, pad_token=pad, length=base.num_positions)
-        scheduler = {**shipped_config(base.spec, "scheduler"), **base.source.configs["scheduler"]}
+        scheduler = {**_published_scheduler(base), **base.scheduler}
         (folder / "scheduler").mkdir()
         _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         _write_json(folder / "model_index.json", _model_index(base, scheduler["_class_name"]))
@@ -91,6 +93,7 @@ def save_single_file(
     content: dict[str, Tensor] = {}
     for part in base.parts:
         content.update(_to_ldm(base, part, _final(base, part, replaced.get(part, {}), dtype)))
+    content.update(marker_tensors(base.prediction, zero_terminal_snr=base.zero_terminal_snr))
     check_free_space(path.parent, _SLACK + sum(tensor.numel() * tensor.element_size() for tensor in content.values()))
     write_tensors(path, content, {**_own_metadata(base, content), **(metadata or {})})
 
@@ -201,14 +204,14 @@ def _own_metadata(base: LatentDiffusion, content: Mapping[str, Tensor]) -> dict[
     inferred: dict[str, dict[str, Any]] = {
         "unet": infer_unet(base.spec, shapes, {}, check=False),
         "vae": infer_vae(base.spec, shapes, {}, check=False),
-        "scheduler": shipped_config(base.spec, "scheduler"),
+        "scheduler": _published_scheduler(base),
         **{tower.part: infer_text(base.spec, tower, shapes, {}) for tower in base.spec.towers},
     }
     inferred["unet"]["sample_size"] = base.spec.resolution[base.prediction] // 8
-    inferred["scheduler"]["prediction_type"] = base.source.configs["scheduler"].get("prediction_type", "epsilon")
+    inferred["scheduler"]["prediction_type"] = base.scheduler.get("prediction_type", "epsilon")
     unusual = {}
     for name, settings in TOLD.items():
-        actual = base.source.configs.get(name, {})
+        actual = base.scheduler if name == "scheduler" else base.source.configs.get(name, {})
         differing = {s: actual[s] for s in settings if s in actual and actual[s] != inferred[name].get(s)}
         if differing:
             unusual[name] = differing
@@ -218,6 +221,12 @@ def _own_metadata(base: LatentDiffusion, content: Mapping[str, Tensor]) -> dict[
     if vocabulary != clip_vocabulary():
         result[VOCABULARY_KEY] = json.dumps(vocabulary.to_json(), ensure_ascii=False)
     return result
+
+
+def _published_scheduler(base: LatentDiffusion) -> dict[str, Any]:
+    """The family's, with a process that ends in pure noise where the base has that."""
+    config = shipped_config(base.spec, "scheduler")
+    return with_zero_terminal_snr(config) if base.zero_terminal_snr else config
 
 
 def _model_index(base: LatentDiffusion, scheduler_class: str) -> dict[str, Any]:

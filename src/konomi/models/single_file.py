@@ -23,15 +23,14 @@ from konomi.models.families import shipped_config
 from konomi.models.family import UNET_PREFIX, VAE_PREFIX, Family, Shapes, TowerSpec
 from konomi.models.identify import check_channels, recognise
 from konomi.models.infer import TOLD, infer_text, infer_unet, infer_vae, time_embedding_width
-from konomi.models.noise_config import prediction_of, prediction_word
+from konomi.models.noise_config import prediction_word, with_zero_terminal_snr
+from konomi.models.prediction import ZERO_SNR_MARKER, default_prediction, told_prediction
 from konomi.models.tensor_files import TensorFile, open_tensor_file
 from konomi.models.tokenizer import Vocabulary, clip_vocabulary
 
 CONFIGS_KEY = "konomi.configs"
 VOCABULARY_KEY = "konomi.vocabulary"
 _EMA_PREFIX = "model_ema.diffusion_model"
-_EPSILON_STEPS = (875000,)
-"""`global_step` of SD2-base's .ckpt; the 768-v models have others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,46 +137,10 @@ def open_single_file(path: Path, *, prediction: Prediction | None = None) -> Sin
         unet["sample_size"] = family.resolution[prediction] // 8
     scheduler = {**shipped_config(family, "scheduler"), **told.get("scheduler", {})}
     scheduler["prediction_type"] = prediction_word(prediction)
-    if "ztsnr" in file.shapes:
-        scheduler["rescale_betas_zero_snr"] = True
+    if ZERO_SNR_MARKER in file.shapes and prediction != "epsilon":
+        scheduler = with_zero_terminal_snr(scheduler)
     all_configs = {"unet": unet, "vae": vae, "scheduler": scheduler, **configs}
     return SingleFileSource(file, family, prediction, all_configs, has_vae, aliases)
-
-
-def default_prediction(family: Family, in_channels: int) -> Prediction:
-    """What is assumed where nothing tells: the family's first, but epsilon for inpainting models, as published."""
-    return "epsilon" if in_channels > 4 and "epsilon" in family.predictions else family.predictions[0]
-
-
-def told_prediction(file: TensorFile, family: Family, told: Mapping[str, Mapping[str, Any]]) -> Prediction | None:
-    """From konomi's or modelspec metadata, marker tensors, a `.yaml` of the same name, or the training step."""
-    if "prediction_type" in told.get("scheduler", {}):
-        return prediction_of(told["scheduler"])
-    word = file.metadata.get("modelspec.prediction_type", "").lower()
-    if word:
-        return "v" if word.startswith("v") else "epsilon"
-    architecture = file.metadata.get("modelspec.architecture", "").partition("/")[0]
-    if architecture == "stable-diffusion-v2-768-v" or "v_pred" in file.shapes:
-        return "v"
-    if architecture == "stable-diffusion-v2-512":
-        return "epsilon"
-    beside = _parameterization(file.path)
-    if beside is not None:
-        return beside
-    if len(set(family.resolution.values())) > 1 and file.global_step in _EPSILON_STEPS:
-        return "epsilon"
-    return None
-
-
-def _parameterization(path: Path) -> Prediction | None:
-    """`parameterization: "v"` in the yaml beside a checkpoint, read as plain text."""
-    for ending in (".yaml", ".yml"):
-        config = path.with_suffix(ending)
-        if config.is_file() and config.stat().st_size < 1 << 20:
-            text = config.read_text(encoding="utf-8", errors="replace")
-            match = re.search(r"^\s*parameterization:\s*[\"']?(\w+)", text, re.MULTILINE)
-            return "v" if match is not None and match[1] == "v" else "epsilon"
-    return None
 
 
 def vae_tensors(file: TensorFile, prefix: str, config: Mapping[str, Any]) -> dict[str, Tensor]:

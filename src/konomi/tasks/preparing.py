@@ -30,6 +30,7 @@ from konomi.errors import DataError, RecipeError
 from konomi.formats import WRITERS
 from konomi.hardware.precision import choose_precision, slow_precision_notes
 from konomi.methods import METHODS
+from konomi.methods.denoising import check_objective
 from konomi.methods.method import Method, Needs
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base
@@ -77,6 +78,10 @@ def prepare(recipe: Recipe) -> Job:
     precision = choose_precision(recipe.run.precision, processes.device)
     recipe = _with_dataset_values(recipe)
     base = load_base(recipe.base)
+    if recipe.objective.zero_terminal_snr:
+        check_objective(base, recipe.objective)
+        # Previews and the saved file follow: a result that does not say so is sampled wrongly everywhere.
+        base.use_zero_terminal_snr()
     recipe = _filled_in(recipe, base)
     needs = _method_type(recipe)(base, recipe).needs
     _check_format(recipe, needs)

@@ -54,6 +54,7 @@ class SmallBase:
         self.words: dict[str, dict[str, Tensor]] = {}
         self.negative_weights: dict[torch.nn.Parameter, Tensor] = {}
         self.schedule = scaled_linear_schedule()
+        self.zero_terminal_snr, self.guidance_rescale = False, 0.0
         self.device, self.dtype = torch.device("cpu"), torch.float32
         text = transformers.CLIPTextConfig(
             vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,

@@ -1,0 +1,71 @@
+"""What a single file says of its prediction and of its noise process, and how konomi's own files say it.
+
+A table of tensors has no place for such facts, so NoobAI's authors put empty tensors into it: `v_pred`, and `ztsnr` for
+a process that ends in pure noise. ComfyUI, Forge and others read them, and nothing else, in a file of SDXL.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from konomi.diffusion.noise import Prediction
+from konomi.models.family import Family
+from konomi.models.noise_config import prediction_of
+from konomi.models.tensor_files import TensorFile
+
+V_MARKER = "v_pred"
+ZERO_SNR_MARKER = "ztsnr"
+_EPSILON_STEPS = (875000,)
+"""`global_step` of SD2-base's .ckpt; the 768-v models have others."""
+
+
+def marker_tensors(prediction: Prediction, *, zero_terminal_snr: bool) -> dict[str, Tensor]:
+    """The empty tensors that mark a file. None for epsilon, which every tool assumes."""
+    names = [V_MARKER] if prediction == "v" else []
+    names += [ZERO_SNR_MARKER] if zero_terminal_snr else []
+    return {name: torch.zeros(0) for name in names}
+
+
+def default_prediction(family: Family, in_channels: int) -> Prediction:
+    """What is assumed where nothing tells: the family's first, but epsilon for inpainting models, as published."""
+    return "epsilon" if in_channels > 4 and "epsilon" in family.predictions else family.predictions[0]
+
+
+def told_prediction(file: TensorFile, family: Family, told: Mapping[str, Mapping[str, Any]]) -> Prediction | None:
+    """From marker tensors, konomi's or modelspec metadata, a `.yaml` of the same name, or the training step.
+
+    The marker is first: other tools go by nothing else, and metadata is often left over from a merge's first part.
+    """
+    if V_MARKER in file.shapes:
+        return "v"
+    if "prediction_type" in told.get("scheduler", {}):
+        return prediction_of(told["scheduler"])
+    word = file.metadata.get("modelspec.prediction_type", "").lower()
+    if word:
+        return "v" if word.startswith("v") else "epsilon"
+    architecture = file.metadata.get("modelspec.architecture", "").partition("/")[0]
+    if architecture == "stable-diffusion-v2-768-v":
+        return "v"
+    if architecture == "stable-diffusion-v2-512":
+        return "epsilon"
+    beside = _parameterization(file.path)
+    if beside is not None:
+        return beside
+    if len(set(family.resolution.values())) > 1 and file.global_step in _EPSILON_STEPS:
+        return "epsilon"
+    return None
+
+
+def _parameterization(path: Path) -> Prediction | None:
+    """`parameterization: "v"` in the yaml beside a checkpoint, read as plain text."""
+    for ending in (".yaml", ".yml"):
+        config = path.with_suffix(ending)
+        if config.is_file() and config.stat().st_size < 1 << 20:
+            text = config.read_text(encoding="utf-8", errors="replace")
+            match = re.search(r"^\s*parameterization:\s*[\"']?(\w+)", text, re.MULTILINE)
+            return "v" if match is not None and match[1] == "v" else "epsilon"
+    return None
