@@ -100,4 +100,6 @@ class Dreambooth:
         rate, text_rate = learning_rates(optimizer, rate_for_width(default, base))
         if self.config.train == "model" and optimizer.text_learning_rate is None:
             text_rate = rate
-        return replace(optimizer, learning_rate=rate, text_learning_rate=text_rate)
+        # `rates` stand in place of a learning rate.
+        own = None if optimizer.rates else rate
+        return replace(optimizer, learning_rate=own, text_learning_rate=text_rate)

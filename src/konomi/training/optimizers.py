@@ -10,10 +10,12 @@ from torch.optim import Optimizer
 from konomi.config.sections import OptimizerConfig
 from konomi.errors import MissingExtraError, RunError
 from konomi.methods.method import ParameterGroup
+from konomi.training.adafactor import Adafactor
 from konomi.training.adamw8bit import make_adamw8bit
 from konomi.training.fused_adamw import FUSED_DEVICES, FusedAdamW
+from konomi.training.prodigy import make_prodigy
 
-AnyOptimizer = Optimizer | FusedAdamW
+AnyOptimizer = Optimizer | FusedAdamW | Adafactor
 
 
 def make_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig, device: torch.device) -> AnyOptimizer:
@@ -32,7 +34,7 @@ def make_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig, de
             return FusedAdamW(settings, betas=config.betas)
         return torch.optim.AdamW(settings, betas=config.betas)
     if config.kind == "adafactor":
-        return torch.optim.Adafactor(settings)
+        return Adafactor(settings)
     return _optional_optimizer(settings, config, device)
 
 
@@ -47,9 +49,7 @@ def _optional_optimizer(settings: list[dict[str, Any]], config: OptimizerConfig,
 
             made = Lion(settings, betas=config.betas)
         elif config.kind == "prodigy":
-            from prodigyopt import Prodigy
-
-            made = Prodigy(settings, lr=1.0, betas=config.betas, safeguard_warmup=config.warmup > 0)
+            made = make_prodigy(settings, config.betas, warmup=config.warmup > 0)
         else:
             from schedulefree import AdamWScheduleFree
 
@@ -59,6 +59,12 @@ def _optional_optimizer(settings: list[dict[str, Any]], config: OptimizerConfig,
         name = package.get(config.kind, "schedulefree")
         raise MissingExtraError(name, "optimizers", f"optimizer.kind = {config.kind!r}") from missing
     return made
+
+
+def rate_in_use(optimizer: AnyOptimizer) -> float:
+    """The first group's learning rate in the last step; Prodigy's is a factor of the step size that it found."""
+    group = optimizer.param_groups[0]
+    return float(group["lr"]) * float(group.get("d", 1.0))
 
 
 def set_training(optimizer: AnyOptimizer, training: bool) -> None:

@@ -25,7 +25,13 @@ from konomi.training.average import Average
 from konomi.training.events import Step, Warned
 from konomi.training.fused_adamw import FusedAdamW
 from konomi.training.memory import peak_memory
-from konomi.training.optimizers import make_optimizer, optimizer_state, restore_optimizer, set_training
+from konomi.training.optimizers import (
+    make_optimizer,
+    optimizer_state,
+    rate_in_use,
+    restore_optimizer,
+    set_training,
+)
 from konomi.training.processes import Processes
 from konomi.training.readout import Readout
 from konomi.training.schedules import rate_factor
@@ -189,7 +195,7 @@ class Trainer:
             step=self.step,
             epoch=(self.step - 1) // batches.steps_per_epoch,
             loss=math.nan,
-            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+            learning_rate=rate_in_use(self.optimizer),
             seconds=seconds,
             samples_seen=self.samples_seen,
             memory=peak_memory(self.device),
