@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -85,6 +85,7 @@ Result = Adapter | Weights
 
 
 _USUAL_WIDTH = 320
+Default = TypeVar("Default")
 
 
 def rate_for_width(default: float, base: BaseModel) -> float:
@@ -94,6 +95,12 @@ def rate_for_width(default: float, base: BaseModel) -> float:
     fivefold on `tiny`, unchanged on every published model.
     """
     return default * _USUAL_WIDTH / base.width
+
+
+def for_width(base: BaseModel, *, published: Default, narrow: Default) -> Default:
+    """A default: what papers and practice say of models of published width (320 channels and more), and what was
+    measured on `tiny` for narrower ones, which learn what they can in fewer and larger steps."""
+    return published if base.width >= _USUAL_WIDTH else narrow
 
 
 def learning_rates(optimizer: OptimizerConfig, default: float) -> tuple[float, float]:
