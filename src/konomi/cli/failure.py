@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from konomi import __version__
+from konomi.errors import printable
 
 KEPT = 20
 """Files with details that are kept; older ones go."""
@@ -20,7 +21,7 @@ def explain_failure(error: BaseException, arguments: Sequence[str]) -> str:
     """Write the details of an unexpected error to a file. Returns the one line that says what happened and where."""
     # Of the traceback module's own making, which holds even where `str(error)` itself raises.
     words = " ".join(" ".join(traceback.format_exception_only(error)).split())
-    shown = "".join(c if c.isprintable() else " " for c in words)[:240]
+    shown = printable(words[:240])
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         advice = "It needs more memory than there is: smaller pictures or batches need less."
     else:
