@@ -33,3 +33,31 @@ def assert_same_gradients(ours: nn.Module, theirs: nn.Module, *, but: str = "") 
         if name != but:
             assert parameter.grad is not None, name
             assert torch.equal(parameter.grad, expected[name].grad), name
+
+
+def diffusers_scheduler(name: str, prediction: str = "epsilon", *, zero_terminal_snr: bool = False) -> Any:
+    """diffusers' scheduler of a sampler, with Stable Diffusion's own numbers."""
+    import diffusers
+
+    config: dict[str, Any] = {
+        "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
+        "prediction_type": {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}[prediction],
+        "steps_offset": 1, "timestep_spacing": "leading" if name in ("ddim", "pndm") else "linspace",
+    }  # fmt: skip
+    if zero_terminal_snr:
+        config |= {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
+    if name == "ddim":
+        return diffusers.DDIMScheduler(**config, clip_sample=False, set_alpha_to_one=False)
+    if name == "pndm":
+        return diffusers.PNDMScheduler(**config, skip_prk_steps=True, set_alpha_to_one=False)
+    classes = {
+        "euler": "EulerDiscreteScheduler", "euler_a": "EulerAncestralDiscreteScheduler",
+        "heun": "HeunDiscreteScheduler", "lms": "LMSDiscreteScheduler", "unipc": "UniPCMultistepScheduler",
+    }  # fmt: skip
+    if name in classes:
+        return getattr(diffusers, classes[name])(**config)
+    return diffusers.DPMSolverMultistepScheduler(
+        **config,
+        use_karras_sigmas=name.endswith("_karras"),
+        algorithm_type="sde-dpmsolver++" if "_sde" in name else "dpmsolver++",
+    )

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-SAMPLERS = "ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, unipc, pndm"
+SAMPLERS = "ddim, euler, euler_a, heun, lms, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_2m_sde_karras, unipc, pndm"
 
 
 def generate(arguments: list[str]) -> int:
@@ -23,6 +23,7 @@ def generate(arguments: list[str]) -> int:
         seed=options.seed,
         steps=options.steps,
         guidance=options.guidance,
+        guidance_rescale=options.guidance_rescale,
         size=options.size,
         count=options.count,
         sampler=options.sampler,
@@ -56,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", metavar="S", type=int, help="of the first picture; by default a new one")
     add("--steps", metavar="N", type=int, default=25, help="sampling steps (default: %(default)s)")
     add("--guidance", metavar="G", type=float, default=7.0, help="hold on the prompt (default: %(default)s)")
+    add(
+        "--guidance-rescale",
+        metavar="PHI",
+        type=float,
+        help="contrast kept under guidance, 0 to 1; by default 0.7 for bases whose noise ends in pure noise, else 0",
+    )
     add("--size", metavar="WxH", help="in pixels, multiples of 8; by default the base's own")
     add("--count", metavar="N", type=int, default=1, help="pictures for each prompt (default: %(default)s)")
     add("--batch", metavar="N", type=int, default=1, help="pictures drawn at a time (default: %(default)s)")

@@ -1,118 +1,165 @@
-"""Samplers: from noise to latents in few steps, by diffusers' schedulers over konomi's own noise process.
+"""Samplers: from noise to latents in few steps. The steps themselves are in `konomi.diffusion.solvers`.
 
 Shapes: B batch; latents [B, C, h, w].
 """
 
-import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from konomi.diffusion import solvers
 from konomi.diffusion.noise import NoiseSchedule, Prediction
+from konomi.diffusion.solvers import Run, Solver
+from konomi.diffusion.timesteps import (
+    Levels,
+    at_timesteps,
+    bounded,
+    evaluate,
+    karras,
+    leading,
+    linspace,
+    linspace_above_zero,
+    of_process,
+    skip,
+    trailing,
+)
 from konomi.errors import ModelError, RecipeError
 
-SamplerName = Literal["ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "pndm"]
+SamplerName = Literal[
+    "ddim", "euler", "euler_a", "heun", "lms", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "dpmpp_2m_sde_karras",
+    "unipc", "pndm",
+]  # fmt: skip
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 
-_PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}
-_SMALLEST = 2.0**-24
-"""Stands for a terminal alpha^2 of zero, which would be an infinite noise level to the samplers that divide by it."""
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a name stands for."""
+
+    solver: Solver
+    spacing: Literal["leading", "linspace", "linspace_above_zero", "karras"]
+    exploding: bool = False
+    """Latents are held as z_t / alpha_t, which grows with the noise."""
+    adds_noise: bool = False
+
+
+_KINDS: dict[SamplerName, _Kind] = {
+    "ddim": _Kind(solvers.ddim, "leading"),
+    "euler": _Kind(solvers.euler, "linspace", exploding=True),
+    "euler_a": _Kind(solvers.euler_ancestral, "linspace", exploding=True, adds_noise=True),
+    "heun": _Kind(solvers.heun, "linspace", exploding=True),
+    "lms": _Kind(solvers.lms, "linspace", exploding=True),
+    "dpmpp_2m": _Kind(solvers.dpmpp_2m, "linspace_above_zero"),
+    "dpmpp_2m_karras": _Kind(solvers.dpmpp_2m, "karras"),
+    "dpmpp_2m_sde": _Kind(solvers.dpmpp_2m_sde, "linspace_above_zero", adds_noise=True),
+    "dpmpp_2m_sde_karras": _Kind(solvers.dpmpp_2m_sde, "karras", adds_noise=True),
+    "unipc": _Kind(solvers.unipc, "linspace_above_zero"),
+    "pndm": _Kind(solvers.pndm, "leading"),
+}
 
 
 class Sampler:
     """One run of a sampler; it remembers earlier steps, so every batch of images takes a new one."""
 
-    def __init__(self, scheduler: Any, num_steps: int, strength: float = 1.0) -> None:
-        """`strength` below 1 leaves out the first, noisiest steps. Raises RecipeError where no step is left."""
-        scheduler.set_timesteps(num_steps)
-        skipped = num_steps - min(int(num_steps * strength), num_steps)
-        if skipped == num_steps:
-            raise RecipeError(
-                f"strength is {strength:g}; of {num_steps} steps that leaves none. Raise strength or steps."
-            )
-        self.scheduler = scheduler
-        self.timesteps: Tensor = scheduler.timesteps[skipped:]
-        """On the CPU, falling; fractional for some samplers. `pndm` evaluates one more than `num_steps`."""
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(skipped)
-
-    def first_latents(self, noise: Tensor) -> Tensor:
-        """Noise of the first level."""
-        return noise * float(self.scheduler.init_noise_sigma)
-
-    def add_noise(self, latents: Tensor, noise: Tensor, step: int = 0) -> Tensor:
-        """Latents at the level where a step begins."""
-        timesteps = self.timesteps[step : step + 1].repeat(len(latents)).to(latents.device)
-        noisy: Tensor = self.scheduler.add_noise(latents, noise, timesteps)
-        return noisy
-
-    def model_input(self, latents: Tensor, step: int) -> Tensor:
-        """What the denoiser reads in a step; call once before `step`."""
-        scaled: Tensor = self.scheduler.scale_model_input(latents, self.timesteps[step])
-        return scaled
-
-    def step(self, answer: Tensor, step: int, latents: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """The next latents from the denoiser's answer. Samplers that add noise draw each image's from its generator."""
-        chance = {"generator": list(generators)} if self.adds_noise else {}
-        following: Tensor = self.scheduler.step(answer, self.timesteps[step], latents, return_dict=False, **chance)[0]
-        return following
+    def __init__(self, kind: _Kind, levels: Levels, first_sigma: float, prediction: Prediction) -> None:
+        self._kind = kind
+        self._levels = levels
+        self._first_sigma = first_sigma
+        self._run = Run(levels, prediction, self._draw)
+        self._generators: Sequence[torch.Generator] = ()
+        self._like: Tensor | None = None
+        self.timesteps = levels.timesteps
+        """Of each evaluation of the denoiser, on the CPU, falling; fractional for some samplers."""
+        self.steps = levels.steps
+        """The step, from 0, that each evaluation belongs to."""
 
     @property
     def adds_noise(self) -> bool:
-        return type(self.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
+        return self._kind.adds_noise
+
+    def first_latents(self, noise: Tensor) -> Tensor:
+        """Noise of the first level of all, also where strength leaves levels out."""
+        return noise * self._first_sigma if self._kind.exploding else noise
+
+    def add_noise(self, latents: Tensor, noise: Tensor, step: int = 0) -> Tensor:
+        """Latents at the level where an evaluation begins."""
+        if self._kind.exploding:
+            return latents + noise * self._levels.sigmas[step]
+        if self._kind.spacing == "leading":
+            a = self._levels.alphas_cumprod[step]
+            return a**0.5 * latents + (1 - a) ** 0.5 * noise
+        alpha, sigma = solvers.alpha_sigma(self._levels.sigmas[step])
+        return alpha * latents + sigma * noise
+
+    def model_input(self, latents: Tensor, step: int) -> Tensor:
+        """What the denoiser reads in an evaluation."""
+        return latents / ((self._levels.sigmas[step] ** 2 + 1) ** 0.5) if self._kind.exploding else latents
+
+    def step(self, answer: Tensor, step: int, latents: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """The next latents from the denoiser's answer to an evaluation; call it for each in order.
+
+        Samplers that add noise draw each image's from its generator.
+        """
+        self._generators, self._like = generators, answer
+        return self._kind.solver(self._run, step, latents, answer)
+
+    def _draw(self) -> Tensor:
+        assert self._like is not None
+        shape = (1, *self._like.shape[1:])
+        drawn = [torch.randn(shape, generator=generator, device=generator.device) for generator in self._generators]
+        return torch.cat(drawn).to(self._like.device)
 
 
 def make_sampler(
     name: SamplerName, schedule: NoiseSchedule, prediction: Prediction, *, num_steps: int, strength: float = 1.0
 ) -> Sampler:
-    """A sampler ready for one batch. Settings are those of Stable Diffusion's own configurations.
+    """A sampler ready for one batch. Settings are those of Stable Diffusion's own configurations. `strength` below 1
+    leaves out the first, noisiest steps.
 
-    Raises RecipeError for an unknown name, ModelError where the sampler cannot use the prediction.
+    Raises RecipeError for an unknown name or where no step is left, ModelError where the sampler cannot use the
+    prediction.
     """
     if name not in SAMPLERS:
         raise RecipeError(f"sampler is {name!r}; choose one of {', '.join(SAMPLERS)}.")
     if name == "pndm" and prediction == "sample":
         raise ModelError("sampler pndm cannot be used with a base that predicts the clean image. Take ddim.")
-    with warnings.catch_warnings():
-        # diffusers turns tensors into arrays in a way that numpy 2 announces the end of.
-        warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
-        return Sampler(_scheduler(name, schedule, prediction), num_steps, strength)
+    if num_steps > schedule.num_timesteps:
+        raise RecipeError(f"steps is {num_steps}; this base's noise has only {schedule.num_timesteps} levels.")
+    skipped = num_steps - min(int(num_steps * strength), num_steps)
+    if skipped == num_steps:
+        raise RecipeError(f"strength is {strength:g}; of {num_steps} steps that leaves none. Raise strength or steps.")
+    kind = _KINDS[name]
+    levels = _levels(name, kind, schedule, prediction, num_steps)
+    first_sigma = float(levels.sigmas[0])
+    return Sampler(kind, _evaluations(name, skip(levels, skipped)), first_sigma, prediction)
 
 
-def _scheduler(name: SamplerName, schedule: NoiseSchedule, prediction: Prediction) -> Any:
-    import diffusers
-
-    alphas_cumprod = schedule.alphas_cumprod.detach().to("cpu", torch.float64)
-    settings: dict[str, Any] = {
-        "num_train_timesteps": schedule.num_timesteps,
-        "trained_betas": _betas(alphas_cumprod).tolist(),
-        "prediction_type": _PREDICTION_TYPES[prediction],
-        "steps_offset": 1,
-    }
+def _levels(name: SamplerName, kind: _Kind, schedule: NoiseSchedule, prediction: Prediction, num_steps: int) -> Levels:
+    count = schedule.num_timesteps
+    table = bounded(schedule.alphas_cumprod)
+    if name == "ddim" and prediction != "epsilon":  # It never divides by alpha.
+        table = schedule.alphas_cumprod.detach().to("cpu", torch.float32)
+    if kind.spacing == "karras":
+        return karras(num_steps, table)
     # A process that ends in pure noise has to be sampled from its very last timestep (Lin et al. 2023, section 3.3).
-    if alphas_cumprod[-1] < 1e-5:
-        settings |= {"timestep_spacing": "trailing"}
-    elif name in ("ddim", "pndm"):
-        settings |= {"timestep_spacing": "leading"}
-    else:
-        settings |= {"timestep_spacing": "linspace"}
-    if name == "ddim":
-        return diffusers.DDIMScheduler(**settings, clip_sample=False, set_alpha_to_one=False)
-    if name == "pndm":
-        return diffusers.PNDMScheduler(**settings, skip_prk_steps=True, set_alpha_to_one=False)
-    if name == "euler":
-        return diffusers.EulerDiscreteScheduler(**settings)
-    if name == "euler_a":
-        return diffusers.EulerAncestralDiscreteScheduler(**settings)
-    if name == "unipc":
-        return diffusers.UniPCMultistepScheduler(**settings)
-    return diffusers.DPMSolverMultistepScheduler(**settings, use_karras_sigmas=name == "dpmpp_2m_karras")
+    from_the_end = bool(schedule.alphas_cumprod[-1] < 1e-5)
+    if kind.spacing == "leading":
+        return of_process(trailing(count, num_steps) if from_the_end else leading(count, num_steps), table)
+    if from_the_end:
+        return at_timesteps(trailing(count, num_steps), table)
+    spaced = linspace(count, num_steps) if kind.spacing == "linspace" else linspace_above_zero(count, num_steps)
+    return at_timesteps(spaced, table)
 
 
-def _betas(alphas_cumprod: Tensor) -> Tensor:
-    """beta_t = 1 - alpha_t^2 / alpha_(t-1)^2."""
-    bounded = alphas_cumprod.clamp(min=_SMALLEST)
-    previous = torch.cat([torch.ones(1, dtype=bounded.dtype), bounded[:-1]])
-    return 1 - bounded / previous
+def _evaluations(name: SamplerName, levels: Levels) -> Levels:
+    """Most samplers evaluate the denoiser once for each level."""
+    count = len(levels.timesteps)
+    if name == "heun":
+        order = (0, *(i for level in range(1, count) for i in (level, level)))
+        return evaluate(levels, order, tuple(i // 2 for i in range(len(order))))
+    if name == "pndm" and count > 1:
+        return evaluate(levels, (0, 1, *range(1, count)), (0, 0, *range(1, count)))
+    return levels

@@ -68,9 +68,9 @@ def prepare(base: BaseModel, request: Request, encode: TextCache) -> Job:
     sampler = make_sampler(
         request.sampler, base.schedule, base.prediction, num_steps=request.steps, strength=request.strength
     )
-    num_evaluations = len(sampler.timesteps)
-    prompts = prompt_per_step(extract_tags(request.prompt)[0], num_evaluations)
-    negatives = prompt_per_step(extract_tags(request.negative)[0], num_evaluations)
+    num_steps = sampler.steps[-1] + 1
+    prompts = prompt_per_step(extract_tags(request.prompt)[0], num_steps)
+    negatives = prompt_per_step(extract_tags(request.negative)[0], num_steps)
     guided = request.guidance != 1
     text = TextConfig(clip_skip=request.clip_skip, emphasis=True)
     chunks = base.count_chunks([*set(prompts), *(set(negatives) if guided else ())], text)
@@ -83,7 +83,7 @@ def prepare(base: BaseModel, request: Request, encode: TextCache) -> Job:
             for prompt in set(per_step)
         }
         complete = {prompt: base.with_sizes(value, sizes) for prompt, value in unique.items()}
-        return tuple(complete[prompt] for prompt in per_step)
+        return tuple(complete[per_step[step]] for step in sampler.steps)
 
     return Job(
         request=request,
@@ -128,4 +128,5 @@ def with_size(base: BaseModel, request: Request) -> Request:
         if side < factor or side % factor:
             nearest = max(round(side / factor), 1) * factor
             raise RecipeError(f"{name} is {side}; it must be a multiple of {factor}. The nearest is {nearest}.")
-    return replace(request, width=width, height=height)
+    rescale = base.guidance_rescale if request.guidance_rescale is None else request.guidance_rescale
+    return replace(request, width=width, height=height, guidance_rescale=rescale)

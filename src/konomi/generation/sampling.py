@@ -4,7 +4,7 @@ Shapes: B images, C latent channels, h w latent grid, H W pixels.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,11 +36,11 @@ def sample_latents(base: BaseModel, jobs: Sequence[Job], on_step: OnStep | None 
     else:
         latents = sampler.add_noise(known, noise)
     inpaint = _inpaint_channels(base, jobs) if base.inpainting else None
-    scales = torch.tensor([job.request.guidance for job in jobs], device=base.device).view(-1, 1, 1, 1)
+    guidance = _Guidance.of(base, jobs) if jobs[0].negative is not None else None
     num_evaluations = len(sampler.timesteps)
     for step in range(num_evaluations):
         conditioning = _conditioning(base, jobs, step, inpaint)
-        answer = _ask(base, sampler, step, latents, conditioning, scales if jobs[0].negative is not None else None)
+        answer = _ask(base, sampler, step, latents, conditioning, guidance)
         latents = sampler.step(answer, step, latents, generators)
         if mask is not None and known is not None and not base.inpainting:
             last = step + 1 == num_evaluations
@@ -52,13 +52,18 @@ def sample_latents(base: BaseModel, jobs: Sequence[Job], on_step: OnStep | None 
 
 
 def _ask(
-    base: BaseModel, sampler: Sampler, step: int, latents: Tensor, conditioning: Conditioning, scales: Tensor | None
+    base: BaseModel,
+    sampler: Sampler,
+    step: int,
+    latents: Tensor,
+    conditioning: Conditioning,
+    guidance: "_Guidance | None",
 ) -> Tensor:
-    """The denoiser's answer, guided where `scales` [B, 1, 1, 1] is given: both halves in one pass, or in two where
+    """The denoiser's answer, with guidance where there is some: both halves in one pass, or in two where
     they do not share their weights."""
     scaled = sampler.model_input(latents, step).to(base.dtype)
     timesteps = sampler.timesteps[step].to(base.device).expand(len(scaled))
-    if scales is None:
+    if guidance is None:
         return base.predict(scaled, timesteps, conditioning).float()
     if base.negative_weights:
         count = len(scaled)
@@ -69,7 +74,35 @@ def _ask(
         inputs = torch.cat([scaled, scaled])
         timesteps = timesteps[:1].expand(len(inputs))
         without, with_prompt = base.predict(inputs, timesteps, conditioning).float().chunk(2)
-    return without + scales * (with_prompt - without)
+    return guidance(without, with_prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class _Guidance:
+    """Classifier-free guidance (Ho & Salimans 2022), scaled back where a share says so."""
+
+    scales: Tensor
+    """[B, 1, 1, 1]."""
+    rescales: Tensor | None
+    """phi of each image [B, 1, 1, 1]; None where all are 0."""
+
+    @classmethod
+    def of(cls, base: BaseModel, jobs: Sequence[Job]) -> "_Guidance":
+        scales = [job.request.guidance for job in jobs]
+        rescales = [job.request.guidance_rescale or 0.0 for job in jobs]
+        scales_B111, rescales_B111 = (torch.tensor(v, device=base.device).view(-1, 1, 1, 1) for v in (scales, rescales))
+        return cls(scales_B111, rescales_B111 if any(rescales) else None)
+
+    def __call__(self, without: Tensor, with_prompt: Tensor) -> Tensor:
+        guided = without + self.scales * (with_prompt - without)
+        return guided if self.rescales is None else rescale_guidance(guided, with_prompt, self.rescales)
+
+
+def rescale_guidance(guided: Tensor, with_prompt: Tensor, share: Tensor | float) -> Tensor:
+    """`share` (phi) of the guided answer brought back to the contrast that each image's answer to the prompt has
+    (Lin et al. 2023, equations 15 and 16): guidance overexposes models whose noise process ends in pure noise."""
+    factor = with_prompt.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True).clamp_min(1e-12)
+    return share * (guided * factor) + (1 - share) * guided
 
 
 def _conditioning(base: BaseModel, jobs: Sequence[Job], step: int, inpaint: Tensor | None) -> Conditioning:

@@ -53,6 +53,7 @@ def generate(
     seed: int | None = None,
     steps: int = 25,
     guidance: float = 7.0,
+    guidance_rescale: float | None = None,
     size: str | None = None,
     count: int = 1,
     sampler: str = "dpmpp_2m",
@@ -82,6 +83,7 @@ def generate(
         seed=secrets.randbelow(2**32) if seed is None else seed,
         steps=steps,
         guidance=guidance,
+        guidance_rescale=guidance_rescale,
         sampler=sampler,  # type: ignore[arg-type]
         width=width,
         height=height,

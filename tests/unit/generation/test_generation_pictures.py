@@ -90,7 +90,7 @@ def test_img2img_takes_the_size_of_the_picture(small):
         ({"steps": 0}, r"steps is 0"),
         ({"guidance": float("nan")}, r"guidance is nan"),
         ({"seed": -1}, r"seed is -1"),
-        ({"sampler": "heun"}, r"sampler is 'heun'; choose one of ddim, "),
+        ({"sampler": "dpm_fast"}, r"sampler is 'dpm_fast'; choose one of ddim, "),
         ({"strength": 0.0}, r"strength is 0"),
         ({"strength": 0.1}, r"strength is 0.1; of 3 steps that leaves none"),
         ({"mask": Image.new("L", (8, 8))}, r"mask is given without init"),
