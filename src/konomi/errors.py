@@ -1,7 +1,7 @@
 """What konomi says to a person when something cannot go on.
 
 Every message names what is wrong, where, and what to do about it. The command line prints it as one line and exits
-with 1; anything that is *not* a KonomiError is a bug of ours and keeps its traceback.
+with 1; anything that is *not* a KonomiError is a bug of ours: one line names the file that holds its traceback.
 """
 
 import unicodedata

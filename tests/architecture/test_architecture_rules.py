@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,10 @@ def test_functions_are_short():
     assert long == {}
 
 
+CATCH_ALL = {"src/konomi/cli/main.py": 1, "src/konomi/training/optional_work.py": 1}
+"""The two places that take whatever comes: the top of the command line, and what is worth nothing beside a run."""
+
+
 def test_nothing_is_caught_that_cannot_be_handled():
     broad = []
     for path in SOURCES:
@@ -56,8 +61,8 @@ def test_nothing_is_caught_that_cannot_be_handled():
                 # Tidying up and raising on is no handling; `except BaseException: ...; raise` may stay.
                 goes_on = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
                 if not goes_on and (node.type is None or {"Exception", "BaseException"} & set(caught)):
-                    broad.append(f"{where(path)}:{node.lineno}")
-    assert broad == []
+                    broad.append(where(path))
+    assert Counter(broad) == CATCH_ALL
 
 
 def unsafe_calls(source):

@@ -88,10 +88,13 @@ class Attachment:
     @torch.no_grad()
     def detach(self) -> None:
         """Restore the base. Attachments made one after another are taken off in the opposite order."""
-        self._undo.close()
-        for parameter, original in reversed(self._originals):
-            parameter.copy_(original)
-        self._originals = []
+        try:
+            self._undo.close()
+        finally:
+            # Whatever an undoing raises: weights come back.
+            for parameter, original in reversed(self._originals):
+                parameter.copy_(original)
+            self._originals = []
 
     def __enter__(self) -> Self:
         return self

@@ -38,7 +38,10 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit code: 0 done, 1 something to mend, 2 usage, 130 interrupted."""
+    """Run one command. Returns its exit code: 0 done, 1 something to mend, 2 usage, 130 interrupted.
+
+    No error leaves it, of whatever kind, unless KONOMI_DEBUG is set: then its traceback is wanted.
+    """
     _prepare_streams()
     # Waiting OpenMP threads sleep instead of spinning: with a busy neighbour, spinning made a step ten times slower.
     # Read when torch is loaded, which is later.
@@ -50,15 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _dispatch(arguments)
         sys.stdout.flush()
         return code
-    except (KonomiError, ImportError, RuntimeError) as error:
-        if interrupts:
-            # A library took the Ctrl-C for a failure of its own, as imports that are cut off do.
-            print("Interrupted.", file=sys.stderr)
-            return INTERRUPTED
-        if not isinstance(error, KonomiError) or os.environ.get("KONOMI_DEBUG"):
-            raise
-        print(error, file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
@@ -69,9 +63,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as leaving:
         # argparse leaves this way after --help (0) and after usage errors (2).
         return leaving.code if isinstance(leaving.code, int) else 0
+    except Exception as error:
+        # The top: what got here has no other reader than the person.
+        if os.environ.get("KONOMI_DEBUG"):
+            raise
+        return _ended_by(error, arguments, interrupted=bool(interrupts))
     finally:
         if listening:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _ended_by(error: Exception, arguments: Sequence[str], *, interrupted: bool) -> int:
+    """One line on standard error: the message of what the person can mend, a note of where the details lie else."""
+    if interrupted:
+        # A library took the Ctrl-C for a failure of its own, as imports that are cut off do.
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    if isinstance(error, KonomiError):
+        print(error, file=sys.stderr)
+        return 1
+    from konomi.cli.failure import explain_failure
+
+    print(explain_failure(error, arguments), file=sys.stderr)
+    return 1
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -22,7 +22,8 @@ class PriorConfig:
     picture on `data.images.background`; `none`. `auto`: nothing where a source of role `prior` is given, else
     `generate` for dreambooth, nothing for the other methods. Sources of role `prior` count in any case."""
     count: Annotated[int, Field(ge=0, le=10_000)] = 0
-    """Class images to draw for each class noun; 0: ten for each training image, at least 20 and at most 200."""
+    """Class images to draw for each class noun; 0: forty for each training image, at least 100 and at most 200 (on a
+    base narrower than Stable Diffusion, such as `tiny`, ten, at least 20)."""
     prompt: Annotated[str, Field(min_length=1)] = "a [class]"
     """What is drawn and said of the class; `[class]` is the class noun."""
     steps: Positive = 20

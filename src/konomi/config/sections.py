@@ -181,10 +181,12 @@ class OptimizerConfig:
     __pydantic_config__ = STRICT
 
     kind: Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free"] = "adamw"
-    """The algorithm. adamw8bit keeps a byte for each moment instead of four, in tensors of 4,096 values or more.
+    """The algorithm. adamw8bit keeps a byte for each moment instead of four, in tensors of 4,096 values or more;
+    adafactor keeps no moment but a mean of squares for each row and column; prodigy finds the step size itself.
     adamw8bit, lion, prodigy and schedule_free come with `pip install 'konomi[optimizers]'`."""
     learning_rate: Annotated[float, Field(ge=0, le=10)] | None = None
-    """Step size; by default what suits the method."""
+    """Step size; by default what suits the method and the algorithm. With prodigy a factor of the step size that it
+    finds, by default 1."""
     text_learning_rate: Annotated[float, Field(ge=0, le=10)] | None = None
     """Step size of the text encoder's part; by default half the other."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01

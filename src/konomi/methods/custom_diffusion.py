@@ -24,7 +24,7 @@ from konomi.data.size_variation import draw_size_changes, with_sizes_varied
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
-from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates, rate_for_width
+from konomi.methods.method import Needs, ParameterGroup, Phase, Result, for_width, learning_rates
 from konomi.models.base import BaseModel
 
 RARE_WORDS = (
@@ -54,7 +54,10 @@ class CustomDiffusion:
     """Trains keys and values of cross-attention, and words."""
 
     config_type: ClassVar = CustomDiffusionConfig
-    default_learning_rate: ClassVar = 2e-5
+    default_learning_rate: ClassVar = 1e-5
+    """For each picture of a step, class images too (the authors' `scale_lr`): 2e-5 for a subject beside its class."""
+    narrow_learning_rate: ClassVar = 1e-4
+    """On `tiny`, where it was measured, whatever the batch."""
 
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
         if not isinstance(recipe.method, CustomDiffusionConfig):
@@ -112,7 +115,8 @@ class CustomDiffusion:
         return examples if self.recipe.objective.masked else replace(examples, loss_mask=None)
 
     def _groups(self) -> tuple[ParameterGroup, ...]:
-        default = rate_for_width(self.default_learning_rate, self.base)
+        published = self.default_learning_rate * _pictures_in_a_step(self.recipe)
+        default = for_width(self.base, published=published, narrow=self.narrow_learning_rate)
         rate, _ = learning_rates(self.recipe.optimizer, default)
         text_rate = self.recipe.optimizer.text_learning_rate
         matrices = {f"{key}.change": parameter for key, parameter in self.changes.parameters.items()}
@@ -138,6 +142,13 @@ class CustomDiffusion:
     def _single_token(self, word: str) -> dict[str, Tensor] | None:
         vectors = dict(self.base.token_vectors(word))
         return vectors if all(len(vectors_nD) == 1 for vectors_nD in vectors.values()) else None
+
+
+def _pictures_in_a_step(recipe: Recipe) -> int:
+    """Subjects, and as many class images where there are any that count."""
+    sources = any(source.role == "prior" for source in recipe.data.sources)
+    beside = sources or recipe.prior.source in ("generate", "transparent")
+    return recipe.run.batch_size * (2 if beside and recipe.objective.prior_weight else 1)
 
 
 def _names(recipe: Recipe) -> tuple[str, ...]:

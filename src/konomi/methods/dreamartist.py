@@ -33,7 +33,7 @@ from konomi.diffusion.noise import clean_estimate
 from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import RecipeError
 from konomi.methods.denoising import DenoisingLoss, Noised, subject_and_prior_loss
-from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates
+from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates, own_rate
 from konomi.models.base import BaseModel
 
 Guidance = Annotated[float, Field(ge=1, le=50)]
@@ -68,9 +68,10 @@ class DreamArtistConfig:
     lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0
     """Above 0: also a LoRA of this rank for each branch (DreamArtist++)."""
     lora_rate: Rate = 1e-4
-    """Learning rate of the positive LoRA."""
+    """Learning rate of the positive LoRA; with prodigy its ratio to the words' default of 3e-3 counts, with lion a
+    fifth of it."""
     negative_lora_rate: Rate = 4e-5
-    """Learning rate of the negative LoRA."""
+    """Learning rate of the negative LoRA, likewise."""
     targets: tuple[str, ...] = ("transformer",)
     """What the LoRAs change, in the words of `lora`'s setting of that name."""
 
@@ -208,7 +209,8 @@ class DreamArtist:
         branches = () if self.lora is None else self.lora.parameters.items()
         rates = {"positive": self.config.lora_rate, "negative": self.config.negative_lora_rate}
         for branch, parameters in branches:
-            own, _ = learning_rates(replace(optimizer, learning_rate=None), rates[branch])
+            # Also with `optimizer.rates`, which are the words' and whose course the LoRAs follow.
+            own = own_rate(optimizer, rates[branch], self.default_learning_rate)
             named = {f"{branch}.{name}": parameter for name, parameter in parameters.items()}
             groups.append(ParameterGroup(branch, named, own))
         return tuple(groups)

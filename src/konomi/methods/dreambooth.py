@@ -25,7 +25,7 @@ from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.methods.full import Full, FullConfig
 from konomi.methods.lora import Lora, LoraConfig
-from konomi.methods.method import Needs, Phase, Result, learning_rates, rate_for_width
+from konomi.methods.method import Needs, Phase, Result, for_width, learning_rates, rate_for_width
 from konomi.models.base import BaseModel
 
 
@@ -53,6 +53,7 @@ class Dreambooth:
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
         if not isinstance(recipe.method, DreamboothConfig):
             raise TypeError(f"Dreambooth takes a DreamboothConfig, not {type(recipe.method).__name__}")
+        self.base = base
         self.config = recipe.method
         optimizer = self._rates(base, recipe.optimizer)
         if self.config.train == "model":
@@ -68,7 +69,8 @@ class Dreambooth:
         return replace(self.training.needs, prior="generate", identifier=True)
 
     def default_steps(self, num_images: int) -> int:
-        return min(max(200 * num_images, 400), 1200)
+        # The paper: about 1,000 steps, 800 to 1,200 with 3 to 6 images.
+        return min(max(200 * num_images, for_width(self.base, published=800, narrow=400)), 1200)
 
     def plan(self) -> tuple[Phase, ...]:
         return tuple(replace(phase, name="dreambooth", loss=self.loss) for phase in self.training.plan())
@@ -100,4 +102,6 @@ class Dreambooth:
         rate, text_rate = learning_rates(optimizer, rate_for_width(default, base))
         if self.config.train == "model" and optimizer.text_learning_rate is None:
             text_rate = rate
-        return replace(optimizer, learning_rate=rate, text_learning_rate=text_rate)
+        # `rates` stand in place of a learning rate.
+        own = None if optimizer.rates else rate
+        return replace(optimizer, learning_rate=own, text_learning_rate=text_rate)

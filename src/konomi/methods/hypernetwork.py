@@ -33,7 +33,7 @@ from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import RecipeError
 from konomi.formats import read_adapter
 from konomi.methods.denoising import DenoisingLoss
-from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates
+from konomi.methods.method import Needs, ParameterGroup, Phase, Result, for_width, learning_rates
 from konomi.methods.preservation import PreservingLoss
 from konomi.models.base import BaseModel
 
@@ -94,7 +94,9 @@ class HypernetworkMethod:
     """Trains networks before the projections of the frozen base."""
 
     config_type: ClassVar = HypernetworkConfig
-    default_learning_rate: ClassVar = 3e-4
+    default_learning_rate: ClassVar = 1e-5
+    """The practice with Stable Diffusion's widths, the seed deck's and web UIs'; `narrow_learning_rate` on `tiny`."""
+    narrow_learning_rate: ClassVar = 3e-4
 
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
         if not isinstance(recipe.method, HypernetworkConfig):
@@ -113,7 +115,9 @@ class HypernetworkMethod:
         return Needs(pixels=self.base.inpainting, makes="hypernetwork", predicts_prior=True)
 
     def default_steps(self, num_images: int) -> int:
-        return min(max(80 * num_images, 400), 2000)
+        # Thirty times smaller steps than on `tiny` need more of them: web UIs' guides go to ten thousand.
+        least, each, most = for_width(self.base, published=(2000, 400, 10_000), narrow=(400, 80, 2000))
+        return min(max(each * num_images, least), most)
 
     def plan(self) -> tuple[Phase, ...]:
         layers = self.base.targets("attention.kv")
@@ -131,7 +135,8 @@ class HypernetworkMethod:
             layer.requires_grad_(False)
         self.networks = HungNetworks(layers, pairs)
         self.shallow = self._shallow()
-        rate, _ = learning_rates(self.recipe.optimizer, self.default_learning_rate)
+        default = for_width(self.base, published=self.default_learning_rate, narrow=self.narrow_learning_rate)
+        rate, _ = learning_rates(self.recipe.optimizer, default)
         group = ParameterGroup(name="hypernetwork", parameters=self.networks.parameters, learning_rate=rate)
         modules = (*(network for pair in pairs.values() for network in pair), self.base.denoiser)
         return (Phase(name="hypernetwork", groups=(group,), loss=self.loss, modules=modules),)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -85,6 +85,7 @@ Result = Adapter | Weights
 
 
 _USUAL_WIDTH = 320
+Default = TypeVar("Default")
 
 
 def rate_for_width(default: float, base: BaseModel) -> float:
@@ -94,6 +95,12 @@ def rate_for_width(default: float, base: BaseModel) -> float:
     fivefold on `tiny`, unchanged on every published model.
     """
     return default * _USUAL_WIDTH / base.width
+
+
+def for_width(base: BaseModel, *, published: Default, narrow: Default) -> Default:
+    """A default: what papers and practice say of models of published width (320 channels and more), and what was
+    measured on `tiny` for narrower ones, which learn what they can in fewer and larger steps."""
+    return published if base.width >= _USUAL_WIDTH else narrow
 
 
 def learning_rates(optimizer: OptimizerConfig, default: float) -> tuple[float, float]:
@@ -109,6 +116,14 @@ def learning_rates(optimizer: OptimizerConfig, default: float) -> tuple[float, f
     if optimizer.text_learning_rate is not None:
         return rate, optimizer.text_learning_rate
     return rate, rate if optimizer.kind == "prodigy" else rate / 2
+
+
+def own_rate(optimizer: OptimizerConfig, rate: float, default: float) -> float:
+    """The rate of what has a setting of its own beside `optimizer.learning_rate`, whose default is `default`.
+
+    Such settings are step sizes for Adam. Prodigy takes shares of what it finds for all, Lion a fifth.
+    """
+    return rate * {"prodigy": 1.0 / default, "lion": 0.2}.get(optimizer.kind, 1.0)
 
 
 class Method(Protocol):

@@ -20,7 +20,7 @@ from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.methods.lora import Lora, LoraConfig
-from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates
+from konomi.methods.method import Needs, ParameterGroup, Phase, Result, own_rate, rate_for_width
 from konomi.methods.textual_inversion import TextualInversion, TextualInversionConfig
 from konomi.models.base import BaseModel
 
@@ -37,10 +37,11 @@ class PivotalConfig:
     word_steps: Annotated[float, Field(gt=0)] = 0.4
     """Steps at the start in which the word is learned alone; a value below 1 is a share of all steps."""
     word_rate: Rate | None = None
-    """Step size of the word's vectors while they are learned alone; by default what suits Textual Inversion.
-    `optimizer.learning_rate` is the LoRA's."""
+    """Step size of the word's vectors while they are learned alone; by default what suits Textual Inversion (5e-3).
+    `optimizer.learning_rate` is the LoRA's. With prodigy the ratio to 5e-3 counts, with lion a fifth."""
     word_rate_later: Rate = 0.0
-    """Their step size beside the LoRA; 0 leaves the word as it is by then."""
+    """Their step size beside the LoRA; 0 leaves the word as it is by then. With prodigy its ratio to the LoRA's default
+    counts, with lion a fifth."""
     words: TextualInversionConfig = field(default_factory=TextualInversionConfig)
     """The words, as in textual_inversion."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -80,10 +81,12 @@ class Pivotal:
         (lora,) = self.lora.plan()
         self._learn(words=True, lora=False)
         # The rates of the recipe are the LoRA's; a schedule holds for both.
-        optimizer = replace(self.recipe.optimizer, learning_rate=None, rates="")
-        default, _ = learning_rates(optimizer, TextualInversion.default_learning_rate)
-        alone = self._words(default if self.config.word_rate is None else self.config.word_rate)
-        beside = (self._words(self.config.word_rate_later),) if self.config.word_rate_later else ()
+        optimizer, later = self.recipe.optimizer, self.config.word_rate_later
+        words_default = TextualInversion.default_learning_rate
+        word_rate = words_default if self.config.word_rate is None else self.config.word_rate
+        alone = self._words(own_rate(optimizer, word_rate, words_default))
+        lora_default = rate_for_width(Lora.default_learning_rate, self.base)
+        beside = (self._words(own_rate(optimizer, later, lora_default)),) if later else ()
         length = self.config.word_steps
         return (
             Phase(

@@ -7,14 +7,16 @@ import errno
 import json
 import os
 import socket
+import stat
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from konomi.errors import RunError
+from konomi.errors import FileFormatError, RunError
 from konomi.storage import process
 from konomi.storage.atomic import explained
+from konomi.storage.regular import read_small
 
 try:
     import fcntl
@@ -22,6 +24,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+_MAX_BYTES = 4096
 _SETTLE_SECONDS = 0.3
 """A holder writes its name just after it got the lock; that long an empty or dead name is not believed."""
 
@@ -83,7 +86,7 @@ class RunLock:
         self.release()
 
     def _try_once(self) -> bool:
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = self._open()
         keep = False
         try:
             locked = _flock(descriptor)
@@ -102,6 +105,17 @@ class RunLock:
         finally:
             if not keep:
                 os.close(descriptor)
+
+    def _open(self) -> int:
+        """Never what a link points to, nor a pipe or device: the file is emptied before it is written."""
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        if self.path.is_symlink():
+            raise RunError(f"{self.path}: is a link, where the lock of a run should be. Remove it.")
+        descriptor = os.open(self.path, flags, 0o644)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise RunError(f"{self.path}: is no regular file, where the lock of a run should be. Remove it.")
+        return descriptor
 
     def _check_holder(self, *, free_if_unnamed: bool) -> None:
         deadline = time.monotonic() + _SETTLE_SECONDS
@@ -128,9 +142,12 @@ class RunLock:
 def read_holder(path: Path) -> Holder | None:
     """Who is named in a lock file; None if nobody readable is."""
     try:
-        return Holder(**json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+        holder = Holder(**json.loads(read_small(path, _MAX_BYTES, "lock of a run")))
+    except (FileFormatError, ValueError, TypeError, RecursionError):
         return None
+    words = (holder.host, holder.started, holder.since)
+    known = type(holder.pid) is int and 0 < holder.pid < 2**31 and all(isinstance(word, str) for word in words)
+    return holder if known else None
 
 
 def _flock(descriptor: int) -> bool | None:

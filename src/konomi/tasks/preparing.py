@@ -88,7 +88,7 @@ def prepare(recipe: Recipe) -> Job:
     index = cache_folder(recipe) / "images.jsonl"
     recipe = with_identifier_captions(recipe, needs)
     manifest = scan(recipe.data, index=index)
-    recipe = with_prior(recipe, needs, manifest.records)
+    recipe = with_prior(recipe, needs, manifest.records, base)
     method = _method_type(recipe)(base, recipe)
     size = parse_size(recipe.data.resolution or str(base.resolution))
     training, validation = _hold_out(manifest.records, recipe)

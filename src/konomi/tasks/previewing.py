@@ -48,14 +48,17 @@ def preview_requests(job: Job) -> list[Request]:
     ]
 
 
+def preview_paths(job: Job, folder: Path, step: int) -> list[Path]:
+    """Where the pictures of a step lie: `step-NNNNNN-KK.png`, one a prompt."""
+    return [folder / f"step-{step:06d}-{index:02d}.png" for index in range(len(preview_prompts(job)))]
+
+
 def draw_previews(job: Job, result: Result, folder: Path, step: int) -> list[Path]:
-    """Draw `step-NNNNNN-KK.png`. The base is left as it was found."""
-    paths = []
+    """Draw the pictures of `preview_paths`. The base is left as it was found, whatever is raised."""
+    paths = preview_paths(job, folder, step)
     with job.method.as_loaded(as_read_back(job, result)):
         pictures = generate(job.base, preview_requests(job), origin=Origin(model=job.base.name))
-        for index, picture in enumerate(pictures):
-            path = folder / f"step-{step:06d}-{index:02d}.png"
+        for path, picture in zip(paths, pictures, strict=True):
             with write_file(path) as temporary:
                 temporary.write_bytes(png_bytes(picture))
-            paths.append(path)
     return paths

@@ -12,7 +12,7 @@ from konomi.data.buckets import Bucket
 from konomi.data.images import read_image
 from konomi.data.manifest import Record
 from konomi.errors import DataError, RecipeError
-from konomi.methods.method import Needs
+from konomi.methods.method import Needs, for_width
 from konomi.methods.preservation import class_prompt
 from konomi.models.base import BaseModel
 from konomi.models.clip import load_clip
@@ -51,7 +51,7 @@ def with_identifier_captions(recipe: Recipe, needs: Needs) -> Recipe:
     return replace(recipe, data=replace(recipe.data, sources=sources))
 
 
-def with_prior(recipe: Recipe, needs: Needs, records: Sequence[Record]) -> Recipe:
+def with_prior(recipe: Recipe, needs: Needs, records: Sequence[Record], base: BaseModel) -> Recipe:
     """With `prior.source` and `prior.count` filled in.
 
     Raises RecipeError where the method cannot do what is asked, or the identifier or class noun it takes is not known.
@@ -83,7 +83,9 @@ def with_prior(recipe: Recipe, needs: Needs, records: Sequence[Record]) -> Recip
             f"{_proposed(recipe, training)} Say --class NOUN (class_noun of the source), or prior.source=none to train "
             "without the class."
         )
-    count = prior.count or min(max(10 * len(training), 20), 200)
+    # The paper's supplement draws about as many as there are steps, Custom Diffusion 200; usual are 100 to 200.
+    least, each = for_width(base, published=(100, 40), narrow=(20, 10))
+    count = prior.count or min(max(each * len(training), least), 200)
     return replace(recipe, prior=replace(prior, source=source, count=count))
 
 

@@ -1,85 +1,90 @@
-"""`train` and `resume`: the run folder, the loop, and what happens between two steps."""
+"""`train` and `resume`: the loop, and what happens between two steps."""
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
-from konomi.config.load import read_recipe, write_recipe
 from konomi.config.recipe import Recipe
+from konomi.config.sections import RunConfig
 from konomi.data.batch import Examples
 from konomi.data.loader import BatchStream
-from konomi.data.manifest import write_manifest
-from konomi.errors import KonomiError, RecipeError, RunError
-from konomi.methods import METHODS
+from konomi.errors import RecipeError, RunError
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.method import Phase
 from konomi.models.memory import apply_memory_options
 from konomi.models.modes import evaluating
-from konomi.storage.atomic import check_free_space, explained, sweep_temporaries, write_text
+from konomi.storage.atomic import check_free_space, explained, sweep_temporaries
 from konomi.storage.lock import RunLock
 from konomi.tasks.class_images import draw_class_images, with_class_images
 from konomi.tasks.preparing import Job, held_out_stream, open_stream, place, prepare
 from konomi.tasks.previewing import draw_previews
-from konomi.tasks.saving import check_way_is_free, save_result
-from konomi.training.checkpoint import MARGIN, Checkpoint, checkpoint_paths, newest_good, write_checkpoint
+from konomi.tasks.run_folder import moved, new_run_folder, note_result, recipe_of_run, still_missing, write_inputs
+from konomi.tasks.saving import check_way_is_free, result_path, save_result
+from konomi.training.checkpoint import MARGIN, Checkpoint, newest_good, write_checkpoint
 from konomi.training.events import Checkpointed, Event, Finished, Previewed, Saved, Started, Step, Validated, Warned
 from konomi.training.identity import check_same_run, run_identity
 from konomi.training.log import cut_log, logged
+from konomi.training.optional_work import optional_work
 from konomi.training.stop import Stop, stop_on_signals
-from konomi.training.trackers import TRACKERS
 from konomi.training.trackers.tracker import TrackedRun
 from konomi.training.tracking import Tracking, chosen_trackers
 from konomi.training.trainer import Trainer
 from konomi.training.validation import spread_timesteps, validation_loss
 
-METHOD_CONFIGS = tuple(method.config_type for method in METHODS)
-TRACKED = tuple(tracker.name for tracker in TRACKERS)
-OUTPUTS = ("checkpoints", "previews", *TRACKED, "log.jsonl", "recipe.toml", "manifest.jsonl")
+AT_THE_END = ("result", "validation", "previews")
+"""What a run leaves behind after its last step, in this order."""
 
 
 def train(recipe: Recipe, *, overwrite: bool = False) -> Iterator[Event]:
-    """Train; yields events until `Finished`. Closing the iterator cancels, SIGINT and SIGTERM save and end.
+    """Train; yields events until `Finished`. Closing the iterator cancels. SIGINT and SIGTERM end at once before the
+    first step, and later save and end.
 
     Raises KonomiError for anything the user can mend, before the first step wherever that can be known.
     """
-    job = prepare(recipe)
-    folder = _new_run_folder(job, overwrite=overwrite)
-    check_way_is_free(job, folder, replace=overwrite)
-    job = replace(job, recipe=replace(job.recipe, run=replace(job.recipe.run, output=str(folder))))
-    yield from _run(job, folder, resuming=False, allow_changes=False)
+    with stop_on_signals() as stop:
+        job = prepare(recipe)
+        folder = new_run_folder(job, overwrite=overwrite)
+        check_way_is_free(job, folder, replace=overwrite)
+        job = replace(job, recipe=moved(job.recipe, folder))
+        yield from _run(job, folder, stop, resuming=False, allow_changes=False)
 
 
-def resume(run: str | Path, *, steps: int | None = None, allow_changes: bool = False) -> Iterator[Event]:
-    """Go on exactly where a run stopped, up to its total or to a new total `steps`."""
-    run = Path(run)
-    recipe_file = run / "recipe.toml"
-    if not recipe_file.is_file():
-        raise RunError(f"{run}: is not a run folder (no recipe.toml in it). Name the folder that `train` wrote to.")
-    recipe = read_recipe(recipe_file, (), METHOD_CONFIGS)
-    settings = replace(recipe.run, output=str(run))
-    if steps is not None:
-        if steps < 1:
-            raise RecipeError(f"--steps is {steps}; it is a new total, at least 1.")
-        settings = replace(settings, steps=steps, epochs=0)
-    job = prepare(replace(recipe, run=settings))
-    check_way_is_free(job, run, replace=True)
-    yield from _run(job, run, resuming=True, allow_changes=allow_changes)
+def resume(
+    run: str | Path, *, steps: int | None = None, epochs: int | None = None, allow_changes: bool = False
+) -> Iterator[Event]:
+    """Go on exactly where a run stopped, up to its total or to a new total of `steps` or `epochs`. Where all steps are
+    done, what is missing of result, validation and previews is made up for."""
+    with stop_on_signals() as stop:
+        run = Path(run)
+        recipe = moved(recipe_of_run(run), run)
+        job = prepare(replace(recipe, run=_new_length(recipe.run, steps, epochs)))
+        check_way_is_free(job, run, replace=True)
+        yield from _run(job, run, stop, resuming=True, allow_changes=allow_changes)
 
 
-def _run(job: Job, folder: Path, *, resuming: bool, allow_changes: bool) -> Iterator[Event]:
+def _new_length(run: RunConfig, steps: int | None, epochs: int | None) -> RunConfig:
+    if steps is not None and epochs is not None:
+        raise RecipeError("--steps and --epochs are two ways to name a new total: give one of them.")
+    for name, value in (("steps", steps), ("epochs", epochs)):
+        if value is not None and value < 1:
+            raise RecipeError(f"--{name} is {value}; it is a new total, at least 1.")
+    if steps is None and epochs is None:
+        return run
+    return replace(run, steps=steps or 0, epochs=epochs or 0)
+
+
+def _run(job: Job, folder: Path, stop: Stop, *, resuming: bool, allow_changes: bool) -> Iterator[Event]:
     with ExitStack() as stack:
         stack.callback(job.processes.leave)
-        stop = stack.enter_context(stop_on_signals())
         if job.processes.is_first:
             stack.enter_context(RunLock(folder))
             sweep_temporaries(folder)
             sweep_temporaries(folder / "checkpoints")
+            sweep_temporaries(folder / "previews")
         trackers = chosen_trackers(job.recipe.run.trackers)
         warnings: list[str] = []
         if job.processes.is_first and not resuming:
@@ -92,18 +97,16 @@ def _run(job: Job, folder: Path, *, resuming: bool, allow_changes: bool) -> Iter
         job = with_class_images(job)
         identity = run_identity(job.recipe, job.manifest, _base_fingerprint(job))
         checkpoint = None
+        missing: tuple[str, ...] = AT_THE_END
         if resuming:
-            checkpoint = newest_good(folder / "checkpoints", warn=warnings.append)
+            checkpoint = newest_good(folder / "checkpoints", warn=warnings.append, most_bytes=_most_bytes(job))
             warnings += check_same_run(checkpoint.run, identity, allow_changes=allow_changes)
-            if checkpoint.state.numbers["step"] >= job.total_steps:
-                raise RunError(
-                    f"{folder}: all {job.total_steps} steps are done. `konomi resume {folder} --steps N` goes on to N."
-                )
+            missing = _to_do(job, folder, checkpoint)
         job.processes.wait()
-        events = _events(job, folder, stop, checkpoint, identity)
+        events = _events(job, folder, stop, checkpoint, identity, missing)
         if job.processes.is_first:
             with explained(folder):
-                _write_inputs(job, folder)
+                write_inputs(job, folder)
             # A run that died before its first checkpoint has left lines as well.
             done = 0 if checkpoint is None else checkpoint.state.numbers["step"]
             cut_log(folder, done)
@@ -115,8 +118,32 @@ def _run(job: Job, folder: Path, *, resuming: bool, allow_changes: bool) -> Iter
         job.processes.wait()
 
 
+def _to_do(job: Job, folder: Path, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What is to be made after the last step; less than everything where a run was cut off after it.
+
+    Raises RunError where there is nothing left to do, or the total lies behind.
+    """
+    done, run = checkpoint.state.numbers["step"], job.recipe.run
+    if done < job.total_steps:
+        return AT_THE_END
+    longer = f"`konomi resume {folder} --steps N` goes on to N steps."
+    if done > job.total_steps:
+        raise RunError(f"{folder}: {done} steps are done already, more than {job.total_steps}. {longer}")
+    validated = bool(run.validate_every and job.held_out.records)
+    missing = still_missing(job, folder, checkpoint, previews=bool(run.preview_every), validated=validated)
+    if not missing:
+        result = result_path(job, folder, run.name)
+        raise RunError(f"{folder}: all {done} steps are done, and nothing is missing: {result.name} is there. {longer}")
+    return tuple(missing)
+
+
 def _events(
-    job: Job, folder: Path, stop: Stop, checkpoint: Checkpoint | None, identity: dict[str, Any]
+    job: Job,
+    folder: Path,
+    stop: Stop,
+    checkpoint: Checkpoint | None,
+    identity: dict[str, Any],
+    missing: tuple[str, ...],
 ) -> Iterator[Event]:
     stream: BatchStream | None = None
     for news in open_stream(job):
@@ -129,8 +156,8 @@ def _events(
             raise KeyboardInterrupt
     if stream is None:
         raise AssertionError("open_stream ends with a stream")
-    work = Between(job, folder, identity)
-    work.measure_base(checkpoint)
+    work = Between(job, folder, identity, stop, missing)
+    yield from work.measure_base(checkpoint)
     phases = job.method.plan()
     try:
         yield from _loop(job, work, phases, stream, stop, checkpoint)
@@ -156,6 +183,7 @@ def _loop(
     )
     if checkpoint is not None:
         trainer.restore(checkpoint.state)
+        work.checkpoint = checkpoint.path
     work.trainer = trainer
     work.check_space()
     work.modules = tuple(module for phase in phases for module in phase.modules)
@@ -169,6 +197,7 @@ def _loop(
     )
     if trainer.step == 0:
         yield from work.look()
+    stop.saves = True
     for event in trainer.run(stream, stop=stop, rest_at=work.is_due):
         yield event
         if isinstance(event, Step):
@@ -183,7 +212,12 @@ class Between:
     job: Job
     folder: Path
     identity: dict[str, Any]
+    stop: Stop
+    missing: tuple[str, ...] = AT_THE_END
+    """What is to be made after the last step."""
     trainer: Trainer = field(init=False)
+    checkpoint: Path | None = None
+    """The last one written or resumed from."""
     modules: tuple[nn.Module, ...] = ()
     """What the phases put into training mode, dropout among it."""
     held_out: list[Examples] = field(default_factory=list)
@@ -194,19 +228,21 @@ class Between:
         every = (run.checkpoint_every, run.save_every, run.preview_every, run.validate_every)
         return any(period and step % period == 0 for period in every)
 
-    def measure_base(self, checkpoint: Checkpoint | None) -> None:
+    def measure_base(self, checkpoint: Checkpoint | None) -> Iterator[Event]:
         """The validation loss of the untouched base, before anything is attached; a resumed run remembers it."""
         if not self.job.recipe.run.validate_every or not self.job.processes.is_first:
             return
         stream = held_out_stream(self.job)
         if stream is None:
             return
-        self.held_out = [passes[0].subject for passes in stream.iterate(0, stream.steps_per_epoch)]
-        if checkpoint is not None and "validation_base" in checkpoint.run:
-            self.base_loss = checkpoint.run["validation_base"]
-        else:
-            self.base_loss = self._validation_loss()
-        self.identity["validation_base"] = self.base_loss
+        notes: list[str] = []
+        with optional_work("the base could not be measured, and nothing will be validated", notes):
+            held_out = [passes[0].subject for passes in stream.iterate(0, stream.steps_per_epoch)]
+            known = None if checkpoint is None else checkpoint.run.get("validation_base")
+            self.base_loss = known if isinstance(known, float) else self._validation_loss(held_out)
+            self.identity["validation_base"] = self.base_loss
+            self.held_out = held_out
+        yield from map(Warned, notes)
 
     def after(self, step: int) -> Iterator[Event]:
         """After a step's event has been passed on. The last step is `finish`'s."""
@@ -236,17 +272,22 @@ class Between:
         if not self.job.processes.is_first:
             yield Finished(self.trainer.step, "", interrupted)
             return
-        yield self._checkpoint()
-        path = ""
-        if not interrupted:
-            saved = self._save(final=True)
-            path = saved.path
-            yield saved
-            if self.job.recipe.run.validate_every:
-                yield from self._validate()
-            if self.job.recipe.run.preview_every:
-                yield from self._preview()
-        yield Finished(self.trainer.step, path, interrupted)
+        last = self._checkpoint()
+        yield last
+        if interrupted:
+            yield Finished(self.trainer.step, "", interrupted)
+            return
+        path = result_path(self.job, self.folder, self.job.recipe.run.name)
+        if "result" in self.missing:
+            yield self._save(final=True)
+            note_result(Path(last.path), path)
+        # Nothing is left to save: whoever does not want to wait for the rest may end it at once.
+        self.stop.saves = False
+        if "validation" in self.missing and self.job.recipe.run.validate_every:
+            yield from self._validate()
+        if "previews" in self.missing and self.job.recipe.run.preview_every:
+            yield from self._preview()
+        yield Finished(self.trainer.step, str(path))
 
     def check_space(self) -> None:
         """Raises RunError if not even the weights of a checkpoint fit on the disk: better known before step 1."""
@@ -255,6 +296,10 @@ class Between:
             check_free_space(self.folder, weights + MARGIN)
 
     def _checkpoint(self) -> Checkpointed:
+        done = self.checkpoint
+        if done is not None and done.name == f"step-{self.trainer.step:06d}":
+            # Writing it once more would move the good one aside, and a kill in that moment would lose it.
+            return Checkpointed(self.trainer.step, str(done))
         if not (self.folder / "recipe.toml").is_file():
             # Writing would make it anew, without what a run needs to be resumed.
             raise RunError(
@@ -263,6 +308,7 @@ class Between:
             )
         keep = self.job.recipe.run.keep_checkpoints
         path = write_checkpoint(self.folder / "checkpoints", self.trainer.state(), self.identity, keep=keep)
+        self.checkpoint = path
         return Checkpointed(self.trainer.step, str(path))
 
     def _save(self, *, final: bool) -> Saved:
@@ -272,69 +318,40 @@ class Between:
         return Saved(self.trainer.step, str(path))
 
     def _validate(self) -> Iterator[Event]:
-        if self.held_out:
-            with self.trainer.weights_for_use():
-                loss = self._validation_loss()
+        if not self.held_out:
+            return
+        notes: list[str] = []
+        loss = None
+        with optional_work(f"step {self.trainer.step} could not be validated", notes), self.trainer.weights_for_use():
+            loss = self._validation_loss(self.held_out)
+        yield from map(Warned, notes)
+        if loss is not None:
             yield Validated(self.trainer.step, loss, self.base_loss)
 
-    def _validation_loss(self) -> float:
+    def _validation_loss(self, held_out: Sequence[Examples]) -> float:
         recipe = self.job.recipe
         objective = recipe.objective
         timesteps = spread_timesteps(recipe.validation.timesteps, objective.min_timestep, objective.max_timestep)
         loss = DenoisingLoss(self.job.base, recipe)
         with evaluating(*self.modules):
-            return validation_loss(loss, self.held_out, timesteps, self.job.processes.device)
+            return validation_loss(loss, held_out, timesteps, self.job.processes.device)
 
     def _preview(self) -> Iterator[Event]:
-        try:
-            with self.trainer.weights_for_use():
-                paths = draw_previews(self.job, self.job.method.export(), self.folder / "previews", self.trainer.step)
-        except (KonomiError, OSError, torch.OutOfMemoryError) as problem:
-            # A preview is worth nothing beside the run: what was learned is safe, and training goes on.
-            yield Warned(f"the previews of step {self.trainer.step} could not be drawn: {problem}")
-            return
-        yield Previewed(self.trainer.step, tuple(map(str, paths)))
+        notes: list[str] = []
+        paths: list[Path] = []
+        # What was learned is safe by now: checkpoints and results come first.
+        step = self.trainer.step
+        with optional_work(f"the previews of step {step} could not be drawn", notes), self.trainer.weights_for_use():
+            paths = draw_previews(self.job, self.job.method.export(), self.folder / "previews", step)
+        yield from map(Warned, notes)
+        if paths:
+            yield Previewed(step, tuple(map(str, paths)))
 
 
-def _new_run_folder(job: Job, *, overwrite: bool) -> Path:
-    """The folder asked for, or the next free one below `runs/`. Raises RunError if it holds a run already."""
-    asked = job.recipe.run.output
-    folder = Path(asked) if asked else _next_free(Path("runs") / job.recipe.run.name)
-    if job.processes.is_first:
-        with explained(folder):
-            if checkpoint_paths(folder / "checkpoints") and not overwrite:
-                raise RunError(
-                    f"{folder}: holds a run already. `konomi resume {folder}` goes on with it; another --output starts "
-                    "a new one; --overwrite replaces it."
-                )
-            folder.mkdir(parents=True, exist_ok=True)
-            if overwrite:
-                _clear(folder)
-    return folder
-
-
-def _next_free(folder: Path) -> Path:
-    candidate, number = folder, 1
-    while candidate.exists():
-        number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
-    return candidate
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run wrote here, and nothing else. Not while it still runs."""
-    with RunLock(folder):
-        for name in OUTPUTS:
-            path = folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _write_inputs(job: Job, folder: Path) -> None:
-    write_text(folder / "recipe.toml", write_recipe(job.recipe))
-    write_manifest(job.manifest, folder / "manifest.jsonl")
+def _most_bytes(job: Job) -> float:
+    """More than any optimiser's state of any adapter or of all weights takes, and little enough to be read."""
+    modules = (job.base.denoiser, job.base.vae, *job.base.text_encoders.values())
+    return 2.0**30 + 256.0 * sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
 def _base_fingerprint(job: Job) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from konomi.storage.atomic import explained, write_text
+from konomi.errors import FileFormatError, RunError
+from konomi.storage.atomic import explained, write_file
+from konomi.storage.regular import check_regular
 from konomi.training.events import Event, Finished, Previewed, Step, Validated, Warned
 from konomi.training.trackers.tracker import Tracker
 from konomi.training.tracking import Tracking
@@ -19,24 +21,35 @@ NAME = "log.jsonl"
 def cut_log(run: Path, step: int) -> None:
     """Drop entries after `step`: a resumed run does those steps again. Lines a crash cut short go too."""
     path = run / NAME
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return
-    kept = []
-    with explained(path):
-        lines = path.read_bytes().splitlines()
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and entry.get("step", 0) <= step:
-            kept.append(line.decode("utf-8"))
-    write_text(path, "".join(line + "\n" for line in kept))
+    try:
+        check_regular(path, "log of a run")
+    except FileFormatError as strange:
+        raise RunError(f"{strange} Remove it.") from strange
+    # Written line by line: a long run's log is not held in memory.
+    with explained(path), write_file(path) as temporary, temporary.open("wb") as kept, path.open("rb") as lines:
+        for line in lines:
+            entry = _entry(line)
+            if entry is not None and entry["step"] <= step:
+                kept.write(line.rstrip(b"\r\n") + b"\n")
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The entries so far."""
-    return [json.loads(line) for line in (run / NAME).read_text(encoding="utf-8").splitlines()]
+    """The entries so far; lines that are none are left out."""
+    with (run / NAME).open("rb") as lines:
+        return [entry for line in lines if (entry := _entry(line)) is not None]
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """A line's entry, with a whole number as its `step` (0 where it names none); None if it is no entry."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict) or type(entry.setdefault("step", 0)) is not int:
+        return None
+    return entry
 
 
 def logged(

@@ -10,10 +10,16 @@ from torch.optim import Optimizer
 from konomi.config.sections import OptimizerConfig
 from konomi.errors import MissingExtraError, RunError
 from konomi.methods.method import ParameterGroup
+from konomi.training.adafactor import Adafactor
 from konomi.training.adamw8bit import make_adamw8bit
 from konomi.training.fused_adamw import FUSED_DEVICES, FusedAdamW
+from konomi.training.prodigy import make_prodigy
+from konomi.training.state_check import same_kind
 
-AnyOptimizer = Optimizer | FusedAdamW
+AnyOptimizer = Optimizer | FusedAdamW | Adafactor
+
+_LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "z")
+"""Names of moments that have their parameter's shape in every optimiser that has them."""
 
 
 def make_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig, device: torch.device) -> AnyOptimizer:
@@ -32,7 +38,7 @@ def make_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig, de
             return FusedAdamW(settings, betas=config.betas)
         return torch.optim.AdamW(settings, betas=config.betas)
     if config.kind == "adafactor":
-        return torch.optim.Adafactor(settings)
+        return Adafactor(settings)
     return _optional_optimizer(settings, config, device)
 
 
@@ -47,9 +53,7 @@ def _optional_optimizer(settings: list[dict[str, Any]], config: OptimizerConfig,
 
             made = Lion(settings, betas=config.betas)
         elif config.kind == "prodigy":
-            from prodigyopt import Prodigy
-
-            made = Prodigy(settings, lr=1.0, betas=config.betas, safeguard_warmup=config.warmup > 0)
+            made = make_prodigy(settings, config.betas, warmup=config.warmup > 0)
         else:
             from schedulefree import AdamWScheduleFree
 
@@ -59,6 +63,12 @@ def _optional_optimizer(settings: list[dict[str, Any]], config: OptimizerConfig,
         name = package.get(config.kind, "schedulefree")
         raise MissingExtraError(name, "optimizers", f"optimizer.kind = {config.kind!r}") from missing
     return made
+
+
+def rate_in_use(optimizer: AnyOptimizer) -> float:
+    """The first group's learning rate in the last step; Prodigy's is a factor of the step size that it found."""
+    group = optimizer.param_groups[0]
+    return float(group["lr"]) * float(group.get("d", 1.0))
 
 
 def set_training(optimizer: AnyOptimizer, training: bool) -> None:
@@ -95,12 +105,19 @@ def restore_optimizer(
     tensors: Mapping[str, Tensor],
     numbers: Mapping[str, Any],
 ) -> None:
-    """Put back what `optimizer_state` took. Raises RunError if the groups differ."""
+    """Put back what `optimizer_state` took. Raises RunError if it is the state of another optimiser."""
     if len(numbers["groups"]) != len(optimizer.param_groups):
         raise RunError("the checkpoint's optimiser has other parameter groups than this recipe's.")
     by_name = {name: parameter for parameter, name in names.items()}
+    owners = {*by_name, *(f"group-{index}" for index in range(len(optimizer.param_groups)))}
+    if strange := [name for name in tensors if name.rpartition("/")[0] not in owners]:
+        raise RunError(f"the checkpoint's optimiser knows {strange[0]}, which this recipe does not train.")
+    if strange := [name for name in numbers["parameters"] if name not in by_name]:
+        raise RunError(f"the checkpoint's optimiser knows {strange[0]}, which this recipe does not train.")
     for name, tensor in tensors.items():
         owner, key = name.rsplit("/", 1)
+        if key in _LIKE_PARAMETER and owner in by_name and tensor.shape != by_name[owner].shape:
+            raise RunError(f"the checkpoint's {name} has the shape {list(tensor.shape)}, which its parameter has not.")
         if owner in by_name:
             parameter = by_name[owner]
             # Step counters of fused optimisers live on the CPU or the device as the optimiser itself put them.
@@ -113,6 +130,9 @@ def restore_optimizer(
         optimizer.state[by_name[name]].update(values)
     for group, values in zip(optimizer.param_groups, numbers["groups"], strict=True):
         rate, decay = group["lr"], group["weight_decay"]
+        for key, value in values.items():
+            if key in group and group[key] is not None and not same_kind(group[key], value):
+                raise RunError(f"the checkpoint's optimiser has {key} = {value!r}, which is no such setting.")
         group.update(values)
         # The recipe decides these; the check against the checkpoint's recipe has already been made.
         group["lr"], group["weight_decay"] = rate, decay

@@ -1,4 +1,5 @@
-"""Stopping on request: the first Ctrl-C or SIGTERM saves and ends, the second ends at once."""
+"""Stopping on request. Before the first step there is nothing to save: Ctrl-C or SIGTERM ends at once. From then on
+the first saves and ends, the second ends at once."""
 
 import signal
 import threading
@@ -12,6 +13,8 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested = False
+        self.saves = False
+        """Whether a request is heeded: steps are being done, and what they learned is worth saving."""
 
     def request(self) -> None:
         """Finish the step at hand, save, and end."""
@@ -20,14 +23,15 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM set the flag; a second one is immediate. Outside the main thread only the flag works."""
+    """SIGINT and SIGTERM raise KeyboardInterrupt until `stop.saves` is set; then the first sets the flag, and a second
+    one is immediate. Outside the main thread only the flag works."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
+        if stop.requested or not stop.saves:
             raise KeyboardInterrupt
         stop.request()
 

@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import util
 
 from konomi.errors import MissingExtraError
+from konomi.training.optional_work import reason_of
 from konomi.training.trackers import TRACKERS
 from konomi.training.trackers.tracker import TrackedRun, Tracker
 
@@ -54,8 +55,7 @@ class Tracking:
         while self.waiting and self.waiting[0].done():
             error = self.waiting.popleft().exception()
             if error is not None:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                yield f"{self.kind.name} failed and is switched off ({reason[:300]}). The training is not affected."
+                yield f"{self.kind.name} failed and is switched off ({reason_of(error)}). The training is not affected."
 
     def close(self, *, wait: bool = True) -> None:
         """End the record; once is enough. Without `wait`, what is still waiting is dropped."""

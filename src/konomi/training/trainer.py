@@ -25,10 +25,17 @@ from konomi.training.average import Average
 from konomi.training.events import Step, Warned
 from konomi.training.fused_adamw import FusedAdamW
 from konomi.training.memory import peak_memory
-from konomi.training.optimizers import make_optimizer, optimizer_state, restore_optimizer, set_training
+from konomi.training.optimizers import (
+    make_optimizer,
+    optimizer_state,
+    rate_in_use,
+    restore_optimizer,
+    set_training,
+)
 from konomi.training.processes import Processes
 from konomi.training.readout import Readout
 from konomi.training.schedules import rate_factor
+from konomi.training.state_check import check_numbers, check_same_tensors
 from konomi.training.stop import Stop
 
 
@@ -189,7 +196,7 @@ class Trainer:
             step=self.step,
             epoch=(self.step - 1) // batches.steps_per_epoch,
             loss=math.nan,
-            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+            learning_rate=rate_in_use(self.optimizer),
             seconds=seconds,
             samples_seen=self.samples_seen,
             memory=peak_memory(self.device),
@@ -292,19 +299,22 @@ class Trainer:
         )
 
     def restore(self, state: TrainState) -> None:
-        """Go on from `state`. Raises RunError if its tensors are not those this recipe trains."""
+        """Go on from `state`. Raises RunError if its tensors are not those this recipe trains, or its numbers none."""
+        check_numbers(state.numbers, num_phases=len(self.phases))
         self._begin_phase(state.numbers["phase"])
         weights = {n: p for phase in self.phases for g in phase.groups for n, p in g.parameters.items()}
-        _check_same(weights, state.tensors["weights"])
+        check_same_tensors(weights, state.tensors["weights"], "weights")
         for name, parameter in weights.items():
             parameter.data.copy_(state.tensors["weights"][name])
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.parameters.items()}
         restore_optimizer(self.optimizer, names, state.tensors["optimizer"], state.numbers["optimizer"])
         if self.average is not None:
+            check_same_tensors(self.average.tensors, state.tensors.get("average", {}), "averages")
             for name, tensor in self.average.tensors.items():
                 tensor.copy_(state.tensors["average"][name])
             self.average.updates = state.numbers["average_updates"]
-        self.scaler.load_state_dict(state.numbers["scaler"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state.numbers["scaler"])
         self.step = state.numbers["step"]
         self.samples_seen = state.numbers["samples_seen"]
         self.accumulation = state.numbers["accumulation"]
@@ -326,13 +336,3 @@ def _not_finite(event: Step, files: tuple[str, ...], value: float) -> str:
         f"last checkpoint is good. Lower optimizer.learning_rate (now {event.learning_rate:g}), or set "
         "run.precision to bf16 or fp32; then: konomi resume."
     )
-
-
-def _check_same(ours: dict[str, nn.Parameter], theirs: dict[str, Tensor]) -> None:
-    different = sorted(set(ours) ^ set(theirs))
-    different += [n for n in ours if n in theirs and ours[n].shape != theirs[n].shape]
-    if different:
-        raise RunError(
-            f"the checkpoint trains other weights than this recipe ({len(different)} differ, first: {different[0]}). "
-            "Resume with the recipe the run was started with."
-        )

@@ -110,6 +110,44 @@ def test_each_mistake_is_one_line_and_1(photos, capsys, arguments, line):
     assert "Traceback" not in output.err
 
 
+class Unsayable(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("a\nb"), RecursionError("deep"), MemoryError(), OSError(5, "odd"), Unsayable()]
+)
+def test_an_unexpected_error_is_one_line_and_a_file(monkeypatch, capsys, tmp_path, error):
+    def broken(arguments):
+        raise error
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("konomi.cli.machine.doctor", broken)
+    assert main(["doctor"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    (details,) = (tmp_path / "konomi").iterdir()
+    assert type(error).__name__ in line
+    assert str(details) in line
+    assert "Traceback" in details.read_text()
+    monkeypatch.setenv("KONOMI_DEBUG", "1")
+    with pytest.raises(type(error)):
+        main(["doctor"])
+
+
+def test_an_unexpected_error_with_nowhere_to_write_is_still_one_line(monkeypatch, capsys, tmp_path):
+    def broken(arguments):
+        raise TypeError("odd")
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("konomi.cli.failure.tempfile.gettempdir", lambda: str(tmp_path / "file"))
+    monkeypatch.setattr("konomi.cli.machine.doctor", broken)
+    assert main(["doctor"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "KONOMI_DEBUG" in line
+
+
 def test_debug_keeps_the_traceback(photos, monkeypatch):
     monkeypatch.setenv("KONOMI_DEBUG", "1")
     with pytest.raises(Exception, match="no such recipe"):

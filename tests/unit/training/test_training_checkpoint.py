@@ -1,11 +1,13 @@
 import errno
 import json
 import os
+import stat
 
 import pytest
 import torch
 
 from konomi.errors import FileFormatError, RunError
+from konomi.storage.hashing import sha256_file
 from konomi.training.checkpoint import checkpoint_paths, newest_good, read_checkpoint, write_checkpoint
 from konomi.training.trainer import TrainState
 
@@ -138,3 +140,67 @@ def test_too_little_space_is_said_before_anything_is_touched(tmp_path, monkeypat
         write_checkpoint(tmp_path, state(2), RUN, keep=1)
     assert read_checkpoint(earlier).state.numbers["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def hostile(checkpoint, name):
+    manifest = checkpoint / "manifest.json"
+    sums = json.loads(manifest.read_text())
+    if name == "pipe":
+        (checkpoint / "weights.safetensors").unlink()
+        os.mkfifo(checkpoint / "weights.safetensors")
+    elif name == "link":
+        (checkpoint / "weights.safetensors").unlink()
+        (checkpoint / "weights.safetensors").symlink_to("/dev/zero")
+    elif name == "huge":
+        with (checkpoint / "state.json").open("wb") as file:
+            file.truncate(2**40)
+    elif name == "hole":
+        header = json.dumps({"a": {"dtype": "U8", "shape": [2**40], "data_offsets": [0, 2**40]}}).encode()
+        with (checkpoint / "weights.safetensors").open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(8 + len(header) + 2**40)
+    elif name == "deep":
+        (checkpoint / "manifest.json").write_text('{"a":' * 100_000)
+    elif name == "manifest pipe":
+        manifest.unlink()
+        os.mkfifo(manifest)
+    else:
+        manifest.write_text(json.dumps(sums | {name: "00"}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/dev/zero",
+        "../../../recipe.toml",
+        "a/b.json",
+        "x\x1b[2J.json",
+        "pipe",
+        "link",
+        "huge",
+        "hole",
+        "deep",
+        "manifest pipe",
+    ],
+)
+def test_a_checkpoint_from_elsewhere_opens_nothing_but_its_own_files(tmp_path, name, monkeypatch):
+    hostile(write_checkpoint(tmp_path, state(1), RUN, keep=1), name)
+    opened = []
+    monkeypatch.setattr("konomi.training.checkpoint.sha256_file", lambda path: opened.append(path) or sha256_file(path))
+    warnings = []
+    with pytest.raises(RunError, match="all 1 checkpoints are damaged"):
+        newest_good(tmp_path, warn=warnings.append, most_bytes=2**20)
+    assert len(warnings) == 1
+    assert not any(stat.S_ISFIFO(path.lstat().st_mode) or path.is_symlink() for path in opened)
+
+
+def test_a_damaged_later_checkpoint_never_outlives_a_good_one(tmp_path):
+    def write(step):
+        return write_checkpoint(tmp_path, state(step), RUN, keep=1)
+
+    damaged = write(1_000_000)
+    (damaged / "state.json").write_text("")
+    write(999_999)
+    assert [path.name for path in checkpoint_paths(tmp_path)] == ["step-999999"]
+    write(1_000_001)
+    assert [path.name for path in checkpoint_paths(tmp_path)] == ["step-1000001"]

@@ -82,3 +82,96 @@ def test_fused_adamw_is_torchs_bit_for_bit(found_inf):
         b.step()
         assert all(torch.equal(p, q) for p, q in zip(ours, theirs))
     assert all(torch.equal(a.state[p][k], b.state[q][k]) for p, q in zip(ours, theirs) for k in b.state[q])
+
+
+def shapes_and_gradients(steps=5):
+    g = torch.Generator().manual_seed(3)
+    shapes = ((7, 5), (6,), (4, 3))
+    return [torch.randn(shape, generator=g) for shape in shapes], [
+        [torch.randn(shape, generator=g) for shape in shapes] for _ in range(steps)
+    ]
+
+
+def test_adafactor_is_transformers_own_without_scaling_by_the_parameter():
+    transformers = pytest.importorskip("transformers.optimization")
+    starts, gradients = shapes_and_gradients()
+    ours, theirs = ([nn.Parameter(start.clone()) for start in starts] for _ in range(2))
+    groups = lambda ps: [{"params": ps[:1], "lr": 0.1}, {"params": ps[1:], "lr": 0.02}]
+    a = make_optimizer(
+        [
+            ParameterGroup("a", {"0": ours[0]}, 0.1),
+            ParameterGroup("b", dict(zip("12", ours[1:])), 0.02),
+        ],
+        OptimizerConfig(kind="adafactor", weight_decay=0.3),
+        CPU,
+    )
+    b = transformers.Adafactor(
+        groups(theirs), scale_parameter=False, relative_step=False, warmup_init=False, weight_decay=0.3
+    )
+    for step in gradients:
+        for p, q, gradient in zip(ours, theirs, step):
+            p.grad, q.grad = gradient.clone(), gradient.clone()
+        a.step()
+        b.step()
+    for p, q in zip(ours, theirs):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+def test_adafactor_moves_what_starts_at_zero_by_its_rate():
+    """B of a LoRA: torch's own Adafactor takes a thousandth of the rate there."""
+    zero = nn.Parameter(torch.zeros(8, 4))
+    optimizer = make_optimizer([ParameterGroup("b", {"b": zero}, 1e-3)], OptimizerConfig(kind="adafactor"), CPU)
+    zero.grad = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    assert 3e-4 < zero.detach().square().mean().sqrt() <= 1.001e-3
+
+
+def test_adafactor_keeps_a_mean_for_each_row_and_column():
+    weight = nn.Parameter(torch.ones(6, 4, 3, 3))
+    optimizer = make_optimizer([ParameterGroup("w", {"w": weight}, 1e-3)], OptimizerConfig(kind="adafactor"), CPU)
+    weight.grad = torch.ones(6, 4, 3, 3)
+    optimizer.step()
+    assert {k: tuple(v.shape) for k, v in optimizer.state[weight].items() if k != "step"} == {
+        "exp_avg_sq_row": (6,),
+        "exp_avg_sq_col": (36,),
+    }
+
+
+def prodigy_run(rates, *, decay=0.0, theirs=False):
+    """Where two parameters end that minimise distances to fixed points, and the step size found."""
+    prodigyopt = pytest.importorskip("prodigyopt")
+    a, b = nn.Parameter(torch.full((6,), 0.5)), nn.Parameter(torch.zeros(4))
+    if theirs:
+        optimizer = prodigyopt.Prodigy([{"params": [a]}, {"params": [b]}], lr=rates[0], weight_decay=decay)
+    else:
+        groups = [ParameterGroup(name, {name: p}, rate) for name, p, rate in zip("ab", (a, b), rates)]
+        optimizer = make_optimizer(groups, OptimizerConfig(kind="prodigy", weight_decay=decay), CPU)
+    for _ in range(60):
+        loss = (a - torch.arange(6.0)).square().sum() + (b - 2.0).abs().sum()
+        a.grad, b.grad = torch.autograd.grad(loss, (a, b))
+        optimizer.step()
+    assert [group["lr"] for group in optimizer.param_groups] == list(rates)
+    return a.detach(), b.detach(), optimizer.param_groups[0]["d"]
+
+
+def test_prodigy_with_one_rate_is_prodigyopt_bit_for_bit():
+    ours, theirs = prodigy_run((0.7, 0.7), decay=0.01), prodigy_run((0.7, 0.7), decay=0.01, theirs=True)
+    assert torch.equal(ours[0], theirs[0])
+    assert torch.equal(ours[1], theirs[1])
+    assert ours[2] == theirs[2]
+
+
+def test_prodigys_groups_go_their_share_of_the_way():
+    _, b, d = prodigy_run((1.0, 0.0))
+    assert torch.equal(b, torch.zeros(4))
+    assert d > 1e-3
+    # A first step of the second group alone, against the formula: d0 x rate x bias correction, sign of the gradient.
+    b = nn.Parameter(torch.zeros(3))
+    a = nn.Parameter(torch.zeros(3))
+    optimizer = make_optimizer(
+        [ParameterGroup("a", {"a": a}, 1.0), ParameterGroup("b", {"b": b}, 0.25)], OptimizerConfig(kind="prodigy"), CPU
+    )
+    a.grad, b.grad = torch.ones(3), torch.ones(3)
+    optimizer.step()
+    torch.testing.assert_close(b.detach(), 0.25 * a.detach())
+    assert (a < 0).all()

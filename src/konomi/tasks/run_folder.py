@@ -1,0 +1,130 @@
+"""The run folder: found or made, what it says of the run, and what lies in it."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from konomi.config.load import read_recipe, write_recipe
+from konomi.config.recipe import Recipe
+from konomi.data.manifest import write_manifest
+from konomi.errors import FileFormatError, RunError
+from konomi.methods import METHODS
+from konomi.storage.atomic import explained, write_text
+from konomi.storage.lock import RunLock
+from konomi.storage.regular import check_regular, read_small
+from konomi.tasks.preparing import Job
+from konomi.tasks.previewing import preview_paths
+from konomi.tasks.saving import result_path
+from konomi.training.checkpoint import Checkpoint, checkpoint_paths
+from konomi.training.log import read_log
+from konomi.training.trackers import TRACKERS
+
+METHOD_CONFIGS = tuple(method.config_type for method in METHODS)
+TRACKED = tuple(tracker.name for tracker in TRACKERS)
+OUTPUTS = ("checkpoints", "previews", *TRACKED, "log.jsonl", "recipe.toml", "manifest.jsonl")
+RESULT_NOTE = "result.json"
+"""In the last checkpoint's folder: which result file was written from it."""
+_MAX_RECIPE = 4 * 2**20
+_MAX_NOTE = 2**16
+
+
+def new_run_folder(job: Job, *, overwrite: bool) -> Path:
+    """The folder asked for, or the next free one below `runs/`. Raises RunError if it holds a run already."""
+    asked = job.recipe.run.output
+    folder = Path(asked) if asked else _next_free(Path("runs") / job.recipe.run.name)
+    if job.processes.is_first:
+        with explained(folder):
+            if checkpoint_paths(folder / "checkpoints") and not overwrite:
+                raise RunError(
+                    f"{folder}: holds a run already. `konomi resume {folder}` goes on with it; another --output starts "
+                    "a new one; --overwrite replaces it."
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                _clear(folder)
+    return folder
+
+
+def recipe_of_run(folder: Path) -> Recipe:
+    """What a run was started with. Raises RunError for a folder that is none, RecipeError for a recipe that is none."""
+    file = folder / "recipe.toml"
+    if not file.is_file():
+        raise RunError(f"{folder}: is not a run folder (no recipe.toml in it). Name the folder that `train` wrote to.")
+    try:
+        size = check_regular(file, "recipe of a run")
+    except FileFormatError as strange:
+        raise RunError(str(strange)) from strange
+    if size > _MAX_RECIPE:
+        raise RunError(f"{file}: is {size} bytes long, far too much for a recipe. It is not read.")
+    return read_recipe(file, (), METHOD_CONFIGS)
+
+
+def write_inputs(job: Job, folder: Path) -> None:
+    """What the run works on, so that it can be resumed and understood."""
+    write_text(folder / "recipe.toml", write_recipe(job.recipe))
+    write_manifest(job.manifest, folder / "manifest.jsonl")
+
+
+def note_result(checkpoint: Path, result: Path) -> None:
+    """Remember that `result` is what the run's last state gave: an earlier one lies under the same name."""
+    write_text(checkpoint / RESULT_NOTE, json.dumps({"result": result.name}))
+
+
+def still_missing(job: Job, folder: Path, checkpoint: Checkpoint, *, previews: bool, validated: bool) -> Sequence[str]:
+    """What a run whose steps are all done has not left behind: "result", "validation", "previews", or nothing.
+
+    `previews`, `validated`: whether the recipe wants those at the end.
+    """
+    missing = []
+    result = result_path(job, folder, job.recipe.run.name)
+    if not result.exists() or _noted_result(checkpoint.path) != result.name:
+        missing.append("result")
+    step = checkpoint.state.numbers["step"]
+    if validated and not any(e["step"] == step and e.get("kind") == "validation" for e in _log(folder)):
+        missing.append("validation")
+    if previews and not all(path.is_file() for path in preview_paths(job, folder / "previews", step)):
+        missing.append("previews")
+    return missing
+
+
+def moved(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe for a run that lies in `folder`."""
+    return replace(recipe, run=replace(recipe.run, output=str(folder)))
+
+
+def _noted_result(checkpoint: Path) -> str:
+    try:
+        note = json.loads(read_small(checkpoint / RESULT_NOTE, _MAX_NOTE, "note of a result"))
+    except (FileFormatError, ValueError, RecursionError):
+        return ""
+    name = note.get("result") if isinstance(note, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def _log(folder: Path) -> list[dict[str, object]]:
+    try:
+        check_regular(folder / "log.jsonl", "log of a run")
+    except FileFormatError:
+        return []
+    return read_log(folder)
+
+
+def _next_free(folder: Path) -> Path:
+    candidate, number = folder, 1
+    while candidate.exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run wrote here, and nothing else. Not while it still runs."""
+    with RunLock(folder):
+        for name in OUTPUTS:
+            path = folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
