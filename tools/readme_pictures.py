@@ -32,7 +32,7 @@ def main(demo: Path) -> None:
                 ]
             )
     pictures = [image for row in range(len(prompts)) for column in columns for image in column[row]]
-    labels = [f"{name} {index + 1}" for name in ("base", "with LoRA") for index in range(EACH)]
+    labels = [f"{name} {index + 1}" for name in ("base", "trained") for index in range(EACH)]
     make_grid(pictures, columns=2 * EACH, column_labels=labels, row_labels=prompts).save(
         IMAGES / "demo.png", optimize=True
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from konomi.evaluation.change import Finding
 from konomi.storage.atomic import write_text
 
 STYLE = """
@@ -31,6 +32,7 @@ td { padding: .3rem .8rem .3rem 0; vertical-align: top }
 .grid th:first-child { min-width: 8rem; max-width: 13rem; vertical-align: middle }
 .grid .soft { font-weight: 400 }
 .grid img { display: block; width: 7.4rem; height: auto; border-radius: 6px; border: 1px solid var(--line) }
+.findings { list-style: none; padding: 0 } .good { color: #2e8b57 } .bad { color: var(--mark) }
 .pair { display: flex; gap: .35rem } svg { max-width: 100%; height: auto }
 """
 
@@ -67,6 +69,10 @@ class Report:
     facts: tuple[tuple[str, str], ...]
     next_steps: tuple[tuple[str, str], ...]
     """(sentence, command)."""
+    findings: tuple[Finding, ...] = ()
+    """What is seen on the pictures, measured."""
+    method: str = ""
+    """How the findings were measured."""
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -74,6 +80,7 @@ def write_report(report: Report, path: Path) -> None:
     parts = [
         f"<h1>{html.escape(report.title)}</h1>",
         f"<p>{html.escape(report.summary)}</p>",
+        _findings(report),
         "<h2>What it learned from</h2>",
         f'<div class="pair scroll">{"".join(_picture(image) for image in report.samples)}</div>',
         *(_grid(grid) for grid in report.grids),
@@ -125,6 +132,17 @@ def loss_curve(losses: Sequence[float], width: int = 720, height: int = 180) -> 
         f'<text x="44" y="{height - 6}">step 1</text>'
         f'<text x="{width - 6}" y="{height - 6}" text-anchor="end">step {len(losses)}</text></g></svg>'
     )
+
+
+def _findings(report: Report) -> str:
+    if not report.findings:
+        return ""
+    marks = {True: ("good", "✓"), False: ("bad", "✗")}
+    items = "".join(
+        f'<li><b class="{marks[one.good][0]}">{marks[one.good][1]}</b> {html.escape(one.text)}</li>'
+        for one in report.findings
+    )
+    return f'<ul class="findings">{items}</ul><p class="soft">{html.escape(report.method)}</p>'
 
 
 def _grid(grid: Grid) -> str:
