@@ -104,6 +104,7 @@ class DreamArtist:
             trains_text=True,
             pixels=self.base.inpainting or self.config.reconstruction > 0,
             makes="lora" if self.config.lora_rank else "embedding",
+            unused=_unused(self.config),
         )
 
     def default_steps(self, num_images: int) -> int:
@@ -214,6 +215,18 @@ class DreamArtist:
             named = {f"{branch}.{name}": parameter for name, parameter in parameters.items()}
             groups.append(ParameterGroup(branch, named, own))
         return tuple(groups)
+
+
+def _unused(config: DreamArtistConfig) -> dict[str, str]:
+    """Settings that another one switches off."""
+    found = {"optimizer.text_learning_rate": "the words learn at optimizer.learning_rate, and nothing else is text."}
+    if not config.lora_rank:
+        reason = "method.lora_rank is 0, so there are no LoRAs."
+        found |= {f"method.{name}": reason for name in ("lora_rate", "negative_lora_rate", "targets")}
+        found["optimizer.weight_decay"] = "words are not pulled towards zero."
+    if config.low_guidance == config.guidance:
+        found["method.low_guidance"] = "it is the same as method.guidance."
+    return found
 
 
 def _word(recipe: Recipe) -> str:

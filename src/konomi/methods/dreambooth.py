@@ -66,7 +66,12 @@ class Dreambooth:
 
     @property
     def needs(self) -> Needs:
-        return replace(self.training.needs, prior="generate", identifier=True)
+        unused = {}
+        if self.config.train == "model":
+            unused["method.rank"] = 'method.train is "model"; only "lora" has a rank.'
+        if not self.config.text_encoder:
+            unused["optimizer.text_learning_rate"] = "method.text_encoder is off, so the text encoder is not trained."
+        return replace(self.training.needs, prior="generate", identifier=True, unused=unused)
 
     def default_steps(self, num_images: int) -> int:
         # The paper: about 1,000 steps, 800 to 1,200 with 3 to 6 images.

@@ -22,6 +22,8 @@ from konomi.methods.method import Needs, ParameterGroup, Phase, Result, Weights,
 from konomi.methods.preservation import PreservingLoss
 from konomi.models.base import BaseModel, Part
 
+_NO_TEXT = "method.text_encoder is off, so the text encoder is not trained."
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FullConfig:
@@ -65,6 +67,7 @@ class Full:
             makes="model",
             predicts_prior=True,
             float32_parts=self.parts,
+            unused={} if self.config.text_encoder else {"optimizer.text_learning_rate": _NO_TEXT},
         )
 
     def default_steps(self, num_images: int) -> int:

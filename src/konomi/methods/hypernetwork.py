@@ -112,7 +112,9 @@ class HypernetworkMethod:
 
     @property
     def needs(self) -> Needs:
-        return Needs(pixels=self.base.inpainting, makes="hypernetwork", predicts_prior=True)
+        return Needs(
+            pixels=self.base.inpainting, makes="hypernetwork", predicts_prior=True, unused=_unused(self.config)
+        )
 
     def default_steps(self, num_images: int) -> int:
         # Thirty times smaller steps than on `tiny` need more of them: web UIs' guides go to ten thousand.
@@ -254,6 +256,18 @@ def _spec(config: HypernetworkConfig) -> Hypernetwork:
         dropout=rates if any(rates) else (),
         facts={"weight_initialization": _FILE_WORDS[config.initialization]},
     )
+
+
+def _unused(config: HypernetworkConfig) -> dict[str, str]:
+    """Settings that have nothing to act on."""
+    found = {"optimizer.text_learning_rate": "a hypernetwork trains no text encoder."}
+    if len(config.structure) == 2 and not config.activate_output:
+        found["method.activation"] = "there is no layer between the first and the last, and activate_output is off."
+    if not any(config.dropout):
+        found["method.dropout"] = "every rate is 0."
+    if config.start:
+        found["method.initialization"] = "the networks go on from method.start."
+    return found
 
 
 def _written(value: object) -> str:

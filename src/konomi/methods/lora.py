@@ -92,7 +92,12 @@ class Lora:
 
     @property
     def needs(self) -> Needs:
-        return Needs(trains_text=self.config.text_rank > 0, pixels=self.base.inpainting, predicts_prior=True)
+        return Needs(
+            trains_text=self.config.text_rank > 0,
+            pixels=self.base.inpainting,
+            predicts_prior=True,
+            unused=_unused(self.config),
+        )
 
     def default_steps(self, num_images: int) -> int:
         # The seed deck's run: 1,400 steps for 14 images. diffusers' DreamBooth guide: 500 for 5.
@@ -178,3 +183,18 @@ class Lora:
         yield self.base.denoiser
         if self.needs.trains_text:
             yield from self.base.text_encoders.values()
+
+
+def _unused(config: LoraConfig) -> dict[str, str]:
+    """Settings that another one switches off."""
+    found: dict[str, str] = {}
+    if not config.targets:
+        found |= {f"method.{name}": "method.targets is empty." for name in ("rank", "alpha")}
+    if not config.conv_rank:
+        found["method.conv_alpha"] = "method.conv_rank is 0, so convolutions are left alone."
+    if not config.text_rank:
+        found["method.text_alpha"] = "method.text_rank is 0, so the text encoder is left alone."
+        found["optimizer.text_learning_rate"] = "method.text_rank is 0, so the text encoder is not trained."
+    if {config.rank if config.targets else 0, config.conv_rank, config.text_rank} <= {0, 1}:
+        found["method.scaling"] = "a rank of 1 is its own root."
+    return found

@@ -71,6 +71,9 @@ class Needs:
     where images have none, and an identifier that is no rare single token is spoken about."""
     float32_parts: tuple[Part, ...] = ()
     """Parts whose own weights are trained: kept in float32 whatever the precision of the computation."""
+    unused: Mapping[str, str] = field(default_factory=dict)
+    """Settings, of the method's own section and others, that do nothing as they stand: path -> why, in a sentence. Told
+    before the first step where they are not at their default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,13 @@ def learning_rates(optimizer: OptimizerConfig, default: float) -> tuple[float, f
     if optimizer.text_learning_rate is not None:
         return rate, optimizer.text_learning_rate
     return rate, rate if optimizer.kind == "prodigy" else rate / 2
+
+
+def placed(reasons: Mapping[str, str], section: str) -> dict[str, str]:
+    """`Needs.unused` of a method that works inside another one, whose settings lie in `section` there."""
+    return {
+        path.replace("method.", f"{section}."): why.replace("method.", f"{section}.") for path, why in reasons.items()
+    }
 
 
 def own_rate(optimizer: OptimizerConfig, rate: float, default: float) -> float:

@@ -20,7 +20,7 @@ from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.methods.lora import Lora, LoraConfig
-from konomi.methods.method import Needs, ParameterGroup, Phase, Result, own_rate, rate_for_width
+from konomi.methods.method import Needs, ParameterGroup, Phase, Result, own_rate, placed, rate_for_width
 from konomi.methods.textual_inversion import TextualInversion, TextualInversionConfig
 from konomi.models.base import BaseModel
 
@@ -70,7 +70,11 @@ class Pivotal:
 
     @property
     def needs(self) -> Needs:
-        return replace(self.lora.needs, trains_text=True)
+        unused = placed(self.inversion.needs.unused, "method.words") | placed(self.lora.needs.unused, "method.lora")
+        # The LoRA decays and has the recipe's rates.
+        for path in ("optimizer.weight_decay", "optimizer.learning_rate"):
+            unused.pop(path, None)
+        return replace(self.lora.needs, trains_text=True, unused=unused)
 
     def default_steps(self, num_images: int) -> int:
         # The pivot need not be found to the last digit: the LoRA does the rest.

@@ -34,6 +34,7 @@ from konomi.methods.denoising import check_objective
 from konomi.methods.method import Method, Needs
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base
+from konomi.tasks.likely_mistakes import likely_mistakes
 from konomi.tasks.prior import (
     ClassImages,
     class_images_of,
@@ -41,6 +42,7 @@ from konomi.tasks.prior import (
     with_identifier_captions,
     with_prior,
 )
+from konomi.tasks.unused_settings import Situation, unused_settings
 from konomi.training.events import Prepared, Warned
 from konomi.training.processes import Processes, find_processes
 from konomi.training.tracking import chosen_trackers
@@ -76,7 +78,7 @@ def prepare(recipe: Recipe) -> Job:
     chosen_trackers(recipe.run.trackers)
     processes = find_processes(recipe.run.device)
     precision = choose_precision(recipe.run.precision, processes.device)
-    recipe = _with_dataset_values(recipe)
+    recipe = asked = _with_dataset_values(recipe)
     base = load_base(recipe.base)
     if recipe.objective.zero_terminal_snr:
         check_objective(base, recipe.objective)
@@ -106,6 +108,15 @@ def prepare(recipe: Recipe) -> Job:
         epochs=recipe.run.epochs,
         class_images=class_images.total,
     )
+    situation = Situation(
+        asked=asked,
+        recipe=recipe,
+        needs=method.needs,
+        records=assignment.records,
+        summary=summary,
+        num_processes=processes.world,
+        drawn_class_images=class_images.total,
+    )
     return Job(
         recipe=recipe,
         base=base,
@@ -117,7 +128,12 @@ def prepare(recipe: Recipe) -> Job:
         processes=processes,
         precision=precision,
         class_images=class_images,
-        notes=(*identifier_notes(base, needs, training), *slow_precision_notes(precision, processes.device)),
+        notes=(
+            *identifier_notes(base, needs, training),
+            *slow_precision_notes(precision, processes.device),
+            *unused_settings(situation),
+            *likely_mistakes(situation),
+        ),
     )
 
 

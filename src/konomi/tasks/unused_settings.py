@@ -1,0 +1,269 @@
+"""Settings that were asked for and do nothing in this run: each in one line, with the reason, before the first step.
+
+What belongs to one method is declared beside it (`Needs.unused`); here is what follows from the recipe, the base and
+the images. A setting that a recipe leaves at its default is never named.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from typing import Any
+
+from konomi.config.recipe import Recipe
+from konomi.config.sections import SourceConfig
+from konomi.data.captions import caption_varies, final_caption
+from konomi.data.manifest import Record
+from konomi.data.summary import DatasetSummary
+from konomi.methods.method import Needs
+
+Reasons = dict[str, str]
+"""Path of a setting -> why it does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What is known of a run before it starts."""
+
+    asked: Recipe
+    """As it was written: what it leaves open is at its default."""
+    recipe: Recipe
+    """With everything filled in."""
+    needs: Needs
+    records: Sequence[Record]
+    """Images to train on and prior images."""
+    summary: DatasetSummary
+    num_processes: int = 1
+    drawn_class_images: int = 0
+
+    @property
+    def training(self) -> list[Record]:
+        return [record for record in self.records if record.role == "train"]
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether anything speaks for the class."""
+        images = self.drawn_class_images or any(record.role == "prior" for record in self.records)
+        return bool(images) or self.recipe.prior.source == "prediction"
+
+
+def unused_settings(run: Situation) -> tuple[str, ...]:
+    """A line for each setting that differs from its default and has no effect."""
+    changed = dict(changed_settings(run.asked))
+    return tuple(
+        f"{path} = {_written(changed[path])} does nothing in this run: {reason}"
+        for path, reason in reasons(run).items()
+        if path in changed
+    )
+
+
+def reasons(run: Situation) -> Reasons:
+    """All settings that have no effect, at their default or not."""
+    return (
+        dict(run.needs.unused)
+        | _of_captions(run)
+        | _of_images(run)
+        | _of_sources(run)
+        | _of_objective(run)
+        | _of_prior(run)
+        | _of_optimizer(run)
+        | _of_run(run)
+        | _of_memory(run)
+        | _of_text(run)
+        | _of_looking(run)
+    )
+
+
+def changed_settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """(path, value) of every setting that is not at its default; items of lists of sections by their number."""
+    yield from _changed(recipe, "")
+
+
+def _changed(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for item in fields(section):
+        value, path = getattr(section, item.name), f"{prefix}{item.name}"
+        if is_dataclass(value):
+            yield from _changed(value, f"{path}.")
+        elif isinstance(value, tuple) and value and is_dataclass(value[0]):
+            for number, part in enumerate(value):
+                yield from _changed(part, f"{path}.{number}.")
+        elif value != (item.default if item.default_factory is MISSING else item.default_factory()):
+            yield path, value
+
+
+def _written(value: object) -> str:
+    """As a recipe has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_written, value)) + "]"
+    if isinstance(value, str):
+        return f'"{value}"'
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _of_captions(run: Situation) -> Reasons:
+    captions = run.recipe.data.captions
+    found: Reasons = {}
+    shuffles = any(captions.shuffle if record.shuffle is None else record.shuffle for record in run.training)
+    if not shuffles and not captions.tag_dropout:
+        found["data.captions.keep_tokens"] = "tags are neither shuffled nor dropped."
+    for name, variation in (("shuffle", {"shuffle": True}), ("tag_dropout", {"tag_dropout": 0.5})):
+        alone = replace(captions, dropout=0.0, tag_dropout=0.0, shuffle=False)
+        varied = replace(alone, **variation)
+        singles = [replace(record, captions=(c,)) for record in run.training for c in record.captions or ("",)]
+        singles = [replace(one, captions=() if one.captions == ("",) else one.captions) for one in singles]
+        if not any(caption_varies(one, varied) for one in singles):
+            held = f", with {captions.keep_tokens} kept in place" if captions.keep_tokens else ""
+            tags = "more than one tag" if name == "shuffle" else "a tag to leave out"
+            found[f"data.captions.{name}"] = f"no caption has {tags} (divided by {captions.separator!r}){held}."
+    texts = [caption for record in run.training for caption in record.captions]
+    if captions.separator and not any(captions.separator in text for text in texts):
+        found["data.captions.separator"] = "no caption holds it."
+    return found
+
+
+def _of_images(run: Situation) -> Reasons:
+    data = run.recipe.data
+    found: Reasons = {}
+    images, buckets = data.images, data.buckets
+    if buckets.kind == "fixed":
+        found |= {f"data.buckets.{name}": 'data.buckets.kind is "fixed".' for name in ("step", "min_side", "max_side")}
+    if buckets.kind != "area":
+        found["data.buckets.upscale"] = 'only data.buckets.kind = "area" can leave small images as they are.'
+    if all(row.crop == (0, 0, *row.size) for row in run.summary.images):
+        found["data.images.crop"] = "every image has the shape of its bucket, so nothing is cut off."
+    if images.crop == "center":
+        found["data.images.crops"] = 'data.images.crop is "center", which is always the same part.'
+    elif data.cache.latents == "off":
+        found["data.images.crops"] = "latents are not cached, so each time a new part is taken."
+    if not run.recipe.objective.masked and images.alpha == "mask":
+        found["data.images.alpha"] = "objective.masked is off, so no mask counts."
+    if run.needs.trains_text:
+        found["data.cache.text"] = "what captions mean is being trained, so they are encoded in every step."
+    return found
+
+
+def _of_sources(run: Situation) -> Reasons:
+    found: Reasons = {}
+    repeats = {record.repeats for record in run.training}
+    by_steps = bool(run.recipe.run.steps) or not run.recipe.run.epochs
+    for number, source in enumerate(run.recipe.data.sources):
+        where = f"data.sources.{number}"
+        mine = [record for record in run.training if _is_from(record, source)]
+        if source.role == "train" and len(repeats) == 1 and by_steps:
+            found[f"{where}.repeats"] = (
+                "all images have the same number, and the length of the run is counted in steps, not in epochs."
+            )
+        if mine and all(_same_without(record, run.recipe, template="") for record in mine):
+            found[f"{where}.template"] = "every image has a caption of its own."
+    return found
+
+
+def _is_from(record: Record, source: SourceConfig) -> bool:
+    return (record.trigger, record.template) == (source.trigger, source.template)
+
+
+def _same_without(record: Record, recipe: Recipe, **without: Any) -> bool:
+    captions = recipe.data.captions
+    return final_caption(record, captions, None) == final_caption(replace(record, **without), captions, None)
+
+
+def _of_objective(run: Situation) -> Reasons:
+    objective = run.recipe.objective
+    found: Reasons = {}
+    if objective.loss != "huber":
+        found["objective.huber_delta"] = f'objective.loss is "{objective.loss}"; only "huber" reads it.'
+    if objective.weighting != "min_snr":
+        found["objective.snr_gamma"] = f'objective.weighting is "{objective.weighting}"; only "min_snr" reads it.'
+    if run.recipe.data.images.alpha != "mask" and not any(record.mask or record.attention for record in run.records):
+        found["objective.masked"] = "no image has a mask."
+    if not run.has_prior:
+        found["objective.prior_weight"] = "there are no prior (class) images, and prior.source makes none."
+    return found
+
+
+def _of_prior(run: Situation) -> Reasons:
+    prior = run.recipe.prior
+    found: Reasons = {}
+    if prior.source != "generate":
+        reason = f'prior.source is "{prior.source}", so no class image is drawn.'
+        found |= {f"prior.{name}": reason for name in ("count", "steps", "guidance", "seed")}
+    if prior.source == "none":
+        found["prior.prompt"] = "nothing is made or asked of the class (prior.source)."
+    if all(record.class_noun or record.captions for record in run.training):
+        found["prior.clip"] = "no class noun is missing."
+    return found
+
+
+def _of_optimizer(run: Situation) -> Reasons:
+    optimizer = run.recipe.optimizer
+    found: Reasons = {}
+    schedule = "rates" if optimizer.rates else optimizer.schedule
+    if schedule != "cosine_restarts":
+        found["optimizer.cycles"] = 'only optimizer.schedule = "cosine_restarts" reads it.'
+    if schedule != "polynomial":
+        found["optimizer.power"] = 'only optimizer.schedule = "polynomial" reads it.'
+    if optimizer.kind == "adafactor":
+        found["optimizer.betas"] = "adafactor has none."
+    return found
+
+
+def _of_run(run: Situation) -> Reasons:
+    settings, total = run.recipe.run, run.summary.steps
+    found: Reasons = {}
+    if settings.steps:
+        found["run.epochs"] = f"run.steps = {settings.steps} decides."
+    if settings.save_every >= total:
+        found["run.save_every"] = f"the run has {total} steps, and the result is written at its end."
+    if settings.checkpoint_every >= total:
+        found["run.checkpoint_every"] = f"the run has {total} steps, and a state is written at its end."
+    written = 1 if not settings.checkpoint_every else -(-total // settings.checkpoint_every)
+    if written <= min(settings.keep_checkpoints, type(settings)().keep_checkpoints):
+        found["run.keep_checkpoints"] = f"the run writes {written}."
+    return found
+
+
+def _of_memory(run: Situation) -> Reasons:
+    memory = run.recipe.memory
+    found: Reasons = {}
+    batch = run.recipe.run.batch_size
+    if batch == 1:
+        found["memory.accumulation"] = (
+            "run.batch_size is 1 and cannot be divided. Where other programs accumulate "
+            f"{memory.accumulation} batches of 1, set run.batch_size = {memory.accumulation}: the images behind one "
+            "optimiser step."
+        )
+    elif -(-batch // run.num_processes) == 1:
+        found["memory.accumulation"] = f"run.batch_size = {batch} is one image for each process."
+    cache = run.recipe.data.cache
+    vae_stays = cache.latents == "off" or run.needs.pixels
+    if vae_stays and (cache.text == "off" or run.needs.trains_text):
+        found["memory.offload"] = "text encoder and VAE are needed in every step."
+    return found
+
+
+def _of_text(run: Situation) -> Reasons:
+    text = run.recipe.text
+    found: Reasons = {}
+    if text.max_tokens == 75:
+        found["text.chunking"] = "captions have one chunk (text.max_tokens is 75)."
+    captions = [final_caption(replace(r, captions=(c,)), run.recipe.data.captions, None) for r in run.records
+                for c in r.captions]  # fmt: skip
+    captions += [final_caption(record, run.recipe.data.captions, None) for record in run.records if not record.captions]
+    if not any(mark in caption for caption in captions for mark in ("(", "[", "{", "BREAK", "|")):
+        found["text.emphasis"] = "no caption has brackets, BREAK or |; prompts of previews read them in any case."
+    return found
+
+
+def _of_looking(run: Situation) -> Reasons:
+    recipe = run.recipe
+    found: Reasons = {}
+    if not recipe.run.preview_every:
+        found |= {f"preview.{item.name}": "run.preview_every is 0: no previews." for item in fields(recipe.preview)}
+    elif recipe.preview.guidance <= 1:
+        found["preview.negative"] = "preview.guidance is 1 or less, which leaves no room for it."
+    if not recipe.run.validate_every:
+        reason = "run.validate_every is 0: nothing is measured."
+        found |= {f"validation.{item.name}": reason for item in fields(recipe.validation)}
+    elif recipe.validation.path:
+        found["validation.fraction"] = "validation.path names the images."
+    return found
