@@ -9,6 +9,7 @@ Shapes: O output, I input channels or features, K kernel, R rank. A weight is [O
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
@@ -84,6 +85,12 @@ class Replacement:
     origin: Tensor | None = None
     """The W it stands in for, where that is known: only then can the change be told without the base."""
     bias: Tensor | None = None
+
+
+def axis_of_magnitude(magnitude: Tensor) -> Literal["output", "input"]:
+    """Whose lengths a DoRA magnitude holds, by its shape, as ComfyUI and Forge tell it: [1, I(, 1, 1)] is per input;
+    [O, 1(, 1, 1)], also of a square layer, and [O] are per output."""
+    return "input" if magnitude.dim() >= 2 and magnitude.shape[0] == 1 else "output"
 
 
 LayerUpdate = LowRank | Hadamard | Kronecker | Rescale | Difference | Replacement

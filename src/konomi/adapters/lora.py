@@ -11,12 +11,13 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from konomi.adapters.adapter import LowRank
+from konomi.adapters.adapter import LowRank, axis_of_magnitude
 from konomi.adapters.dropout import dropped, for_batch, kept, make_up
 from konomi.adapters.low_rank import Window, low_rank_conv, low_rank_linear
 from konomi.adapters.pausing import paused
@@ -39,7 +40,9 @@ class LoraSpec:
     rs_lora: bool = False
     """Scale by alpha / sqrt(R) in place of alpha / R."""
     dora: bool = False
-    """Also learn the length of each output's weights (DoRA)."""
+    """Also learn the lengths of weights (DoRA)."""
+    dora_axis: Literal["output", "input"] = "output"
+    """Whose lengths: each output's weights (the paper, PEFT, diffusers) or each input's (A1111, LyCORIS' first)."""
 
     @property
     def scale(self) -> float:
@@ -51,7 +54,8 @@ class LoraSpec:
 
 
 class LoraLayer(nn.Module):
-    """The update of one layer. `down` [R, I(, K, K)], `up` [O, R(, 1, 1)] and, for DoRA, `magnitude` [O, 1(, 1, 1)]."""
+    """The update of one layer. `down` [R, I(, K, K)], `up` [O, R(, 1, 1)] and, for DoRA, `magnitude` [O, 1(, 1, 1)] or
+    [1, I(, 1, 1)]."""
 
     magnitude: nn.Parameter | None
 
@@ -78,7 +82,7 @@ class LoraLayer(nn.Module):
         self.up = nn.Parameter(torch.zeros(out_features, spec.rank, *[1 for _ in kernel], device=device))
         self.magnitude = None
         if spec.dora:
-            self.magnitude = nn.Parameter(_lengths(base.weight.detach().float()))
+            self.magnitude = nn.Parameter(_lengths(base.weight.detach().float(), spec.dora_axis))
 
     @property
     def base(self) -> nn.Linear | nn.Conv2d:
@@ -87,10 +91,14 @@ class LoraLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The base layer's answer with the update."""
         weight, bias = self.base.weight, self.base.bias
+        gain = self._gain()
+        if gain is not None and self.spec.dora_axis == "input":
+            # (W + dW) diag(gain) x, in float32 like the other axis: a gain of 1.001 would be 1 in bfloat16.
+            x = (x * gain.view((-1,) if self.window is None else (-1, 1, 1))).to(x.dtype)
+            gain = None
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        gain = self._gain()
         plain_bias = bias if gain is None else None
         if self.rng is not None and self.base.training:
             y = self._with_dropout(x, weight, plain_bias)
@@ -106,13 +114,13 @@ class LoraLayer(nn.Module):
         return (scaled if bias is None else scaled + bias.view(channels)).to(y.dtype)
 
     def _gain(self) -> Tensor | None:
-        """DoRA's factor per output: learned length / length of W + dW; no gradient through the latter (section 4.3)."""
+        """DoRA's factors: learned length / length of W + dW; no gradient through the latter (section 4.3)."""
         if self.magnitude is None:
             return None
         with torch.no_grad():
             weight = self.base.weight.to(self.up.dtype)
             delta = (self.up.flatten(1) @ self.down.flatten(1)).view(weight.shape)
-            lengths = _lengths(weight + self.scale * delta)
+            lengths = _lengths(weight + self.scale * delta, self.spec.dora_axis)
         return self.magnitude / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
 
     def _with_dropout(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -231,10 +239,11 @@ def _window(key: str, conv: nn.Conv2d) -> Window:
     return Window(tuple(conv.stride), tuple(conv.padding), tuple(conv.dilation))
 
 
-def _lengths(weight: Tensor) -> Tensor:
-    """Euclidean length of each output's weights, [O, 1(, 1, 1)]."""
-    lengths: Tensor = weight.flatten(1).norm(dim=1)
-    return lengths.view(-1, *[1] * (weight.dim() - 1))
+def _lengths(weight: Tensor, axis: Literal["output", "input"]) -> Tensor:
+    """Euclidean length of each output's weights, [O, 1(, 1, 1)], or of each input's, [1, I(, 1, 1)]."""
+    others = [index for index in range(weight.dim()) if index != (0 if axis == "output" else 1)]
+    lengths: Tensor = torch.linalg.vector_norm(weight, dim=others, keepdim=True)
+    return lengths
 
 
 def _load_layer(layer: LoraLayer, update: LowRank) -> None:
@@ -244,6 +253,11 @@ def _load_layer(layer: LoraLayer, update: LowRank) -> None:
         raise ModelError(f"{layer.key}: the file to go on from and method.dora disagree about DoRA.")
     pairs = [("down", layer.down, update.down), ("up", layer.up, update.up)]
     if layer.magnitude is not None and update.magnitude is not None:
+        if axis_of_magnitude(update.magnitude) != layer.spec.dora_axis:
+            raise ModelError(
+                f"{layer.key}: the file to go on from has DoRA lengths per {axis_of_magnitude(update.magnitude)}, this "
+                f"recipe learns them per {layer.spec.dora_axis}. Set method.dora_axis to the file's."
+            )
         pairs.append(("magnitude", layer.magnitude, update.magnitude))
     for name, parameter, value in pairs:
         if parameter.numel() != value.numel() or parameter.shape[0] != value.shape[0]:

@@ -3,7 +3,7 @@
 Shapes: O output, I input, R rank.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -41,6 +41,16 @@ def with_origins(base: HasModule, adapter: Adapter) -> Adapter:
         whole = update.weight.to(origin) if isinstance(update, Replacement) else origin + change
         layers[key] = Replacement(whole, origin, getattr(update, "bias", None))
     return replace(adapter, layers=layers)
+
+
+def as_differences(base: HasModule, adapter: Adapter, keys: Collection[str]) -> Adapter:
+    """The adapter with some of its layers as plain differences from the base's weights, in float32.
+
+    Raises ModelError where the base has no such layer, or one of another shape.
+    """
+    chosen = replace(adapter, layers={key: adapter.layers[key] for key in keys})
+    differences = {key: Difference(difference_of(whole)) for key, whole in with_origins(base, chosen).layers.items()}
+    return replace(adapter, layers=adapter.layers | differences)
 
 
 def difference_of(update: LayerUpdate) -> Tensor | None:

@@ -23,7 +23,7 @@ from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
 from konomi.errors import FileFormatError
 from konomi.formats.family import family_of
 from konomi.formats.kohya import cast_floats, embedding_parts
-from konomi.formats.layers import LayerError, layer_from_parts
+from konomi.formats.layers import LayerError, folded, layer_from_parts
 from konomi.formats.peft_config import PeftConfig, layer_from_peft, named, peft_tensors, read_config, split_parts
 from konomi.formats.source import DIFFUSERS_LORA_NAME, Parsed, Source, fault
 from konomi.formats.writer import Writer
@@ -94,8 +94,8 @@ def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = Non
     tensors: dict[str, Tensor] = {}
     family = adapter.family or family_of(adapter)
     for part, layers in split_parts(adapter, str(path)).items():
-        folded = {name: _folded(layer, dtype) for name, layer in layers.items()}
-        for name, tensor in peft_tensors(folded, family if part == "denoiser" else "").items():
+        scaled = {name: folded(layer, dtype) for name, layer in layers.items()}
+        for name, tensor in peft_tensors(scaled, family if part == "denoiser" else "").items():
             tensors[f"{_COMPONENTS[part]}.{name}"] = tensor
     if not tensors:
         raise FileFormatError(f"{path}: the adapter has no layers, so there is no LoRA to write.")
@@ -106,23 +106,6 @@ def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = Non
         beside = path.with_name(f"{path.stem}.{stem}.safetensors")
         contents = {token: vectors["text_encoder"]} if len(vectors) == 1 else embedding_parts(vectors)
         write_tensors(beside, cast_floats(contents, dtype), {"format": "pt"})
-
-
-def _folded(layer: LowRank, dtype: torch.dtype | None) -> LowRank:
-    """The same update with alpha = rank. A half that would lose precision in its type is kept in float32."""
-    rank = layer.down.shape[0]
-    wanted = dtype or layer.up.dtype
-    exact = layer.up.double() * (layer.alpha / rank)
-    up, down = exact.to(wanted), layer.down.to(dtype or layer.down.dtype)
-    if layer.alpha != rank and wanted == torch.float16:
-        # Small scales push float16 into its subnormal range, where a few bits are left of the eleven.
-        error = (up.double() - exact).abs().max()
-        if not float(error) <= float(exact.abs().max()) * 2**-11:
-            up, down = exact.float(), down.float()
-    magnitude = layer.magnitude
-    if magnitude is not None and dtype is not None:
-        magnitude = magnitude.to(dtype)
-    return LowRank(down, up, float(rank), None, magnitude)
 
 
 def _key(match: re.Match[str]) -> str:

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter
+from konomi.adapters.adapter import Adapter, LowRank
+from konomi.errors import FileFormatError
 from konomi.formats.family import family_of
 from konomi.formats.kohya_keys import is_norm, key_of, layout_of, name_of
 from konomi.formats.kohya_metadata import with_hashes, with_minimum
-from konomi.formats.layers import KNOWN_PARTS, LayerError, layer_from_parts, parts_from_layer
+from konomi.formats.layers import KNOWN_PARTS, LayerError, folded, layer_from_parts, parts_from_layer, per_output
 from konomi.formats.ldm_keys import UNetLayout
 from konomi.formats.learned_words import NEGATIVE
 from konomi.formats.source import Parsed, Source, fault, open_source
@@ -77,6 +78,9 @@ def write(
 ) -> None:
     """Write with complete metadata and hashes. `dtype` None keeps every tensor's; `layout` is for SDXL-like UNets.
 
+    Raises FileFormatError for DoRA magnitudes per output: ComfyUI, Forge and LyCORIS read them, but A1111 takes every
+    `dora_scale` for one per input, so that the file would mean two things.
+
     What is for the negative branch of guidance goes into a file beside it, NAME-neg, with the negative words.
     """
     path = Path(path)
@@ -88,6 +92,15 @@ def write(
     family = adapter.family or family_of(adapter)
     tensors: dict[str, Tensor] = {}
     for key, update in adapter.layers.items():
+        if per_output(update):
+            raise FileFormatError(
+                f"{path}: {key} has DoRA magnitudes per output, which A1111 would take for magnitudes per input: the "
+                "file would not mean the same everywhere. Convert with --to peft or diffusers, or with --base BASE to "
+                "plain differences, which every program reads; or train with save.format kohya."
+            )
+        if isinstance(update, LowRank) and update.magnitude is not None:
+            # Before version 1.10 A1111 multiplied by alpha / rank after taking the lengths, others before.
+            update = folded(update, None)
         name = name_of(key, family, layout)
         for part, tensor in parts_from_layer(update, norm=is_norm(key)).items():
             tensors[f"{name}.{part}"] = tensor

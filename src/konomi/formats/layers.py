@@ -7,11 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from konomi.adapters.adapter import Difference, Hadamard, Kronecker, LayerUpdate, LowRank, Replacement, Rescale
+from konomi.adapters.adapter import (
+    Difference,
+    Hadamard,
+    Kronecker,
+    LayerUpdate,
+    LowRank,
+    Replacement,
+    Rescale,
+    axis_of_magnitude,
+)
 from konomi.errors import FileFormatError
 
 _LOW_RANK = {"lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale"}
@@ -96,6 +106,29 @@ def parts_from_layer(update: LayerUpdate, *, norm: bool) -> dict[str, Tensor]:
         case Replacement():
             raise FileFormatError("a layer is given as a whole weight, which this format does not hold.")
     return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def folded(layer: LowRank, dtype: torch.dtype | None) -> LowRank:
+    """The same update with alpha = rank. A half that would lose precision in its type is kept in float32."""
+    rank = layer.down.shape[0]
+    wanted = dtype or layer.up.dtype
+    exact = layer.up.double() * (layer.alpha / rank)
+    up, down = exact.to(wanted), layer.down.to(dtype or layer.down.dtype)
+    if layer.alpha != rank and wanted == torch.float16:
+        # Small scales push float16 into its subnormal range, where a few bits are left of the eleven.
+        error = (up.double() - exact).abs().max()
+        if not float(error) <= float(exact.abs().max()) * 2**-11:
+            up, down = exact.float(), down.float()
+    magnitude = layer.magnitude
+    if magnitude is not None and dtype is not None:
+        magnitude = magnitude.to(dtype)
+    return replace(layer, down=down, up=up, alpha=float(rank), magnitude=magnitude)
+
+
+def per_output(update: LayerUpdate) -> bool:
+    """Whether it has DoRA magnitudes per output, which A1111 takes for magnitudes per input."""
+    magnitude = getattr(update, "magnitude", None)
+    return magnitude is not None and axis_of_magnitude(magnitude) == "output"
 
 
 def rank_of(update: LayerUpdate) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
+from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank, axis_of_magnitude
 from konomi.errors import FileFormatError
 from konomi.formats.family import family_of
 
@@ -63,7 +63,7 @@ def peft_layer(update: LayerUpdate, key: str, where: str) -> LowRank:
         flat = down.reshape(down.shape[0], -1).double()
         down = torch.einsum("rskl,si->rikl", update.mid.double(), flat).to(down.dtype)
     magnitude = update.magnitude
-    if magnitude is not None and magnitude.shape[0] != update.up.shape[0]:
+    if magnitude is not None and axis_of_magnitude(magnitude) == "input":
         raise FileFormatError(
             f"{where}: {key} has DoRA norms per input; this format wants them per output, and changing that needs the "
             "base model. Convert with --to kohya."

@@ -64,7 +64,10 @@ class LoraConfig:
     scaling: Literal["rank", "sqrt_rank"] = "rank"
     """Divide alpha by the rank, or by its root (rsLoRA), which keeps high ranks lively."""
     dora: bool = False
-    """Learn each output's magnitude apart from its direction."""
+    """Learn the magnitude of weights apart from their direction (DoRA)."""
+    dora_axis: Literal["auto", "input", "output"] = "auto"
+    """A magnitude for each `input`, as A1111 reads kohya's files (Forge, ComfyUI and LyCORIS read both), or for each
+    `output`, as in the paper, PEFT and diffusers. auto: what every reader of `save.format` reads."""
     start: str = ""
     """A LoRA file to go on from instead of starting at zero."""
 
@@ -81,6 +84,7 @@ class Lora:
         self.base = base
         self.recipe = recipe
         self.config = recipe.method
+        self.dora_axis = dora_axis(self.config, recipe.save.format)
         self.denoising = DenoisingLoss(base, recipe)
         self.preserving = PreservingLoss(
             base,
@@ -154,6 +158,7 @@ class Lora:
                 module_dropout=config.module_dropout,
                 rs_lora=config.scaling == "sqrt_rank",
                 dora=config.dora,
+                dora_axis=self.dora_axis,
             )
             specs.update(dict.fromkeys(self.base.targets(word), spec))
         if not specs:
@@ -197,4 +202,22 @@ def _unused(config: LoraConfig) -> dict[str, str]:
         found["optimizer.text_learning_rate"] = "method.text_rank is 0, so the text encoder is not trained."
     if {config.rank if config.targets else 0, config.conv_rank, config.text_rank} <= {0, 1}:
         found["method.scaling"] = "a rank of 1 is its own root."
+    if not config.dora:
+        found["method.dora_axis"] = "method.dora is false, so no magnitudes are learned."
     return found
+
+
+def dora_axis(config: LoraConfig, file_format: str) -> Literal["input", "output"]:
+    """Whose magnitudes DoRA learns, so that every reader of the file computes what was trained.
+
+    Raises RecipeError where an axis is asked for that some reader of the format would take for the other, or drop.
+    """
+    reads: Literal["input", "output"] = "output" if file_format in ("diffusers", "peft") else "input"
+    if config.dora and config.dora_axis not in ("auto", reads):
+        others = "diffusers and PEFT hold" if reads == "output" else "A1111 reads all kohya files with"
+        raise RecipeError(
+            f"method.dora_axis is {config.dora_axis}, but {others} DoRA magnitudes per {reads}: a file of "
+            f"save.format {file_format} would mean something else there. Leave method.dora_axis out, or choose another "
+            "save.format."
+        )
+    return reads

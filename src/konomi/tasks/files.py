@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
+from konomi.adapters.replacement import as_differences, with_origins
 from konomi.adapters.replacement import compress as compressed
-from konomi.adapters.replacement import with_origins
 from konomi.errors import RecipeError
 from konomi.formats import TARGETS, Target, content_of, inspect_file, read_adapter, write_adapter
+from konomi.formats.layers import per_output
 from konomi.formats.report import FileReport
 from konomi.hardware.precision import PRECISIONS
 from konomi.models.load import load_base
@@ -57,6 +58,9 @@ def convert(
     is_custom = content_of(adapter) == "custom diffusion"
     if base is not None and (is_custom or compress is not None):
         adapter = with_origins(load_base(base), adapter)
+    magnitudes = [key for key, update in adapter.layers.items() if per_output(update)]
+    if base is not None and magnitudes and compress is None and to in (None, "kohya", "webui"):
+        adapter = as_differences(load_base(base), adapter, magnitudes)
     if compress is not None:
         adapter = replace(adapter, layers=compressed(adapter.layers, compress))
     if to is None and (is_custom or compress is not None):

@@ -99,8 +99,57 @@ def test_five_steps_equal_pefts(dora: bool, rs_lora: bool) -> None:
             torch.testing.assert_close(update.magnitude.flatten(), length.flatten(), rtol=1e-5, atol=1e-5)
 
 
+def as_a1111_reads_it(weight: Tensor, down: Tensor, up: Tensor, scale: float, dora_scale: Tensor) -> Tensor:
+    """W' as A1111 computes it from a kohya file: the lengths of W + dW over all axes but the second."""
+    merged = weight + (up.flatten(1) @ down.flatten(1)).reshape(weight.shape) * scale
+    swapped = merged.transpose(0, 1)
+    lengths = swapped.reshape(weight.shape[1], -1).norm(dim=1, keepdim=True).detach()
+    lengths = lengths.reshape(weight.shape[1], *[1] * (weight.dim() - 1)).transpose(0, 1)
+    return merged * (dora_scale / lengths)
+
+
+def test_five_steps_per_input_equal_those_of_a1111s_formula() -> None:
+    net, theirs = Net(), Net()
+    layers = add(net, LoraSpec(rank=4, alpha=2.0, dora=True, dora_axis="input"))
+    leaves = {name: p.detach().clone().requires_grad_() for name, p in layers.parameters.items()}
+    plain = {name: p.detach() for name, p in theirs.named_parameters()}
+
+    class Merged(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            changed = dict(plain)
+            for key in theirs.layers():
+                parts = [leaves[f"{key}.{part}"] for part in ("down", "up")]
+                name = f"{key.removeprefix('denoiser.')}.weight"
+                changed[name] = as_a1111_reads_it(plain[name], *parts, 0.5, leaves[f"{key}.magnitude"])
+            out: Tensor = torch.func.functional_call(theirs, changed, (x,))
+            return out
+
+    wanted = steps(Merged(), list(leaves.values()), 5)
+    losses = steps(net, list(layers.parameters.values()), 5)
+    assert losses == pytest.approx(wanted, rel=2e-6)
+    assert losses[-1] < losses[0]
+    for name, parameter in layers.parameters.items():
+        torch.testing.assert_close(parameter.detach(), leaves[name].detach(), rtol=1e-4, atol=2e-5)
+    lengths = {name: p.shape for name, p in layers.parameters.items() if name.endswith("magnitude")}
+    assert lengths["denoiser.conv.magnitude"] == (1, 4, 1, 1)
+    assert lengths["denoiser.first.magnitude"] == (1, 8)
+
+
+def test_a_file_per_input_is_not_gone_on_with_per_output() -> None:
+    exported = add(Net(), LoraSpec(rank=4, alpha=2.0, dora=True, dora_axis="input")).export()
+    with pytest.raises(ModelError, match=r"per input, this recipe learns them per output. Set method.dora_axis"):
+        add(Net(), LoraSpec(rank=4, alpha=2.0, dora=True)).load(exported)
+
+
 @pytest.mark.parametrize(
-    "spec", [PLAIN, LoraSpec(4, 8.0, rs_lora=True), LoraSpec(4, 4.0, dora=True)], ids=["plain", "rs", "dora"]
+    "spec",
+    [
+        PLAIN,
+        LoraSpec(4, 8.0, rs_lora=True),
+        LoraSpec(4, 4.0, dora=True),
+        LoraSpec(4, 4.0, dora=True, dora_axis="input"),
+    ],
+    ids=["plain", "rs", "dora", "dora per input"],
 )
 def test_export_then_attach_reproduces_the_training_output(spec: LoraSpec) -> None:
     net = Net()
@@ -202,6 +251,7 @@ DROPOUTS: dict[str, Callable[[], LoraSpec]] = {
     "rank": lambda: LoraSpec(4, 4.0, rank_dropout=0.5),
     "module": lambda: LoraSpec(4, 4.0, module_dropout=0.5),
     "all with dora": lambda: LoraSpec(4, 4.0, dropout=0.2, rank_dropout=0.2, module_dropout=0.2, dora=True),
+    "with dora per input": lambda: LoraSpec(4, 4.0, dropout=0.2, rank_dropout=0.2, dora=True, dora_axis="input"),
 }
 
 
