@@ -11,6 +11,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A test that looks at previews asks for them.
+os.environ.setdefault("KONOMI_PREVIEWS", "off")
+
 # Tests assert behaviour, never seconds: a busy machine is no failure.
 settings.register_profile("konomi", deadline=None)
 settings.load_profile("konomi")

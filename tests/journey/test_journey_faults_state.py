@@ -239,3 +239,20 @@ def test_weights_come_back_whatever_an_undoing_raises():
     with pytest.raises(ZeroDivisionError):
         attachment.detach()
     assert torch.equal(weight, torch.ones(3))
+
+
+def test_a_run_shows_pictures_by_itself_and_says_what_to_type(recipe_file, tmp_path, monkeypatch, capsys):
+    from konomi.cli.main import main
+
+    monkeypatch.delenv("KONOMI_PREVIEWS")
+    recipe = recipe_file(tmp_path / "run", steps=3, overrides=['preview.prompts=["a sks dog"]', "preview.steps=1"])
+    assert main(["train", str(recipe)]) == 0
+    out = capsys.readouterr().out
+    drawn = sorted(path.name for path in (tmp_path / "run" / "previews").iterdir())
+    assert drawn == [f"step-{step:06d}-00.png" for step in (0, 1, 2, 3)]
+    assert "note: previews: 1 picture takes" in out
+    *_, pictures, draw, longer = out.splitlines()
+    assert pictures == f"Pictures: {tmp_path / 'run' / 'previews' / 'step-000003-00.png'}"
+    assert draw.startswith("Next: konomi generate 'a sks dog' --base ")
+    assert draw.endswith(f"--add {tmp_path / 'run' / 'sks.safetensors'}")
+    assert longer == f"Or:   konomi resume {tmp_path / 'run'} --steps 6"

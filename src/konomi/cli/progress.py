@@ -61,6 +61,10 @@ def follow(events: Iterator[Event], *, resume_command: Callable[[Path], str], do
         print(f"Stopped after step {finished.step}; saved. Go on with: {resume_command(run)}", file=sys.stderr)
     else:
         print(done.format(path=finished.path))
+        if finished.pictures:
+            print(f"Pictures: {', '.join(finished.pictures)}")
+        for lead, command in zip(("Next:", "Or:  "), finished.next_commands):
+            print(f"{lead} {command}")
     return _code(finished)
 
 

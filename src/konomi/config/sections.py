@@ -243,8 +243,10 @@ class RunConfig:
     """How many such states are kept."""
     save_every: NonNegative = 0
     """Write the result file as it is, every so many steps. 0: only at the end."""
-    preview_every: NonNegative = 0
-    """Draw the previews every so many steps, and before the first. 0: none."""
+    preview_every: NonNegative | Literal["auto"] = "auto"
+    """Draw the previews every so many steps, before the first and after the last. auto: before the first, four times on
+    the way and after the last, as long as all of them take at most 15 % of the run's time, or 20 seconds, else
+    after the last alone; none where the environment says KONOMI_PREVIEWS=off. 0: none."""
     validate_every: NonNegative = 0
     """Measure the loss on held-out images every so many steps. 0: never."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)

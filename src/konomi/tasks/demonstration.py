@@ -57,7 +57,7 @@ def demo_recipe(output: Path, steps: int) -> Recipe:
         base="tiny",
         method=PivotalConfig(),
         data=DataConfig(sources=(SourceConfig(path=str(MASCOT), trigger=TRIGGER, class_noun=NOUN),)),
-        run=RunConfig(output=str(output), name="mascot", steps=steps, checkpoint_every=0),
+        run=RunConfig(output=str(output), name="mascot", steps=steps, checkpoint_every=0, preview_every=0),
     )
 
 

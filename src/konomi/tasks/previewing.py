@@ -10,6 +10,7 @@ from konomi.methods.method import Result
 from konomi.storage.atomic import write_file
 from konomi.tasks.preparing import Job
 from konomi.tasks.saving import as_read_back
+from konomi.training.stop import Stop
 
 
 def preview_prompts(job: Job) -> tuple[str, ...]:
@@ -53,11 +54,23 @@ def preview_paths(job: Job, folder: Path, step: int) -> list[Path]:
     return [folder / f"step-{step:06d}-{index:02d}.png" for index in range(len(preview_prompts(job)))]
 
 
-def draw_previews(job: Job, result: Result, folder: Path, step: int) -> list[Path]:
-    """Draw the pictures of `preview_paths`. The base is left as it was found, whatever is raised."""
+class PreviewStopped(Exception):
+    """The run is to end, and no drawing holds it up."""
+
+
+def draw_previews(job: Job, result: Result, folder: Path, step: int, stop: Stop | None = None) -> list[Path]:
+    """Draw the pictures of `preview_paths`. The base is left as it was found, whatever is raised.
+
+    Raises PreviewStopped after the sampling step in which `stop` was requested.
+    """
+
+    def look_up(done: int, of: int) -> None:
+        if stop is not None and stop.requested:
+            raise PreviewStopped("the run is to end")
+
     paths = preview_paths(job, folder, step)
     with job.method.as_loaded(as_read_back(job, result)):
-        pictures = generate(job.base, preview_requests(job), origin=Origin(model=job.base.name))
+        pictures = generate(job.base, preview_requests(job), on_step=look_up, origin=Origin(model=job.base.name))
         for path, picture in zip(paths, pictures, strict=True):
             with write_file(path) as temporary:
                 temporary.write_bytes(png_bytes(picture))

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from konomi.config.load import read_recipe, write_recipe
 from konomi.config.recipe import Recipe
+from konomi.config.sections import RunConfig
 from konomi.data.manifest import write_manifest
-from konomi.errors import FileFormatError, RunError
+from konomi.errors import FileFormatError, RecipeError, RunError
 from konomi.methods import METHODS
 from konomi.storage.atomic import explained, write_text
 from konomi.storage.lock import RunLock
 from konomi.storage.regular import check_regular, read_small
 from konomi.tasks.preparing import Job
+from konomi.tasks.preview_schedule import draws_previews
 from konomi.tasks.previewing import preview_paths
 from konomi.tasks.saving import result_path
 from konomi.training.checkpoint import Checkpoint, checkpoint_paths
@@ -24,6 +26,8 @@ from konomi.training.trackers import TRACKERS
 METHOD_CONFIGS = tuple(method.config_type for method in METHODS)
 TRACKED = tuple(tracker.name for tracker in TRACKERS)
 OUTPUTS = ("checkpoints", "previews", *TRACKED, "log.jsonl", "recipe.toml", "manifest.jsonl")
+AT_THE_END = ("result", "validation", "previews")
+"""What a run leaves behind after its last step, in this order."""
 RESULT_NOTE = "result.json"
 """In the last checkpoint's folder: which result file was written from it."""
 _MAX_RECIPE = 4 * 2**20
@@ -72,7 +76,7 @@ def note_result(checkpoint: Path, result: Path) -> None:
     write_text(checkpoint / RESULT_NOTE, json.dumps({"result": result.name}))
 
 
-def still_missing(job: Job, folder: Path, checkpoint: Checkpoint, *, previews: bool, validated: bool) -> Sequence[str]:
+def _still_missing(job: Job, folder: Path, checkpoint: Checkpoint, *, previews: bool, validated: bool) -> Sequence[str]:
     """What a run whose steps are all done has not left behind: "result", "validation", "previews", or nothing.
 
     `previews`, `validated`: whether the recipe wants those at the end.
@@ -87,6 +91,37 @@ def still_missing(job: Job, folder: Path, checkpoint: Checkpoint, *, previews: b
     if previews and not all(path.is_file() for path in preview_paths(job, folder / "previews", step)):
         missing.append("previews")
     return missing
+
+
+def new_length(run: RunConfig, steps: int | None, epochs: int | None) -> RunConfig:
+    """The run section with another total, where one is given. Raises RecipeError."""
+    if steps is not None and epochs is not None:
+        raise RecipeError("--steps and --epochs are two ways to name a new total: give one of them.")
+    for name, value in (("steps", steps), ("epochs", epochs)):
+        if value is not None and value < 1:
+            raise RecipeError(f"--{name} is {value}; it is a new total, at least 1.")
+    if steps is None and epochs is None:
+        return run
+    return replace(run, steps=steps or 0, epochs=epochs or 0)
+
+
+def to_do(job: Job, folder: Path, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What is to be made after the last step; less than everything where a run was cut off after it.
+
+    Raises RunError where there is nothing left to do, or the total lies behind.
+    """
+    done, run = checkpoint.state.numbers["step"], job.recipe.run
+    if done < job.total_steps:
+        return AT_THE_END
+    longer = f"`konomi resume {folder} --steps N` goes on to N steps."
+    if done > job.total_steps:
+        raise RunError(f"{folder}: {done} steps are done already, more than {job.total_steps}. {longer}")
+    validated = bool(run.validate_every and job.held_out.records)
+    missing = _still_missing(job, folder, checkpoint, previews=draws_previews(job), validated=validated)
+    if not missing:
+        result = result_path(job, folder, run.name)
+        raise RunError(f"{folder}: all {done} steps are done, and nothing is missing: {result.name} is there. {longer}")
+    return tuple(missing)
 
 
 def moved(recipe: Recipe, folder: Path) -> Recipe:

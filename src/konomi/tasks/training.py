@@ -1,5 +1,6 @@
 """`train` and `resume`: the loop, and what happens between two steps."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -9,10 +10,9 @@ from typing import Any, Literal
 from torch import nn
 
 from konomi.config.recipe import Recipe
-from konomi.config.sections import RunConfig
 from konomi.data.batch import Examples
 from konomi.data.loader import BatchStream
-from konomi.errors import RecipeError, RunError
+from konomi.errors import RunError
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.method import Phase
 from konomi.models.memory import apply_memory_options
@@ -20,9 +20,20 @@ from konomi.models.modes import evaluating
 from konomi.storage.atomic import check_free_space, explained, sweep_temporaries
 from konomi.storage.lock import RunLock
 from konomi.tasks.class_images import draw_class_images, with_class_images
+from konomi.tasks.next_steps import next_commands
 from konomi.tasks.preparing import Job, held_out_stream, open_stream, place, prepare
+from konomi.tasks.preview_schedule import PreviewPlan, cost_note, draws_previews, preview_plan
 from konomi.tasks.previewing import draw_previews
-from konomi.tasks.run_folder import moved, new_run_folder, note_result, recipe_of_run, still_missing, write_inputs
+from konomi.tasks.run_folder import (
+    AT_THE_END,
+    moved,
+    new_length,
+    new_run_folder,
+    note_result,
+    recipe_of_run,
+    to_do,
+    write_inputs,
+)
 from konomi.tasks.saving import check_way_is_free, result_path, save_result
 from konomi.training.checkpoint import MARGIN, Checkpoint, newest_good, write_checkpoint
 from konomi.training.events import Checkpointed, Event, Finished, Previewed, Saved, Started, Step, Validated, Warned
@@ -34,9 +45,6 @@ from konomi.training.trackers.tracker import TrackedRun
 from konomi.training.tracking import Tracking, chosen_trackers
 from konomi.training.trainer import Trainer
 from konomi.training.validation import spread_timesteps, validation_loss
-
-AT_THE_END = ("result", "validation", "previews")
-"""What a run leaves behind after its last step, in this order."""
 
 
 def train(recipe: Recipe, *, overwrite: bool = False) -> Iterator[Event]:
@@ -61,20 +69,9 @@ def resume(
     with stop_on_signals() as stop:
         run = Path(run)
         recipe = moved(recipe_of_run(run), run)
-        job = prepare(replace(recipe, run=_new_length(recipe.run, steps, epochs)))
+        job = prepare(replace(recipe, run=new_length(recipe.run, steps, epochs)))
         check_way_is_free(job, run, replace=True)
         yield from _run(job, run, stop, resuming=True, allow_changes=allow_changes)
-
-
-def _new_length(run: RunConfig, steps: int | None, epochs: int | None) -> RunConfig:
-    if steps is not None and epochs is not None:
-        raise RecipeError("--steps and --epochs are two ways to name a new total: give one of them.")
-    for name, value in (("steps", steps), ("epochs", epochs)):
-        if value is not None and value < 1:
-            raise RecipeError(f"--{name} is {value}; it is a new total, at least 1.")
-    if steps is None and epochs is None:
-        return run
-    return replace(run, steps=steps or 0, epochs=epochs or 0)
 
 
 def _run(job: Job, folder: Path, stop: Stop, *, resuming: bool, allow_changes: bool) -> Iterator[Event]:
@@ -101,7 +98,7 @@ def _run(job: Job, folder: Path, stop: Stop, *, resuming: bool, allow_changes: b
         if resuming:
             checkpoint = newest_good(folder / "checkpoints", warn=warnings.append, most_bytes=_most_bytes(job))
             warnings += check_same_run(checkpoint.run, identity, allow_changes=allow_changes)
-            missing = _to_do(job, folder, checkpoint)
+            missing = to_do(job, folder, checkpoint)
         job.processes.wait()
         events = _events(job, folder, stop, checkpoint, identity, missing)
         if job.processes.is_first:
@@ -118,25 +115,6 @@ def _run(job: Job, folder: Path, stop: Stop, *, resuming: bool, allow_changes: b
         job.processes.wait()
 
 
-def _to_do(job: Job, folder: Path, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What is to be made after the last step; less than everything where a run was cut off after it.
-
-    Raises RunError where there is nothing left to do, or the total lies behind.
-    """
-    done, run = checkpoint.state.numbers["step"], job.recipe.run
-    if done < job.total_steps:
-        return AT_THE_END
-    longer = f"`konomi resume {folder} --steps N` goes on to N steps."
-    if done > job.total_steps:
-        raise RunError(f"{folder}: {done} steps are done already, more than {job.total_steps}. {longer}")
-    validated = bool(run.validate_every and job.held_out.records)
-    missing = still_missing(job, folder, checkpoint, previews=bool(run.preview_every), validated=validated)
-    if not missing:
-        result = result_path(job, folder, run.name)
-        raise RunError(f"{folder}: all {done} steps are done, and nothing is missing: {result.name} is there. {longer}")
-    return tuple(missing)
-
-
 def _events(
     job: Job,
     folder: Path,
@@ -145,6 +123,8 @@ def _events(
     identity: dict[str, Any],
     missing: tuple[str, ...],
 ) -> Iterator[Event]:
+    work = Between(job, folder, identity, stop, missing)
+    yield from work.plan_previews()
     stream: BatchStream | None = None
     for news in open_stream(job):
         if isinstance(news, BatchStream):
@@ -156,7 +136,6 @@ def _events(
             raise KeyboardInterrupt
     if stream is None:
         raise AssertionError("open_stream ends with a stream")
-    work = Between(job, folder, identity, stop, missing)
     yield from work.measure_base(checkpoint)
     phases = job.method.plan()
     try:
@@ -222,11 +201,24 @@ class Between:
     """What the phases put into training mode, dropout among it."""
     held_out: list[Examples] = field(default_factory=list)
     base_loss: float = 0.0
+    plan: PreviewPlan = field(default_factory=PreviewPlan)
+    pictures: tuple[str, ...] = ()
+    """The previews drawn last."""
 
     def is_due(self, step: int) -> bool:
         run = self.job.recipe.run
-        every = (run.checkpoint_every, run.save_every, run.preview_every, run.validate_every)
-        return any(period and step % period == 0 for period in every)
+        every = (run.checkpoint_every, run.save_every, run.validate_every)
+        return step in self.plan.steps or any(period and step % period == 0 for period in every)
+
+    def plan_previews(self) -> Iterator[Event]:
+        """Decide when they are drawn, while the base is still as it was loaded."""
+        if not self.job.processes.is_first:
+            return
+        # Without a plan there are still those at the end.
+        notes: list[str] = []
+        with optional_work("what previews cost could not be measured; they are drawn at the end alone", notes):
+            self.plan = preview_plan(self.job)
+        yield from map(Warned, [*notes, *([self.plan.note] if self.plan.note else [])])
 
     def measure_base(self, checkpoint: Checkpoint | None) -> Iterator[Event]:
         """The validation loss of the untouched base, before anything is attached; a resumed run remembers it."""
@@ -255,7 +247,7 @@ class Between:
             yield self._save(final=False)
         if run.validate_every and step % run.validate_every == 0:
             yield from self._validate()
-        if run.preview_every and step % run.preview_every == 0:
+        if step in self.plan.steps:
             yield from self._preview()
 
     def look(self) -> Iterator[Event]:
@@ -264,7 +256,7 @@ class Between:
         if self.job.processes.is_first:
             if run.validate_every:
                 yield from self._validate()
-            if run.preview_every:
+            if 0 in self.plan.steps:
                 yield from self._preview()
 
     def finish(self, *, interrupted: bool) -> Iterator[Event]:
@@ -285,9 +277,10 @@ class Between:
         self.stop.saves = False
         if "validation" in self.missing and self.job.recipe.run.validate_every:
             yield from self._validate()
-        if "previews" in self.missing and self.job.recipe.run.preview_every:
+        if "previews" in self.missing and draws_previews(self.job):
             yield from self._preview()
-        yield Finished(self.trainer.step, str(path))
+        commands = next_commands(self.job, self.folder, path)
+        yield Finished(self.trainer.step, str(path), pictures=self.pictures, next_commands=commands)
 
     def check_space(self) -> None:
         """Raises RunError if not even the weights of a checkpoint fit on the disk: better known before step 1."""
@@ -341,11 +334,19 @@ class Between:
         paths: list[Path] = []
         # What was learned is safe by now: checkpoints and results come first.
         step = self.trainer.step
+        started = time.perf_counter()
         with optional_work(f"the previews of step {step} could not be drawn", notes), self.trainer.weights_for_use():
-            paths = draw_previews(self.job, self.job.method.export(), self.folder / "previews", step)
+            paths = draw_previews(self.job, self.job.method.export(), self.folder / "previews", step, self.stop)
         yield from map(Warned, notes)
         if paths:
+            seconds = time.perf_counter() - started
             yield Previewed(step, tuple(map(str, paths)))
+            if not self.pictures and not self.plan.note and step < self.job.total_steps:
+                yield Warned(cost_note(self.plan, len(paths), seconds, self.job.total_steps))
+            self.pictures = tuple(map(str, paths))
+        elif self.job.recipe.run.preview_every == "auto":
+            # What failed once would fail each time; at the end it is tried once more.
+            self.plan = PreviewPlan()
 
 
 def _most_bytes(job: Job) -> float:

@@ -85,6 +85,10 @@ class Finished:
     path: str
     """The result file."""
     interrupted: bool = False
+    pictures: tuple[str, ...] = ()
+    """The last previews."""
+    next_commands: tuple[str, ...] = ()
+    """What to type now."""
 
 
 Event = Started | Prepared | Step | Validated | Previewed | Saved | Checkpointed | Warned | Finished

@@ -1,0 +1,20 @@
+"""What to type after a run: the commands that use its result and go on with it."""
+
+import shlex
+from pathlib import Path
+
+from konomi.tasks.preparing import Job
+from konomi.tasks.previewing import preview_prompts
+
+
+def next_commands(job: Job, folder: Path, result: Path) -> tuple[str, ...]:
+    """Draw with the result, and train on."""
+    prompt = next(iter(preview_prompts(job)), "a house by a lake")
+    if job.method.needs.makes == "model":
+        draw = ["konomi", "generate", prompt, "--base", str(result)]
+    else:
+        draw = ["konomi", "generate", prompt, "--base", job.recipe.base, "--add", str(result)]
+    if job.recipe.data.resolution not in (None, str(job.base.resolution)):
+        draw += ["--size", str(job.recipe.data.resolution)]
+    longer = ["konomi", "resume", str(folder), "--steps", str(2 * job.total_steps)]
+    return shlex.join(draw), shlex.join(longer)
