@@ -34,6 +34,11 @@ class TowerSpec:
     kohya_prefix: str
     """Of LoRA keys in kohya's files."""
 
+    @property
+    def unread_layers(self) -> int:
+        """Layers at the end of those diffusers counts that nothing reads (SDXL's first encoder: one)."""
+        return 0 if self.pooled else self.layer - 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:

@@ -41,6 +41,9 @@ class FolderSource:
     def tensors(self, part: Part) -> dict[str, Tensor]:
         return canonical_tensors(part, component_tensors(self.path / component(part)))
 
+    def missing_layers(self, part: Part) -> int:
+        return 0
+
     def vocabulary(self, tokenizer: str) -> tuple[Vocabulary, str]:
         return read_vocabulary(self.path / tokenizer)
 

@@ -14,8 +14,12 @@ from konomi.models.family import UNET_PREFIX, VAE_PREFIX, Family, Shapes, TowerS
 TOLD: Mapping[str, tuple[str, ...]] = {
     "unet": ("attention_head_dim", "norm_num_groups", "sample_size", "norm_eps", "act_fn"),
     "vae": ("norm_num_groups", "sample_size", "scaling_factor", "force_upcast", "act_fn"),
-    "text_encoder": ("num_attention_heads", "hidden_act", "bos_token_id", "eos_token_id", "pad_token_id"),
-    "text_encoder_2": ("num_attention_heads", "hidden_act", "bos_token_id", "eos_token_id", "pad_token_id"),
+    "text_encoder": (
+        "num_attention_heads", "num_hidden_layers", "hidden_act", "bos_token_id", "eos_token_id", "pad_token_id",
+    ),
+    "text_encoder_2": (
+        "num_attention_heads", "num_hidden_layers", "hidden_act", "bos_token_id", "eos_token_id", "pad_token_id",
+    ),
     "scheduler": (
         "beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type", "rescale_betas_zero_snr",
         "timestep_spacing",
@@ -107,12 +111,31 @@ def infer_text(family: Family, tower: TowerSpec, shapes: Shapes, told: Mapping[s
         layers, inner = "encoder.layers", "mlp.fc1.weight"
     config["vocab_size"], config["hidden_size"] = _shape(table, tokens)
     config["max_position_embeddings"] = _shape(table, positions)[0]
-    config["num_hidden_layers"] = _count(table, layers) - tower.ldm_extra_layers
     config["intermediate_size"] = _shape(table, f"{layers}.0.{inner}")[0]
+    held = _count(table, layers)
+    used: int | None = config["num_hidden_layers"]
     if config["hidden_size"] != width:
         config["num_attention_heads"] = max(1, config["hidden_size"] // 64)
+        used = None
     config.update({name: value for name, value in told.items() if name in TOLD[tower.part]})
+    if "num_hidden_layers" in told:
+        used = told["num_hidden_layers"]
+    config["num_hidden_layers"] = num_layers(tower, held, used)
     return config
+
+
+def num_layers(tower: TowerSpec, held: int, used: int | None) -> int:
+    """Layers that a text encoder has in diffusers' sense, for a file that holds `held` of them.
+
+    LDM reads a fixed layer of a fixed architecture (SD2: the last but one of 24), whatever a file holds besides. `used`
+    is how many layers that architecture counts here (23 for SD2, where the 24th is never read), None if unknown. A file
+    may lack those at the end that nothing reads: `missing_layers` of them are made up by `SingleFileSource`.
+    """
+    if used is None:
+        return max(held - tower.ldm_extra_layers, 0)
+    if held >= used or tower.pooled or used - held <= tower.unread_layers:
+        return used
+    return held
 
 
 def time_embedding_width(unet: Mapping[str, Any], pooled_width: int) -> int:

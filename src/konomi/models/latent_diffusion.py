@@ -23,7 +23,7 @@ from konomi.models.parts import build_part
 from konomi.models.source import PartSource, component
 from konomi.models.targets import DENOISER_WORDS, TEXT_WORDS, matching, unknown_word
 from konomi.models.text_encoding import NO_WORDS, TextTower, Words, count_chunks, encode_text, token_vectors
-from konomi.models.tokenizer import Tokenizer
+from konomi.models.tokenizer import END, Tokenizer, clip_vocabulary
 from konomi.storage.hashing import sampled_hash, tensors_hash
 
 GUIDANCE_RESCALE = 0.7
@@ -130,6 +130,7 @@ class LatentDiffusion:
                 known = shipped_config(self.spec, name)
                 settings.append(str(sorted((k, v) for k, v in self.source.configs[name].items() if k in known)))
             extra = [str(self._dtype_of(names[0])), self.family, str(self.latent_scale)]
+            extra += self._reading() if part == "text" else []
             self._fingerprints[key] = _digest(hashes + settings + extra)
         return self._fingerprints[key]
 
@@ -166,6 +167,7 @@ class LatentDiffusion:
                 layer=spec.layer,
                 final_norm=spec.final_norm,
                 pooled=spec.pooled,
+                missing_layers=self.source.missing_layers(spec.part),
             )
             for spec in self.spec.towers
         )
@@ -228,6 +230,16 @@ class LatentDiffusion:
     def state(self, part: Part) -> dict[str, Tensor]:
         return dict(self._part(part).state_dict())
 
+    def _reading(self) -> list[str]:
+        """What text states depend on besides weights: which numbers a text becomes."""
+        read = []
+        for tower in self.spec.towers:
+            vocabulary, pad = self.source.vocabulary(tower.tokenizer)
+            own = vocabulary != clip_vocabulary()
+            read.append(f"{pad} is a word" if pad != END else "")
+            read.append(_digest([repr(sorted(vocabulary.tokens.items())), repr(vocabulary.merges)]) if own else "")
+        return read if any(read) else []
+
     def _part(self, part: Part) -> nn.Module:
         module = self._modules.get(part)
         if module is None:
@@ -256,20 +268,24 @@ class LatentDiffusion:
     def _vae_checked(
         self, compute: Callable[[Any, Tensor], tuple[Tensor, ...]], inputs: Tensor, fault: str
     ) -> tuple[Tensor, ...]:
-        """Half precision overflows in some VAEs: on NaN compute again, and from then on, in float32."""
+        """Half precision overflows in some VAEs: on NaN compute again, and from then on, in float32.
+
+        The VAE computes in the format of its own weights, also inside somebody's autocast, which would take a float32
+        VAE back to half precision.
+        """
         vae = self._part("vae")
         dtype = next(vae.parameters()).dtype
-        result = compute(vae, inputs.to(dtype))
-        if _finite(result):
-            return result
-        if not bool(torch.isfinite(inputs).all()):
-            raise ModelError(f"{self.name}: the VAE was given NaN or infinite values.")
-        if dtype != torch.float32:
-            self.vae_dtype = torch.float32
-            with torch.autocast(inputs.device.type, enabled=False):
-                result = compute(vae.to(torch.float32), inputs.to(torch.float32))
+        with torch.autocast(inputs.device.type, enabled=False):
+            result = compute(vae, inputs.to(dtype))
             if _finite(result):
                 return result
+            if not bool(torch.isfinite(inputs).all()):
+                raise ModelError(f"{self.name}: the VAE was given NaN or infinite values.")
+            if dtype != torch.float32:
+                self.vae_dtype = torch.float32
+                result = compute(vae.to(torch.float32), inputs.to(torch.float32))
+                if _finite(result):
+                    return result
         raise ModelError(f"{self.name}: {fault}, in float32 too. Its VAE is damaged; take another base or VAE.")
 
 

@@ -140,5 +140,8 @@ class WithVae:
             return canonical_tensors("vae", component_tensors(self.path))
         return vae_tensors(open_tensor_file(self.path), self.prefix, self.configs["vae"])
 
+    def missing_layers(self, part: Part) -> int:
+        return self.main.missing_layers(part)
+
     def vocabulary(self, tokenizer: str) -> tuple[Vocabulary, str]:
         return self.main.vocabulary(tokenizer)

@@ -1,5 +1,7 @@
 """Switches that trade speed for memory, or layout for speed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +25,20 @@ def apply_memory_options(base: BaseModel, memory: MemoryConfig) -> None:
         enable_gradient_checkpointing(base, text=text)
     if memory.compile:
         compile_denoiser(base)
+
+
+@contextmanager
+def loaded_for_now(base: BaseModel, memory: MemoryConfig) -> Iterator[None]:
+    """With `memory.offload`, parts that are loaded inside are gone again afterwards.
+
+    What is done inside to their weights has to be undone by then.
+    """
+    before = base.loaded_parts()
+    try:
+        yield
+    finally:
+        if memory.offload:
+            base.unload(*(part for part in base.loaded_parts() if part not in before))
 
 
 def enable_gradient_checkpointing(base: BaseModel, *, text: bool = False) -> None:

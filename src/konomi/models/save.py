@@ -165,8 +165,9 @@ def _openclip_rest(base: LatentDiffusion, tower: TowerSpec, result: Mapping[str,
     """What OpenCLIP's layout has and transformers' lacks: from the base's own file, or the nearest thing to it."""
     dtype = result[f"{tower.ldm_prefix}token_embedding.weight"].dtype
     source: Any = base.source
+    kept: dict[str, Tensor] = {}
     if isinstance(source, SingleFileSource):
-        return {n: t.to(dtype) for n, t in source.leftovers().items() if n.startswith(tower.ldm_prefix)}
+        kept = {n: t.to(dtype) for n, t in source.leftovers().items() if n.startswith(tower.ldm_prefix)}
     rest = {f"{tower.ldm_prefix}logit_scale": torch.tensor(_LOGIT_SCALE, dtype=dtype)}
     if not tower.pooled:
         width = base.source.configs[tower.part]["hidden_size"]
@@ -177,7 +178,7 @@ def _openclip_rest(base: LatentDiffusion, tower: TowerSpec, result: Mapping[str,
         for name, tensor in result.items():
             if name.startswith(f"{block}{last}."):
                 rest[name.replace(f"{block}{last}.", f"{block}{last + 1 + extra}.")] = tensor.clone()
-    return rest
+    return {**rest, **kept}
 
 
 def _as_convolution(name: str, tensor: Tensor) -> Tensor:
@@ -213,6 +214,9 @@ def _own_metadata(base: LatentDiffusion, content: Mapping[str, Tensor]) -> dict[
     for name, settings in TOLD.items():
         actual = base.scheduler if name == "scheduler" else base.source.configs.get(name, {})
         differing = {s: actual[s] for s in settings if s in actual and actual[s] != inferred[name].get(s)}
+        if name in inferred and actual.get("hidden_size") != shipped_config(base.spec, name).get("hidden_size"):
+            # A tool that drops the layers nobody reads must not change which one is read.
+            differing["num_hidden_layers"] = actual["num_hidden_layers"]
         if differing:
             unusual[name] = differing
     if unusual:

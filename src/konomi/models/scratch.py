@@ -77,6 +77,9 @@ class RandomSource:
         seed = stable_hash("scratch", self.seed, part) & (2**63 - 1)
         return random_part(part, self.configs[component(part)], seed=seed)
 
+    def missing_layers(self, part: Part) -> int:
+        return 0
+
     def vocabulary(self, tokenizer: str) -> tuple[Vocabulary, str]:
         tower = next(tower for tower in self.family.towers if tower.tokenizer == tokenizer)
         return self.vocabularies.get(tokenizer) or clip_vocabulary(), tower.pad_token

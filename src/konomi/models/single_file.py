@@ -78,15 +78,26 @@ class SingleFileSource:
             for tower in self.family.towers
             if tower.open_clip
             for name in self.file.shapes
-            if name.startswith(tower.ldm_prefix) and self._is_leftover(name[len(tower.ldm_prefix) :], tower)
+            if name.startswith(tower.ldm_prefix) and self.is_leftover(name[len(tower.ldm_prefix) :], tower)
         ]
         return self.file.read(names)
 
-    def _is_leftover(self, name: str, tower: TowerSpec) -> bool:
-        match = re.match(r"transformer\.resblocks\.(\d+)\.", name)
-        if match is not None:
-            return int(match[1]) >= int(self.configs[tower.part]["num_hidden_layers"])
-        return name == "logit_scale" or (name == "text_projection" and not tower.pooled)
+    def is_leftover(self, name: str, tower: TowerSpec) -> bool:
+        """Whether a text encoder's tensor, named without its prefix, is read by no module."""
+        number = _layer_number(name)
+        if number is not None:
+            return number >= int(self.configs[tower.part]["num_hidden_layers"])
+        return tower.open_clip and (name == "logit_scale" or (name == "text_projection" and not tower.pooled))
+
+    def missing_layers(self, part: Part) -> int:
+        """Layers at the end of a text encoder that the file lacks, and that nothing reads by default."""
+        tower = next((tower for tower in self.family.towers if tower.part == part), None)
+        if tower is None:
+            return 0
+        names = (name[len(tower.ldm_prefix) :] for name in self.file.shapes if name.startswith(tower.ldm_prefix))
+        held = {number for name in names if (number := _layer_number(name)) is not None}
+        missing = int(self.configs[part]["num_hidden_layers"]) - len(held)
+        return missing if 0 < missing <= tower.unread_layers else 0
 
     def _unet(self) -> dict[str, Tensor]:
         layout = UNetLayout.from_config(self.configs["unet"])
@@ -101,7 +112,7 @@ class SingleFileSource:
 
     def _text(self, tower: TowerSpec) -> dict[str, Tensor]:
         names = [name for name in self.file.shapes if name.startswith(tower.ldm_prefix)]
-        names = [name for name in names if not self._is_leftover(name[len(tower.ldm_prefix) :], tower)]
+        names = [name for name in names if not self.is_leftover(name[len(tower.ldm_prefix) :], tower)]
         result: dict[str, Tensor] = {}
         for name, tensor in self.file.read(names).items():
             inner = name[len(tower.ldm_prefix) :]
@@ -109,7 +120,19 @@ class SingleFileSource:
                 result.update(openclip_to_transformers(inner, tensor))
             elif "position_ids" not in inner:
                 result[inner if inner.startswith("text_model.") else f"text_model.{inner}"] = tensor
+        count = int(self.configs[tower.part]["num_hidden_layers"])
+        for number in range(count - self.missing_layers(tower.part), count):
+            # Nothing reads it, and diffusers counts layers from the end: a copy keeps the others in their places.
+            before, after = (f"text_model.encoder.layers.{index}." for index in (number - 1, number))
+            copies = {name.replace(before, after): t for name, t in result.items() if name.startswith(before)}
+            result.update({name: tensor.clone() for name, tensor in copies.items()})
         return result
+
+
+def _layer_number(name: str) -> int | None:
+    """Of a tensor inside a text encoder's layer, in OpenCLIP's or transformers' layout."""
+    match = re.match(r"(?:transformer\.resblocks|(?:text_model\.)?encoder\.layers)\.(\d+)\.", name)
+    return None if match is None else int(match[1])
 
 
 def open_single_file(path: Path, *, prediction: Prediction | None = None) -> SingleFileSource:

@@ -32,6 +32,10 @@ class PartSource(Protocol):
         """Canonical name -> tensor as stored; the source keeps no reference."""
         ...
 
+    def missing_layers(self, part: Part) -> int:
+        """Layers at the end of a text encoder that are made up, because the file lacks them: not to be read."""
+        ...
+
     def vocabulary(self, tokenizer: str) -> tuple[Vocabulary, str]:
         """Vocabulary and padding token of `tokenizer` or `tokenizer_2`."""
         ...

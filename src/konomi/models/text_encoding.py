@@ -49,6 +49,8 @@ class TextTower:
     """Whether CLIP's final layer norm follows (SD1, SD2: yes, also after skipped layers; SDXL: no)."""
     pooled: bool = False
     """Whether this tower gives the pooled vector (SDXL's second)."""
+    missing_layers: int = 0
+    """Layers at the end that the base's file lacks; they are there in name only."""
 
     @property
     def device(self) -> torch.device:
@@ -221,6 +223,11 @@ def _run_layers(tower: TextTower, embedded_NLD: Tensor, clip_skip: int) -> tuple
     skip = clip_skip or tower.layer
     if skip > count:
         raise RecipeError(f"text.clip_skip is {skip}; this base's {tower.part} has {count} layers.")
+    if skip <= tower.missing_layers:
+        raise RecipeError(
+            f"text.clip_skip is {skip}; this base's file holds only the first {count - tower.missing_layers} of the "
+            f"{count} layers of {tower.part}, so {tower.missing_layers + 1} is the smallest."
+        )
     hidden = embedded_NLD + model.embeddings.position_embedding.weight[: embedded_NLD.shape[1]]
     states = hidden
     for number in range(count if tower.pooled else count - skip + 1):

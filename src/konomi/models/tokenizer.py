@@ -58,15 +58,22 @@ def vocabulary_of_merges(merges: tuple[tuple[str, str], ...]) -> Vocabulary:
 
 
 class Tokenizer:
-    """CLIP's tokenizer, over the `tokenizers` package alone: the ids of transformers' `CLIPTokenizer`, which takes
-    almost a second of every start to import."""
+    """CLIP's tokenizer, over the `tokenizers` package alone: the ids of transformers' `CLIPTokenizer` (but for
+    its padding token), which takes almost a second of every start to import."""
 
     def __init__(self, vocabulary: Vocabulary, *, pad_token: str = END) -> None:
-        """Raises ModelError if the vocabulary lacks what every prompt needs."""
+        """Raises ModelError if the vocabulary lacks what every prompt needs.
+
+        `pad_token` stands behind the end of a text and is a word like any other in it: SD2 and SDXL's second encoder
+        are padded with `!`, and in OpenCLIP, sd-scripts and the web UIs an exclamation mark is read as one.
+        transformers takes the padding token out of the text instead, together with the spaces around it.
+        """
         from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
         from tokenizers import Tokenizer as Pipeline
 
         _check(vocabulary)
+        if pad_token not in vocabulary.tokens:
+            raise ModelError(f"the tokenizer's padding token {pad_token!r} is not in its vocabulary.")
         self._pipeline = Pipeline(
             models.BPE(
                 vocab=vocabulary.tokens,
@@ -85,8 +92,8 @@ class Tokenizer:
             [words, pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
         # Wherever these stand in a text, they are one token.
-        special = dict.fromkeys([START, END, pad_token])
-        self._pipeline.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+        marks = [AddedToken(token, special=True, normalized=False) for token in (START, END)]
+        self._pipeline.add_special_tokens(marks)
         self.bos_token_id = self._id(START)
         self.eos_token_id = self._id(END)
         self.pad_token_id = self._id(pad_token)

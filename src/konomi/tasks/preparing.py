@@ -34,6 +34,7 @@ from konomi.methods.denoising import check_objective
 from konomi.methods.method import Method, Needs
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base
+from konomi.models.memory import loaded_for_now
 from konomi.tasks.likely_mistakes import likely_mistakes
 from konomi.tasks.prior import (
     ClassImages,
@@ -176,8 +177,9 @@ def held_out_stream(job: Job) -> BatchStream | None:
         return None
     as_training = tuple(replace(record, role="train", repeats=1) for record in job.held_out.records)
     latents, text = _make_caches(job)
-    for _ in _build(job, replace(job.held_out, records=as_training), latents, text):
-        pass
+    with loaded_for_now(job.base, job.recipe.memory):
+        for _ in _build(job, replace(job.held_out, records=as_training), latents, text):
+            pass
     return BatchStream(
         replace(job.held_out, records=as_training),
         job.recipe.data,

@@ -7,6 +7,7 @@ from konomi.generation.generate import generate
 from konomi.generation.infotext import png_bytes
 from konomi.generation.request import Origin, Request
 from konomi.methods.method import Result
+from konomi.models.memory import loaded_for_now
 from konomi.storage.atomic import write_file
 from konomi.tasks.preparing import Job
 from konomi.tasks.saving import as_read_back
@@ -69,7 +70,7 @@ def draw_previews(job: Job, result: Result, folder: Path, step: int, stop: Stop 
             raise PreviewStopped("the run is to end")
 
     paths = preview_paths(job, folder, step)
-    with job.method.as_loaded(as_read_back(job, result)):
+    with loaded_for_now(job.base, job.recipe.memory), job.method.as_loaded(as_read_back(job, result)):
         pictures = generate(job.base, preview_requests(job), on_step=look_up, origin=Origin(model=job.base.name))
         for path, picture in zip(paths, pictures, strict=True):
             with write_file(path) as temporary:

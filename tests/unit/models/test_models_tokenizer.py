@@ -14,18 +14,36 @@ TEXTS = [
 
 @pytest.mark.parametrize("pad", [END, "!"])
 def test_ids_are_those_of_transformers(pad):
-    ours, theirs = Tokenizer(clip_vocabulary(), pad_token=pad), build_tokenizer(clip_vocabulary(), pad_token=pad)
+    """With the padding token a word like any other, as OpenCLIP and OpenAI's CLIP read it."""
+    ours, theirs = Tokenizer(clip_vocabulary(), pad_token=pad), build_tokenizer(clip_vocabulary())
     for text in TEXTS:
         assert ours.ids(text) == theirs(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
         assert ours.pieces(text) == theirs.tokenize(text)
+    padding = build_tokenizer(clip_vocabulary(), pad_token=pad)
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    assert [getattr(ours, name) for name in names] == [getattr(theirs, name) for name in names]
+    assert [getattr(ours, name) for name in names] == [getattr(padding, name) for name in names]
     assert ours.vocabulary() == theirs.get_vocab()
+
+
+def test_an_exclamation_mark_is_a_word_where_it_pads():
+    """Numbers from OpenAI's vocabulary: `!` inside a word is 0, at a word's end 256."""
+    tokenizer = Tokenizer(clip_vocabulary(), pad_token="!")
+    assert tokenizer.ids("wow! a cat") == [*tokenizer.ids("wow"), 256, *tokenizer.ids("a cat")]
+    assert tokenizer.ids("!") == [256]
+    assert tokenizer.ids("a !!! b") == Tokenizer(clip_vocabulary()).ids("a !!! b")
+    assert tokenizer.pad_token_id == 0
+    # transformers takes the mark for padding in the text as well.
+    assert build_tokenizer(clip_vocabulary(), pad_token="!")("wow!", add_special_tokens=False).input_ids[-1] == 0
 
 
 def test_half_a_character_pair_becomes_a_replacement_character():
     tokenizer = Tokenizer(clip_vocabulary())
     assert tokenizer.ids("a \ud83e b") == tokenizer.ids("a \ufffd b")
+
+
+def test_a_padding_token_outside_the_vocabulary_is_refused():
+    with pytest.raises(ModelError, match=r"padding token '\[PAD\]' is not in its vocabulary"):
+        Tokenizer(clip_vocabulary(), pad_token="[PAD]")
 
 
 @pytest.mark.parametrize(

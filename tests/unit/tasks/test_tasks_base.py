@@ -13,7 +13,8 @@ from konomi.models.load import load_base
 from konomi.models.save import save_folder
 from konomi.models.scratch import random_base
 from konomi.storage.tensor_file import read_header
-from konomi.tasks.preparing import Job, prepare
+from konomi.tasks.preparing import Job, open_stream, prepare
+from konomi.tasks.previewing import draw_previews
 from konomi.tasks.recipes import recipe_from_flags
 from konomi.tasks.saving import save_result
 
@@ -43,3 +44,19 @@ def test_zero_snr_training_is_drawn_and_saved_as_such(images: Path, tmp_path: Pa
     save_folder(random_base("sd1"), tmp_path / "epsilon", dtype=torch.float32)
     with pytest.raises(RecipeError, match="zero_terminal_snr is on, but epsilon predicts noise"):
         prepared(tmp_path / "epsilon", images, "objective.zero_terminal_snr=true")
+
+
+def test_offloaded_parts_go_again_after_a_preview(images: Path, tmp_path: Path) -> None:
+    """Each time: the VAE and the text encoder come back for the picture, and for nothing else."""
+    save_folder(random_base("sd1"), tmp_path / "a", dtype=torch.float32)
+    for method, changes in (("lora", ()), ("full", ("method.text_encoder=false",))):
+        job = prepared(tmp_path / "a", images, "preview.steps=1", "preview.prompts=['x']", *changes, method=method)
+        for _ in open_stream(job):
+            pass
+        job.method.plan()
+        loaded = job.base.loaded_parts()
+        assert "vae" not in loaded
+        for step in (1, 2):
+            assert draw_previews(job, job.method.export(), tmp_path / method, step)
+            assert job.base.loaded_parts() == loaded
+        job.method.close()
