@@ -12,6 +12,8 @@ from konomi.errors import printable
 if TYPE_CHECKING:
     from konomi.tasks import CheckReport, CheckRow
 
+MAX_LISTED = 10
+"""Names that a note's own line holds."""
 SHOWN = 40
 """Rows before a long table is cut."""
 
@@ -28,7 +30,13 @@ def print_check(report: "CheckReport", *, show_all: bool = False) -> None:
     if not show_all and len(report.excluded) > SHOWN:
         console.print(f"... and {len(report.excluded) - SHOWN} more are left out; --all shows them.")
     for problem in report.problems:
-        console.print(Text(f"note: {printable(str(problem))}", style="yellow"))
+        stops = problem in report.stops
+        console.print(Text(f"{'stops' if stops else 'note'}: {printable(problem)}", style="red" if stops else "yellow"))
+    if show_all:
+        for finding in report.findings:
+            if len(finding.names) > MAX_LISTED:
+                console.print(Text(f"all {len(finding.names)} of: {printable(finding.message)}", style="dim"))
+                console.print(Text("\n".join(f"  {printable(name)}" for name in finding.names)))
     if report.nouns:
         listed = ", ".join(f"{noun} ({share:.2f})" for noun, share in report.nouns)
         console.print(Text(f"class noun: {listed}? Say --class NOUN with the one that is right."))

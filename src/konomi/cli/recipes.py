@@ -71,14 +71,15 @@ def check(arguments: list[str]) -> int:
 
     from konomi import tasks
 
-    report = tasks.check(recipe, measure=options.time)
+    named = options.base or _looks_like_file(options.what[0]) or any(w.startswith("base=") for w in options.what)
+    report = tasks.check(recipe, measure=options.time, assumed_base=not named)
     if options.json:
         print(json_text(report))
     else:
         from konomi.cli.check_view import print_check
 
         print_check(report, show_all=options.all)
-    return 0 if report.steps else 1
+    return 1 if report.stops else 0
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser, *, base: str | None = None) -> None:

@@ -56,6 +56,8 @@ class CaptionConfig:
 
     separator: str = ","
     """What divides tags in a caption."""
+    lines: Literal["joined", "alternatives"] = "joined"
+    """A caption file of several lines: `joined` to one caption, or a caption a line of which one is taken each time."""
     keep_tokens: NonNegative = 0
     """How many leading tags stay in place (and are never dropped) when tags are shuffled or dropped."""
     shuffle: bool = False

@@ -1,111 +1,19 @@
-"""Captions: from the bytes of a file to the text one training step sees."""
+"""Captions: from the text of a file to the text one training step sees."""
 
-import codecs
 import random
 import re
 
 from konomi.config.sections import CaptionConfig
 from konomi.data.manifest import Record
-from konomi.errors import DataError, printable
 
-CAPTION_SUFFIXES = (".txt", ".caption")
+CAPTION_SUFFIXES = (".txt", ".caption", ".text", ".tags")
 MAX_CAPTION_BYTES = 2**20
-
-# UTF-32's marks start with UTF-16's, so they come first.
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
-
-
-def decode_text(data: bytes, where: str) -> str:
-    """Text of a caption or metadata file: UTF-8, UTF-16 or UTF-32 with a mark, or Shift-JIS (cp932). Never a guess
-    that could be wrong: bytes that fit none are an error.
-
-    Raises:
-        DataError: names `where`, the byte offset and the byte.
-    """
-    for mark, encoding in _MARKS:
-        if data.startswith(mark):
-            return _strict(data[len(mark) :], encoding, where, len(mark))
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return _shift_jis(data, where, error.start)
-    if "\0" not in text:
-        return text
-    # Plain ASCII saved as UTF-16 without a mark: every other byte is zero.
-    if not any(data[1::2]):
-        return _strict(data, "utf-16-le", where, 0)
-    if not any(data[::2]):
-        return _strict(data, "utf-16-be", where, 0)
-    raise DataError(
-        f"{printable(where)}: byte {data.index(0)} is zero: not a text file. Save the caption as UTF-8 text."
-    )
-
-
-def _strict(data: bytes, encoding: str, where: str, skipped: int) -> str:
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        offset = skipped + error.start
-        raise DataError(
-            f"{printable(where)}: byte {offset} is not valid {encoding.upper()}. Save the file as UTF-8."
-        ) from error
-
-
-def _shift_jis(data: bytes, where: str, offset: int) -> str:
-    # Bytes 0x80, 0xA0 and 0xFD to 0xFF mean nothing in Shift-JIS; the codec makes unnamed characters of them.
-    try:
-        text = data.decode("cp932")
-    except UnicodeDecodeError:
-        text = ""
-    if not text or re.search(r"[\0\x80\xa0\uf8f0-\uf8f3]", text) or _looks_western(text):
-        raise DataError(
-            f"{printable(where)}: byte {offset} (0x{data[offset]:02x}) is neither UTF-8 nor Shift-JIS text. "
-            "Save the file as UTF-8."
-        )
-    return text
-
-
-def _looks_western(text: str) -> bool:
-    """Whether cp932 made Japanese out of Western European bytes: "crée", "Straße", "don’t" all decode as cp932.
-
-    Their accents (bytes 0xC0 to 0xFF) become half-width kana or rare kanji, and curly quotes and dashes (0x91 to 0x97)
-    swallow the letter after them; either way they touch a Latin letter, where Japanese writers hardly put such.
-    """
-    for run in re.finditer(r"[^\x00-\x7f]+", text):
-        before = text[run.start() - 1 : run.start()]
-        after = text[run.end() : run.end() + 1]
-        if not re.match("[A-Za-z]", before) and not re.match("[A-Za-z]", after):
-            continue
-        codes = [character.encode("cp932") for character in run[0]]
-        if all(code[0] >= 0xC0 for code in codes):
-            return True
-        quote = len(codes) == 1 and len(codes[0]) == 2 and 0x91 <= codes[0][0] <= 0x97
-        if quote and codes[0][1:].isalpha():
-            return True
-    return False
 
 
 def captions_in(text: str) -> tuple[str, ...]:
-    """The captions of a caption file: one a line, empty lines left out."""
+    """The lines of a file as a caption each, empty lines left out."""
     lines = (" ".join(line.split()) for line in re.split(r"[\r\n]+", text))
     return tuple(line for line in lines if line)
-
-
-def read_captions(data: bytes, where: str) -> tuple[str, ...]:
-    """Captions from a file's bytes; none when it is empty.
-
-    Raises:
-        DataError: larger than a caption can be, or of unknown encoding.
-    """
-    if len(data) > MAX_CAPTION_BYTES:
-        raise DataError(f"{printable(where)}: {len(data)} bytes, too large for a caption. Is it the right file?")
-    return captions_in(decode_text(data, where))
 
 
 def final_caption(record: Record, config: CaptionConfig, key: int | None) -> str:
@@ -186,10 +94,10 @@ def _tags(text: str, separator: str) -> list[str]:
 
 
 def _with_trigger(text: str, record: Record, separator: str) -> str:
-    if not record.trigger or has_trigger(text, record.trigger):
+    if not record.trigger or (has_trigger(text, record.trigger) and not record.trigger_first):
         return text
     front = record.trigger
-    if record.class_noun and not has_trigger(text, record.class_noun):
+    if record.class_noun and (record.trigger_first or not has_trigger(text, record.class_noun)):
         front = f"{front} {record.class_noun}"
     return f"{front}{_joint(separator)}{text}" if text else front
 

@@ -41,7 +41,10 @@ class Entry:
     size: int
     """Bytes."""
     mtime_ns: int
-    """Of the file, or of the container it lies in."""
+    """Of the file, or of the container it lies in; so are the next two."""
+    ctime_ns: int = 0
+    """Of the last change of anything about it: a tool may set `mtime_ns` back, but not this."""
+    inode: int = 0
 
 
 @dataclass(slots=True)
@@ -69,6 +72,13 @@ def _natural_pieces(part: bytes) -> list[bytes | tuple[int, bytes]]:
         digits = texts[place].lstrip(b"0")
         pieces[place] = (len(digits), digits)
     return pieces
+
+
+def split_suffix(name: str) -> tuple[str, str]:
+    """("photo", ".jpg") of "photo.JPG": the suffix in lower case, "" without one."""
+    stem, dot, suffix = name.rpartition(".")
+    has_suffix = dot and stem and not stem.endswith("/") and "/" not in suffix
+    return (stem, f".{suffix.lower()}") if has_suffix else (name, "")
 
 
 def is_junk(name: str) -> bool:
@@ -122,7 +132,7 @@ def _add_file(listing: Listing, item: os.DirEntry[str], name: str, real_root: st
     if not stat.S_ISREG(status.st_mode):
         listing.excluded.append(Excluded(name=printable(name), reason="not a regular file (a pipe, socket or device)"))
         return
-    listing.entries.append(Entry(name, path, status.st_size, status.st_mtime_ns))
+    listing.entries.append(Entry(name, path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
 
 
 def list_zip(path: Path) -> Listing:
@@ -132,7 +142,7 @@ def list_zip(path: Path) -> Listing:
         DataError: not a zip, damaged, or a bomb.
     """
     listing = Listing([], [])
-    mtime_ns = path.stat().st_mtime_ns
+    status = path.stat()
     packed = unpacked = 0
     for info in _opened_zip(os.fspath(path)).infolist():
         if info.is_dir():
@@ -145,7 +155,9 @@ def list_zip(path: Path) -> Listing:
         if reason:
             listing.excluded.append(Excluded(name=printable(name), reason=reason))
         else:
-            listing.entries.append(Entry(name, f"{path}::{info.filename}", info.file_size, mtime_ns))
+            member = f"{path}::{info.filename}"
+            times = status.st_mtime_ns, status.st_ctime_ns
+            listing.entries.append(Entry(name, member, info.file_size, *times, status.st_ino))
     if unpacked > 2**30 and unpacked > MAX_ZIP_RATIO * max(packed, 1):
         raise DataError(f"{printable(str(path))}: {packed} bytes that unpack to {unpacked}: a zip bomb. Remove it.")
     listing.entries.sort(key=lambda entry: natural_key(entry.name))

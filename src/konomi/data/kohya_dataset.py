@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from konomi.config.sections import SourceConfig
-from konomi.data.captions import CAPTION_SUFFIXES, decode_text
+from konomi.data.captions import CAPTION_SUFFIXES
 from konomi.data.containers import read_bytes
+from konomi.data.encodings import decode_text
 from konomi.data.tree import Place
 from konomi.errors import DataError, printable
 
@@ -41,6 +42,7 @@ _SUBSET_KEYS = {
     "caption_extension": str,
     "caption_prefix": str,
     "caption_suffix": str,
+    "enable_wildcard": bool,
 }
 _PLACE_KEYS = {"image_dir": str, "metadata_file": str, "class_tokens": str, "is_reg": bool}
 _UNSUPPORTED = {
@@ -49,7 +51,6 @@ _UNSUPPORTED = {
     "face_crop_aug_range": "crops do not look for faces",
     "keep_tokens_separator": "use keep_tokens",
     "secondary_separator": "its parts are shuffled as one tag",
-    "enable_wildcard": "braces stay in the caption; write one caption a line instead",
     "resize_interpolation": "images shrink by Lanczos and grow by bicubic",
     "caption_dropout_every_n_epochs": "use caption_dropout_rate",
     "token_warmup_min": "all tags are used from the start",
@@ -145,6 +146,10 @@ def _check(table: dict[str, Any], path: Path, where: str, known: dict[str, Any],
         if key in _UNSUPPORTED:
             if value:
                 problems.append(f"{_at(path, f'{where}.{key}')} has no counterpart here: {_UNSUPPORTED[key]}")
+        elif key == "enable_wildcard" and key in known and value is True:
+            problems.append(
+                f"{_at(path, f'{where}.{key}')}: of several lines one is taken each time; braces stay in the caption"
+            )
         elif key not in known:
             raise DataError(f"{_at(path, f'{where}.{key}')} {_advice(key, known)}")
         elif not isinstance(value, known[key]) or (isinstance(value, bool) and known[key] is not bool):
@@ -180,6 +185,7 @@ def _place(values: dict[str, Any], path: Path, where: str, source: SourceConfig)
         caption_suffixes=(f".{suffix.lower().removeprefix('.')}",) if suffix else CAPTION_SUFFIXES,
         caption_prefix=values.get("caption_prefix", ""),
         caption_suffix=values.get("caption_suffix", ""),
+        caption_lines="alternatives" if values.get("enable_wildcard") else "joined",
         keep_tokens=values.get("keep_tokens"),
         shuffle=values.get("shuffle_caption"),
         table=table_path,

@@ -1,10 +1,12 @@
 """The list of images a run works on: `manifest.jsonl`, one object a line, in a fixed order."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from konomi.errors import printable
 from konomi.storage.atomic import write_file
 
 
@@ -37,6 +39,11 @@ class Record:
     """Overrides `data.captions.keep_tokens` (dataset TOML of sd-scripts)."""
     shuffle: bool | None = None
     """Overrides `data.captions.shuffle`."""
+    drawn: bool = False
+    """The file says that konomi drew it."""
+    trigger_first: bool = False
+    """Trigger and class come in front even of a caption that has them: further back the text encoder would not see
+    them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +55,43 @@ class Excluded:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about the data that stops nothing and should be known before a run: missing captions, a trigger in no
+    caption, files that nobody reads. `check` shows it, `train` says it."""
+
+    message: str
+    """One line: where, what, how many, the first names, and the way out."""
+    names: tuple[str, ...] = ()
+    """All files it is about, where it is about files."""
+
+
+MAX_NAMES = 10
+"""Names that the line of a finding holds."""
+
+
+def listing_names(message: str, names: Sequence[str], *, most: int = MAX_NAMES) -> Finding:
+    """A finding about files: `{names}` in the message becomes the first of them."""
+    return Finding(message.replace("{names}", first_names(names, most=most)), tuple(printable(name) for name in names))
+
+
+def first_names(names: Sequence[str], *, most: int = MAX_NAMES) -> str:
+    """The first names and how many follow, fit for one line."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(printable(name) for name in names[:most]) + more
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """All images in a fixed order (by source, then by name), and those left out."""
 
     records: tuple[Record, ...]
     excluded: tuple[Excluded, ...] = ()
-    problems: tuple[str, ...] = ()
-    """What is not fatal but worth a word: missing captions, a trigger in no caption, duplicates."""
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The findings' lines."""
+        return tuple(finding.message for finding in self.findings)
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:

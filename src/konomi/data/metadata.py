@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from konomi.data.captions import decode_text
 from konomi.data.containers import Entry, read_bytes
+from konomi.data.encodings import decode_text
 from konomi.errors import DataError, printable
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")

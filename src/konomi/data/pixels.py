@@ -1,11 +1,13 @@
 """Bytes of an image file -> RGB pixels. The content decides, not the file's extension.
 
 Only plain raster formats are tried, so that no PostScript, video or document decoder ever sees a stranger's file.
+HEIC pictures (phones) are read where the package pillow-heif is installed, the extra `heif`.
 """
 
 import io
 import struct
 import zlib
+from functools import cache
 
 import numpy as np
 from PIL import (
@@ -14,8 +16,12 @@ from PIL import (
     ExifTags,
     GifImagePlugin,
     Image,
+    Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
+    PpmImagePlugin,
+    QoiImagePlugin,
+    TgaImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
 )
@@ -30,9 +36,15 @@ FORMATS = tuple(
         BmpImagePlugin.BmpImageFile,
         GifImagePlugin.GifImageFile,
         TiffImagePlugin.TiffImageFile,
+        PpmImagePlugin.PpmImageFile,
+        QoiImagePlugin.QoiImageFile,
+        Jpeg2KImagePlugin.Jpeg2KImageFile,
     )
 )
 """MPO (what some phones and cameras write) is read as the JPEG it starts with."""
+_TGA = str(TgaImagePlugin.TgaImageFile.format)
+_TGA_FOOTER = b"TRUEVISION-XFILE.\0"
+"""At the end of a TGA of version 2; older ones have nothing that tells them from other bytes."""
 MAX_PIXELS = 2**26
 """8192 x 8192. Decoding, turning and compositing that many stays under 1 GiB."""
 MAX_JPEG_SCANS = 100
@@ -63,7 +75,35 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"mif2")
 _PNG_ORIENTATION_CHUNKS = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")
+
+
+@cache
+def heif_format() -> str:
+    """The name of Pillow's reader for HEIC, "" where pillow-heif is not installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return ""
+    # Thumbnails and depth images are other pictures in the same file; only the main one is wanted.
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False)
+    return "HEIF"
+
+
+def readers() -> str:
+    """What images can be read with: an image refused by other readers may be readable now."""
+    from PIL import __version__
+
+    return f"pillow {__version__}{' heif' if heif_format() else ''}"
+
+
+def is_drawn_here(data: bytes) -> bool:
+    """Whether the text of a PNG says that konomi drew it."""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return False
+    texts = data[: data.find(b"IDAT")]
+    return b"Version: konomi " in texts or b"Software\0konomi" in texts
 
 
 class BadImageError(Exception):
@@ -120,7 +160,7 @@ def _open(data: bytes) -> Image.Image:
     if not data:
         raise BadImageError("the file is empty")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_formats_for(data))
     except IMAGE_ERRORS as error:
         if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
             raise BadImageError(_too_large("of enormous size")) from error
@@ -131,6 +171,15 @@ def _open(data: bytes) -> Image.Image:
     if width < 1 or height < 1:
         raise BadImageError("it has no pixels")
     return image
+
+
+def _formats_for(data: bytes) -> tuple[str, ...]:
+    if data.endswith(_TGA_FOOTER):
+        return (*FORMATS, _TGA)
+    # AVIF is in the same container, and Pillow reads it by itself.
+    if data[4:8] == b"ftyp" and not data[8:12].startswith(b"avi") and heif_format():
+        return (heif_format(),)
+    return FORMATS
 
 
 def _too_large(what: str) -> str:
@@ -145,13 +194,23 @@ def _what_it_is(data: bytes) -> str:
         return "a web page, not an image; download it again"
     if start.startswith((b"<svg", b"<?xml")):
         return "a vector drawing (SVG); export it as PNG"
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+        if heif_format():
+            return "a damaged HEIC picture; copy it again, or convert it to PNG or JPEG"
+        return "a HEIC picture, as phones make them; pip install 'konomi[heif]' has konomi read it, or convert it"
     if data[4:8] == b"ftyp":
-        return "a HEIC/HEIF or video file; convert it to PNG or JPEG"
+        return "a video or another media file; convert it to PNG or JPEG"
+    if data[:2] == b"\xff\x0a" or data[4:12] == b"JXL \r\n\x87\n":
+        return "a JPEG XL picture, which Pillow does not read; convert it to PNG"
+    if start.startswith((b"%!ps", b"%pdf", b"\xc5\xd0\xd3\xc6")):
+        return "PostScript or PDF, a page and not a picture; export it as PNG"
+    if data[:4] == b"v/1\x01" or start.startswith(b"#?radiance"):
+        return "a picture of high dynamic range; save it as 8- or 16-bit PNG"
     if data[:4] == b"8BPS":
         return "a Photoshop file; export it as PNG"
     if not any(data[:64]):
         return "only zero bytes; copy the file again"
-    return "not a readable PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF image"
+    return "not a readable image (PNG, JPEG, WebP, AVIF, BMP, GIF, TIFF, JPEG 2000, QOI, PPM); export it as PNG"
 
 
 def _reason(error: BaseException) -> str:

@@ -1,16 +1,32 @@
 """What is wrong, or odd, about a source of images: said before any model loads, with the way out."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from konomi.data.caption_files import CAPTION_FOLDERS
 from konomi.data.captions import file_words, has_trigger
-from konomi.data.containers import Listing
-from konomi.data.manifest import Excluded, Record
-from konomi.data.tree import IMAGE_SUFFIXES, Candidate, Place, Tree, split_suffix
+from konomi.data.containers import Listing, split_suffix
+from konomi.data.manifest import Excluded, Finding, Record, first_names, listing_names
+from konomi.data.tree import IMAGE_SUFFIXES, Candidate, Place, Tree
 from konomi.errors import DataError, printable
 
 MAX_LISTED = 10
+_MANY_REPEATS = re.compile(r"([0-9]{4,})_.*\S", re.DOTALL)
+# What people call the folder of images that show the class (regularisation images).
+_CLASS_FOLDERS = (
+    "reg",
+    "regs",
+    "regularization",
+    "regularisation",
+    "reg_images",
+    "class",
+    "class_images",
+    "classimages",
+)
+MAX_SPOKEN = 12
+"""Notes on the data that `train` repeats; a hundred subsets can have hundreds."""
 
 
 def missing_path(path: Path) -> DataError:
@@ -62,24 +78,30 @@ def _holds_images(folder: Path) -> bool:
         return False
 
 
-def caption_problems(place: Place, candidates: Sequence[Candidate]) -> list[str]:
+def caption_findings(place: Place, candidates: Sequence[Candidate]) -> list[Finding]:
     """Captions that are missing, and triggers that no caption holds."""
     shown = printable(str(place.path))
     training = [candidate for candidate in candidates if candidate.record.role == "train"]
     bare = [candidate for candidate in training if not candidate.captioned]
-    problems = []
-    wordless = [candidate for candidate in bare if not _has_words(candidate.record)]
+    found = []
+    wordless = [candidate.record.name for candidate in bare if not _has_words(candidate.record)]
     if wordless:
-        problems.append(
-            f"{shown}: {len(wordless)} of {len(training)} images have no caption and would train on empty text: "
-            f"{_names(c.record.name for c in wordless)}. Put a .txt beside each, or set trigger and class_noun."
+        found.append(
+            listing_names(
+                f"{shown}: {len(wordless)} of {len(training)} images have no caption and would train on empty text: "
+                "{names}. Put a .txt beside each, or set trigger and class_noun.",
+                wordless,
+            )
         )
     elif bare and len(bare) < len(training):
-        problems.append(
-            f"{shown}: {len(bare)} of {len(training)} images have no caption file and use the trigger, class, folder "
-            f"name or template instead: {_names(c.record.name for c in bare)}"
+        found.append(
+            listing_names(
+                f"{shown}: {len(bare)} of {len(training)} images have no caption file and use the trigger, class, "
+                "folder name or template instead: {names}",
+                [candidate.record.name for candidate in bare],
+            )
         )
-    return problems + _trigger_problems(shown, place, [c for c in training if c.captioned])
+    return found + _trigger_findings(shown, place, [c for c in training if c.captioned])
 
 
 def _has_words(record: Record) -> bool:
@@ -90,29 +112,33 @@ def _has_words(record: Record) -> bool:
     return bool(words.strip())
 
 
-def _trigger_problems(shown: str, place: Place, captioned: list[Candidate]) -> list[str]:
+def _trigger_findings(shown: str, place: Place, captioned: list[Candidate]) -> list[Finding]:
     if not captioned:
         return []
     if place.trigger:
         if any(has_trigger(caption, place.trigger) for c in captioned for caption in c.record.captions):
             return []
         return [
-            f"{shown}: the trigger {place.trigger!r} is in none of the {len(captioned)} captions; "
-            "it is put in front of each"
+            Finding(
+                f"{shown}: the trigger {place.trigger!r} is in none of the {len(captioned)} captions; "
+                "it is put in front of each"
+            )
         ]
-    problems = []
+    found = []
     for words in dict.fromkeys(c.folder_words for c in captioned if c.folder_words):
         trigger = words.split()[0]
         inside = [c for c in captioned if c.folder_words == words]
         if not any(has_trigger(caption, trigger) for c in inside for caption in c.record.captions):
-            problems.append(
-                f"{shown}: the folder says {words!r}, but {trigger!r} is in none of its {len(inside)} captions and "
-                f'would not be learned. Add it to them, or set trigger = "{trigger}" for this source.'
+            found.append(
+                Finding(
+                    f"{shown}: the folder says {words!r}, but {trigger!r} is in none of its {len(inside)} captions and "
+                    f'would not be learned. Add it to them, or set trigger = "{trigger}" for this source.'
+                )
             )
-    return problems
+    return found
 
 
-def level_problems(place: Place, candidates: Sequence[Candidate]) -> list[str]:
+def level_findings(place: Place, candidates: Sequence[Candidate]) -> list[Finding]:
     """A folder of folders given as one subject: probably one level too high."""
     if not (place.trigger and place.role == "train" and place.reads_folder_names):
         return []
@@ -122,12 +148,92 @@ def level_problems(place: Place, candidates: Sequence[Candidate]) -> list[str]:
         return []
     shown = printable(str(place.path))
     return [
-        f"{shown}: the images come from {len(folders)} folders ({_names(folders)}), all under the one trigger "
-        f"{place.trigger!r}. If it names a single subject, give that folder: {shown}/{printable(folders[0])}"
+        Finding(
+            f"{shown}: the images come from {len(folders)} folders ({first_names(folders)}), all under the one trigger "
+            f"{place.trigger!r}. If it names a single subject, give that folder: {shown}/{printable(folders[0])}"
+        )
     ]
 
 
-def duplicate_problems(records: Iterable[Record]) -> list[str]:
+def folder_findings(place: Place, candidates: Sequence[Candidate]) -> list[Finding]:
+    """Folder names that mean something elsewhere and nothing here, and captions that lie next door."""
+    shown = printable(str(place.path))
+    training = [candidate for candidate in candidates if candidate.record.role == "train"]
+    found = _next_door(shown, place, training)
+    if not place.reads_folder_names:
+        return found
+    folders = dict.fromkeys(part for c in training for part in c.entry.name.split("/")[:-1])
+    root = place.path.stem if place.path.is_file() else place.path.name
+    for folder in (root, *folders):
+        if (number := _MANY_REPEATS.match(folder)) and not 1800 <= int(number[1]) <= 2199:
+            found.append(
+                Finding(
+                    f"{shown}: the folder {printable(folder)} counts as a name and not as {number[1]} repeats; four "
+                    f"digits and more do not. If repeats are meant, set repeats = {number[1]} for this source, or name "
+                    f"the folder {number[1][:2]}{folder[len(number[1]) :]} and train more epochs."
+                )
+            )
+    for folder in folders:
+        if folder.lower() in _CLASS_FOLDERS:
+            inside = [c.record.name for c in training if folder in c.entry.name.split("/")[:-1]]
+            found.append(
+                listing_names(
+                    f"{shown}: the {len(inside)} images in {printable(folder)}/ are trained like the others. If they "
+                    "show the class and not the subject, move the folder out and give it with --prior: {names}",
+                    inside,
+                    most=3,
+                )
+            )
+    return found
+
+
+def _next_door(shown: str, place: Place, training: Sequence[Candidate]) -> list[Finding]:
+    """Folders beside the source that its images may be meant to go with."""
+    if not place.path.is_dir():
+        return []
+    try:
+        neighbours = [item for item in place.path.resolve().parent.iterdir() if item.is_dir()]
+        beside = {item.name.lower(): item for item in neighbours if item.name != place.path.resolve().name}
+        found = []
+        stems = {split_suffix(c.entry.name.rpartition("/")[2])[0] for c in training if not c.captioned}
+        for name in CAPTION_FOLDERS if stems else ():
+            if name in beside and any(split_suffix(item.name)[0] in stems for item in beside[name].iterdir()):
+                found.append(
+                    Finding(
+                        f"{shown}: the captions lie next door in {printable(str(beside[name]))} and are not read. Give "
+                        f"the folder that holds both: {printable(str(beside[name].parent))}"
+                    )
+                )
+        plain = place.reads_folder_names and place.role == "train" and place.path.name.lower() != "img"
+        for name in _CLASS_FOLDERS if plain else ():
+            if name in beside and _holds_images(beside[name]):
+                found.append(
+                    Finding(
+                        f"{shown}: {printable(str(beside[name]))} lies beside it and is not used. If it holds images "
+                        "of the class, give it with --prior."
+                    )
+                )
+    except OSError:
+        return []
+    return found
+
+
+def origin_findings(records: Iterable[Record]) -> list[Finding]:
+    """Training images that konomi itself has drawn."""
+    own = [record.name for record in records if record.drawn and record.role == "train"]
+    if not own:
+        return []
+    images = "1 image was" if len(own) == 1 else f"{len(own)} images were"
+    return [
+        listing_names(
+            f"{images} drawn by konomi, as the PNG text says, a preview or a sheet perhaps: what learns from a model's "
+            "pictures learns its faults. Remove them if that is not meant: {names}",
+            own,
+        )
+    ]
+
+
+def duplicate_findings(records: Iterable[Record]) -> list[Finding]:
     """Files with the same bytes."""
     first: dict[str, str] = {}
     pairs = []
@@ -137,16 +243,24 @@ def duplicate_problems(records: Iterable[Record]) -> list[str]:
             pairs.append(f"{earlier} = {record.name}")
     if not pairs:
         return []
-    return [f"{len(pairs)} images are byte-identical copies of others; each is trained on its own: {_names(pairs)}"]
+    message = f"{len(pairs)} images are byte-identical copies of others; each is trained on its own: " + "{names}"
+    return [listing_names(message, pairs)]
+
+
+def spoken(findings: Sequence[Finding], excluded: Sequence[Excluded]) -> list[str]:
+    """What `train` says of its data: a line for each finding, as far as a person reads, and one for all files left out
+    (`check` has one for each)."""
+    lines = [finding.message for finding in findings[:MAX_SPOKEN]]
+    if excluded:
+        reasons = [f"{bad.name} ({bad.reason})" for bad in excluded]
+        files = "1 file is" if len(excluded) == 1 else f"{len(excluded)} files are"
+        lines.insert(0, f"{files} left out: {first_names(reasons, most=3)}. `konomi check` lists all of them.")
+    if len(findings) > MAX_SPOKEN:
+        lines.append(f"and {len(findings) - MAX_SPOKEN} more notes on the data; `konomi check` shows them all.")
+    return lines
 
 
 def all_excluded(excluded: Sequence[Excluded]) -> DataError:
     """Files were there, but not one can be read."""
     reasons = "; ".join(f"{bad.name}: {bad.reason}" for bad in excluded[:MAX_LISTED])
     return DataError(f"no image can be read. {reasons}")
-
-
-def _names(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - MAX_LISTED} more" if len(listed) > MAX_LISTED else ""
-    return ", ".join(printable(name) for name in listed[:MAX_LISTED]) + more

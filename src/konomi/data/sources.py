@@ -5,19 +5,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from konomi.config.sections import DataConfig, SourceConfig
+from konomi.config.sections import CaptionConfig, DataConfig, SourceConfig
 from konomi.data.containers import Entry, Listing, list_folder, list_zip, read_bytes
 from konomi.data.file_index import FileIndex, Measured
 from konomi.data.kohya_dataset import read_dataset_toml
-from konomi.data.manifest import Excluded, Manifest, Record
-from konomi.data.pixels import BadImageError, size_of
+from konomi.data.manifest import Excluded, Finding, Manifest, Record
+from konomi.data.pixels import BadImageError, is_drawn_here, readers, size_of
 from konomi.data.preflight import (
     all_excluded,
-    caption_problems,
-    duplicate_problems,
-    level_problems,
+    caption_findings,
+    duplicate_findings,
+    folder_findings,
+    level_findings,
     missing_path,
     nothing_found,
+    origin_findings,
 )
 from konomi.data.tar_shards import expand_shards, is_shard_pattern, read_shard
 from konomi.data.tree import Place, Tree, read_tree
@@ -43,16 +45,16 @@ def scan(
     """
     if not data.sources:
         raise DataError("data.sources is empty: no images to train on. Give a folder with --images DIR.")
-    known = FileIndex(index)
+    known = FileIndex(index, readers())
     records: list[Record] = []
     excluded: list[Excluded] = []
-    problems = [known.warning] if known.warning else []
+    findings = [Finding(known.warning)] if known.warning else []
     for source in data.sources:
-        trees = list(read_source(source))
+        trees = list(read_source(source, data.captions))
         found: list[Record] = []
         refused: list[Excluded] = []
         for tree in trees:
-            problems += tree.problems
+            findings += tree.findings
             refused += tree.excluded
             _measure_all(tree, known, measure or measure_file, found, refused)
         if not found:
@@ -60,8 +62,8 @@ def scan(
         records += found
         excluded += refused
     known.save()
-    problems += duplicate_problems(records)
-    return Manifest(tuple(records), tuple(excluded), tuple(problems))
+    findings += duplicate_findings(records) + origin_findings(records)
+    return Manifest(tuple(records), tuple(excluded), tuple(findings))
 
 
 def measure_file(entry: Entry) -> Measured:
@@ -71,7 +73,7 @@ def measure_file(entry: Entry) -> Measured:
         width, height = size_of(data)
     except BadImageError as error:
         return Measured("", 0, 0, str(error))
-    return Measured(hashlib.sha256(data).hexdigest(), width, height)
+    return Measured(hashlib.sha256(data).hexdigest(), width, height, drawn=is_drawn_here(data))
 
 
 def _measure_all(
@@ -91,14 +93,14 @@ def _measure_all(
                 excluded.append(Excluded(name=candidate.record.name, reason=str(error)))
                 continue
             known.put(candidate.entry, measured)
-        content, width, height, reason = measured
+        content, width, height, reason, drawn = measured
         if not reason:
-            records.append(replace(candidate.record, content=content, width=width, height=height))
+            records.append(replace(candidate.record, content=content, width=width, height=height, drawn=drawn))
         elif candidate.certain:
             excluded.append(Excluded(name=candidate.record.name, reason=reason))
 
 
-def read_source(source: SourceConfig) -> Iterator[Tree]:
+def read_source(source: SourceConfig, captions: CaptionConfig) -> Iterator[Tree]:
     """What lies in each place of one source; images are not yet opened.
 
     Raises:
@@ -106,7 +108,7 @@ def read_source(source: SourceConfig) -> Iterator[Tree]:
         MissingExtraError: .tar shards without the webdataset library.
     """
     if is_shard_pattern(source.path):
-        place = _place(source, Path(source.path))
+        place = _place(source, Path(source.path), captions)
         shards = [read_shard(path, place) for path in expand_shards(source.path)]
         yield _looked_over(
             Tree([c for s in shards for c in s.candidates], [x for s in shards for x in s.excluded]), place
@@ -119,16 +121,18 @@ def read_source(source: SourceConfig) -> Iterator[Tree]:
     if path.is_file() and suffix == ".toml":
         dataset = read_dataset_toml(path, source)
         for number, place in enumerate(dataset.places):
-            tree = _read_place(place)
-            tree.problems = [*(dataset.problems if number == 0 else ()), *tree.problems]
+            tree = _read_place(
+                place if place.caption_lines != "joined" else replace(place, caption_lines=captions.lines)
+            )
+            tree.findings = [*(map(Finding, dataset.problems) if number == 0 else ()), *tree.findings]
             yield tree
     elif path.is_file() and suffix in TABLE_SUFFIXES:
-        yield _read_place(replace(_place(source, path.parent), table=path))
+        yield _read_place(replace(_place(source, path.parent, captions), table=path))
     else:
-        yield _read_place(_place(source, path))
+        yield _read_place(_place(source, path, captions))
 
 
-def _place(source: SourceConfig, path: Path) -> Place:
+def _place(source: SourceConfig, path: Path, captions: CaptionConfig) -> Place:
     return Place(
         path=path,
         role=source.role,
@@ -136,6 +140,7 @@ def _place(source: SourceConfig, path: Path) -> Place:
         trigger=source.trigger,
         class_noun=source.class_noun,
         template=source.template,
+        caption_lines=captions.lines,
     )
 
 
@@ -163,5 +168,9 @@ def _list_place(place: Place) -> Listing:
 def _looked_over(tree: Tree, place: Place) -> Tree:
     if not tree.candidates:
         raise DataError(f"{printable(str(place.path))}: no images in it. Is it the right file?")
-    tree.problems += caption_problems(place, tree.candidates) + level_problems(place, tree.candidates)
+    tree.findings += (
+        caption_findings(place, tree.candidates)
+        + level_findings(place, tree.candidates)
+        + folder_findings(place, tree.candidates)
+    )
     return tree

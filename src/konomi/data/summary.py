@@ -7,7 +7,7 @@ from konomi.config.sections import DataConfig
 from konomi.data.buckets import Assignment, Bucket
 from konomi.data.captions import final_caption
 from konomi.data.epoch import draws_per_bucket, short_batches, steps_per_epoch
-from konomi.data.manifest import Excluded, Manifest, Record
+from konomi.data.manifest import Excluded, Finding, Manifest, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class DatasetSummary:
 
     images: tuple[ImageSummary, ...]
     excluded: tuple[Excluded, ...]
-    problems: tuple[str, ...]
+    findings: tuple[Finding, ...]
     bucket_counts: dict[Bucket, int]
     """Training images times repeats of each bucket."""
     steps_per_epoch: int
@@ -71,8 +71,8 @@ def dataset_summary(
     per_epoch = steps_per_epoch(counts.values(), batch_size)
     return DatasetSummary(
         images=rows,
-        excluded=manifest.excluded + assignment.excluded,
-        problems=manifest.problems,
+        excluded=tuple(dict.fromkeys(manifest.excluded + assignment.excluded)),
+        findings=manifest.findings,
         bucket_counts=counts,
         steps_per_epoch=per_epoch,
         steps=steps or per_epoch * epochs,

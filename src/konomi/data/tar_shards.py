@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from konomi.data.captions import decode_text
 from konomi.data.containers import Entry, is_junk, natural_key, read_bytes
+from konomi.data.encodings import decode_text
 from konomi.data.manifest import Excluded
 from konomi.data.metadata import captions_of
 from konomi.data.tree import IMAGE_SUFFIXES, Candidate, Place, Tree, record_of
@@ -65,7 +65,7 @@ def read_shard(path: Path, place: Place) -> Tree:
     """
     tree = Tree()
     try:
-        mtime_ns = path.stat().st_mtime_ns
+        status = path.stat()
     except OSError as error:
         raise DataError(f"{printable(str(path))}: cannot be read ({error.strerror}). Check the path.") from error
     for sample in _samples(path):
@@ -76,7 +76,8 @@ def read_shard(path: Path, place: Place) -> Tree:
         for other in others:
             reason = f"a second image in the sample of {printable(picture.name)}"
             tree.excluded.append(Excluded(name=printable(f"{path.name}/{other.name}"), reason=reason))
-        entry = Entry(f"{path.name}/{picture.name}", _locator(path, picture), picture.size, mtime_ns)
+        times = status.st_mtime_ns, status.st_ctime_ns
+        entry = Entry(f"{path.name}/{picture.name}", _locator(path, picture), picture.size, *times, status.st_ino)
         captions = _captions(path, sample)
         mask = sample.get(_MASK_SUFFIX)
         record = record_of(entry, captions, place, mask=_locator(path, mask) if mask else "")

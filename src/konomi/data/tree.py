@@ -10,24 +10,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from konomi.data.captions import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, has_trigger, read_captions
-from konomi.data.containers import Entry, Listing, read_bytes
-from konomi.data.manifest import Excluded, Record
+from konomi.data.caption_files import CaptionFiles
+from konomi.data.captions import CAPTION_SUFFIXES, has_trigger
+from konomi.data.containers import Entry, Listing, split_suffix
+from konomi.data.manifest import Excluded, Finding, Record
 from konomi.data.metadata import METADATA_NAMES, read_kohya_table, read_table
 from konomi.errors import DataError, printable
 
 # fmt: off
 IMAGE_SUFFIXES = frozenset((
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif",
-    ".avifs", ".mpo",
+    ".avifs", ".mpo", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".qoi", ".tga", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf",
+    ".jpx", ".heic", ".heif", ".hif", ".heics", ".heifs",
     # Not readable, and therefore listed with the reason instead of being passed over.
-    ".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".ico", ".raw", ".cr2", ".nef", ".arw", ".dng",
+    ".jxl", ".psd", ".psb", ".svg", ".svgz", ".ico", ".icns", ".cur", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng",
+    ".orf", ".rw2", ".raf", ".pef", ".srw", ".eps", ".ps", ".ai", ".pcx", ".dcx", ".sgi", ".rgb", ".bw", ".ras", ".dds",
+    ".exr", ".hdr", ".xcf", ".kra", ".clip", ".wmf", ".emf", ".xbm", ".xpm", ".fits", ".jxr", ".wdp", ".tpic", ".bpg",
 ))
 OTHER_SUFFIXES = frozenset((
-    ".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".toml", ".yaml", ".yml", ".md", ".html", ".log", ".ini",
-    ".xml", ".parquet", ".arrow", ".npz", ".npy", ".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".zip", ".tar", ".gz",
-    ".7z", ".rar", ".py", ".ipynb", ".sh", ".bat", ".exe", ".pdf", ".doc", ".docx", ".mp4", ".webm", ".mov", ".mp3",
-    ".wav", ".lock", ".db", ".tmp", ".bak", ".part", ".url", ".lnk",
+    ".txt", ".caption", ".text", ".tags", ".json", ".jsonl", ".csv", ".tsv", ".toml", ".yaml", ".yml", ".md", ".html",
+    ".log", ".ini", ".xml", ".parquet", ".arrow", ".npz", ".npy", ".pt", ".pth", ".bin", ".ckpt", ".safetensors",
+    ".zip", ".tar", ".gz", ".7z", ".rar", ".py", ".ipynb", ".sh", ".bat", ".exe", ".pdf", ".doc", ".docx", ".mp4",
+    ".webm", ".mov", ".mp3", ".wav", ".lock", ".db", ".tmp", ".bak", ".part", ".url", ".lnk", ".avi", ".mkv",
 ))
 # fmt: on
 
@@ -51,6 +55,7 @@ class Place:
     fallback: str = ""
     """Caption of images that have none (sd-scripts' class_tokens)."""
     caption_suffixes: tuple[str, ...] = CAPTION_SUFFIXES
+    caption_lines: Literal["joined", "alternatives"] = "joined"
     caption_prefix: str = ""
     caption_suffix: str = ""
     keep_tokens: int | None = None
@@ -80,7 +85,7 @@ class Tree:
 
     candidates: list[Candidate] = field(default_factory=list)
     excluded: list[Excluded] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
 
 
 class Meaning(NamedTuple):
@@ -131,12 +136,6 @@ class _Folders:
         return found
 
 
-def split_suffix(base: str) -> tuple[str, str]:
-    """("photo", ".jpg") of "photo.JPG": the suffix in lower case, "" without one."""
-    stem, dot, suffix = base.rpartition(".")
-    return (stem, f".{suffix.lower()}") if dot and stem else (base, "")
-
-
 def read_tree(listing: Listing, place: Place) -> Tree:
     """Candidates of one place with their captions.
 
@@ -148,13 +147,16 @@ def read_tree(listing: Listing, place: Place) -> Tree:
     projects = folders.projects() if place.reads_folder_names else frozenset()
     table = _captions_by_name(listing, folders, place, tree)
     root_name = place.path.stem if place.path.is_file() else place.path.name
+    files = CaptionFiles(listing, place.caption_suffixes, lines=place.caption_lines)
     meanings: dict[str, Meaning] = {}
+    pictures: list[str] = []
     unreadable: list[str] = []
     for entry in listing.entries:
         folder, _, base = entry.name.rpartition("/")
         stem, suffix = split_suffix(base)
         if suffix in OTHER_SUFFIXES:
             continue
+        pictures.append(entry.name)
         if folder not in meanings:
             meanings[folder] = _meaning(folder, root_name, place, projects)
         meaning = meanings[folder]
@@ -167,7 +169,7 @@ def read_tree(listing: Listing, place: Place) -> Tree:
                 tree.excluded.append(Excluded(name=printable(entry.name), reason=refusal))
             continue
         try:
-            captions = table.get(entry.name) or _captions_beside(folders, folder, stem, place)
+            captions = table.get(entry.name) or files.read(entry.name)
         except DataError as error:
             unreadable.append(str(error))
             continue
@@ -184,6 +186,8 @@ def read_tree(listing: Listing, place: Place) -> Tree:
     if unreadable:
         more = f" (and {len(unreadable) - 10} more)" if len(unreadable) > 10 else ""
         raise DataError("; ".join(unreadable[:10]) + more)
+    tables = [entry.name for entry in (_given_table(place, folders) if place.table else folders.tables()).values()]
+    tree.findings += files.findings(printable(str(place.path)), pictures, tables=tables)
     return tree
 
 
@@ -224,7 +228,8 @@ def _captions_by_name(listing: Listing, folders: _Folders, place: Place, tree: T
                 tree.excluded.append(Excluded(name=printable(name), reason=reason))
     listed = sum(split_suffix(name)[1] in IMAGE_SUFFIXES for name in names)
     if tables and place.table is None and len(found) < listed:
-        tree.problems.append(f"{printable(str(place.path))}: {listed - len(found)} images are in no metadata table")
+        absent = listed - len(found)
+        tree.findings.append(Finding(f"{printable(str(place.path))}: {absent} images are in no metadata table"))
     return found
 
 
@@ -239,15 +244,6 @@ def _given_table(place: Place, folders: _Folders) -> dict[str, Entry]:
     except OSError as error:
         raise DataError(f"{printable(str(place.table))}: cannot be read ({error.strerror})") from error
     return {"": Entry(place.table.name, str(place.table), status.st_size, status.st_mtime_ns)}
-
-
-def _captions_beside(folders: _Folders, folder: str, stem: str, place: Place) -> tuple[str, ...]:
-    for suffix in place.caption_suffixes:
-        if entry := folders.find(folder, stem, suffix):
-            data = read_bytes(entry.locator, limit=MAX_CAPTION_BYTES)
-            if captions := read_captions(data, entry.locator):
-                return captions
-    return ()
 
 
 def _meaning(folder: str, root_name: str, place: Place, projects: frozenset[str]) -> Meaning:

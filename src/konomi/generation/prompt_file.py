@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from konomi.data.captions import decode_text
+from konomi.data.encodings import decode_text
 from konomi.errors import DataError, KonomiError
 from konomi.generation.request import Request
 

@@ -1,12 +1,17 @@
 """`check`: everything that can be known about a run before it starts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from konomi.config.recipe import Recipe
 from konomi.data.images import unreadable
+from konomi.data.manifest import Finding, first_names
+from konomi.errors import RunError
 from konomi.tasks.preparing import Job, prepare
 from konomi.tasks.prior import propose_nouns
+from konomi.tasks.run_folder import check_run_folder
+from konomi.tasks.saving import check_way_is_free
 from konomi.tasks.timing import seconds_per_step
 
 
@@ -35,6 +40,11 @@ class CheckReport:
     excluded: tuple[tuple[str, str], ...]
     """(name, reason)."""
     problems: tuple[str, ...]
+    """One line each: what training would stop at, what the findings say, what the settings do not do."""
+    stops: tuple[str, ...] = ()
+    """Those of the problems that would end `train` before its first step."""
+    findings: tuple[Finding, ...] = ()
+    """What was noticed about the data, with the names of all files."""
     trainable: str = ""
     """What will be learned, in words."""
     nouns: tuple[tuple[str, float], ...] = ()
@@ -43,9 +53,10 @@ class CheckReport:
     """Measured: steps times the time of one, without encoding and previews. None: not measured."""
 
 
-def check(recipe: Recipe, *, read_all: bool = True, measure: bool = False) -> CheckReport:
+def check(recipe: Recipe, *, read_all: bool = True, measure: bool = False, assumed_base: bool = False) -> CheckReport:
     """Look at images, captions, buckets and steps. `read_all` decodes every image, to find damaged ones now.
     `measure` loads the base and does three steps on made-up examples, to tell how long the run will take.
+    `assumed_base`: nobody named the recipe's base, and the report says so.
 
     Raises KonomiError for what would stop the run.
     """
@@ -64,22 +75,50 @@ def check(recipe: Recipe, *, read_all: bool = True, measure: bool = False) -> Ch
         )
         for image in job.summary.images
     )
-    problems = [*job.summary.problems, *job.notes]
-    if bad:
-        problems.append(f"{len(bad)} images cannot be read; training would stop at them. Remove or replace them.")
-    if job.recipe.run.output and Path(job.recipe.run.output, "checkpoints").exists():
-        problems.append(f"{job.recipe.run.output} holds a run already: resume it, or name another output.")
-    seconds = seconds_per_step(job) * job.summary.steps if measure else None
+    stops = _what_stops(job, bad)
+    findings = (*(_assumed(job) if assumed_base else ()), *job.findings)
+    seconds = seconds_per_step(job) * job.summary.steps if measure and not stops else None
     return CheckReport(
         rows=rows,
         seconds=seconds,
         sentence=job.summary.sentence,
         steps=job.summary.steps,
         excluded=tuple((excluded.name, excluded.reason) for excluded in job.summary.excluded),
-        problems=tuple(problems),
+        problems=(*stops, *(finding.message for finding in findings), *job.notes),
+        stops=stops,
+        findings=findings,
         nouns=_proposed_nouns(job),
         trainable=f"{job.recipe.method.kind} on {job.base.name} ({job.base.family}), {job.recipe.data.resolution} px",
     )
+
+
+def _assumed(job: Job) -> tuple[Finding, ...]:
+    message = (
+        f"no base was named: this is what training on {job.base.name!r} ({job.recipe.data.resolution} px) would do. "
+        "Name yours with --base; sizes, token counts and defaults depend on it."
+    )
+    return (Finding(message),)
+
+
+def _what_stops(job: Job, bad: Mapping[str, str]) -> tuple[str, ...]:
+    """What `train` would raise before its first step, and `prepare` has not."""
+    found = []
+    if bad:
+        listed = list(bad)
+        found.append(
+            f"{len(bad)} images cannot be read; training would stop at them. Remove or replace them: "
+            f"{first_names(listed)}"
+        )
+    if not job.summary.steps_per_epoch:
+        found.append("There is no image to train on.")
+    if job.recipe.run.output:
+        folder = Path(job.recipe.run.output)
+        try:
+            check_run_folder(folder)
+            check_way_is_free(job, folder, replace=False)
+        except RunError as error:
+            found.append(str(error))
+    return tuple(found)
 
 
 def _proposed_nouns(job: Job) -> tuple[tuple[str, float], ...]:

@@ -10,7 +10,8 @@ from torch import Tensor
 from konomi.adapters.adapter import Adapter, Replacement
 from konomi.adapters.replacement import with_origins
 from konomi.config.sections import TextConfig
-from konomi.data.captions import captions_in, decode_text, has_trigger
+from konomi.data.captions import captions_in, has_trigger
+from konomi.data.encodings import decode_text
 from konomi.errors import RecipeError
 from konomi.formats import Target, content_of, read_adapter, write_adapter
 from konomi.merging.closed_form import merge

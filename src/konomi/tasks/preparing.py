@@ -19,7 +19,7 @@ from konomi.data.images import verify
 from konomi.data.kohya_dataset import read_dataset_toml
 from konomi.data.latent_cache import LatentCache
 from konomi.data.loader import BatchStream, static_captions
-from konomi.data.manifest import Manifest, Record
+from konomi.data.manifest import Finding, Manifest, Record
 from konomi.data.shards import Notice, Progress
 from konomi.data.sources import scan
 from konomi.data.summary import DatasetSummary, dataset_summary
@@ -35,6 +35,7 @@ from konomi.methods.method import Method, Needs
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base
 from konomi.models.memory import loaded_for_now
+from konomi.tasks.findings import with_shapes_left_out, with_triggers_in_reach
 from konomi.tasks.likely_mistakes import likely_mistakes
 from konomi.tasks.prior import (
     ClassImages,
@@ -70,6 +71,11 @@ class Job:
     """What should be known before training, and does not stop it."""
 
     @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What should be known about the data: `check` shows these, and `train` says them."""
+        return self.manifest.findings
+
+    @property
     def total_steps(self) -> int:
         return self.summary.steps
 
@@ -90,7 +96,7 @@ def prepare(recipe: Recipe) -> Job:
     _check_format(recipe, needs)
     index = cache_folder(recipe) / "images.jsonl"
     recipe = with_identifier_captions(recipe, needs)
-    manifest = scan(recipe.data, index=index)
+    manifest = with_triggers_in_reach(scan(recipe.data, index=index), base, recipe)
     recipe = with_prior(recipe, needs, manifest.records, base)
     method = _method_type(recipe)(base, recipe)
     size = parse_size(recipe.data.resolution or str(base.resolution))
@@ -99,6 +105,8 @@ def prepare(recipe: Recipe) -> Job:
     if recipe.validation.path and recipe.run.validate_every:
         source = SourceConfig(path=recipe.validation.path)
         validation = scan(replace(recipe.data, sources=(source,)), index=index).records
+    held_out = assign(validation, size, recipe.data.buckets)
+    manifest = with_shapes_left_out(manifest, assignment, held_out)
     class_images = class_images_of(recipe, training, (size[0] // 8 * 8, size[1] // 8 * 8))
     summary = dataset_summary(
         manifest,
@@ -124,7 +132,7 @@ def prepare(recipe: Recipe) -> Job:
         method=method,
         manifest=manifest,
         assignment=assignment,
-        held_out=assign(validation, size, recipe.data.buckets),
+        held_out=held_out,
         summary=summary,
         processes=processes,
         precision=precision,

@@ -1,6 +1,7 @@
 """The run folder: found or made, what it says of the run, and what lies in it."""
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,15 +41,27 @@ def new_run_folder(job: Job, *, overwrite: bool) -> Path:
     folder = Path(asked) if asked else _next_free(Path("runs") / job.recipe.run.name)
     if job.processes.is_first:
         with explained(folder):
-            if checkpoint_paths(folder / "checkpoints") and not overwrite:
-                raise RunError(
-                    f"{folder}: holds a run already. `konomi resume {folder}` goes on with it; another --output starts "
-                    "a new one; --overwrite replaces it."
-                )
+            if not overwrite:
+                check_run_folder(folder)
             folder.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 _clear(folder)
     return folder
+
+
+def check_run_folder(folder: Path) -> None:
+    """Raises RunError if a new run cannot write to this folder: it holds one already, or cannot be made. Changes
+    nothing."""
+    with explained(folder):
+        if checkpoint_paths(folder / "checkpoints"):
+            raise RunError(
+                f"{folder}: holds a run already. `konomi resume {folder}` goes on with it; another --output starts "
+                "a new one; --overwrite replaces it."
+            )
+    standing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not standing.is_dir() or not os.access(standing, os.W_OK | os.X_OK):
+        reason = "is not a folder" if not standing.is_dir() else "cannot be written to"
+        raise RunError(f"{folder}: cannot be the run folder, because {standing} {reason}. Choose another --output.")
 
 
 def recipe_of_run(folder: Path) -> Recipe:

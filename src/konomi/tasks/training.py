@@ -12,6 +12,7 @@ from torch import nn
 from konomi.config.recipe import Recipe
 from konomi.data.batch import Examples
 from konomi.data.loader import BatchStream
+from konomi.data.preflight import spoken
 from konomi.errors import RunError
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.method import Phase
@@ -85,7 +86,7 @@ def _run(job: Job, folder: Path, stop: Stop, *, resuming: bool, allow_changes: b
         trackers = chosen_trackers(job.recipe.run.trackers)
         warnings: list[str] = []
         if job.processes.is_first and not resuming:
-            yield from (Warned(note) for note in job.notes)
+            yield from (Warned(note) for note in (*spoken(job.findings, job.manifest.excluded), *job.notes))
         for news in draw_class_images(job):
             yield news
             if stop.requested:

@@ -252,7 +252,7 @@ def test_cut_off_files_are_refused(tmp_path: Path, suffix: str, share: float) ->
         (b"<!DOCTYPE html><html></html>", "web page"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
         (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00", "HEIC"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a readable"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
         (b"\x89PNG\r\n\x1a\n" + bytes(30), "not a readable"),
     ],
 )

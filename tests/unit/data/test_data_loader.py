@@ -22,7 +22,7 @@ from konomi.data.buckets import Assignment, Bucket
 from konomi.data.captions import final_caption
 from konomi.data.latent_cache import LatentCache
 from konomi.data.loader import BatchStream, static_captions
-from konomi.data.manifest import Manifest, Record
+from konomi.data.manifest import Finding, Manifest, Record
 from konomi.data.summary import dataset_summary, steps_sentence
 from konomi.data.text_cache import TextCache
 from konomi.data.variants import PreparedImage, Variant
@@ -369,11 +369,11 @@ def test_sentence_stays_true_where_the_division_leaves_a_rest() -> None:
 def test_summary_tells_each_image() -> None:
     one = replace(record(0, captions=("a dog, red",)), width=1000, height=500, trigger="sks", repeats=4)
     data = Assignment((one,), ((80, 48),))
-    summary = dataset_summary(Manifest((one,), problems=("odd",)), data, DataConfig(), batch_size=3, epochs=2)
+    summary = dataset_summary(Manifest((one,), findings=(Finding("odd"),)), data, DataConfig(), batch_size=3, epochs=2)
     (image,) = summary.images
     assert image.caption == "sks, a dog, red"
     assert image.bucket == (80, 48) and image.repeats == 4 and image.size == (1000, 500)
     # 80:48 of 1000x500 keeps the height, and 833 of the width, from the middle.
     assert image.crop == (83, 0, 917, 500)
     assert summary.bucket_counts == {(80, 48): 4}
-    assert summary.steps_per_epoch == 2 and summary.steps == 4 and summary.problems == ("odd",)
+    assert summary.steps_per_epoch == 2 and summary.steps == 4 and summary.findings == (Finding("odd"),)

@@ -77,7 +77,7 @@ def test_plain_folder_and_zip(tmp_path: Path) -> None:
     for path in both(tmp_path, files):
         manifest = scanned(path, repeats=3)
         assert table(manifest) == {
-            "9.png": ("train", 3, ("a dog", "a hat")),
+            "9.png": ("train", 3, ("a dog a hat",)),
             "10.png": ("train", 3, ()),
             "sub/9.png": ("train", 3, ("below",)),
             "é ☂ 日本.jpg": ("train", 3, ()),
@@ -347,8 +347,9 @@ def test_a_kohya_trigger_that_no_caption_holds(tmp_path: Path) -> None:
 
 
 def test_one_level_too_high_or_low(tmp_path: Path) -> None:
-    write(tmp_path, {"dogs/rex/1.png": png(1), "dogs/bello/1.png": png(2), "dogs/rex/captions/1.txt": "x"})
-    (problem,) = scanned(tmp_path / "dogs", trigger="sks").problems
+    write(tmp_path, {"dogs/rex/1.png": png(1), "dogs/bello/1.png": png(2), "dogs/rex/captions/2.txt": "x"})
+    stray, problem = scanned(tmp_path / "dogs", trigger="sks").problems
+    assert "1 caption file belongs to no image and is not read: rex/captions/2.txt" in stray
     assert "2 folders (bello, rex)" in problem and f"give that folder: {tmp_path / 'dogs'}/bello" in problem
     with pytest.raises(DataError, match=r"captions: no images here; they lie one folder higher\. Give .*rex$"):
         scanned(tmp_path / "dogs" / "rex" / "captions")
