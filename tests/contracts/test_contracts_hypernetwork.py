@@ -260,11 +260,14 @@ def test_going_on_from_a_file(kit, tmp_path):
         for one, other in zip(ours[width], theirs[width])
         for n, t in other.tensors.items()
     )
-    with pytest.raises(RecipeError, match=r"has activation 'mish', the recipe 'relu'. Set method.activation"):
-        start(kit, HypernetworkConfig(start=str(path)))
+    # What the recipe leaves at its default is the file's.
+    _, plain, _ = start(kit, HypernetworkConfig(start=str(path)))
+    assert plain.export().hypernetwork.activation == "mish"
+    with pytest.raises(RecipeError, match=r"has activation 'mish', the recipe 'tanh'. Leave method.activation out"):
+        start(kit, HypernetworkConfig(activation="tanh", start=str(path)))
     with pytest.raises(RecipeError, match=r"has structure 1,2,1, the recipe 1,2,2,1"):
         start(kit, replace(config, structure=(1, 2, 2, 1), start=str(path)))
-    with pytest.raises(RecipeError, match=r"has networks of width 16, 32, none of width 64"):
+    with pytest.raises(RecipeError, match=r"has networks of width 16, 32; .* none of 16\. Set method.widths"):
         start(kit, replace(config, start=str(path)), "sdxl")
     from konomi.adapters.adapter import LowRank
 

@@ -201,7 +201,7 @@ class LoraLayers:
         """
         for key, update in updates.items():
             if key not in self.layers:
-                raise ModelError(f"{key} is in the file to go on from, but is not trained. Add it to method.targets.")
+                raise ModelError(f"{key} is in the file to go on from, but is not trained.")
             _load_layer(self.layers[key], update)
 
     def _attach(self) -> None:
@@ -263,7 +263,7 @@ def _load_layer(layer: LoraLayer, update: LowRank) -> None:
         if parameter.numel() != value.numel() or parameter.shape[0] != value.shape[0]:
             raise ModelError(
                 f"{layer.key}.{name} is {list(value.shape)} in the file to go on from, but {list(parameter.shape)} "
-                "in this recipe. Set method.rank to the file's."
+                "in this recipe: another rank, or a base of another size."
             )
         parameter.copy_(value.reshape(parameter.shape))
     factor = update.alpha / layer.spec.rank / layer.scale

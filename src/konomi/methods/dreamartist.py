@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from konomi.adapters.adapter import Adapter
@@ -194,7 +194,12 @@ class DreamArtist:
         return {part: vectors + _SPREAD * spread[part] for part, vectors in start.items()}
 
     def _inject(self, branch: str) -> LoraLayers:
-        modules = {key: module for word in self.config.targets for key, module in self.base.targets(word).items()}
+        modules: dict[str, nn.Module] = {}
+        for word in self.config.targets:
+            found = self.base.targets(word)
+            if not found:
+                raise RecipeError(f"{self.base.name} has no layers called {word!r}: leave it out of method.targets.")
+            modules |= found
         if not modules:
             raise RecipeError("method.targets is empty: the LoRAs of method.lora_rank would change nothing.")
         spec = LoraSpec(rank=self.config.lora_rank, alpha=float(self.config.lora_rank))

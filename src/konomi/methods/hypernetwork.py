@@ -14,7 +14,7 @@ quiet where the input looks like that of shallow layers.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
@@ -53,6 +53,9 @@ _FILE_WORDS: dict[Initialization, str] = {
     "kaiming_normal": "KaimingNormal",
 }
 
+_STRUCTURE = ("structure", "activation", "activate_output", "layer_norm", "dropout")
+"""What a file of networks says of them."""
+
 Multiple = Annotated[float, Field(gt=0, le=64)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -87,7 +90,8 @@ class HypernetworkConfig:
     """Weight of the mean square of what the networks add in the first quarter of the attention layers, which overfit
     first; 0 for none."""
     start: str = ""
-    """A hypernetwork file to go on from."""
+    """A hypernetwork file to go on from. Structure, activation and the like, and widths, are the file's where they are
+    at their defaults here."""
 
 
 class HypernetworkMethod:
@@ -104,7 +108,10 @@ class HypernetworkMethod:
         self.base = base
         self.recipe = recipe
         self.config = recipe.method
+        self.started = _read_start(self.config)
         self.spec = _spec(self.config)
+        if self.started is not None:
+            self.spec = replace(self.spec, **{name: getattr(self.started, name) for name in _STRUCTURE})
         self.denoising = DenoisingLoss(base, recipe)
         self.preserving = PreservingLoss(
             base, recipe, self.denoising, untouched=lambda: self.networks.pause(), trains_text=False
@@ -123,7 +130,7 @@ class HypernetworkMethod:
 
     def plan(self) -> tuple[Phase, ...]:
         layers = self.base.targets("attention.kv")
-        started = self._read_start()
+        started = self.started
         pairs = {}
         for width in self._widths():
             like = next(layer.weight for layer in layers.values() if width_of(layer) == width)
@@ -183,7 +190,27 @@ class HypernetworkMethod:
                     f"method.widths names {width}; with method.layers = {self.config.layers!r}, {self.base.name} has "
                     f"attention of width {', '.join(map(str, known))}."
                 )
-        return tuple(width for width in known if not self.config.widths or width in self.config.widths)
+        wanted = self.config.widths or (known if self.started is None else tuple(self.started.pairs))
+        chosen = tuple(width for width in known if width in wanted)
+        if self.started is not None:
+            self._check_widths(self.started, chosen, known)
+        return chosen
+
+    def _check_widths(self, found: Hypernetwork, chosen: tuple[int, ...], known: Sequence[int]) -> None:
+        """Raises RecipeError where the file to go on from has not what is to be trained, or fits another base."""
+        theirs = ", ".join(map(str, sorted(found.pairs)))
+        if missing := [width for width in chosen if width not in found.pairs]:
+            raise RecipeError(
+                f"method.start: {self.config.start} has networks of width {theirs}, none of width {missing[0]}. Set "
+                "method.widths to what the file has, or leave it out."
+            )
+        foreign = [width for width in found.pairs if width not in known]
+        if foreign and not self.config.widths:
+            raise RecipeError(
+                f"method.start: {self.config.start} has networks of width {theirs}; with method.layers = "
+                f"{self.config.layers!r}, {self.base.name} has attention of width {', '.join(map(str, known))}, none "
+                f"of {foreign[0]}. Set method.widths to those to go on with."
+            )
 
     def _shallow(self) -> frozenset[str]:
         """Keys of the projections of the first quarter of the attention layers."""
@@ -192,27 +219,6 @@ class HypernetworkMethod:
         keys.sort(key=lambda key: order.index(key.split(".")[1]))
         first = {key.removesuffix(".to_k") for key in keys[: math.ceil(len(keys) / 4)]}
         return frozenset(f"{key}.{projection}" for key in first for projection in ("to_k", "to_v"))
-
-    def _read_start(self) -> Hypernetwork | None:
-        if not self.config.start:
-            return None
-        found = read_adapter(self.config.start).hypernetwork
-        if found is None:
-            raise RecipeError(f"method.start: {self.config.start} is no hypernetwork.")
-        for name in ("structure", "activation", "activate_output", "layer_norm", "dropout"):
-            theirs, ours = getattr(found, name), getattr(self.spec, name)
-            if theirs != ours:
-                raise RecipeError(
-                    f"method.start: {self.config.start} has {name} {_written(theirs)}, the recipe {_written(ours)}. "
-                    f"Set method.{name} to the file's."
-                )
-        missing = [width for width in self._widths() if width not in found.pairs]
-        if missing:
-            raise RecipeError(
-                f"method.start: {self.config.start} has networks of width {', '.join(map(str, sorted(found.pairs)))}, "
-                f"none of width {missing[0]}. Set method.widths, or method.layers, to what the file has."
-            )
-        return found
 
 
 def initialise(network: nn.Module, initialization: Initialization, activation: str, generator: torch.Generator) -> None:
@@ -256,6 +262,24 @@ def _spec(config: HypernetworkConfig) -> Hypernetwork:
         dropout=rates if any(rates) else (),
         facts={"weight_initialization": _FILE_WORDS[config.initialization]},
     )
+
+
+def _read_start(config: HypernetworkConfig) -> Hypernetwork | None:
+    """The networks to go on from. Raises RecipeError where the recipe asks for another structure."""
+    if not config.start:
+        return None
+    found = read_adapter(config.start).hypernetwork
+    if found is None:
+        raise RecipeError(f"method.start: {config.start} is no hypernetwork.")
+    asked, usual = _spec(config), _spec(HypernetworkConfig())
+    for name in _STRUCTURE:
+        theirs, ours = getattr(found, name), getattr(asked, name)
+        if ours not in (theirs, getattr(usual, name)):
+            raise RecipeError(
+                f"method.start: {config.start} has {name} {_written(theirs)}, the recipe {_written(ours)}. "
+                f"Leave method.{name} out to go on with the file's."
+            )
+    return found
 
 
 def _unused(config: HypernetworkConfig) -> dict[str, str]:

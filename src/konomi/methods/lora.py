@@ -5,7 +5,7 @@ only A and B are learned. Also here, as switches: a larger step for B (LoRA+, Ha
 (rsLoRA, Kalajdzievski 2023), and learned magnitudes (DoRA, Liu et al. 2024).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from konomi.adapters.adapter import Adapter, LowRank
+from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.lora import LoraSpec, inject
 from konomi.config.recipe import Recipe
@@ -21,8 +21,8 @@ from konomi.config.sections import STRICT, Fraction
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
-from konomi.formats import read_adapter
 from konomi.methods.denoising import DenoisingLoss
+from konomi.methods.lora_start import Start, read_start
 from konomi.methods.method import Needs, ParameterGroup, Phase, Result, for_width, learning_rates, rate_for_width
 from konomi.methods.preservation import PreservingLoss
 from konomi.models.base import BaseModel
@@ -69,7 +69,8 @@ class LoraConfig:
     """A magnitude for each `input`, as A1111 reads kohya's files (Forge, ComfyUI and LyCORIS read both), or for each
     `output`, as in the paper, PEFT and diffusers. auto: what every reader of `save.format` reads."""
     start: str = ""
-    """A LoRA file to go on from instead of starting at zero."""
+    """A LoRA file to go on from instead of starting at zero. Its layers keep their ranks and scales, also in the text
+    encoder and convolutions; other layers are trained beside them where `targets`, `conv_rank` or `text_rank` ask."""
 
 
 class Lora:
@@ -85,6 +86,7 @@ class Lora:
         self.recipe = recipe
         self.config = recipe.method
         self.dora_axis = dora_axis(self.config, recipe.save.format)
+        self.start = read_start(self.config.start) if self.config.start else None
         self.denoising = DenoisingLoss(base, recipe)
         self.preserving = PreservingLoss(
             base,
@@ -97,10 +99,11 @@ class Lora:
     @property
     def needs(self) -> Needs:
         return Needs(
-            trains_text=self.config.text_rank > 0,
+            trains_text=self.config.text_rank > 0 or (self.start is not None and self.start.has_text),
             pixels=self.base.inpainting,
             predicts_prior=True,
-            unused=_unused(self.config),
+            unused=_unused(self.config, self.start),
+            notes=() if self.start is None else _start_notes(self.start),
         )
 
     def default_steps(self, num_images: int) -> int:
@@ -113,8 +116,8 @@ class Lora:
         self.layers = inject(
             {key: self.base.module(key) for key in specs}, specs.__getitem__, seed=self.recipe.run.seed
         )
-        if self.config.start:
-            self.layers.load(self._read_start())
+        if self.start is not None:
+            self.layers.load(self.start.layers)
         return (Phase(name="lora", groups=self._groups(), loss=self.loss, modules=tuple(self._modules())),)
 
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
@@ -136,34 +139,60 @@ class Lora:
     def close(self) -> None:
         self.layers.detach()
 
-    def _read_start(self) -> dict[str, LowRank]:
-        layers = read_adapter(self.config.start).layers
-        others = [key for key, update in layers.items() if not isinstance(update, LowRank)]
-        if others:
-            raise RecipeError(f"method.start: {self.config.start} is no plain LoRA ({others[0]} is of another kind).")
-        return {key: update for key, update in layers.items() if isinstance(update, LowRank)}
-
     def _specs(self) -> dict[str, LoraSpec]:
-        config = self.config
-        wanted = [(word, config.rank, config.alpha) for word in config.targets]
-        wanted += [("conv", config.conv_rank, config.conv_alpha)] if config.conv_rank else []
-        wanted += [("text", config.text_rank, config.text_alpha)] if config.text_rank else []
+        """Canonical key -> what is trained there."""
+        config, start = self.config, self.start
+        # What a file was trained on is gone on with, unless the recipe names layers itself.
+        targets = () if start is not None and config.targets == LoraConfig().targets else config.targets
         specs = {}
-        for word, rank, alpha in wanted:
-            spec = LoraSpec(
-                rank=rank,
-                alpha=float(rank) if alpha is None else alpha,
-                dropout=config.dropout,
-                rank_dropout=config.rank_dropout,
-                module_dropout=config.module_dropout,
-                rs_lora=config.scaling == "sqrt_rank",
-                dora=config.dora,
-                dora_axis=self.dora_axis,
-            )
-            specs.update(dict.fromkeys(self.base.targets(word), spec))
+        for word in targets:
+            specs.update(dict.fromkeys(self._layers_called(word), self._spec(config.rank, config.alpha)))
+        for word, rank, alpha in (
+            ("conv", config.conv_rank, config.conv_alpha),
+            ("text", config.text_rank, config.text_alpha),
+        ):
+            if rank:
+                specs.update(dict.fromkeys(self._layers_called(word), self._spec(rank, alpha)))
+        if start is not None:
+            specs |= self._specs_of(start)
         if not specs:
             raise RecipeError("method.targets is empty and so are conv_rank and text_rank: nothing would be trained.")
         return specs
+
+    def _specs_of(self, start: Start) -> dict[str, LoraSpec]:
+        """Of the layers that a file brings along."""
+        config, usual = self.config, LoraConfig()
+        convolutions = self.base.targets("conv")
+        specs = {}
+        for key in start.layers:
+            if not key.startswith("denoiser."):
+                setting, given = "text_rank", config.text_rank
+            elif key in convolutions:
+                setting, given = "conv_rank", config.conv_rank
+            else:
+                setting, given = "rank", 0 if config.rank == usual.rank else config.rank
+            specs[key] = start.spec(key, self._spec(1, 1.0), setting=setting, given=given)
+        return specs
+
+    def _spec(self, rank: int, alpha: float | None) -> LoraSpec:
+        config = self.config
+        return LoraSpec(
+            rank=rank,
+            alpha=float(rank) if alpha is None else alpha,
+            dropout=config.dropout,
+            rank_dropout=config.rank_dropout,
+            module_dropout=config.module_dropout,
+            rs_lora=config.scaling == "sqrt_rank",
+            dora=config.dora,
+            dora_axis=self.dora_axis,
+        )
+
+    def _layers_called(self, word: str) -> Mapping[str, nn.Module]:
+        """Raises RecipeError where the base has none: a word that names nothing would be ignored."""
+        found = self.base.targets(word)
+        if not found:
+            raise RecipeError(f"{self.base.name} has no layers called {word!r}: leave the word out of the recipe.")
+        return found
 
     def _groups(self) -> tuple[ParameterGroup, ...]:
         """One group per learning rate: denoiser or text, A or B."""
@@ -190,17 +219,21 @@ class Lora:
             yield from self.base.text_encoders.values()
 
 
-def _unused(config: LoraConfig) -> dict[str, str]:
+def _unused(config: LoraConfig, start: Start | None) -> dict[str, str]:
     """Settings that another one switches off."""
     found: dict[str, str] = {}
     if not config.targets:
         found |= {f"method.{name}": "method.targets is empty." for name in ("rank", "alpha")}
+    if start is not None:
+        kept = "the layers of method.start keep their scale, and no others are trained."
+        found |= {"method.alpha": kept} if config.targets == LoraConfig().targets else {}
     if not config.conv_rank:
         found["method.conv_alpha"] = "method.conv_rank is 0, so convolutions are left alone."
     if not config.text_rank:
         found["method.text_alpha"] = "method.text_rank is 0, so the text encoder is left alone."
-        found["optimizer.text_learning_rate"] = "method.text_rank is 0, so the text encoder is not trained."
-    if {config.rank if config.targets else 0, config.conv_rank, config.text_rank} <= {0, 1}:
+        if start is None or not start.has_text:
+            found["optimizer.text_learning_rate"] = "method.text_rank is 0, so the text encoder is not trained."
+    if start is None and {config.rank if config.targets else 0, config.conv_rank, config.text_rank} <= {0, 1}:
         found["method.scaling"] = "a rank of 1 is its own root."
     if not config.dora:
         found["method.dora_axis"] = "method.dora is false, so no magnitudes are learned."
@@ -221,3 +254,13 @@ def dora_axis(config: LoraConfig, file_format: str) -> Literal["input", "output"
             "save.format."
         )
     return reads
+
+
+def _start_notes(start: Start) -> tuple[str, ...]:
+    ranks = sorted({update.down.shape[0] for update in start.layers.values()})
+    shown = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    parts = "the text encoder too" if start.has_text else "without the text encoder"
+    notes = [f"goes on from {start.path}: {len(start.layers)} layers of {shown}, {parts}."]
+    if start.words:
+        notes.append(f"{start.path} also holds learned words ({', '.join(start.words)}), which are not trained on.")
+    return tuple(notes)

@@ -140,6 +140,7 @@ def prepare(recipe: Recipe) -> Job:
         notes=(
             *identifier_notes(base, needs, training),
             *slow_precision_notes(precision, processes.device),
+            *method.needs.notes,
             *unused_settings(situation),
             *likely_mistakes(situation),
         ),

@@ -1,0 +1,130 @@
+"""Going on from a LoRA file: what it changes, its ranks and its layers stay."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.apply import Strengths, attach
+from konomi.errors import KonomiError, RecipeError
+from konomi.formats import write_adapter
+from konomi.methods.dreamartist import DreamArtistConfig
+from konomi.methods.lora import LoraConfig
+
+
+def built(kit, config, **options):
+    base = kit.base("sd1", **options)
+    return base, kit.method_type("lora")(base, kit.recipe(config))
+
+
+def answer(base, kit):
+    examples = kit.examples(seed=9)
+    with torch.no_grad():
+        conditioning = base.with_sizes(base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes)
+        return base.predict(examples.latents.mean, torch.tensor([500, 20]), conditioning)
+
+
+@pytest.fixture
+def trained(kit, tmp_path):
+    """A file with attention, convolutions and text encoder in different ranks and scales, and a word."""
+
+    def write(dora=False, words=True):
+        config = LoraConfig(
+            rank=3, alpha=1.0, targets=("cross_attention",), conv_rank=2, text_rank=5, text_alpha=2.0, dora=dora
+        )
+        _, method = built(kit, config)
+        method.plan()
+        g = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in method.layers.parameters.values():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=g))
+        adapter = method.export()
+        if words:
+            adapter = replace(adapter, embeddings={"ohwx": {"text_encoder": torch.ones(1, 32)}})
+        path = tmp_path / "old.safetensors"
+        write_adapter(adapter, path, dtype=torch.float32)
+        return path, adapter
+
+    return write
+
+
+@pytest.mark.parametrize("options", [{}, {"scaling": "sqrt_rank"}, {"dora": True}], ids=str)
+def test_layers_ranks_and_answers_are_the_files(kit, trained, options):
+    path, old = trained(dora=options.get("dora", False))
+    base, method = built(kit, LoraConfig(start=str(path), **options))
+    assert method.needs.trains_text
+    (phase,) = method.plan()
+    new = method.export()
+    assert {key: update.down.shape for key, update in new.layers.items()} == {
+        key: update.down.shape for key, update in old.layers.items()
+    }
+    assert {group.name for group in phase.groups} == {"denoiser.a", "denoiser.b", "text.a", "text.b"}
+    live = answer(base, kit)
+    fresh = kit.base("sd1")
+    with attach(fresh, [(Adapter(layers=old.layers, family="sd1"), Strengths())]):
+        torch.testing.assert_close(live, answer(fresh, kit), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(live, answer(fresh, kit), atol=1e-3)
+
+
+def test_it_is_said_what_a_file_brings_and_what_is_not_used_of_it(kit, trained):
+    path, _ = trained()
+    _, method = built(kit, LoraConfig(start=str(path)))
+    first, second = method.needs.notes
+    assert "ranks 2 to 5, the text encoder too" in first
+    assert "ohwx" in second
+    assert "optimizer.text_learning_rate" not in method.needs.unused
+
+
+def test_layers_that_the_recipe_names_are_trained_beside_the_files(kit, trained):
+    path, old = trained()
+    _, method = built(kit, LoraConfig(start=str(path), targets=("feed_forward",), rank=3))
+    method.plan()
+    added = {key: layer.spec for key, layer in method.layers.layers.items() if key not in old.layers}
+    assert added
+    assert all(".ff." in key and spec.rank == 3 for key, spec in added.items())
+
+
+@pytest.mark.parametrize(("setting", "rank"), [("rank", 3), ("conv_rank", 2), ("text_rank", 5)])
+def test_another_rank_is_refused_by_the_name_of_its_setting(kit, trained, setting, rank):
+    path, _ = trained()
+    _, method = built(kit, LoraConfig(start=str(path), **{setting: 7}))
+    with pytest.raises(RecipeError, match=rf"method\.{setting} is 7, and .* has rank {rank} .*Leave method\.{setting}"):
+        method.plan()
+    _, method = built(kit, LoraConfig(start=str(path), **{setting: rank}))
+    method.plan()
+
+
+def test_dora_is_the_files(kit, trained):
+    path, _ = trained()
+    _, method = built(kit, LoraConfig(start=str(path), dora=True))
+    with pytest.raises(RecipeError, match=r"is no DoRA .*Switch method\.dora off"):
+        method.plan()
+    path, _ = trained(dora=True)
+    _, method = built(kit, LoraConfig(start=str(path)))
+    method.plan()
+    assert all(layer.magnitude is not None for layer in method.layers.layers.values())
+
+
+def test_a_file_of_another_kind_or_family_is_refused(kit, trained, tmp_path):
+    word = tmp_path / "word.safetensors"
+    write_adapter(Adapter(embeddings={"sks": {"text_encoder": torch.ones(2, 768)}}, family="sd1"), word)
+    with pytest.raises(RecipeError, match="learned words alone, no LoRA"):
+        built(kit, LoraConfig(start=str(word)))
+    path, _ = trained()
+    base = kit.base("sdxl")
+    method = kit.method_type("lora")(base, kit.recipe(LoraConfig(start=str(path))))
+    with pytest.raises(KonomiError, match=r"has no layer|in the file to go on from|width"):
+        method.plan()
+
+
+@pytest.mark.parametrize("config", [LoraConfig(targets=("attention", "projection")),
+                                    DreamArtistConfig(lora_rank=2, targets=("projection",))])  # fmt: skip
+def test_a_word_that_names_no_layer_is_an_error(kit, config, monkeypatch):
+    base = kit.base("sd1")
+    targets = type(base).targets
+    monkeypatch.setattr(type(base), "targets", lambda self, word: {} if word == "projection" else targets(self, word))
+    with pytest.raises(RecipeError, match="no layers called 'projection'"):
+        kit.method_type(config.kind)(base, kit.recipe(config)).plan()
+    with pytest.raises(KonomiError, match="no layers called 'atention'"):
+        kit.method_type(config.kind)(base, kit.recipe(replace(config, targets=("atention",)))).plan()
