@@ -235,7 +235,7 @@ def _unused(config: LoraConfig, start: Start | None) -> dict[str, str]:
             found["optimizer.text_learning_rate"] = "method.text_rank is 0, so the text encoder is not trained."
     if start is None and {config.rank if config.targets else 0, config.conv_rank, config.text_rank} <= {0, 1}:
         found["method.scaling"] = "a rank of 1 is its own root."
-    if not config.dora:
+    if not config.dora and (start is None or not start.is_dora):
         found["method.dora_axis"] = "method.dora is false, so no magnitudes are learned."
     return found
 

@@ -23,6 +23,10 @@ class Start:
     def has_text(self) -> bool:
         return any(not key.startswith("denoiser.") for key in self.layers)
 
+    @property
+    def is_dora(self) -> bool:
+        return any(update.magnitude is not None for update in self.layers.values())
+
     def spec(self, key: str, like: LoraSpec, *, setting: str, given: int) -> LoraSpec:
         """How the file's layer `key` is trained: with the file's rank, scale and kind, else as `like`.
 
