@@ -37,7 +37,7 @@ class SourceConfig:
     role: Literal["train", "prior"] = "train"
     """`train`: what to learn. `prior`: pictures of the class, so that the model does not forget it (regularisation
     images)."""
-    repeats: Positive = 1
+    repeats: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     """How often each image is seen in one epoch. A kohya folder name such as `10_sks dog` multiplies it."""
     trigger: str = ""
     """The word that will call up what was learned, e.g. `sks`. Put in front of captions that do not have it."""

@@ -6,9 +6,11 @@ shard, so a random read costs one seek however many shards there are.
 
 import contextlib
 import io
+import lzma
 import os
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -24,7 +26,20 @@ MAX_FILE_BYTES = 256 * 2**20
 """Larger single files are refused: with it and the pixel limit, one image stays under 1 GiB of memory."""
 MAX_ZIP_RATIO = 100
 """A zip that promises to grow more than this (and past 1 GiB) is a bomb; images hardly compress at all."""
-MEMBER_ERRORS = (OSError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+MEMBER_ERRORS = (
+    OSError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+    struct.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What Python's readers of zips raise on damaged ones: names that are no text, lying offsets, broken streams."""
 JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db"})
 
 _DIGITS = re.compile(rb"([0-9]+)")

@@ -14,9 +14,12 @@ from konomi.config.sections import SourceConfig
 from konomi.data.captions import CAPTION_SUFFIXES
 from konomi.data.containers import read_bytes
 from konomi.data.encodings import decode_text
+from konomi.data.metadata import shortened
 from konomi.data.tree import Place
 from konomi.errors import DataError, printable
+from konomi.storage.home import expanded
 
+_MAX_NUMBER = 1_000_000
 _DATASET_KEYS = {
     "batch_size": int,
     "resolution": (int, list),
@@ -101,8 +104,10 @@ def read_dataset_toml(path: str | Path, source: SourceConfig | None = None) -> D
     source = source or SourceConfig(path=str(path))
     try:
         content = tomllib.loads(decode_text(read_bytes(str(path)), str(path)))
-    except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{printable(str(path))}: not valid TOML ({error})") from error
+    except (ValueError, RecursionError) as error:
+        # Numbers of more digits than Python reads are ValueErrors as well.
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise DataError(f"{printable(str(path))}: not valid TOML ({reason})") from error
     for key in content:
         if key not in ("general", "datasets"):
             raise DataError(f"{_at(path, key)}: unknown section; sd-scripts has [general] and [[datasets]]")
@@ -153,7 +158,9 @@ def _check(table: dict[str, Any], path: Path, where: str, known: dict[str, Any],
         elif key not in known:
             raise DataError(f"{_at(path, f'{where}.{key}')} {_advice(key, known)}")
         elif not isinstance(value, known[key]) or (isinstance(value, bool) and known[key] is not bool):
-            raise DataError(f"{_at(path, f'{where}.{key}')} is {value!r}: wrong kind of value")
+            raise DataError(f"{_at(path, f'{where}.{key}')} is {shortened(value)}: wrong kind of value")
+        elif isinstance(value, int | float) and not abs(value) <= _MAX_NUMBER:
+            raise DataError(f"{_at(path, f'{where}.{key}')} is {shortened(value)}; at most {_MAX_NUMBER:,}")
 
 
 def _advice(key: str, known: dict[str, Any]) -> str:
@@ -195,8 +202,8 @@ def _place(values: dict[str, Any], path: Path, where: str, source: SourceConfig)
 
 def _beside(name: str, path: Path) -> Path:
     """sd-scripts starts from the working directory; a path that lies beside the TOML is found too, and first."""
-    beside = path.parent / Path(name).expanduser()
-    return beside if beside.exists() else Path(name).expanduser()
+    beside = path.parent / expanded(name)
+    return beside if beside.exists() else expanded(name)
 
 
 def _recipe_values(settings: list[dict[str, Any]], path: Path, problems: list[str]) -> tuple[tuple[str, Any], ...]:
@@ -206,7 +213,7 @@ def _recipe_values(settings: list[dict[str, Any]], path: Path, problems: list[st
         if not values:
             continue
         if any(setting.get(key) != values[0] for setting in settings):
-            problems.append(f"{_at(path, key)} differs between subsets; {values[0]!r} is used for all")
+            problems.append(f"{_at(path, key)} differs between subsets; {shortened(values[0])} is used for all")
         found[key] = values[0]
     adopted = [(name, found[key]) for key, name in _RECIPE_NAMES.items() if key in found]
     if "resolution" in found:
@@ -225,6 +232,6 @@ def _recipe_values(settings: list[dict[str, Any]], path: Path, problems: list[st
 
 def _resolution(value: Any, path: Path) -> str:
     sides = value if isinstance(value, list) else [value]
-    if len(sides) not in (1, 2) or not all(isinstance(side, int) for side in sides):
-        raise DataError(f"{_at(path, 'resolution')} is {value!r}; write 512 or [768, 512]")
+    if len(sides) not in (1, 2) or not all(type(side) is int and 1 <= side <= 9999 for side in sides):
+        raise DataError(f"{_at(path, 'resolution')} is {shortened(value)}; write 512 or [768, 512]")
     return "x".join(map(str, sides))

@@ -46,8 +46,8 @@ def read_kohya_table(entry: Entry, where: str) -> dict[str, tuple[str, ...]]:
     """
     try:
         content = json.loads(decode_text(read_bytes(entry.locator), where))
-    except ValueError as error:
-        raise DataError(f"{printable(where)}: not valid JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{printable(where)}: not valid JSON ({_short(error)})") from error
     if not isinstance(content, dict):
         raise DataError(f"{printable(where)}: expected an object with an entry for each image")
     table: dict[str, tuple[str, ...]] = {}
@@ -68,8 +68,8 @@ def _jsonl_rows(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{printable(where)}, line {number}: not valid JSON ({error})") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{printable(where)}, line {number}: not valid JSON ({_short(error)})") from error
         if not isinstance(row, dict):
             raise DataError(
                 f"{printable(where)}, line {number}: expected an object such as " + '{"file_name": "a.png"}'
@@ -100,9 +100,22 @@ def captions_of(row: dict[str, Any], place: str) -> tuple[str, ...]:
     return tuple(filter(None, (_clean(value, place) for value in others)))
 
 
+def shortened(value: object) -> str:
+    """A value of a stranger's file as a message may show it: neither 400 digits nor a list in a list in a list."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        return f"a {type(value).__name__} too long to be shown"
+    return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
+def _short(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
 def _clean(value: object, place: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{place}: the caption is {value!r}, expected a text")
+        raise DataError(f"{place}: the caption is {shortened(value)}, expected a text")
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -24,6 +24,7 @@ from konomi.data.preflight import (
 from konomi.data.tar_shards import expand_shards, is_shard_pattern, read_shard
 from konomi.data.tree import Place, Tree, read_tree
 from konomi.errors import DataError, printable
+from konomi.storage.home import expanded
 
 TABLE_SUFFIXES = (".jsonl", ".csv", ".json")
 
@@ -114,7 +115,7 @@ def read_source(source: SourceConfig, captions: CaptionConfig) -> Iterator[Tree]
             Tree([c for s in shards for c in s.candidates], [x for s in shards for x in s.excluded]), place
         )
         return
-    path = Path(source.path).expanduser()
+    path = expanded(source.path)
     if not path.exists():
         raise missing_path(path)
     suffix = path.suffix.lower()

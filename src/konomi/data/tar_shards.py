@@ -16,6 +16,7 @@ from konomi.data.manifest import Excluded
 from konomi.data.metadata import captions_of
 from konomi.data.tree import IMAGE_SUFFIXES, Candidate, Place, Tree, record_of
 from konomi.errors import DataError, MissingExtraError, printable
+from konomi.storage.home import expanded
 
 MAX_SHARDS = 100_000
 _MASK_SUFFIX = "mask.png"
@@ -49,7 +50,7 @@ def expand_shards(pattern: str) -> list[Path]:
     found: list[Path] = []
     try:
         for name in braceexpand(pattern):
-            found.append(Path(name).expanduser())
+            found.append(expanded(name))
             if len(found) > MAX_SHARDS:
                 raise DataError(f"{printable(pattern)}: more than {MAX_SHARDS} shards. Check the numbers in braces.")
     except ValueError as error:
@@ -143,7 +144,7 @@ def _captions(path: Path, sample: dict[str, _Member]) -> tuple[str, ...]:
         where = f"{path.name}/{member.name}"
         try:
             row = json.loads(decode_text(read_bytes(_locator(path, member)), where))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{printable(where)}: not valid JSON ({error})") from error
         return captions_of(row, printable(where)) if isinstance(row, dict) else ()
     return ()

@@ -21,6 +21,7 @@ from konomi.models.load import BUILTIN
 from konomi.models.residual_tower import ResidualTower
 from konomi.models.tensor_files import read_json
 from konomi.models.tokenizer import build_tokenizer, read_vocabulary
+from konomi.storage.home import expanded
 
 _OPENAI_MEAN, _OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -91,7 +92,7 @@ def load_clip(source: str | Path = "tiny") -> Clip:
     """
     if str(source) == "tiny":
         return _builtin()
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if not folder.is_dir():
         if folder.exists() or not is_hub_id(str(source)):
             raise ModelError(f"{source}: no folder of a CLIP model. Give one with config.json, or a hub id owner/name.")

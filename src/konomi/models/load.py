@@ -19,6 +19,7 @@ from konomi.models.single_file import open_single_file, vae_tensors
 from konomi.models.source import PartSource
 from konomi.models.tensor_files import open_tensor_file, read_json
 from konomi.models.tokenizer import Vocabulary
+from konomi.storage.home import expanded
 
 BUILTIN = Path(__file__).parents[1] / "builtin"
 """The embedded base: `tiny/` or `tiny.safetensors`."""
@@ -52,7 +53,7 @@ def _open(
 ) -> tuple[PartSource, str]:
     if str(source) == "tiny":
         return _open_path(_builtin(), prediction, needs_vae=needs_vae), "tiny"
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.exists():
         name = path.resolve().name if path.is_dir() else path.stem
         return _open_path(path, prediction, needs_vae=needs_vae), name

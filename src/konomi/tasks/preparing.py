@@ -35,6 +35,7 @@ from konomi.methods.method import Method, Needs
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base
 from konomi.models.memory import loaded_for_now
+from konomi.storage.home import expanded
 from konomi.tasks.findings import with_shapes_left_out, with_triggers_in_reach
 from konomi.tasks.likely_mistakes import likely_mistakes
 from konomi.tasks.prior import (
@@ -208,7 +209,7 @@ def place(job: Job) -> None:
 def cache_folder(recipe: Recipe) -> Path:
     """Where caches lie: the recipe's folder, or the system's usual place."""
     if recipe.data.cache.folder:
-        return Path(recipe.data.cache.folder).expanduser()
+        return expanded(recipe.data.cache.folder)
     if sys.platform == "win32":
         root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     elif sys.platform == "darwin":

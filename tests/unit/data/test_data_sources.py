@@ -7,6 +7,7 @@ import socket
 import tarfile
 import tracemalloc
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -576,3 +577,60 @@ def test_memory_grows_with_the_images_and_slowly(tmp_path: Path) -> None:
 def test_numbers_of_any_length_sort(tmp_path: Path) -> None:
     path = zipped(tmp_path / "set.zip", {"9" * 5000 + ".png": png(1), "8" * 5001 + ".png": png(2)})
     assert [len(record.name) for record in scanned(path).records] == [5004, 5005]
+
+
+def lzma_zip_with_a_broken_stream(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as target:
+        target.writestr("a.png", png(1))
+    data = bytearray(path.read_bytes())
+    start = data.index(b"a.png") + 5
+    data[start + 4 : start + 9] = b"\xff" * 5
+    path.write_bytes(data)
+
+
+def zip_with_a_name_that_is_no_text(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as target:
+        target.writestr("é.png", png(1))
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xfe"))
+
+
+@pytest.mark.parametrize("make", [lzma_zip_with_a_broken_stream, zip_with_a_name_that_is_no_text])
+def test_damage_inside_a_zip_is_one_line_that_names_it(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    path = tmp_path / "set.zip"
+    make(path)
+    with pytest.raises(DataError, match=r"set\.zip"):
+        scanned(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("m.json", '{"a.png": {"caption": ' + "[" * 100_000, r"m\.json: not valid JSON \(nested too deeply\)"),
+        ("metadata.jsonl", '{"file_name": ' + "[" * 100_000, r"jsonl, line 1: not valid JSON \(nested too deeply\)"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": 1' + "0" * 400 + "}", r"the caption is 10{50,80} \.\.\."),
+        ("d.toml", "x = " + "[" * 100_000, r"d\.toml: not valid TOML \(nested too deeply\)"),
+        ("d.toml", "x = 1" + "0" * 5_000, r"d\.toml: not valid TOML"),
+        ("d.toml", "[general]\nkeep_tokens = 1" + "0" * 400, r"general\.keep_tokens is 10{50,80} \.\.\.; at most"),
+        ("d.toml", '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "~nosuchuser/x"', r"~nosuchuser/x: no such file"),
+    ],
+)
+def test_absurd_values_are_one_line_that_names_the_file(tmp_path: Path, name: str, content: str, words: str) -> None:
+    write(tmp_path, {"a.png": png(1), name: content})
+    with pytest.raises(DataError, match=words) as error:
+        scanned(tmp_path / name)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_a_name_that_no_file_can_have_is_a_row_without_image(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {"a.png": png(1), "metadata.jsonl": '{"file_name": "\\ud800.png"}\n{"file_name": "a.png", "text": "x"}'},
+    )
+    manifest = scanned(tmp_path)
+    assert [bad.name for bad in manifest.excluded] == ["\\ud800.png"]
+    assert manifest.records[0].captions == ("x",)
+
+
+def test_no_such_user(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="~nosuchuser/x: no such file or folder"):
+        scanned("~nosuchuser/x")
