@@ -228,6 +228,39 @@ def test_nan_is_never_written_and_the_old_file_stays(tmp_path: Path) -> None:
 
 
 def test_other_tables_are_no_embeddings(tmp_path: Path) -> None:
-    for tensors in ({"weight": torch.ones(4, 32)}, {"emb_params": VECTORS, "other": torch.ones(5)}):
-        save_file(tensors, tmp_path / "x.safetensors")
-        assert inspect_file(tmp_path / "x.safetensors").kind == "unknown tensors"
+    # Many of them are as wide as a word.
+    for name in ("weight", "image_embeds", "a.b.weight", "some.thing", "mean", "text_features", "0"):
+        save_file({name: torch.ones(4, 768)}, tmp_path / "x.safetensors")
+        assert inspect_file(tmp_path / "x.safetensors").kind == "unknown tensors", name
+
+
+def test_what_an_embedding_has_beside_its_vectors_is_named(tmp_path: Path) -> None:
+    both = {"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}
+    save_file(both | {"clip_l_out": torch.ones(2, 768), "other": torch.ones(5)}, tmp_path / "x.safetensors")
+    report = inspect_file(tmp_path / "x.safetensors")
+    assert (report.kind, report.family) == ("embedding", "sdxl")
+    assert set(report.ignored) == {"clip_l_out", "other"} and "text encoder returns" in report.ignored["clip_l_out"]
+    notes = read_adapter(tmp_path / "x.safetensors").notes
+    assert len(notes) == 2 and "clip_l_out is not used" in notes[0] and "other is not used" in notes[1]
+    save_file({"clip_l_out": torch.ones(2, 768)}, tmp_path / "x.safetensors")
+    with pytest.raises(FileFormatError, match=r"clip_l_out is all there is, and it is not used.*text encoder returns"):
+        read_adapter(tmp_path / "x.safetensors")
+    save_file({"clip_l": torch.ones(2, 768), "t5xxl": torch.ones(2, 4096)}, tmp_path / "x.safetensors")
+    with pytest.raises(FileFormatError, match="t5xxl is for the text encoder T5"):
+        read_adapter(tmp_path / "x.safetensors")
+
+
+def test_cogs_embedding_of_two_encoders_is_one_for_sdxl(tmp_path: Path) -> None:
+    first, second = torch.randn(2, 768).half(), torch.randn(2, 1280).half()
+    save_file({"text_encoders_0": first, "text_encoders_1": second}, tmp_path / "x.safetensors")
+    found = read_adapter(tmp_path / "x.safetensors")
+    assert found.family == "sdxl" and found.notes == ()
+    assert torch.equal(found.embeddings["x"]["text_encoder"], first)
+    assert torch.equal(found.embeddings["x"]["text_encoder_2"], second)
+
+
+def test_a_plain_word_is_believed_aloud(tmp_path: Path) -> None:
+    save_file({"sks": torch.ones(768)}, tmp_path / "x.safetensors")
+    assert "learned word 'sks' by its name and width" in read_adapter(tmp_path / "x.safetensors").notes[0]
+    save_file({"<sks>": torch.ones(768)}, tmp_path / "x.safetensors")
+    assert read_adapter(tmp_path / "x.safetensors").notes == ()

@@ -21,6 +21,7 @@ from konomi.formats import (
     peft_lora,
     webui_embedding,
 )
+from konomi.formats.accounting import accounted, lines
 from konomi.formats.family import odd_context_layer
 from konomi.formats.layers import tensors_of
 from konomi.formats.report import FileReport, adapter_report, named_tensors, other_report
@@ -77,21 +78,22 @@ def read_adapter(path: Path | str) -> Adapter:
     """Read an adapter of any known format, recognised by its content.
 
     Raises FileFormatError naming the file, and the tensor where one is at fault: unpaired halves, rank 0, widths that
-    do not fit, NaN or infinity, layers of no known name; or saying what the file is if it holds no adapter.
+    do not fit, NaN or infinity, layers of no known name; or saying what the file is if it holds no adapter. What of
+    the file is not used is told in the adapter's `notes`.
     """
     source = open_source(path)
     found = adapter_format(source)
     if found is None:
         report = other_report(source, check=False)
         raise FileFormatError(f"{path}: holds no LoRA that konomi knows; it is a file of kind {report.kind!r}.")
-    parsed = found.parse(source)
+    parsed = accounted(source, found.parse(source))
     if parsed.unknown:
         more = f" and {len(parsed.unknown) - 1} more" if len(parsed.unknown) > 1 else ""
         raise FileFormatError(f"{path}: {parsed.unknown[0]}{more}: konomi knows no such layer, so nothing was loaded.")
     if odd := odd_context_layer(parsed.adapter.layers):
         raise FileFormatError(f"{path}: {odd} reads text states of another width than the layers before it.")
     _check_numbers(path, source, parsed.adapter)
-    return parsed.adapter
+    return replace(parsed.adapter, notes=lines(str(path), parsed))
 
 
 def writer_for(content: Content, to: Target | None = None) -> Writer:
@@ -152,7 +154,7 @@ def inspect_file(path: Path | str, *, check: bool = True) -> FileReport:
     found = adapter_format(source)
     if found is None:
         return other_report(source, check=check)
-    return adapter_report(source, found.NAME, found.parse(source), check=check)
+    return adapter_report(source, found.NAME, accounted(source, found.parse(source)), check=check)
 
 
 def adapter_format(source: Source) -> AdapterFormat | None:

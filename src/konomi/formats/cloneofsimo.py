@@ -54,7 +54,7 @@ def parse(source: Source) -> Parsed:
     if not adapter.family:
         # The format is older than SDXL, so a text encoder alone tells the family by its width.
         adapter = replace(adapter, family="sd2" if any(_width(update) == 1024 for update in layers.values()) else "sd1")
-    return Parsed(adapter, tuple(sorted(unknown)))
+    return Parsed(adapter, tuple(sorted(unknown)), used=frozenset(source.names))
 
 
 def unet_paths(*, with_geglu: bool) -> list[str]:

@@ -77,7 +77,17 @@ def parse(source: Source) -> Parsed:
     _check_width(source, layers, words)
     metadata = {name: value for name, value in source.metadata.items() if name not in ("format", _WORDS)}
     adapter = Adapter(layers, words, metadata, "", source.name)
-    return Parsed(replace(adapter, family=family_of(adapter)), tuple(sorted(unknown)))
+    return Parsed(replace(adapter, family=family_of(adapter)), tuple(sorted(unknown)), used=_used(source))
+
+
+def _used(source: Source) -> frozenset[str]:
+    """Every weight and word; of a compressed weight its two factors."""
+    if not isinstance(source.value, dict) or not isinstance(source.value.get("unet"), dict):
+        return frozenset(source.shapes)
+    names = [name for name in source.names if name.partition(".")[0] in ("unet", "text_encoder", "modifier_token")]
+    compressed = {f"unet.{name}." for name, value in source.value["unet"].items() if isinstance(value, dict)}
+    factors = {f"{start}{factor}" for start in compressed for factor in ("u", "v")}
+    return frozenset(name for name in names if name in factors or not name.startswith(tuple(compressed)))
 
 
 def _collect(table: Mapping[Any, Any], part: str, halves: dict[str, dict[str, Any]], unknown: list[str]) -> None:

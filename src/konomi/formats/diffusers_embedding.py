@@ -18,28 +18,58 @@ from konomi.storage.tensor_file import write_tensors
 NAME = "diffusers"
 _WIDTHS = (768, 1024, 1280)
 _MAX_WORDS, _MAX_VECTORS = 64, 256
+_WORD_IN_BRACKETS = re.compile(r"<[^<>]+>")
+_NO_WORDS = re.compile(
+    r"(.*[._:/])?(weights?|bias|gamma|beta|alpha|scale|mean|std|var|norm|proj|kernel|logits|labels?|ids|tensor|data|x|"
+    r"(text|image|prompt|pooled|clip|prior|negative|positive)?_?(embeds?|embeddings?|features?|states|vectors?|params?)|"
+    r"latents?|centroids?|prototypes?|positional_embedding|class_embedding|up|down|diff|lora_?[AB]|[uv]|\d+)",
+    re.IGNORECASE,
+)
+"""What tensors of anything else are called, though they may be as wide as a word."""
 
 
 def recognise(source: Source) -> bool:
-    """Whether the file is a short table of vectors, as wide as a known text encoder's or named `<like this>`."""
-    shapes = source.shapes
-    if not shapes or len(shapes) > _MAX_WORDS:
+    """Whether the file is a short table of vectors that are called as words are: `<like this>`, or as the file's own
+    metadata says, or by a plain name and as wide as a known text encoder's. Width alone says nothing."""
+    if not source.shapes or len(source.shapes) > _MAX_WORDS:
         return False
-    if not all(len(shape) in (1, 2) and (len(shape) == 1 or shape[0] <= _MAX_VECTORS) for shape in shapes.values()):
-        return False
-    if WORD in source.metadata or source.metadata.get("modelspec.architecture", "").endswith("/textual-inversion"):
+    if _says_so(source) or any(_WORD_IN_BRACKETS.fullmatch(name) for name in source.shapes):
         return True
-    if all(re.fullmatch(r"<[^<>]+>", name) for name in shapes):
-        return True
-    return all(shape[-1] in _WIDTHS for shape in shapes.values())
+    return len(_words(source)) == len(source.shapes)
 
 
 def parse(source: Source) -> Parsed:
     """Every word of the table. Raises FileFormatError naming the one that has no vectors."""
-    embeddings = {
-        word: {"text_encoder": vectors(source.path, word, tensor)} for word, tensor in source.tensors().items()
-    }
-    return Parsed(with_family(Adapter(embeddings=embeddings, metadata=dict(source.metadata), name=source.name)))
+    tensors, words = source.tensors(), _words(source)
+    embeddings = {word: {"text_encoder": vectors(source.path, word, tensors[word])} for word in words}
+    adapter = with_family(Adapter(embeddings=embeddings, metadata=dict(source.metadata), name=source.name))
+    plain = [] if _says_so(source) else [word for word in words if not _WORD_IN_BRACKETS.fullmatch(word)]
+    notes = [f"taken for the learned word {word!r} by its name and width; nothing in it says so." for word in plain[:1]]
+    return Parsed(adapter, notes=tuple(notes), used=frozenset(words))
+
+
+def _says_so(source: Source) -> bool:
+    architecture = source.metadata.get("modelspec.architecture", "")
+    return WORD in source.metadata or architecture.endswith("/textual-inversion")
+
+
+def _words(source: Source) -> list[str]:
+    """Names that are words; by a plain name only what has a known width."""
+    told = _says_so(source)
+    return [
+        name
+        for name, shape in source.shapes.items()
+        if _WORD_IN_BRACKETS.fullmatch(name)
+        or (_is_vectors(shape) and (told or shape[-1] in _WIDTHS) and (told or _may_be_word(name)))
+    ]
+
+
+def _may_be_word(name: str) -> bool:
+    return len(name) <= 100 and "." not in name and not _NO_WORDS.fullmatch(name)
+
+
+def _is_vectors(shape: tuple[int, ...]) -> bool:
+    return len(shape) in (1, 2) and (len(shape) == 1 or shape[0] <= _MAX_VECTORS)
 
 
 def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = None) -> None:

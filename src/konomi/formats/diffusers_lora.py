@@ -21,6 +21,7 @@ from torch import Tensor
 
 from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
 from konomi.errors import FileFormatError
+from konomi.formats.accounting import METADATA
 from konomi.formats.family import family_of
 from konomi.formats.kohya import cast_floats, embedding_parts
 from konomi.formats.layers import LayerError, folded, layer_from_parts
@@ -79,7 +80,7 @@ def parse(source: Source) -> Parsed:
         layers[key] = layer_from_peft(layer.down, layer.up, magnitude, alpha)
     metadata = {name: value for name, value in source.metadata.items() if name not in ("format", _SETTINGS)}
     adapter = Adapter(layers, {}, metadata, "", source.name)
-    return Parsed(named(adapter), tuple(sorted(unknown)))
+    return Parsed(named(adapter), tuple(sorted(unknown)), used=frozenset([*source.shapes, f"{METADATA}{_SETTINGS}"]))
 
 
 def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = None) -> None:

@@ -71,7 +71,8 @@ def parse(source: Source) -> Parsed:
     name = str(table.get("name") or "") or source.name
     widths = {CONTEXT_WIDTH[width] for width in halves if width in CONTEXT_WIDTH}
     family = family_by_metadata(metadata) or (widths.pop() if len(widths) == 1 else "")
-    return Parsed(Adapter(hypernetwork=hypernetwork, metadata=metadata, family=family, name=name), tuple(unknown))
+    adapter = Adapter(hypernetwork=hypernetwork, metadata=metadata, family=family, name=name)
+    return Parsed(adapter, tuple(unknown), used=frozenset(entry for entry in source.names if _is_read(entry)))
 
 
 def write(adapter: Adapter, path: Path, *, dtype: torch.dtype | None = None) -> None:
@@ -166,6 +167,12 @@ def _from_pickle(source: Source) -> tuple[Halves, dict[str, Any], list[str]]:
         else:
             table[str(key)] = item
     return halves, table, unknown
+
+
+def _is_read(entry: str) -> bool:
+    """Whether an entry of the file is a network's, or one of the facts that are kept."""
+    first = entry.partition(".")[0]
+    return first.isdigit() or first in (*_FACTS, *_COMPUTED)
 
 
 def _is_pair(item: object) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from konomi.adapters.adapter import Adapter, LowRank
 from konomi.errors import FileFormatError
+from konomi.formats.accounting import accounted, prefixed
 from konomi.formats.family import family_of
 from konomi.formats.kohya_keys import is_norm, key_of, layout_of, name_of
 from konomi.formats.kohya_metadata import with_hashes, with_minimum
@@ -70,7 +71,7 @@ def parse(source: Source) -> Parsed:
             raise fault(source.path, f"{layer}.{error.part}".rstrip("."), error.what) from error
     adapter = Adapter(layers, embeddings, dict(source.metadata), "", source.name)
     adapter = Adapter(layers, embeddings, dict(source.metadata), family_of(adapter), source.name)
-    return _with_negative(source, Parsed(adapter, tuple(sorted(unknown))))
+    return _with_negative(source, Parsed(adapter, tuple(sorted(unknown)), used=frozenset(tensors)))
 
 
 def write(
@@ -142,10 +143,11 @@ def _with_negative(source: Source, parsed: Parsed) -> Parsed:
     for name, tensor in half.tensors().items():
         if not is_finite(tensor):
             raise fault(path, name, "holds NaN or infinity; the file is broken. Use another save of it")
-    found = parse(half)
+    found = accounted(half, parse(half))
     negative = replace(found.adapter, embeddings={})
     together = replace(adapter, embeddings=adapter.embeddings | found.adapter.embeddings, negative=negative)
-    return Parsed(together, (*parsed.unknown, *found.unknown))
+    ignored = {**parsed.ignored, **prefixed(found.ignored, f"{path.name}: ")}
+    return replace(parsed, adapter=together, unknown=(*parsed.unknown, *found.unknown), ignored=ignored)
 
 
 def _negative_path(path: Path) -> Path:

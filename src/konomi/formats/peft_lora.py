@@ -16,10 +16,11 @@ from torch import Tensor
 
 from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
 from konomi.errors import FileFormatError
+from konomi.formats.accounting import accounted, joined
 from konomi.formats.family import family_of
 from konomi.formats.kohya import cast_floats
 from konomi.formats.layers import LayerError, layer_from_parts
-from konomi.formats.peft_config import layer_from_peft, named, peft_tensors, read_config, split_parts
+from konomi.formats.peft_config import PeftConfig, layer_from_peft, named, peft_tensors, read_config, split_parts
 from konomi.formats.source import PEFT_CONFIG_NAME, Parsed, Source, fault, open_source
 from konomi.formats.writer import Writer
 from konomi.storage.atomic import write_folder
@@ -44,10 +45,12 @@ def recognise(source: Source) -> bool:
 def parse(source: Source) -> Parsed:
     """Read the folder. Raises FileFormatError for other PEFT types, missing files and unpaired halves."""
     layers: dict[str, LayerUpdate] = {}
-    unknown: list[str] = []
-    for part, folder in _part_folders(source.path):
-        _read_part(folder, part, layers, unknown)
-    return Parsed(named(Adapter(layers, {}, {}, "", source.name)), tuple(sorted(unknown)))
+    parts = [_read_part(part, folder) for part, folder in _part_folders(source.path)]
+    for part in parts:
+        layers |= part.adapter.layers
+    unknown = tuple(sorted(name for part in parts for name in part.unknown))
+    ignored, notes = joined(parts)
+    return Parsed(named(Adapter(layers, {}, {}, "", source.name)), unknown, ignored, notes)
 
 
 def write(
@@ -111,13 +114,20 @@ def _part_folders(folder: Path) -> list[tuple[str, Path]]:
     return [(part, folder / name) for name, part in _FOLDERS.items() if (folder / name / PEFT_CONFIG_NAME).is_file()]
 
 
-def _read_part(folder: Path, part: str, layers: dict[str, LayerUpdate], unknown: list[str]) -> None:
+def _read_part(part: str, folder: Path) -> Parsed:
     config = read_config(_read_json(folder / PEFT_CONFIG_NAME), str(folder / PEFT_CONFIG_NAME))
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise FileFormatError(f"{folder}: holds {PEFT_CONFIG_NAME} but no {_WEIGHTS[0]}.")
+    source = open_source(path)
+    return accounted(source, _read_weights(source, part, config))
+
+
+def _read_weights(source: Source, part: str, config: PeftConfig) -> Parsed:
     halves: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in open_source(path).tensors().items():
+    unknown = []
+    tensors = source.tensors()
+    for name, tensor in tensors.items():
         match = _TENSOR.fullmatch(name)
         if match is None:
             unknown.append(name)
@@ -125,12 +135,13 @@ def _read_part(folder: Path, part: str, layers: dict[str, LayerUpdate], unknown:
             halves.setdefault(match["path"], {})[_ROLES[match["role"]]] = tensor
     if not part:
         part = "text_encoder" if any(".self_attn." in name or ".mlp." in name for name in halves) else "denoiser"
+    layers: dict[str, LayerUpdate] = {}
     for module, parts in halves.items():
         magnitude = parts.pop("dora_scale", None)
         try:
             layer = layer_from_parts(parts)
         except LayerError as error:
-            raise fault(path, f"{module} ({error.part})" if error.part else module, error.what) from error
+            raise fault(source.path, f"{module} ({error.part})" if error.part else module, error.what) from error
         assert isinstance(layer, LowRank)
         if part != "denoiser" and module.startswith(("encoder.", "embeddings.", "final_layer_norm")):
             canonical = f"{part}.text_model.{module}"
@@ -138,6 +149,7 @@ def _read_part(folder: Path, part: str, layers: dict[str, LayerUpdate], unknown:
             canonical = f"{part}.{module}"
         alpha = config.alpha_of(module, layer.down.shape[0])
         layers[canonical] = layer_from_peft(layer.down, layer.up, magnitude, alpha)
+    return Parsed(Adapter(layers), tuple(unknown), used=frozenset(tensors))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

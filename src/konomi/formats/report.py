@@ -77,7 +77,9 @@ class FileReport:
     hashes: dict[str, str] = field(default_factory=dict)
     health: Health = field(default_factory=lambda: Health(checked=False))
     unknown: tuple[str, ...] = ()
-    """Tensors that have no place in what the file is."""
+    """Tensors that have no place in what the file is, for which reason it is not loaded."""
+    ignored: dict[str, str] = field(default_factory=dict)
+    """Name of a tensor, field or header entry that is not used where the file is loaded -> why."""
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -114,7 +116,8 @@ def adapter_report(source: Source, format_name: str, parsed: Parsed, *, check: b
         hashes=_hashes(source) if check else {},
         health=_health(tensors, adapter) if check else Health(checked=False),
         unknown=parsed.unknown,
-        notes=tuple(notes),
+        ignored=dict(parsed.ignored),
+        notes=(*notes, *parsed.notes),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from konomi.storage.tensor_file import read_header, read_tensors
 DIFFUSERS_LORA_NAME = "pytorch_lora_weights.safetensors"
 PEFT_CONFIG_NAME = "adapter_config.json"
 CUSTOM_DIFFUSION_NAMES = ("pytorch_custom_diffusion_weights.safetensors", "pytorch_custom_diffusion_weights.bin")
+_DEEPEST = 8
+"""Tables within tables that are told apart."""
 _STANDARD_NAMES = (DIFFUSERS_LORA_NAME, *CUSTOM_DIFFUSION_NAMES)
 
 
@@ -40,6 +43,18 @@ class Source:
             return self.path.resolve().parent.name
         return self.path.name if self.path.is_dir() else self.path.stem
 
+    @property
+    def names(self) -> list[str]:
+        """Everything in the file that has a name: tensors, and in a pickle plain values too (`outer.inner` where nested).
+
+        Nothing for a folder, whose files have their own sources.
+        """
+        value = self.value
+        if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
+            beside = {key: item for key, item in value.items() if key != "state_dict"}
+            return leaf_names(value["state_dict"]) + leaf_names(beside)
+        return leaf_names(value) if value is not None else list(self.shapes)
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of a flat file."""
         if self.kind is FileKind.SAFETENSORS:
@@ -49,11 +64,20 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """An adapter as read, and what of the file has no place in it."""
+    """An adapter as read, and what of the file has no place in it.
+
+    A reader says what it used; `accounting` names everything else, so that none can forget a tensor.
+    """
 
     adapter: Adapter
     unknown: tuple[str, ...] = ()
-    """Tensor or layer names that konomi does not know."""
+    """Tensor or layer names that konomi does not know; a file with such is not loaded."""
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    """Name of a tensor or field that is not used -> why; the rest of the file is loaded."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what had to be assumed."""
+    used: frozenset[str] = frozenset()
+    """Names, as in `Source.names`, of what went into the adapter or says nothing that could change it."""
 
 
 def open_source(path: Path | str) -> Source:
@@ -75,6 +99,33 @@ def open_source(path: Path | str) -> Source:
     if kind is FileKind.PNG and (table := read_png_embedding(path)) is not None:
         return Source(path, kind, value=table)
     raise refuse(path, kind, "a model or adapter file")
+
+
+def leaf_names(value: Any) -> list[str]:
+    """Names of what is neither table nor list of such, each the keys (or places) that lead to it, joined by dots.
+
+    A table that holds itself, or one that is held many times, is gone through once; what lies very deep is one name.
+    """
+    names: list[str] = []
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any, int]] = [("", value, 0)]
+    while waiting:
+        name, item, depth = waiting.pop()
+        if depth < _DEEPEST and _is_container(item):
+            if id(item) in seen:
+                continue
+            seen.add(id(item))
+            inner = item.items() if isinstance(item, dict) else enumerate(item)
+            waiting += [(f"{name}.{key}" if name else str(key), part, depth + 1) for key, part in inner]
+        elif name:
+            names.append(name)
+    return names[::-1]
+
+
+def _is_container(item: object) -> bool:
+    if isinstance(item, dict):
+        return True
+    return isinstance(item, list | tuple) and any(isinstance(part, Tensor | dict) for part in item)
 
 
 def flat_tensors(value: Any) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from konomi.adapters.adapter import Adapter
 from konomi.errors import FileFormatError
+from konomi.formats.accounting import prefixed
 from konomi.formats.learned_words import (
     NEGATIVE,
     WORD,
@@ -39,7 +40,20 @@ _PARTS = {
     "emp_params": "text_encoder",  # As OneTrainer spells it.
     "clip_l": "text_encoder",
     "clip_g": "text_encoder_2",
+    # As cog's SDXL trainer spells them, which trains two tokens at once; their order is kept.
+    "text_encoders_0": "text_encoder",
+    "text_encoders_1": "text_encoder_2",
 }
+_OUTPUT_PARTS = {
+    "clip_l_out": "vectors added to what the first text encoder returns, which konomi does not do",
+    "clip_g_out": "vectors added to what the second text encoder returns, which konomi does not do",
+}
+"""As OneTrainer writes output embeddings."""
+_OTHER_ENCODERS = {"t5": "T5", "t5xxl": "T5", "t5_out": "T5", "qwen": "Qwen", "qwen2": "Qwen", "gemma": "Gemma",
+                   "llama": "Llama", "text_encoders_2": "T5"}  # fmt: skip
+"""Names that only embeddings of other families have (SD3, FLUX ...)."""
+_SAID = ("string_to_token", "name", "step", "sd_checkpoint", "sd_checkpoint_name")
+"""What a web UI's pickle says of the word, its training and its checkpoint."""
 _COMPANIONS = "konomi.companions"
 _SUFFIXES = (".safetensors", ".pt")
 _ANY_TOKEN = 265
@@ -53,15 +67,17 @@ def recognise(source: Source) -> bool:
     """Whether the tensors have an embedding's names, or the pickle is a web UI's."""
     if isinstance(source.value, dict) and isinstance(source.value.get("string_to_param"), dict):
         return True
-    return bool(source.shapes) and set(source.shapes) <= set(_PARTS)
+    return any(name in _PARTS or name in _OUTPUT_PARTS for name in source.shapes)
 
 
 def parse(source: Source) -> Parsed:
     """The word, which is the file's name, with its negative half and companions where they lie beside it.
 
-    Raises FileFormatError naming the tensor that is no vector, or the companion that holds NaN.
+    Raises FileFormatError naming the tensor that is no vector, the companion that holds NaN, and what is for no text
+    encoder that konomi knows.
     """
     stem = source.path.stem
+    ignored = _ignored(source)
     embeddings = {stem: _vectors(source)}
     for path, name in _companions(source):
         companion = open_source(path)
@@ -72,7 +88,9 @@ def parse(source: Source) -> Parsed:
             if not is_finite(tensor):
                 raise fault(path, part, "holds NaN or infinity; the file is broken. Use another save of it")
         embeddings[name or companion.metadata.get(WORD) or path.stem] = found
-    return Parsed(with_family(Adapter(embeddings=embeddings, metadata=_facts(source), name=stem)))
+        ignored |= prefixed(_ignored(companion), f"{path.name}: ")
+    adapter = with_family(Adapter(embeddings=embeddings, metadata=_facts(source), name=stem))
+    return Parsed(adapter, ignored=ignored, used=_used(source))
 
 
 def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = None) -> None:
@@ -107,10 +125,32 @@ def named_vectors(found: Mapping[str, Tensor], dtype: torch.dtype | None) -> dic
     return {names[part]: tensor if dtype is None else tensor.to(dtype) for part, tensor in found.items()}
 
 
+def _used(source: Source) -> frozenset[str]:
+    read = (*_PARTS, *_SAID) if source.shapes else ("string_to_param", *_SAID)
+    return frozenset(name for name in source.names if name.partition(".")[0] in read)
+
+
+def _ignored(source: Source) -> dict[str, str]:
+    return {name: why for name, why in _OUTPUT_PARTS.items() if name in source.shapes}
+
+
 def _vectors(source: Source) -> Vectors:
     if source.shapes:
+        other = next((name for name in source.shapes if name in _OTHER_ENCODERS), None)
+        if other is not None:
+            kind = _OTHER_ENCODERS[other]
+            raise fault(source.path, other, f"is for the text encoder {kind}: a word for a family that konomi lacks")
         tensors = source.tensors()
-        found = {_PARTS[name]: vectors(source.path, name, tensor) for name, tensor in tensors.items()}
+        found = {}
+        for name, tensor in tensors.items():
+            if name in _PARTS:
+                if _PARTS[name] in found:
+                    raise fault(source.path, name, "is a second set of vectors for the same text encoder")
+                found[_PARTS[name]] = vectors(source.path, name, tensor)
+        if not found:
+            raise fault(
+                source.path, next(iter(tensors)), "is all there is, and it is not used: " + _only_output(tensors)
+            )
         counts = {len(tensor) for tensor in found.values()}
         if len(counts) > 1:
             raise fault(source.path, "clip_g", f"has another number of vectors than clip_l: {sorted(counts)}")
@@ -122,6 +162,10 @@ def _vectors(source: Source) -> Vectors:
     if not isinstance(tensor, Tensor):
         raise fault(source.path, f"string_to_param.{name}", "is no tensor")
     return {"text_encoder": vectors(source.path, f"string_to_param.{name}", tensor)}
+
+
+def _only_output(names: Iterable[str]) -> str:
+    return next((_OUTPUT_PARTS[name] for name in names if name in _OUTPUT_PARTS), "konomi knows no such vectors")
 
 
 def _facts(source: Source) -> dict[str, str]:

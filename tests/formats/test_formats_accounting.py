@@ -1,0 +1,110 @@
+"""Nothing in a file goes unsaid: what a reader does not use is named by every verb that reads the file."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from konomi.errors import FileFormatError
+from konomi.formats import ADAPTER_FORMATS, adapter_format, inspect_file, read_adapter
+from konomi.formats.source import leaf_names, open_source
+
+UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
+DOWN, UP = torch.ones(2, 768), torch.ones(320, 2)
+KOHYA = {
+    f"lora_unet_{UNET.replace('.', '_')}.lora_down.weight": DOWN,
+    f"lora_unet_{UNET.replace('.', '_')}.lora_up.weight": UP,
+}
+CLONEOFSIMO = {f"text_encoder:{i}:{half}": torch.ones(*shape) for i in range(48)
+               for half, shape in (("up", (768, 1)), ("down", (1, 768)))}  # fmt: skip
+TABLES: dict[str, dict[str, Tensor]] = {
+    "kohya": KOHYA,
+    "diffusers": {f"unet.{UNET}.lora_A.weight": DOWN, f"unet.{UNET}.lora_B.weight": UP},
+    "cloneofsimo": CLONEOFSIMO,
+    "custom diffusion": {
+        f"{UNET.removesuffix('.to_k')}.processor.to_k_custom_diffusion.weight": torch.ones(320, 768)
+    },
+    "hypernetwork": {
+        f"768.{half}.linear.{i}.weight": torch.ones(*shape) for half in "kv"
+        for i, shape in enumerate([(1536, 768), (768, 1536)])
+    } | {f"768.{half}.linear.{i}.bias": torch.ones(n) for half in "kv" for i, n in enumerate([1536, 768])},
+    "webui embedding": {"emb_params": torch.ones(2, 768)},
+    "diffusers embedding": {"<cat>": torch.ones(2, 768)},
+}  # fmt: skip
+
+
+def said(path: Path) -> str:
+    """All that is told of a file, by whichever way."""
+    try:
+        notes = read_adapter(path).notes
+    except FileFormatError as error:
+        return str(error)
+    report = inspect_file(path)
+    assert report.ignored or not notes or report.notes
+    return "\n".join((*notes, *report.ignored, *report.unknown))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_an_additional_tensor_is_named_in_every_format(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(TABLES[name], path)
+    assert read_adapter(path).notes == () and not inspect_file(path).ignored
+    for odd in ("odd_one.weight", "oddity"):
+        save_file(TABLES[name] | {odd: torch.ones(3, 5)}, path)
+        assert odd in said(path), name
+
+
+PICKLES: dict[str, Callable[[], Any]] = {
+    "webui embedding": lambda: {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(2, 768)}, "step": 1},
+    "custom diffusion": lambda: {"unet": {f"{UNET}.weight": torch.ones(320, 768)}, "modifier_token": {}},
+    "hypernetwork": lambda: {768: tuple(_half() for _ in "kv"), "step": 3},
+    "kohya": lambda: {"state_dict": dict(KOHYA)},
+}
+
+
+def _half() -> dict[str, Tensor]:
+    shapes = {"0.weight": (1536, 768), "0.bias": (1536,), "1.weight": (768, 1536), "1.bias": (768,)}
+    return {f"linear.{name}": torch.ones(*shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_an_additional_entry_of_a_pickle_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.pt"
+    torch.save(PICKLES[name](), path)
+    assert read_adapter(path).notes == ()
+    for odd in (torch.ones(2), {"inner": torch.ones(2)}, "a text", [1, 2]):
+        torch.save(PICKLES[name]() | {"odd_one": odd}, path)
+        assert "odd_one" in said(path), (name, odd)
+
+
+def test_every_format_is_in_these_tests(tmp_path: Path) -> None:
+    seen = set()
+    for table in TABLES.values():
+        save_file(table, tmp_path / "x.safetensors")
+        seen.add(adapter_format(open_source(tmp_path / "x.safetensors")))
+    missing = {form.__name__ for form in ADAPTER_FORMATS if form not in seen}  # type: ignore[attr-defined]
+    # PEFT's folders have their own tests.
+    assert missing <= {"konomi.formats.peft_lora"}
+
+
+def test_header_entries_on_the_scale_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    meta = {"format": "pt", "lora_alpha": "8", "ss_network_alpha": "4", "modelspec.title": "t", "note": "hello"}
+    save_file(KOHYA, path, meta | {"lora_adapter_metadata": '{"unet.lora_alpha": 9}'})
+    assert set(inspect_file(path).ignored) == {"metadata lora_alpha", "metadata lora_adapter_metadata"}
+    assert any("metadata lora_alpha" in note for note in read_adapter(path).notes)
+    assert load_file(path).keys() == KOHYA.keys()
+
+
+def test_tables_that_hold_themselves_end() -> None:
+    table: dict[str, Any] = {"a": torch.ones(1)}
+    table["self"] = table
+    shared: list[Any] = [{"x": 1}]
+    for _ in range(40):
+        shared = [{"l": shared, "r": shared}]
+    assert leaf_names(table) == ["a"] and len(leaf_names(shared)) < 20
