@@ -1,17 +1,26 @@
 """Nothing in a file goes unsaid: what a reader does not use is named by every verb that reads the file."""
 
+import io
+import json
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from konomi.errors import FileFormatError
+from konomi import load_base
+from konomi.cli.main import main
+from konomi.errors import FileFormatError, RecipeError
 from konomi.formats import ADAPTER_FORMATS, adapter_format, inspect_file, read_adapter
 from konomi.formats.source import leaf_names, open_source
+from konomi.tasks import merge_custom
+from konomi.tasks.preparing import prepare
+from konomi.tasks.recipes import recipe_from_flags
 
 UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
@@ -108,3 +117,56 @@ def test_tables_that_hold_themselves_end() -> None:
     for _ in range(40):
         shared = [{"l": shared, "r": shared}]
     assert leaf_names(table) == ["a"] and len(leaf_names(shared)) < 20
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """The command line, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main([str(argument) for argument in arguments])
+    return code, out.getvalue(), err.getvalue()
+
+
+def test_the_verbs_tell_of_it(tmp_path: Path) -> None:
+    """`inspect` as text and as JSON, `convert`, `generate --add` and the notes of a run that goes on from a file."""
+    base = load_base("tiny")
+    key, module = next(iter(base.targets("attention").items()))
+    name = f"lora_unet_{key.removeprefix('denoiser.').replace('.', '_')}"
+    outputs, inputs = module.weight.shape  # type: ignore[misc]
+    tensors = {f"{name}.lora_down.weight": torch.zeros(2, inputs), f"{name}.lora_up.weight": torch.zeros(outputs, 2)}
+    path = tmp_path / "x.safetensors"
+    save_file(tensors, path, {"lora_alpha": "7"})
+    code, out, _ = run("inspect", path)
+    assert code == 0 and "metadata lora_alpha" in out
+    (report,) = json.loads(run("inspect", path, "--json")[1])
+    assert list(report["ignored"]) == ["metadata lora_alpha"]
+    code, _, err = run("convert", path, tmp_path / "y.safetensors")
+    assert code == 0 and "note: " in err and "metadata lora_alpha is not used" in err
+    code, out, err = run(
+        "generate",
+        "a cat",
+        "--base",
+        "tiny",
+        "--add",
+        path,
+        "--steps",
+        1,
+        "--size",
+        "32x32",
+        "--output",
+        tmp_path / "o",
+    )
+    assert code == 0 and "metadata lora_alpha is not used" in err and "note" not in out
+    told: list[str] = []
+    with pytest.raises(RecipeError, match="is no file of Custom Diffusion"):
+        merge_custom([path, path], tmp_path / "m.safetensors", base="tiny", tell=told.append)
+    assert len(told) == 2
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    recipe = recipe_from_flags(
+        "lora",
+        images=[tmp_path],
+        base="tiny",
+        trigger="sks",
+        overrides=[f"method.start={path}", "run.device=cpu", f"data.cache.folder={tmp_path / 'cache'}"],
+    )
+    assert any("metadata lora_alpha is not used" in note for note in prepare(recipe).notes)

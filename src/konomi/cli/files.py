@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from konomi.cli.plain import json_text, plain
+from konomi.cli.plain import json_text, plain, tell
 from konomi.errors import KonomiError
 
 
@@ -63,6 +63,8 @@ def convert(arguments: list[str]) -> int:
 
     from konomi import tasks
 
-    path = tasks.convert(options.source, options.target, to=options.to, base=options.base, compress=options.compress)
+    path = tasks.convert(
+        options.source, options.target, to=options.to, base=options.base, compress=options.compress, tell=tell
+    )
     print(f"Wrote {path}")
     return 0

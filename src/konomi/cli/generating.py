@@ -14,6 +14,7 @@ def generate(arguments: list[str]) -> int:
         parser.error("give a prompt, or --prompt-file FILE")
 
     from konomi import tasks
+    from konomi.cli.plain import tell
 
     paths = tasks.generate(
         options.prompts,
@@ -37,6 +38,7 @@ def generate(arguments: list[str]) -> int:
         device=options.device,
         precision=options.precision,
         prompt_file=options.prompt_file,
+        tell=tell,
     )
     for path in paths:
         print(path, flush=True)

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from konomi.cli.plain import tell
 from konomi.errors import RecipeError
 
 KINDS = ("custom",)
@@ -50,6 +51,7 @@ def _custom(options: argparse.Namespace) -> int:
         prompts=options.prompt,
         captions=options.captions,
         to=options.to,
+        tell=tell,
     )
     for prompt in merged.prompts:
         print(f"kept: {prompt}")

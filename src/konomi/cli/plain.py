@@ -1,8 +1,9 @@
-"""Reports as plain data for `--json`."""
+"""Reports as plain data for `--json`, and lines for a person."""
 
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import PurePath
@@ -47,3 +48,8 @@ def json_text(value: Any) -> str:
 def _escaped(line: str) -> str:
     # What is not printed stands inside a JSON string, where every character can be written as an escape.
     return "".join(c if printable(c) == c else json.dumps(c)[1:-1] for c in line)
+
+
+def tell(line: str) -> None:
+    """Something a person should know and that stops nothing: on standard error, where no program mistakes it."""
+    print(f"note: {printable(line)}", file=sys.stderr, flush=True)

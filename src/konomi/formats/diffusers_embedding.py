@@ -11,7 +11,7 @@ from konomi.adapters.adapter import Adapter
 from konomi.errors import FileFormatError
 from konomi.formats import webui_embedding
 from konomi.formats.learned_words import WORD, file_metadata, trained_word, vectors, with_family
-from konomi.formats.source import Parsed, Source
+from konomi.formats.source import Parsed, Source, fault
 from konomi.formats.writer import Writer
 from konomi.storage.tensor_file import write_tensors
 
@@ -41,6 +41,8 @@ def recognise(source: Source) -> bool:
 def parse(source: Source) -> Parsed:
     """Every word of the table. Raises FileFormatError naming the one that has no vectors."""
     tensors, words = source.tensors(), _words(source)
+    if not words:
+        raise fault(source.path, next(iter(tensors)), "is no vector of a word, which the file says it holds")
     embeddings = {word: {"text_encoder": vectors(source.path, word, tensors[word])} for word in words}
     adapter = with_family(Adapter(embeddings=embeddings, metadata=dict(source.metadata), name=source.name))
     plain = [] if _says_so(source) else [word for word in words if not _WORD_IN_BRACKETS.fullmatch(word)]

@@ -45,7 +45,7 @@ class Source:
 
     @property
     def names(self) -> list[str]:
-        """Everything in the file that has a name: tensors, and in a pickle plain values too (`outer.inner` where nested).
+        """Everything in the file that has a name: tensors, and in a pickle plain values too (nested: `outer.inner`).
 
         Nothing for a folder, whose files have their own sources.
         """

@@ -148,9 +148,7 @@ def _vectors(source: Source) -> Vectors:
                     raise fault(source.path, name, "is a second set of vectors for the same text encoder")
                 found[_PARTS[name]] = vectors(source.path, name, tensor)
         if not found:
-            raise fault(
-                source.path, next(iter(tensors)), "is all there is, and it is not used: " + _only_output(tensors)
-            )
+            raise fault(source.path, next(iter(tensors)), f"is all there is, and it is not used: {_why(tensors)}")
         counts = {len(tensor) for tensor in found.values()}
         if len(counts) > 1:
             raise fault(source.path, "clip_g", f"has another number of vectors than clip_l: {sorted(counts)}")
@@ -164,7 +162,7 @@ def _vectors(source: Source) -> Vectors:
     return {"text_encoder": vectors(source.path, f"string_to_param.{name}", tensor)}
 
 
-def _only_output(names: Iterable[str]) -> str:
+def _why(names: Iterable[str]) -> str:
     return next((_OUTPUT_PARTS[name] for name in names if name in _OUTPUT_PARTS), "konomi knows no such vectors")
 
 

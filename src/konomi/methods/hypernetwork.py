@@ -108,7 +108,7 @@ class HypernetworkMethod:
         self.base = base
         self.recipe = recipe
         self.config = recipe.method
-        self.started = _read_start(self.config)
+        self.started, self.start_notes = _read_start(self.config)
         self.spec = _spec(self.config)
         if self.started is not None:
             self.spec = replace(self.spec, **{name: getattr(self.started, name) for name in _STRUCTURE})
@@ -120,7 +120,11 @@ class HypernetworkMethod:
     @property
     def needs(self) -> Needs:
         return Needs(
-            pixels=self.base.inpainting, makes="hypernetwork", predicts_prior=True, unused=_unused(self.config)
+            pixels=self.base.inpainting,
+            makes="hypernetwork",
+            predicts_prior=True,
+            unused=_unused(self.config),
+            notes=self.start_notes,
         )
 
     def default_steps(self, num_images: int) -> int:
@@ -264,11 +268,12 @@ def _spec(config: HypernetworkConfig) -> Hypernetwork:
     )
 
 
-def _read_start(config: HypernetworkConfig) -> Hypernetwork | None:
-    """The networks to go on from. Raises RecipeError where the recipe asks for another structure."""
+def _read_start(config: HypernetworkConfig) -> tuple[Hypernetwork | None, tuple[str, ...]]:
+    """The networks to go on from, and what of their file is not used. Raises RecipeError where the recipe asks for another structure."""
     if not config.start:
-        return None
-    found = read_adapter(config.start).hypernetwork
+        return None, ()
+    adapter = read_adapter(config.start)
+    found = adapter.hypernetwork
     if found is None:
         raise RecipeError(f"method.start: {config.start} is no hypernetwork.")
     asked, usual = _spec(config), _spec(HypernetworkConfig())
@@ -279,7 +284,7 @@ def _read_start(config: HypernetworkConfig) -> Hypernetwork | None:
                 f"method.start: {config.start} has {name} {_written(theirs)}, the recipe {_written(ours)}. "
                 f"Leave method.{name} out to go on with the file's."
             )
-    return found
+    return found, adapter.notes
 
 
 def _unused(config: HypernetworkConfig) -> dict[str, str]:

@@ -263,4 +263,4 @@ def _start_notes(start: Start) -> tuple[str, ...]:
     notes = [f"goes on from {start.path}: {len(start.layers)} layers of {shown}, {parts}."]
     if start.words:
         notes.append(f"{start.path} also holds learned words ({', '.join(start.words)}), which are not trained on.")
-    return tuple(notes)
+    return (*notes, *start.notes)

@@ -18,6 +18,8 @@ class Start:
     """Canonical key -> update."""
     words: tuple[str, ...] = ()
     """Learned words in the file, which are not trained on."""
+    notes: tuple[str, ...] = ()
+    """What else of the file is not used."""
 
     @property
     def has_text(self) -> bool:
@@ -70,4 +72,4 @@ def read_start(path: str) -> Start:
     if others:
         raise RecipeError(f"method.start: {path} is no plain LoRA ({others[0]} is of another kind).")
     layers = {key: update for key, update in adapter.layers.items() if isinstance(update, LowRank)}
-    return Start(path, layers, tuple(adapter.embeddings))
+    return Start(path, layers, tuple(adapter.embeddings), adapter.notes)

@@ -1,5 +1,6 @@
 """`inspect` and `convert`: what a file is, and the same thing in another format."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,12 +33,14 @@ def convert(
     precision: str | None = None,
     base: str | None = None,
     compress: float | None = None,
+    tell: Callable[[str], object] = lambda _: None,
 ) -> Path:
     """Write `source` in another format. Adapters: kohya (= webui), diffusers, peft. Models: diffusers (a folder), webui
     (one file); without `to`, a target that ends in .safetensors is one file, any other a folder.
 
     `base` is the model an adapter belongs to, wanted where whole weights and differences are turned into one another.
-    `compress` keeps that share of the singular values of each change. Raises RecipeError for a format that does not
+    `compress` keeps that share of the singular values of each change. `tell` is handed a line on everything in an
+    adapter that is not used, and so is not in the target. Raises RecipeError for a format that does not
     exist for this kind of file.
     """
     source, target = Path(source), Path(target)
@@ -55,6 +58,8 @@ def convert(
             raise RecipeError(f"--compress is for adapters; {source.name} is a whole model.")
         return _convert_model(source, target, to, dtype)
     adapter = read_adapter(source)
+    for note in adapter.notes:
+        tell(note)
     is_custom = content_of(adapter) == "custom diffusion"
     if base is not None and (is_custom or compress is not None):
         adapter = with_origins(load_base(base), adapter)

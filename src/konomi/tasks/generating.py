@@ -1,7 +1,7 @@
 """`generate`: pictures from a base with adapters on it."""
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
@@ -67,11 +67,13 @@ def generate(
     device: str = "auto",
     precision: str = "auto",
     prompt_file: str | Path | None = None,
+    tell: Callable[[str], object] = lambda _: None,
 ) -> Iterator[Path]:
     """Draw pictures and yield the path of each. `seed` None draws one by chance; image i of a count has seed + i.
 
     `add`: `FILE`, `FILE:0.8` or `FILE:unet=0.8:text=0.5`; `<lora:name:0.8>` and `<hypernet:name:0.8>` in a prompt look
-    for the name in the current folder, `output` and the folders of `add`. Raises KonomiError.
+    for the name in the current folder, `output` and the folders of `add`. `tell` is handed a line on everything in
+    those files that is not used. Raises KonomiError.
     """
     output = Path(output)
     if min(count, batch) < 1:
@@ -101,6 +103,8 @@ def generate(
         request.check()
     always = [parse_add(argument) for argument in add]
     groups, files = _read_adapters(requests, always, [Path.cwd(), output])
+    for note in dict.fromkeys(note for adapter in files.values() for note in adapter.notes):
+        tell(note)
     loaded = load_base(base, device=device, precision=precision)
     for one in (*always, *(w for tagged, _ in groups for w in tagged)):
         _check(loaded, one, files[one.path])

@@ -1,6 +1,6 @@
 """`merge custom`: files of Custom Diffusion that were trained apart, in one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,18 +46,23 @@ def merge_custom(
     prompts: Sequence[str] = (),
     captions: str | Path | None = None,
     to: Target | None = None,
+    tell: Callable[[str], object] = lambda _: None,
 ) -> CustomMerge:
     """Merge files of Custom Diffusion in closed form and write the result, in float32.
 
     `prompts` are texts with the words of the files; each concept keeps its answers on its own, from its word on. By
     default "photo of a WORD". `captions` is a text file, one ordinary caption a line, on which the base should change
-    least; by default a list that konomi brings. Raises KonomiError.
+    least; by default a list that konomi brings. `tell` is handed a line on what of the files is not used. Raises
+    KonomiError.
     """
     output = Path(output)
     if len(files) < 2:
         raise RecipeError("merge custom wants two files or more.")
     check_new(output)
     adapters = [read_adapter(file) for file in files]
+    for adapter in adapters:
+        for note in adapter.notes:
+            tell(note)
     words = _words(adapters, files)
     loaded = load_base(base)
     loaded.words.update({word: vectors for adapter in adapters for word, vectors in adapter.embeddings.items()})
