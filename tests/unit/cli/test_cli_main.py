@@ -14,6 +14,7 @@ import konomi.tasks
 from konomi.cli import main as cli
 from konomi.cli.generating import SAMPLERS
 from konomi.cli.main import COMMANDS, main
+from konomi.cli.plain import tell
 from konomi.diffusion import samplers
 from konomi.errors import FileFormatError
 from konomi.tasks.checking import CheckReport, CheckRow
@@ -200,9 +201,9 @@ def test_resume_and_convert_pass_everything_on(monkeypatch, capsys):
     assert calls == [((Path("runs/x"),), {"steps": 9, "allow_changes": True})]
     calls = fake(monkeypatch, "convert", Path("b"))
     assert main(["convert", "a", "b", "--to", "peft"]) == 0
-    assert calls == [((Path("a"), Path("b")), {"to": "peft", "base": None, "compress": None})]
+    assert calls == [((Path("a"), Path("b")), {"to": "peft", "base": None, "compress": None, "tell": tell})]
     assert main(["convert", "a", "b", "--base", "tiny", "--compress", "0.6"]) == 0
-    assert calls[1][1] == {"to": None, "base": "tiny", "compress": 0.6}
+    assert calls[1][1] == {"to": None, "base": "tiny", "compress": 0.6, "tell": tell}
 
 
 def test_merge_passes_everything_on(monkeypatch, capsys):
@@ -210,7 +211,7 @@ def test_merge_passes_everything_on(monkeypatch, capsys):
 
     calls = fake(monkeypatch, "merge_custom", CustomMerge(Path("o"), ("<a>",), ("a <a>",), 240, 1e-7))
     assert main(["merge", "custom", "x", "y", "--base", "tiny", "-o", "o", "--prompt", "a <a>", "--to", "custom"]) == 0
-    options = {"base": "tiny", "prompts": ["a <a>"], "captions": None, "to": "custom"}
+    options = {"base": "tiny", "prompts": ["a <a>"], "captions": None, "to": "custom", "tell": tell}
     assert calls == [((["x", "y"], Path("o")), options)]
     assert capsys.readouterr().out.splitlines()[-1] == "Wrote o"
     assert main(["merge", "custom", "x", "y", "--base", "tiny", "-o", "o", "--to", "peft"]) == 1
