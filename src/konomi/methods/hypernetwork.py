@@ -269,7 +269,8 @@ def _spec(config: HypernetworkConfig) -> Hypernetwork:
 
 
 def _read_start(config: HypernetworkConfig) -> tuple[Hypernetwork | None, tuple[str, ...]]:
-    """The networks to go on from, and what of their file is not used. Raises RecipeError where the recipe asks for another structure."""
+    """The networks to go on from, and what of their file is not used. Raises RecipeError where the recipe asks for
+    another structure."""
     if not config.start:
         return None, ()
     adapter = read_adapter(config.start)
