@@ -102,9 +102,7 @@ def generate(
     for request in requests:
         request.check()
     always = [parse_add(argument) for argument in add]
-    groups, files = _read_adapters(requests, always, [Path.cwd(), output])
-    for note in dict.fromkeys(note for adapter in files.values() for note in adapter.notes):
-        tell(note)
+    groups, files = _read_adapters(requests, always, [Path.cwd(), output], tell)
     loaded = load_base(base, device=device, precision=precision)
     for one in (*always, *(w for tagged, _ in groups for w in tagged)):
         _check(loaded, one, files[one.path])
@@ -135,7 +133,10 @@ def _check(base: BaseModel, request: AdapterRequest, adapter: Adapter) -> None:
 
 
 def _read_adapters(
-    requests: Sequence[Request], always: Sequence[AdapterRequest], folders: Sequence[Path]
+    requests: Sequence[Request],
+    always: Sequence[AdapterRequest],
+    folders: Sequence[Path],
+    tell: Callable[[str], object],
 ) -> tuple[list[tuple[tuple[AdapterRequest, ...], list[Request]]], dict[Path, Adapter]]:
     """Requests by the adapters that their prompts ask for, in order, and every adapter by its path."""
     folders = [*folders, *(wanted.path.parent for wanted in always)]
@@ -153,6 +154,8 @@ def _read_adapters(
     for one in (one for asked, _ in groups for one in asked if one.path not in files):
         # Called by the file's name: the word it was trained as may well be another file's.
         files[one.path] = named_by_file(read_adapter(one.path), one.path)
+    for note in dict.fromkeys(note for adapter in files.values() for note in adapter.notes):
+        tell(note)
     return groups, files
 
 
