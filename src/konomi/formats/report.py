@@ -15,7 +15,8 @@ from konomi.adapters.adapter import Adapter, LowRank
 from konomi.formats import hypernetwork
 from konomi.formats.kohya_metadata import text
 from konomi.formats.layers import rank_of, tensors_of
-from konomi.formats.recognition import recognise
+from konomi.formats.readers import Reading, checkpoint_readings, readings
+from konomi.formats.recognition import Recognised, recognise
 from konomi.formats.source import Parsed, Source
 from konomi.formats.writer import content_of
 from konomi.storage.hashing import sha256_file, short_hash
@@ -81,6 +82,8 @@ class FileReport:
     ignored: dict[str, str] = field(default_factory=dict)
     """Name of a tensor, field or header entry that is not used where the file is loaded -> why."""
     notes: tuple[str, ...] = ()
+    readers: tuple[Reading, ...] = ()
+    """What ComfyUI, A1111 and diffusers make of it."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain tables, lists, texts and numbers."""
@@ -118,6 +121,7 @@ def adapter_report(source: Source, format_name: str, parsed: Parsed, *, check: b
         unknown=parsed.unknown,
         ignored=dict(parsed.ignored),
         notes=(*notes, *parsed.notes),
+        readers=readings(source, format_name, adapter),
     )
 
 
@@ -141,7 +145,16 @@ def other_report(source: Source, *, check: bool) -> FileReport:
         hashes=_hashes(source) if check else {},
         health=_health(tensors, None) if check else Health(checked=False),
         notes=(*found.notes, *(_hash_notes(source) if check else [])),
+        readers=_model_readings(source, found),
     )
+
+
+def _model_readings(source: Source, found: Recognised) -> tuple[Reading, ...]:
+    if found.kind not in ("checkpoint", "model folder"):
+        return ()
+    names = {"unet": "denoiser"}
+    parts = {names.get(part, part): count for part, count in found.layers.items()}
+    return checkpoint_readings(source, parts, found.family)
 
 
 def named_tensors(source: Source, adapter: Adapter) -> dict[str, Tensor]:

@@ -1,0 +1,131 @@
+"""The layers that a LoRA file names, in whose dialect, with which parts: what every reader's rules look at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from konomi.formats.kohya_keys import key_of, layout_of
+from konomi.formats.ldm_keys import SDXL_LAYOUT, UNetLayout
+
+Dialect = Literal["kohya", "lycoris", "comfyui", "diffusers", "diffusers 2023", "peft", "bundle", "unknown"]
+"""`lora_unet_X_Y`, `lycoris_X_Y`, `diffusion_model.X.Y`, `unet.X.Y.lora_A`, `X.processor.to_q_lora`,
+`base_model.model.X.Y`, `bundle_emb.WORD`."""
+
+_PART = re.compile(
+    r"(?P<layer>.+?)(?:\.(?P<part>"
+    r"lora_(?:up|down|mid)\.weight|lora_[AB](?:\.(?!weight$|bias$)[^.]+)?\.(?:weight|bias)|lora_magnitude_vector.*"
+    r"|lora(?:_linear_layer)?\.(?:up|down)\.weight|alpha|dora_scale|diff|diff_b|w_norm|b_norm|on_input|weight|bias"
+    r"|(?:hada|lokr|glora|oft|boft)_\w+|[ab][12]\.weight|reshape_weight|set_weight)"
+    r"|_lora\.(?P<old>(?:up|down)\.weight))"
+)
+_LDM = re.compile(r"(input_blocks|output_blocks|middle_block|time_embed_|label_emb|out_[02]$)")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedLayer:
+    """One layer of a file."""
+
+    name: str
+    """As the file has it, without the part."""
+    dialect: Dialect
+    key: str
+    """`denoiser.…`, `text_encoder.…`; "" where the name names no module of a Stable Diffusion model."""
+    parts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Part as named in the file -> shape."""
+
+    @property
+    def is_text(self) -> bool:
+        return self.key.startswith("text_encoder") or self.name.startswith(("lora_te", "text_encoder"))
+
+    @property
+    def kind(self) -> str:
+        """What sort of update its parts make, in LyCORIS' words; "" where none is complete."""
+        names = set(self.parts)
+        for kind, wanted in _KINDS:
+            if any(group <= names for group in wanted):
+                return kind
+        prefix = next((name.split("_")[0] for name in names if name.startswith(("oft_", "boft_", "glora_"))), "")
+        return prefix or ("glora" if "a1.weight" in names else "")
+
+    @property
+    def writes_original_names(self) -> bool:
+        """Whether the UNet's layer is named as the original code names it (`input_blocks`), not as diffusers does."""
+        flat = re.sub(r"^(lora_unet_|lycoris_|diffusion_model\.|unet\.)", "", self.name).replace(".", "_")
+        return self.key.startswith("denoiser.") and _LDM.match(flat) is not None
+
+
+_KINDS: tuple[tuple[str, tuple[set[str], ...]], ...] = (
+    (
+        "lora",
+        (
+            {"lora_up.weight", "lora_down.weight"},
+            {"lora_A.weight", "lora_B.weight"},
+            {"lora.up.weight", "lora.down.weight"},
+            {"lora_linear_layer.up.weight", "lora_linear_layer.down.weight"},
+            {"up.weight", "down.weight"},
+        ),
+    ),
+    ("loha", ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},)),
+    ("lokr", ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"})),
+    ("ia3", ({"weight", "on_input"},)),
+    ("full", ({"diff"}, {"diff_b"})),
+    ("norm", ({"w_norm"}, {"b_norm"})),
+)
+
+
+def layers_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[NamedLayer, ...]:
+    """Group a file's tensors by layer. A tensor that has no known part is a layer of dialect "unknown" by itself."""
+    grouped: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        if name.startswith("bundle_emb."):
+            layer, part = (
+                name.rsplit(".", 2)[0] if name.endswith(".string_to_param.*") else name.rsplit(".", 1)[0],
+                "emb",
+            )
+        elif match := _PART.fullmatch(name):
+            layer, part = match["layer"], match["part"] or match["old"]
+            part = re.sub(r"^(lora_[AB])\.[^.]+\.(weight|bias)$", r"\1.\2", part)
+        else:
+            layer, part = name, ""
+        grouped.setdefault(layer, {})[part] = shape
+    layout = layout_of(_as_kohya(name) for name in grouped)
+    return tuple(_named(layer, parts, layout) for layer, parts in grouped.items())
+
+
+def _named(layer: str, parts: Mapping[str, tuple[int, ...]], layout: UNetLayout = SDXL_LAYOUT) -> NamedLayer:
+    if layer.startswith("bundle_emb."):
+        return NamedLayer(layer, "bundle", "", parts)
+    if layer.startswith("base_model.model."):
+        dialect: Dialect = "peft"
+    elif layer.startswith(("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")):
+        dialect = "kohya"
+    elif layer.startswith("lycoris_"):
+        dialect = "lycoris"
+    elif layer.startswith("diffusion_model."):
+        dialect = "comfyui"
+    elif {"up.weight", "down.weight"} & set(parts) or ".processor" in layer:
+        dialect = "diffusers 2023"
+    elif layer.startswith(("unet.", "text_encoder.", "text_encoder_2.")):
+        dialect = "diffusers"
+    else:
+        dialect = "unknown"
+    key = "" if dialect == "unknown" or "" in parts else key_of(_as_kohya(layer), layout) or ""
+    return NamedLayer(layer, dialect, key, parts)
+
+
+def _as_kohya(layer: str) -> str:
+    """The name as kohya would write it."""
+    name = layer.removeprefix("base_model.model.").replace(".processor.", ".")
+    for prefix, new in (
+        ("lycoris_", "lora_unet_"),
+        ("diffusion_model.", "lora_unet_"),
+        ("unet.", "lora_unet_"),
+        ("text_encoder_2.", "lora_te2_"),
+        ("text_encoder.", "lora_te_"),
+    ):
+        if name.startswith(prefix):
+            return new + name.removeprefix(prefix).replace(".", "_")
+    return name if name.startswith("lora_") else f"lora_unet_{name.replace('.', '_')}"
