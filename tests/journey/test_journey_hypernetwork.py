@@ -145,7 +145,7 @@ def test_another_familys_is_refused_before_anything_is_drawn(draw, tmp_path, mon
 
 
 def test_inspect_and_convert_both_ways(trained, konomi_cli, tmp_path):
-    shown = konomi_cli.run("inspect", trained / "hyper.pt")
+    shown = konomi_cli.run("inspect", trained / "hyper.pt", "--all")
     assert shown.returncode == 0 and "hypernetwork" in shown.stdout and "layer_structure" in shown.stdout
     for source, target in ((trained / "hyper.pt", "a.safetensors"), (tmp_path / "a.safetensors", "b.pt")):
         done = konomi_cli.run("convert", source, tmp_path / target)

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from konomi.cli.plain import json_text, plain, tell
-from konomi.errors import KonomiError
+from konomi.errors import KonomiError, printable
 
 
 def inspect(arguments: list[str]) -> int:
     """Say what files are. One that cannot be read does not keep the others from being shown."""
     parser = argparse.ArgumentParser(
         prog="konomi inspect",
-        description="What a model or adapter file is: family, kind, ranks, tokens, metadata, hashes, health.",
+        description="What a model or adapter file is, what calls it, where it works, and whether it is sound.",
         allow_abbrev=False,
     )
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path)
+    parser.add_argument("--all", action="store_true", help="also show metadata, hashes, types and sizes")
     parser.add_argument("--json", action="store_true", help="print a JSON list for a program to read")
     options = parser.parse_intermixed_args(arguments)
 
@@ -39,7 +40,7 @@ def inspect(arguments: list[str]) -> int:
         if not options.json:
             from konomi.cli.report_view import print_file
 
-            print_file(path, report)
+            print_file(path, report, everything=options.all)
     if options.json:
         print(json_text(entries))
     return 1 if failed else 0
@@ -66,5 +67,7 @@ def convert(arguments: list[str]) -> int:
     path = tasks.convert(
         options.source, options.target, to=options.to, base=options.base, compress=options.compress, tell=tell
     )
-    print(f"Wrote {path}")
+    print(f"Wrote {printable(str(path))}")
+    for line in tasks.where_it_works(path):
+        print(f"  {printable(line)}")
     return 0

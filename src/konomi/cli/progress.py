@@ -239,7 +239,7 @@ def sentence(event: Event) -> str:
         case Previewed(paths=(_, *_)):
             return f"step {event.step}: preview {printable(event.paths[-1])}"
         case Saved():
-            return f"step {event.step}: saved {printable(event.path)}"
+            return "\n  ".join([f"step {event.step}: saved {printable(event.path)}", *map(printable, event.works)])
         case Checkpointed() | Step() | Prepared() | Finished() | Previewed():
             return ""
         case Warned():

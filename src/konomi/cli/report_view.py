@@ -21,18 +21,30 @@ LONGEST = 400
 """Characters of one value; training metadata can hold whole tag lists."""
 SHOWN = 60
 """Entries of one table."""
+SAID = ("path", "readers", "notes")
+"""Fields that the verdict tells whole."""
 LISTED = 5
 """Entries of one list."""
 
 
-def print_file(path: Path, report: "FileReport") -> None:
-    """Every field of the report that says something, in its own order."""
+def print_file(path: Path, report: "FileReport", *, everything: bool = False) -> None:
+    """The verdict: what it is, what calls it, where it works, whether it is sound. With `everything`, each field of the
+    report that says something as well, in its own order."""
+    from konomi.cli.verdict import verdict
+
     console = screen()
     console.print(Text(printable(str(path)), style="bold"))
     table = _two_columns()
+    for label_, lines in verdict(report):
+        table.add_row(Text(label_), Text("\n".join(_cut(printable(line)) for line in lines)))
+    if not everything:
+        table.add_row(Text("--all"), Text("shows metadata, hashes, types and sizes", style="dim"))
+        console.print(Padding(table, (0, 0, 1, 2)))
+        return
+    table.add_row(Text(""), Text(""))
     for field in dataclasses.fields(report):
         value = getattr(report, field.name)
-        if field.name == "path" or value is None or value == "" or value == () or value == {} or value == []:
+        if field.name in SAID or value is None or value == "" or value == () or value == {} or value == []:
             continue
         table.add_row(Text(field.name.replace("_", " ")), _value(value))
     console.print(Padding(table, (0, 0, 1, 2)))

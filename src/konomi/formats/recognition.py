@@ -90,6 +90,9 @@ def _ldm_checkpoint(source: Source) -> Recognised:
     facts = {}
     if isinstance(source.value, dict):
         facts = {name: str(source.value[name]) for name in ("epoch", "global_step") if name in source.value}
+    # How NoobAI's authors say it in a table of tensors.
+    facts |= {"prediction_type": "v_prediction"} if "v_pred" in shapes else {}
+    facts |= {"zero_terminal_snr": "True"} if "ztsnr" in shapes else {}
     layers = dict(counts)
     return Recognised("checkpoint", "single file", family, "", layers, {}, facts, tuple(notes), source.tensors)
 

@@ -21,6 +21,7 @@ _HOME = {
     "demo": "demonstration",
     "convert": "files",
     "inspect": "files",
+    "where_it_works": "files",
     "generate": "generating",
     "load_base": "generating",
     "Identifier": "identifying",
@@ -52,6 +53,7 @@ __all__ = [
     "merge_custom",
     "resume",
     "train",
+    "where_it_works",
 ]
 
 

@@ -11,6 +11,7 @@ from konomi.adapters.replacement import compress as compressed
 from konomi.errors import RecipeError
 from konomi.formats import TARGETS, Target, content_of, inspect_file, read_adapter, write_adapter
 from konomi.formats.layers import per_output
+from konomi.formats.readers import sentences
 from konomi.formats.report import FileReport
 from konomi.hardware.precision import PRECISIONS
 from konomi.models.load import load_base
@@ -23,6 +24,11 @@ _MODEL_KINDS = ("checkpoint", "model", "base")
 def inspect(path: str | Path) -> FileReport:
     """What a model or adapter file is. Nothing in it is executed. Raises FileFormatError."""
     return inspect_file(Path(path))
+
+
+def where_it_works(path: str | Path) -> tuple[str, ...]:
+    """How much of a file ComfyUI, A1111 and diffusers use, and what each would ignore: one line for each answer."""
+    return sentences(inspect_file(Path(path), check=False).readers)
 
 
 def convert(

@@ -21,6 +21,7 @@ from konomi.models.modes import evaluating
 from konomi.storage.atomic import check_free_space, explained, sweep_temporaries
 from konomi.storage.lock import RunLock
 from konomi.tasks.class_images import draw_class_images, with_class_images
+from konomi.tasks.files import where_it_works
 from konomi.tasks.next_steps import next_commands
 from konomi.tasks.preparing import Job, held_out_stream, open_stream, place, prepare
 from konomi.tasks.preview_schedule import PreviewPlan, cost_note, draws_previews, preview_plan
@@ -309,7 +310,11 @@ class Between:
         with self.trainer.weights_for_use():
             result = self.job.method.export()
         path = save_result(self.job, result, self.folder, step=self.trainer.step, final=final)
-        return Saved(self.trainer.step, str(path))
+        works: list[str] = []
+        if final:
+            with optional_work("where the result works was not found out", works):
+                works += where_it_works(path)
+        return Saved(self.trainer.step, str(path), tuple(works))
 
     def _validate(self) -> Iterator[Event]:
         if not self.held_out:

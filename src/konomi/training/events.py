@@ -62,6 +62,8 @@ class Saved:
 
     step: int
     path: str
+    works: tuple[str, ...] = ()
+    """Of the finished result: how much of it ComfyUI, A1111 and diffusers use, and what each would ignore."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from konomi.cli.main import COMMANDS, main
 from konomi.cli.plain import tell
 from konomi.diffusion import samplers
 from konomi.errors import FileFormatError
+from konomi.formats.readers import Reading
+from konomi.formats.report import FileReport, Health
 from konomi.tasks.checking import CheckReport, CheckRow
 from konomi.tasks.machine import DoctorReport, DoctorRow
 from konomi.training.events import Checkpointed, Finished, Started, Step
@@ -199,11 +201,13 @@ def test_resume_and_convert_pass_everything_on(monkeypatch, capsys):
     calls = fake(monkeypatch, "resume", iter(()))
     assert main(["resume", "runs/x", "--steps", "9", "--allow-changes"]) == 0
     assert calls == [((Path("runs/x"),), {"steps": 9, "allow_changes": True})]
+    fake(monkeypatch, "where_it_works", ("9 of 9 layers used by ComfyUI",))
     calls = fake(monkeypatch, "convert", Path("b"))
     assert main(["convert", "a", "b", "--to", "peft"]) == 0
     assert calls == [((Path("a"), Path("b")), {"to": "peft", "base": None, "compress": None, "tell": tell})]
     assert main(["convert", "a", "b", "--base", "tiny", "--compress", "0.6"]) == 0
     assert calls[1][1] == {"to": None, "base": "tiny", "compress": 0.6, "tell": tell}
+    assert capsys.readouterr().out.splitlines()[-2:] == ["Wrote b", "  9 of 9 layers used by ComfyUI"]
 
 
 def test_merge_passes_everything_on(monkeypatch, capsys):
@@ -266,9 +270,31 @@ def test_inspect_goes_on_after_a_bad_file(monkeypatch, capsys):
     first, second = json.loads(output.out)
     assert first == {"path": "bad", "error": "bad: is damaged."}
     assert (second["loss"], second["ranks"], len(second["zero"])) == (None, {"16": 84}, 9)
+
+
+def test_inspect_says_the_verdict_first_and_the_rest_on_request(monkeypatch, capsys):
+    works = (Reading("ComfyUI", 2, 2, place="models/loras"), Reading("A1111", 1, 2, ignored=("x: why",)))
+    report = FileReport(
+        "good", "lora", "kohya", "sdxl", "good", 10, layer_kinds={"lora": 2}, ranks={"16": 2}, layers={"denoiser": 2},
+        metadata={"modelspec.trigger_phrase": "sks", "modelspec.prediction_type": "v", "ss_x": "kept back"},
+        health=Health(True, zero=tuple(f"layer{n}" for n in range(9))), notes=("a note",), readers=works,
+    )  # fmt: skip
+    monkeypatch.setattr(konomi.tasks, "inspect", lambda path: report, raising=False)
     assert main(["inspect", "good"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[:5] == [
+        "good",
+        "what LoRA for Stable Diffusion XL, rank 16, layers: 2 in denoiser (kohya)",
+        "trigger sks",
+        "predicts v (velocity), not noise",
+        "works 2 of 2 layers used by ComfyUI",
+    ]
+    text = "\n".join(lines)
+    assert "1 of 2 layers used by A1111: x: why" in text and "9 tensors are all zero (layer0" in text
+    assert "ComfyUI: models/loras" in text and "a note" in text and "kept back" not in text
+    assert main(["inspect", "good", "--all"]) == 0
     text = capsys.readouterr().out
-    assert "layer4" in text and "layer5" not in text and "4 more (9 in all)" in text
+    assert "kept back" in text and "layer4" in text and "layer5" not in text and "4 more (9 in all)" in text
 
 
 @pytest.mark.parametrize("ok", [True, False])
