@@ -29,10 +29,7 @@ def verdict(report: "FileReport") -> Iterator[tuple[str, list[str]]]:
         reasons: dict[str, list[str]] = {}
         for name, why in report.ignored.items():
             reasons.setdefault(why, []).append(name)
-        named = {
-            why: names[0] if len(names) == 1 else f"{len(names)} ({names[0]}, ...)" for why, names in reasons.items()
-        }
-        yield "not used", [f"{names}: {why}" for why, names in named.items()]
+        yield "not used", [f"{_first_of(names)}: {why}" for why, names in reasons.items()]
     if report.notes:
         yield "notes", list(report.notes)
 
@@ -75,6 +72,10 @@ def _prediction(metadata: Mapping[str, str]) -> str:
         return ""
     what = {"v": "v (velocity), not noise", "v_prediction": "v (velocity), not noise", "": "noise"}.get(says, says)
     return what + (", zero terminal SNR" if zero else "")
+
+
+def _first_of(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} ({names[0]}, ...)"
 
 
 def _usable(reading: object) -> bool:
