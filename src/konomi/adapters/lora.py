@@ -73,7 +73,10 @@ class LoraLayer(nn.Module):
             self.window = _window(key, base)
         limit = min(out_features, in_features * math.prod(kernel))
         if spec.rank > limit:
-            raise RecipeError(f"method.rank is {spec.rank}; {key} allows at most {limit}. Lower it.")
+            raise RecipeError(
+                f"the rank of {key} is {spec.rank}; this layer allows at most {limit}. Lower the rank that is set for "
+                "such layers: method.rank, conv_rank or text_rank (in DreamArtist method.lora_rank)."
+            )
         device = base.weight.device
         generator = torch.Generator().manual_seed(stable_hash("lora", seed, key) & (2**63 - 1))
         bound = 1.0 / math.sqrt(in_features * math.prod(kernel))

@@ -74,6 +74,8 @@ class Needs:
     unused: Mapping[str, str] = field(default_factory=dict)
     """Settings, of the method's own section and others, that do nothing as they stand: path -> why, in a sentence. Told
     before the first step where they are not at their default."""
+    for_bare_images: tuple[str, ...] = ()
+    """Settings that act on images without caption alone."""
     notes: tuple[str, ...] = ()
     """What else should be known before the first step, a sentence each."""
 

@@ -74,7 +74,7 @@ class Pivotal:
         # The LoRA decays and has the recipe's rates.
         for path in ("optimizer.weight_decay", "optimizer.learning_rate"):
             unused.pop(path, None)
-        return replace(self.lora.needs, trains_text=True, unused=unused)
+        return replace(self.lora.needs, trains_text=True, unused=unused, for_bare_images=("method.words.templates",))
 
     def default_steps(self, num_images: int) -> int:
         # The pivot need not be found to the last digit: the LoRA does the rest.

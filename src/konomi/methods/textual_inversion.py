@@ -102,7 +102,13 @@ class TextualInversion:
             unused["method.word"] = f"the triggers of the sources are the words: {', '.join(self.sources)}."
         if self.recipe.optimizer.text_learning_rate is not None:
             unused["optimizer.learning_rate"] = "the words learn at optimizer.text_learning_rate."
-        return Needs(trains_text=True, pixels=self.base.inpainting, makes="embedding", unused=unused)
+        return Needs(
+            trains_text=True,
+            pixels=self.base.inpainting,
+            makes="embedding",
+            unused=unused,
+            for_bare_images=("method.templates",),
+        )
 
     def default_steps(self, num_images: int) -> int:
         # The paper takes 5,000 steps for 3 to 5 images (section 4), diffusers' guide 3,000 for 5.

@@ -65,8 +65,8 @@ def _of_images(run: Situation) -> Iterator[str]:
             "(overfitting). Use more images, or fewer steps (run.steps)."
         )
     images = run.recipe.data.images
-    cut = any(row.crop != (0, 0, *row.size) for row in run.summary.images)
-    if cut and images.crop == "random" and run.recipe.data.cache.latents != "off" and images.crops == 1:
+    kept = images.crop == "random" and run.recipe.data.cache.latents != "off" and images.crops == 1
+    if kept and any(row.crop != (0, 0, *row.size) for row in run.summary.images):
         yield (
             'data.images.crop is "random", and of each image one crop is cached for the whole run. '
             'data.images.crops = 8 keeps eight; data.cache.latents = "off" takes a new one each time.'

@@ -4,12 +4,12 @@ What belongs to one method is declared beside it (`Needs.unused`); here is what 
 the images. A setting that a recipe leaves at its default is never named.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from konomi.config.recipe import Recipe
-from konomi.config.sections import SourceConfig
+from konomi.config.sections import CaptionConfig, SourceConfig
 from konomi.data.captions import caption_varies, final_caption
 from konomi.data.manifest import Record
 from konomi.data.summary import DatasetSummary
@@ -48,28 +48,24 @@ class Situation:
 def unused_settings(run: Situation) -> tuple[str, ...]:
     """A line for each setting that differs from its default and has no effect."""
     changed = dict(changed_settings(run.asked))
+    # Reasons are looked for where something was asked: some take a look at every caption.
+    found = reasons(run, [section for section in _SECTIONS if any(path.startswith(section) for path in changed)])
     return tuple(
         f"{path} = {_written(changed[path])} does nothing in this run: {reason}"
-        for path, reason in reasons(run).items()
+        for path, reason in found.items()
         if path in changed
     )
 
 
-def reasons(run: Situation) -> Reasons:
-    """All settings that have no effect, at their default or not."""
-    return (
-        dict(run.needs.unused)
-        | _of_captions(run)
-        | _of_images(run)
-        | _of_sources(run)
-        | _of_objective(run)
-        | _of_prior(run)
-        | _of_optimizer(run)
-        | _of_run(run)
-        | _of_memory(run)
-        | _of_text(run)
-        | _of_looking(run)
-    )
+def reasons(run: Situation, sections: Iterable[str] | None = None) -> Reasons:
+    """All settings of the method and of `sections` (all by default) that have no effect, at their default or not."""
+    found = dict(run.needs.unused)
+    if run.needs.for_bare_images and all(record.captions or record.template for record in run.training):
+        reason = "every image has a caption, or its source a template, of its own."
+        found |= dict.fromkeys(run.needs.for_bare_images, reason)
+    for section in _SECTIONS if sections is None else sections:
+        found |= _SECTIONS[section](run)
+    return found
 
 
 def changed_settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:
@@ -115,9 +111,13 @@ def _of_captions(run: Situation) -> Reasons:
             held = f", with {captions.keep_tokens} kept in place" if captions.keep_tokens else ""
             tags = "more than one tag" if name == "shuffle" else "a tag to leave out"
             found[f"data.captions.{name}"] = f"no caption has {tags} (divided by {captions.separator!r}){held}."
+    if captions.lines == "alternatives" and not any(len(record.captions) > 1 for record in run.records):
+        found["data.captions.lines"] = "no caption file has several lines."
+    usual = replace(captions, separator=CaptionConfig().separator)
     texts = [caption for record in run.training for caption in record.captions]
-    if captions.separator and not any(captions.separator in text for text in texts):
-        found["data.captions.separator"] = "no caption holds it."
+    joined = any(final_caption(r, captions, None) != final_caption(r, usual, None) for r in run.training)
+    if captions.separator and not joined and not any(captions.separator in text for text in texts):
+        found["data.captions.separator"] = "no caption holds it, and no trigger is put before one."
     return found
 
 
@@ -148,7 +148,7 @@ def _of_sources(run: Situation) -> Reasons:
     by_steps = bool(run.recipe.run.steps) or not run.recipe.run.epochs
     for number, source in enumerate(run.recipe.data.sources):
         where = f"data.sources.{number}"
-        mine = [record for record in run.training if _is_from(record, source)]
+        mine = [record for record in run.training if _is_from(record, source)] if source.template else []
         if source.role == "train" and len(repeats) == 1 and by_steps:
             found[f"{where}.repeats"] = (
                 "all images have the same number, and the length of the run is counted in steps, not in epochs."
@@ -254,16 +254,34 @@ def _of_text(run: Situation) -> Reasons:
     return found
 
 
-def _of_looking(run: Situation) -> Reasons:
+def _of_previews(run: Situation) -> Reasons:
     recipe = run.recipe
-    found: Reasons = {}
     if not recipe.run.preview_every:
-        found |= {f"preview.{item.name}": "run.preview_every is 0: no previews." for item in fields(recipe.preview)}
-    elif recipe.preview.guidance <= 1:
-        found["preview.negative"] = "preview.guidance is 1 or less, which leaves no room for it."
+        return {f"preview.{item.name}": "run.preview_every is 0: no previews." for item in fields(recipe.preview)}
+    if recipe.preview.guidance <= 1:
+        return {"preview.negative": "preview.guidance is 1 or less, which leaves no room for it."}
+    return {}
+
+
+def _of_validation(run: Situation) -> Reasons:
+    recipe = run.recipe
     if not recipe.run.validate_every:
         reason = "run.validate_every is 0: nothing is measured."
-        found |= {f"validation.{item.name}": reason for item in fields(recipe.validation)}
-    elif recipe.validation.path:
-        found["validation.fraction"] = "validation.path names the images."
-    return found
+        return {f"validation.{item.name}": reason for item in fields(recipe.validation)}
+    return {"validation.fraction": "validation.path names the images."} if recipe.validation.path else {}
+
+
+_SECTIONS: dict[str, Callable[[Situation], Reasons]] = {
+    "data.captions.": _of_captions,
+    "data.": _of_images,
+    "data.sources.": _of_sources,
+    "objective.": _of_objective,
+    "prior.": _of_prior,
+    "optimizer.": _of_optimizer,
+    "run.": _of_run,
+    "memory.": _of_memory,
+    "text.": _of_text,
+    "preview.": _of_previews,
+    "validation.": _of_validation,
+}
+"""Where a setting begins -> who knows of those that do nothing."""

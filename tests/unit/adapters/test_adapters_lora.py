@@ -238,7 +238,7 @@ def test_load_refuses_what_it_would_lose() -> None:
 
 
 def test_too_large_a_rank_and_a_wrong_module_are_named() -> None:
-    with pytest.raises(RecipeError, match=r"method\.rank is 7; denoiser\.last allows at most 6"):
+    with pytest.raises(RecipeError, match=r"rank of denoiser\.last is 7; this layer allows at most 6"):
         inject({"denoiser.last": Net().last}, lambda key: LoraSpec(rank=7, alpha=1.0), seed=0)
     with pytest.raises(ModelError, match="GroupNorm"):
         inject({"denoiser.norm": nn.GroupNorm(2, 4)}, lambda key: PLAIN, seed=0)

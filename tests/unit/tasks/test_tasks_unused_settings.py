@@ -78,6 +78,7 @@ UNUSED = [
     ("lora", "data.captions.shuffle=true", "more than one tag"),
     ("lora", "data.captions.keep_tokens=1 data.captions.tag_dropout=0.1", "a tag to leave out"),
     ("lora", 'data.captions.separator=";"', "no caption holds it"),
+    ("lora", "data.captions.lines=alternatives", "several lines"),
     ("lora", 'data.buckets.kind="fixed" data.buckets.min_side=32', "fixed"),
     ("lora", 'data.buckets.kind="novelai" data.buckets.upscale=false', "area"),
     ("lora", 'data.images.crop="random"', "shape of its bucket"),
@@ -194,6 +195,13 @@ def test_a_template_that_no_image_needs_and_the_class_of_words(notes, place):
     assert any(note.startswith("data.sources.0.template = ") and "caption of its own" in note for note in told)
     told = notes("lora", 'data.sources.0.template="[name], [filewords]"', images="tagged")
     assert not any("template" in note for note in told)
+
+
+@pytest.mark.parametrize(("method", "section"), [("textual_inversion", "method"), ("pivotal", "method.words")])
+def test_templates_of_words_are_for_images_without_captions(notes, method, section):
+    told = notes(method, f"{section}.templates=style", images="tagged")
+    assert any(note.startswith(f"{section}.templates = ") for note in told)
+    assert not any("templates" in note for note in notes(method, f"{section}.templates=style"))
 
 
 def test_check_shows_them_and_json_has_them(place, capsys):
