@@ -54,9 +54,9 @@ def test_previews_are_what_generate_draws_with_the_saved_file(make_recipe, base_
         )
         assert np.array_equal(again, np.asarray(Image.open(previews[step])))
     # Web UIs call the file by its name.
-    assert list(read_adapter(saved[2]).embeddings) == ["sks-000002"]
+    assert list(read_adapter(saved[2]).embeddings) == ["sks-step00000002"]
     named = drawn(
-        "a photo of sks-000002",
+        "a photo of sks-step00000002",
         base_folder,
         tmp_path / "n",
         add=[str(saved[2])],

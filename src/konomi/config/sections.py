@@ -244,7 +244,9 @@ class RunConfig:
     keep_checkpoints: Positive = 2
     """How many such states are kept."""
     save_every: NonNegative = 0
-    """Write the result file as it is, every so many steps. 0: only at the end."""
+    """Write the result file as it is, every so many steps, as `NAME-step00000500`. 0: only at the end."""
+    save_every_epochs: NonNegative = 0
+    """The same every so many epochs, as `NAME-000010` (kohya's names for both). 0: only at the end."""
     preview_every: NonNegative | Literal["auto"] = "auto"
     """Draw the previews every so many steps, before the first and after the last. auto: before the first, four times on
     the way and after the last, as long as all of them take at most 15 % of the run's time, or 20 seconds, else

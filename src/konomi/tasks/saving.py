@@ -1,34 +1,38 @@
 """Result files: what a method exports, in the format and precision the recipe asks for, with all metadata."""
 
-import json
 import tempfile
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from konomi.adapters.adapter import Adapter
-from konomi.data.buckets import parse_size
-from konomi.data.captions import final_caption
 from konomi.errors import RunError
 from konomi.formats import TARGETS, Target, read_adapter, write_adapter, writer_for
-from konomi.formats.kohya_metadata import TrainingFacts, training_metadata
+from konomi.formats.kohya_metadata import training_metadata
 from konomi.formats.source import CUSTOM_DIFFUSION_NAMES
 from konomi.generation.embedding_request import named_as_trained
 from konomi.hardware.precision import PRECISIONS
 from konomi.methods.method import Result, Weights
 from konomi.models.save import save_folder, save_single_file
-from konomi.storage.hashing import sha256_file, short_hash
 from konomi.tasks.preparing import Job
+from konomi.tasks.training_facts import model_metadata, training_facts
+
+When = Literal["end", "step", "epoch"]
+"""Why a result is saved: the run is complete, or so many steps or epochs are over."""
 
 
-def save_result(job: Job, result: Result, folder: Path, *, step: int, final: bool) -> Path:
-    """Write the result; what this run saved there before is replaced. Raises RunError for the disk, or a folder in the
-    way that is no result."""
+def save_result(
+    job: Job, result: Result, folder: Path, *, step: int, when: When, rates: Mapping[str, float] | None = None
+) -> Path:
+    """Write the result; what this run saved there before is replaced. `rates`: the groups' learning rates, for the
+    metadata. Raises RunError for the disk, or a folder in the way that is no result."""
     chosen, dtype = job.recipe.save.format, PRECISIONS[job.recipe.save.precision]
-    stem = job.recipe.run.name if final else f"{job.recipe.run.name}-{step:06d}"
+    stem = stem_of(job, step, when)
     path = result_path(job, folder, stem)
     if isinstance(result, Adapter):
-        named = replace(result, name=stem, metadata=training_metadata(training_facts(job, step, hashes=final)))
+        facts = training_facts(job, step, rates=rates or {}, hashes=when == "end")
+        named = replace(result, name=stem, metadata=training_metadata(facts))
         write_adapter(named, path, to=adapter_target(chosen), dtype=dtype, replace_folder=_is_result(path))
         return path
     tensors = {name: tensor.to(dtype) for name, tensor in result.tensors.items()}
@@ -38,6 +42,23 @@ def save_result(job: Job, result: Result, folder: Path, *, step: int, final: boo
     metadata = model_metadata(job, step) | result.metadata
     save_single_file(job.base, path, dtype=dtype, tensors=tensors, metadata=metadata)
     return path
+
+
+def stem_of(job: Job, step: int, when: When) -> str:
+    """`NAME`, `NAME-step00000500` or `NAME-000010` (epochs), as sd-scripts names files."""
+    name = job.recipe.run.name
+    if when == "step":
+        return f"{name}-step{step:08d}"
+    return name if when == "end" else f"{name}-{step // job.summary.steps_per_epoch:06d}"
+
+
+def saves_due(job: Job, step: int) -> tuple[When, ...]:
+    """Which files are written after a step that is not the last."""
+    run = job.recipe.run
+    by_step = run.save_every and step % run.save_every == 0
+    in_epoch = job.summary.steps_per_epoch * run.save_every_epochs
+    by_epoch = in_epoch and step % in_epoch == 0
+    return (*(("step",) if by_step else ()), *(("epoch",) if by_epoch else ()))
 
 
 def result_path(job: Job, folder: Path, stem: str) -> Path:
@@ -80,63 +101,5 @@ def as_read_back(job: Job, result: Result) -> Result:
     if isinstance(result, Weights):
         return result
     with tempfile.TemporaryDirectory(prefix="konomi-preview-") as folder:
-        path = save_result(job, result, Path(folder), step=0, final=False)
+        path = save_result(job, result, Path(folder), step=0, when="step")
         return named_as_trained(read_adapter(path))
-
-
-def training_facts(job: Job, step: int, *, hashes: bool) -> TrainingFacts:
-    """What the run knows about its adapter. `hashes`: read the whole base file for its sha256."""
-    recipe, base_file = job.recipe, Path(job.recipe.base)
-    is_file = base_file.is_file()
-    records = [record for record in job.assignment.records if record.role == "train"]
-    folders: dict[str, Counter[str]] = {}
-    for record in records:
-        tags = folders.setdefault(_folder_name(record.locator), Counter())
-        tags.update(tag.strip() for tag in final_caption(record, recipe.data.captions, None).split(",") if tag.strip())
-    counts = Counter(_folder_name(record.locator) for record in records)
-    repeats = {_folder_name(record.locator): record.repeats for record in records}
-    method = recipe.method
-    is_embedding = job.method.needs.makes == "embedding"
-    return TrainingFacts(
-        name=recipe.run.name,
-        family=job.base.family,
-        prediction="v_prediction" if job.base.prediction == "v" else "epsilon",
-        kind="textual-inversion" if is_embedding else "lora",
-        network_module="" if is_embedding else "networks.lora",
-        base_name=recipe.base,
-        base_short_hash=short_hash(base_file) if is_file else "",
-        base_sha256=sha256_file(base_file) if is_file and hashes else "",
-        rank=getattr(method, "rank", None),
-        alpha=getattr(method, "alpha", None) or getattr(method, "rank", None),
-        network_args={"conv_dim": conv} if (conv := getattr(method, "conv_rank", 0)) else {},
-        resolution=parse_size(recipe.data.resolution or str(job.base.resolution)),
-        clip_skip=recipe.text.clip_skip or None,
-        tag_frequency=folders,
-        dataset_folders={f: {"n_repeats": repeats[f], "img_count": counts[f]} for f in counts},
-        bucket_info={
-            "buckets": {
-                str(index): {"resolution": list(bucket), "count": count}
-                for index, (bucket, count) in enumerate(sorted(job.summary.bucket_counts.items()))
-            }
-        },
-        num_train_images=len(records),
-        num_prior_images=len(job.assignment.records) - len(records),
-        steps=step,
-        epoch=-(-step // job.summary.steps_per_epoch),
-        seed=recipe.run.seed,
-        comment=recipe.save.comment,
-        trigger=" ".join(dict.fromkeys(record.trigger for record in records if record.trigger)),
-    )
-
-
-def model_metadata(job: Job, step: int) -> dict[str, str]:
-    """Metadata of a whole model: ModelSpec and a line on how it was made."""
-    facts = training_metadata(training_facts(job, step, hashes=False))
-    kept = {name: value for name, value in facts.items() if name.startswith("modelspec.")}
-    kept["modelspec.architecture"] = kept["modelspec.architecture"].split("/")[0]
-    kept["konomi"] = json.dumps({"method": job.recipe.method.kind, "base": facts["ss_sd_model_name"], "steps": step})
-    return kept
-
-
-def _folder_name(locator: str) -> str:
-    return Path(locator.split("::")[0]).parent.name

@@ -36,7 +36,7 @@ from konomi.tasks.run_folder import (
     to_do,
     write_inputs,
 )
-from konomi.tasks.saving import check_way_is_free, result_path, save_result
+from konomi.tasks.saving import When, check_way_is_free, result_path, save_result, saves_due
 from konomi.training.checkpoint import MARGIN, Checkpoint, newest_good, write_checkpoint
 from konomi.training.events import Checkpointed, Event, Finished, Previewed, Saved, Started, Step, Validated, Warned
 from konomi.training.identity import check_same_run, run_identity
@@ -209,8 +209,12 @@ class Between:
 
     def is_due(self, step: int) -> bool:
         run = self.job.recipe.run
-        every = (run.checkpoint_every, run.save_every, run.validate_every)
-        return step in self.plan.steps or any(period and step % period == 0 for period in every)
+        every = (run.checkpoint_every, run.validate_every)
+        return (
+            saves_due(self.job, step) != ()
+            or step in self.plan.steps
+            or any(period and step % period == 0 for period in every)
+        )
 
     def plan_previews(self) -> Iterator[Event]:
         """Decide when they are drawn, while the base is still as it was loaded."""
@@ -245,8 +249,8 @@ class Between:
             return
         if run.checkpoint_every and step % run.checkpoint_every == 0:
             yield self._checkpoint()
-        if run.save_every and step % run.save_every == 0:
-            yield self._save(final=False)
+        for when in saves_due(self.job, step):
+            yield self._save(when)
         if run.validate_every and step % run.validate_every == 0:
             yield from self._validate()
         if step in self.plan.steps:
@@ -273,7 +277,7 @@ class Between:
             return
         path = result_path(self.job, self.folder, self.job.recipe.run.name)
         if "result" in self.missing:
-            yield self._save(final=True)
+            yield self._save("end")
             note_result(Path(last.path), path)
         # Nothing is left to save: whoever does not want to wait for the rest may end it at once.
         self.stop.saves = False
@@ -306,12 +310,14 @@ class Between:
         self.checkpoint = path
         return Checkpointed(self.trainer.step, str(path))
 
-    def _save(self, *, final: bool) -> Saved:
+    def _save(self, when: When) -> Saved:
         with self.trainer.weights_for_use():
             result = self.job.method.export()
-        path = save_result(self.job, result, self.folder, step=self.trainer.step, final=final)
+        step = self.trainer.step
+        rates = {group.name: group.learning_rate for phase in self.trainer.phases for group in phase.groups}
+        path = save_result(self.job, result, self.folder, step=step, when=when, rates=rates)
         works: list[str] = []
-        if final:
+        if when == "end":
             with optional_work("where the result works was not found out", works):
                 works += where_it_works(path)
         return Saved(self.trainer.step, str(path), tuple(works))

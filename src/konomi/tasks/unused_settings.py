@@ -214,6 +214,8 @@ def _of_run(run: Situation) -> Reasons:
         found["run.epochs"] = f"run.steps = {settings.steps} decides."
     if settings.save_every >= total:
         found["run.save_every"] = f"the run has {total} steps, and the result is written at its end."
+    if settings.save_every_epochs * run.summary.steps_per_epoch >= total:
+        found["run.save_every_epochs"] = f"the run has {total} steps, and the result is written at its end."
     if settings.checkpoint_every >= total:
         found["run.checkpoint_every"] = f"the run has {total} steps, and a state is written at its end."
     written = 1 if not settings.checkpoint_every else -(-total // settings.checkpoint_every)

@@ -20,6 +20,7 @@ FREE = (
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.save_every",
+    "run.save_every_epochs",
     "run.preview_every",
     "run.validate_every",
     "run.trackers",

@@ -37,7 +37,7 @@ def test_zero_snr_training_is_drawn_and_saved_as_such(images: Path, tmp_path: Pa
     job = prepared(tmp_path / "v", images, "objective.zero_terminal_snr=true", "save.precision=fp32")
     assert job.base.zero_terminal_snr
     assert job.base.schedule.ends_in_pure_noise
-    path = save_result(job, Weights({}), tmp_path, step=1, final=True)
+    path = save_result(job, Weights({}), tmp_path, step=1, when="end")
     assert {"v_pred", "ztsnr"} <= read_header(path).tensors.keys()
     assert load_base(path).schedule.ends_in_pure_noise
     assert not prepared(tmp_path / "v", images).base.zero_terminal_snr
