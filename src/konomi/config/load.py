@@ -1,7 +1,6 @@
 """Recipes from files, flags and forms: read, checked, complete; and back to text."""
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from konomi.config.overrides import apply_overrides, require_method
+from konomi.config.parse import parse_toml
 from konomi.config.problems import missing, problem_lines, unknown
 from konomi.config.recipe import Recipe
 from konomi.config.schema import recipe_settings
@@ -72,14 +72,14 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = (), method_configs:
 def read_toml(path: Path) -> dict[str, Any]:
     """The plain data of a TOML file. Raises RecipeError that says where the file is wrong."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return parse_toml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file. `konomi new lora -o {path}` writes a recipe to start from.") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise RecipeError(f"{path}: not valid TOML: {error}.") from error
 
 

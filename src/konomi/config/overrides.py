@@ -2,10 +2,10 @@
 
 import copy
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from konomi.config.parse import parse_toml
 from konomi.config.problems import missing, not_a_choice, show, unknown
 from konomi.config.schema import Setting, generic, recipe_settings
 from konomi.config.shape import Shape
@@ -143,8 +143,8 @@ def _container(data: dict[str, Any], parent: str) -> dict[str, Any]:
 
 def _literal(text: str, otherwise: Any) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return otherwise
 
 

@@ -7,7 +7,6 @@ text layer k, v, q, out. The scale is 1.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
+from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
 from konomi.formats.layers import LayerError, layer_from_parts
 from konomi.formats.peft_config import named
@@ -100,8 +100,8 @@ def _from_table(source: Source, embeddings: dict[str, dict[str, Tensor]], unknow
 
 def _classes(source: Source, component: str) -> set[str]:
     try:
-        found = json.loads(source.metadata.get(component, "[]"))
-    except (ValueError, RecursionError) as error:
+        found = parse_json(source.metadata.get(component, "[]"))
+    except ValueError as error:
         raise fault(source.path, f"metadata {component}", f"is not JSON ({error})") from error
     return {str(item) for item in found} if isinstance(found, list) else set()
 

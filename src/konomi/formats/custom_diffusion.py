@@ -23,6 +23,7 @@ from torch import Tensor
 
 from konomi.adapters.adapter import Adapter, Difference, LayerUpdate, LowRank, Replacement
 from konomi.adapters.replacement import difference_of
+from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
 from konomi.formats import kohya
 from konomi.formats.family import family_of
@@ -162,8 +163,8 @@ def _words_beside(source: Source) -> dict[str, dict[str, Tensor]]:
 
 def _named_files(source: Source) -> list[str]:
     try:
-        names = json.loads(source.metadata[_WORDS])
-    except (ValueError, RecursionError) as error:
+        names = parse_json(source.metadata[_WORDS])
+    except ValueError as error:
         raise fault(source.path, f"metadata {_WORDS}", f"is not JSON ({error})") from error
     # A name never leads out of the folder.
     if not isinstance(names, list) or not all(isinstance(n, str) and n == Path(n).name for n in names):

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
+from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
 from konomi.formats.accounting import METADATA
 from konomi.formats.family import family_of
@@ -135,8 +135,8 @@ def _settings(source: Source) -> dict[str, PeftConfig]:
         return {}
     where = f"{source.path}: metadata {_SETTINGS}"
     try:
-        table = json.loads(source.metadata[_SETTINGS])
-    except (ValueError, RecursionError) as error:
+        table = parse_json(source.metadata[_SETTINGS])
+    except ValueError as error:
         raise FileFormatError(f"{where} is not JSON ({error}).") from error
     if not isinstance(table, dict):
         raise FileFormatError(f"{where} is not a table.")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
 
 _KEYWORD = b"sd-ti-embedding\0"
@@ -28,8 +27,8 @@ def read_png_embedding(path: Path) -> dict[str, Any] | None:
     if raw is None:
         return None
     try:
-        table = json.loads(base64.b64decode(raw, validate=True))
-    except (binascii.Error, ValueError, RecursionError) as error:
+        table = parse_json(base64.b64decode(raw, validate=True))
+    except ValueError as error:
         raise FileFormatError(f"{path}: the embedding in this picture is damaged ({error}).") from error
     held = table.get("string_to_param") if isinstance(table, dict) else None
     if not isinstance(held, dict):

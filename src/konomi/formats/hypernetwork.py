@@ -20,6 +20,7 @@ from torch import Tensor
 
 from konomi.adapters.adapter import Adapter, Hypernetwork, Perceptron
 from konomi.adapters.hypernetwork import ACTIVATIONS, HALVES, build_network
+from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
 from konomi.formats.family import CONTEXT_WIDTH, family_by_metadata
 from konomi.formats.kohya import cast_floats
@@ -144,8 +145,8 @@ def _from_tensors(source: Source) -> tuple[Halves, dict[str, Any], list[str]]:
         else:
             unknown.append(name)
     try:
-        table = json.loads(source.metadata.get(_ENTRY, "{}"))
-    except (ValueError, RecursionError) as error:
+        table = parse_json(source.metadata.get(_ENTRY, "{}"))
+    except ValueError as error:
         raise fault(source.path, f"metadata {_ENTRY}", f"is not JSON ({error})") from error
     if not isinstance(table, dict):
         raise fault(source.path, f"metadata {_ENTRY}", "is no table")

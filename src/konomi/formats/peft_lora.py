@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
+from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
 from konomi.formats.accounting import accounted, joined
 from konomi.formats.family import family_of
@@ -156,8 +157,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _MAX_CONFIG:
         raise FileFormatError(f"{path}: {path.stat().st_size} bytes are too many for a configuration.")
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        table = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise FileFormatError(f"{path}: is not JSON ({error}).") from error
     if not isinstance(table, dict):
         raise FileFormatError(f"{path}: is not a table.")

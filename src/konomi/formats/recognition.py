@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from konomi.config.parse import parse_json
 from konomi.formats.family import CONTEXT_WIDTH
 from konomi.formats.source import Source
 from konomi.storage.sniff import FileKind
@@ -135,8 +135,8 @@ def _folder(source: Source) -> Recognised:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (ValueError, RecursionError, OSError):
+        table = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, OSError):
         return {}
     return table if isinstance(table, dict) else {}
 

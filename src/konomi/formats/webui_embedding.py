@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from konomi.adapters.adapter import Adapter
+from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
 from konomi.formats.accounting import prefixed
 from konomi.formats.learned_words import (
@@ -178,8 +179,8 @@ def _companions(source: Source) -> list[tuple[Path, str]]:
     stem, suffix = source.path.stem, source.path.suffix
     found = []
     try:
-        listed = json.loads(source.metadata.get(_COMPANIONS, "[]"))
-    except (ValueError, RecursionError):
+        listed = parse_json(source.metadata.get(_COMPANIONS, "[]"))
+    except ValueError:
         listed = []
     for name in listed if isinstance(listed, list) else []:
         # A name never leads out of the folder.

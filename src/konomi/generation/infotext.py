@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from konomi import __version__
+from konomi.config.parse import parse_json
 from konomi.diffusion.samplers import SamplerName
 from konomi.errors import DataError
 from konomi.generation.adapter_request import format_tag
@@ -191,7 +192,7 @@ def _quote(value: str) -> str:
 def _unquote(value: str) -> str:
     if len(value) > 1 and value[0] == value[-1] == '"':
         try:
-            return str(json.loads(value))
-        except json.JSONDecodeError:
+            return str(parse_json(value))
+        except ValueError:
             return value
     return value

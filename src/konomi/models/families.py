@@ -1,9 +1,9 @@
 """The families konomi knows. A new one is a file beside `sd1.py` and an entry here."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from konomi.config.parse import parse_json
 from konomi.errors import ModelError
 from konomi.models.family import Family
 from konomi.models.sd1 import SD1
@@ -25,5 +25,5 @@ def family_named(name: str) -> Family:
 
 def shipped_config(family: Family, component: str) -> dict[str, Any]:
     """The published config of a component: `unet`, `vae`, `text_encoder`, `text_encoder_2` or `scheduler`."""
-    config: dict[str, Any] = json.loads((CONFIGS / family.name / f"{component}.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = parse_json((CONFIGS / family.name / f"{component}.json").read_text(encoding="utf-8"))
     return config

@@ -1,6 +1,5 @@
 """A base in one file (.safetensors, .ckpt) in the LDM layout."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from konomi.config.parse import parse_json
 from konomi.diffusion.noise import Prediction
 from konomi.errors import FileFormatError, ModelError
 from konomi.formats.ldm_keys import (
@@ -202,21 +202,21 @@ def _told_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
     if raw is None:
         return {}
     try:
-        stated = json.loads(raw)
+        stated = parse_json(raw)
         return {
             component: {name: stated[component][name] for name in names if name in stated[component]}
             for component, names in TOLD.items()
             if component in stated
         }
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise FileFormatError(f"{file.path}: the metadata {CONFIGS_KEY} is damaged ({error}).") from error
 
 
 def _told_vocabulary(raw: str, where: str) -> Vocabulary:
     try:
-        content = json.loads(raw)
+        content = parse_json(raw)
         tokens = {str(token): int(number) for token, number in content["tokens"].items()}
         pairs = [merge.split() for merge in content["merges"]]
         return Vocabulary(tokens, tuple((left, right) for left, right in pairs))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise FileFormatError(f"{where}: the metadata {VOCABULARY_KEY} is damaged ({error}).") from error

@@ -1,6 +1,5 @@
 """Model files of any kind as a table of named tensors: the header first, the numbers when asked for."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError, ModelError
 from konomi.models.family import Shapes
 from konomi.storage.pickles import read_pickle
@@ -87,10 +87,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_JSON:
             raise ModelError(f"{path}: too large for a config.")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ModelError(f"{path}: is missing, so this is no complete diffusers folder.") from error
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, OSError) as error:
         raise ModelError(f"{path}: the config is damaged ({error}).") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path}: the config is not a table of settings.")

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from konomi.config.parse import parse_json
 from konomi.errors import ModelError
 from konomi.models.families import CONFIGS
 
@@ -153,11 +154,11 @@ def read_vocabulary(folder: Path) -> tuple[Vocabulary, str]:
     try:
         pad = _pad_token(folder)
         if (folder / "vocab.json").is_file():
-            tokens = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+            tokens = parse_json((folder / "vocab.json").read_text(encoding="utf-8"))
             lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
             merges = tuple(_pair(line) for line in lines if line and not line.startswith("#version"))
         else:
-            model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+            model = parse_json((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
             tokens = model["vocab"]
             merges = tuple(_pair(entry) for entry in model["merges"])
     except FileNotFoundError as error:
@@ -177,7 +178,7 @@ def _pair(entry: str | list[str]) -> tuple[str, str]:
 def _pad_token(folder: Path) -> str:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            pad = json.loads((folder / name).read_text(encoding="utf-8")).get("pad_token")
+            pad = parse_json((folder / name).read_text(encoding="utf-8")).get("pad_token")
             if isinstance(pad, dict):
                 pad = pad.get("content")
             if isinstance(pad, str):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
 from konomi.storage.atomic import write_file
 from konomi.storage.sniff import FileKind, refuse, sniff
@@ -82,8 +83,8 @@ def read_header(path: Path | str) -> Header:
     except OSError as error:
         raise FileFormatError(f"{path}: cannot be read ({error.strerror}).") from error
     try:
-        entries = json.loads(raw, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        entries = parse_json(raw, unique_keys=True)
+    except ValueError as error:
         raise FileFormatError(f"{path}: the safetensors header is damaged ({error}).") from error
     if not isinstance(entries, dict):
         raise FileFormatError(f"{path}: the safetensors header is damaged (not a table of tensors).")
@@ -218,13 +219,6 @@ def _check_layout(path: Path, tensors: dict[str, TensorInfo], data_size: int) ->
             )
     if position != data_size:
         raise FileFormatError(f"{path}: {data_size - position} bytes follow the last tensor; the file is damaged.")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return table
 
 
 def _naturals(value: object) -> bool:

@@ -1,0 +1,100 @@
+"""JSON and TOML of unknown origin: read within bounds, and wrong in one way only.
+
+Python's readers answer a hostile text with RecursionError, with gigabytes of empty lists, with whole numbers that no
+float holds, or with strings that cannot be written anywhere. Here each of these is a ValueError that says what it is.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable
+from typing import Any
+
+MAX_VALUES = 4_000_000
+"""Values in one text: a bound of less than 1 GiB. The header of the largest published models has some 20,000."""
+MAX_DEPTH = 64
+"""Tables and lists inside each other."""
+MAX_BITS = 1024
+"""Of a whole number: what a float64 can hold at all."""
+MAX_DOTS = 200
+"""In one piece of a TOML text that may be a key: tomllib's memory grows as the square of a key's parts."""
+
+
+def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:
+    """The value of a JSON text. Bytes are UTF-8, UTF-16 or UTF-32.
+
+    Raises ValueError for what is not JSON, for nesting deeper than `MAX_DEPTH`, more than `MAX_VALUES` values, whole
+    numbers longer than `MAX_BITS` and halves of surrogate pairs; with `unique_keys` also for a key that stands twice.
+    """
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text))
+    _check_size(text, "[{,")
+    try:
+        value = json.loads(text, object_pairs_hook=_unique if unique_keys else None)
+    except RecursionError:
+        raise _too_deep() from None
+    _check(value)
+    return value
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The table of a TOML text. Raises ValueError: tomllib's own where it is no TOML, and as `parse_json` does."""
+    _check_size(text, "[{,=.")
+    if any(piece.count(".") > MAX_DOTS for piece in re.split(r"[=\n,{]", text)):
+        raise ValueError(f"a key of more than {MAX_DOTS} parts")
+    try:
+        value = tomllib.loads(text)
+    except RecursionError:
+        raise _too_deep() from None
+    _check(value)
+    return value
+
+
+def _check_size(text: str, marks: str) -> None:
+    # Counted before anything is built: each value but the first follows one of these.
+    if sum(text.count(mark) for mark in marks) > MAX_VALUES:
+        raise ValueError(f"more than {MAX_VALUES:,} values")
+
+
+def _check(value: Any) -> None:
+    """Without recursion, level by level."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [inner for item in level for inner in _inner(item)]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _inner(item: Any) -> Iterable[Any]:
+    if isinstance(item, dict):
+        for key in item:
+            _check_text(key)
+        return item.values()
+    if isinstance(item, list):
+        return item
+    if isinstance(item, str):
+        _check_text(item)
+    elif isinstance(item, int) and item.bit_length() > MAX_BITS:
+        raise ValueError("a whole number of more than 300 digits")
+    return ()
+
+
+def _check_text(text: str) -> None:
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("half of a surrogate pair, which is no character")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"{name} stands twice")
+            seen.add(name)
+    return table
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"tables and lists nested more than {MAX_DEPTH} deep")
