@@ -5,11 +5,11 @@ describes training (resolution, batch size, ...) is returned under the recipe's 
 """
 
 import difflib
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from konomi.config.parse import parse_toml
 from konomi.config.sections import SourceConfig
 from konomi.data.captions import CAPTION_SUFFIXES
 from konomi.data.containers import read_bytes
@@ -103,11 +103,9 @@ def read_dataset_toml(path: str | Path, source: SourceConfig | None = None) -> D
     path = Path(path)
     source = source or SourceConfig(path=str(path))
     try:
-        content = tomllib.loads(decode_text(read_bytes(str(path)), str(path)))
-    except (ValueError, RecursionError) as error:
-        # Numbers of more digits than Python reads are ValueErrors as well.
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise DataError(f"{printable(str(path))}: not valid TOML ({reason})") from error
+        content = parse_toml(decode_text(read_bytes(str(path)), str(path)))
+    except ValueError as error:
+        raise DataError(f"{printable(str(path))}: not valid TOML ({error})") from error
     for key in content:
         if key not in ("general", "datasets"):
             raise DataError(f"{_at(path, key)}: unknown section; sd-scripts has [general] and [[datasets]]")

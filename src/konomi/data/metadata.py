@@ -2,10 +2,10 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from typing import Any
 
+from konomi.config.parse import parse_json
 from konomi.data.containers import Entry, read_bytes
 from konomi.data.encodings import decode_text
 from konomi.errors import DataError, printable
@@ -45,9 +45,9 @@ def read_kohya_table(entry: Entry, where: str) -> dict[str, tuple[str, ...]]:
         DataError: not such a file.
     """
     try:
-        content = json.loads(decode_text(read_bytes(entry.locator), where))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{printable(where)}: not valid JSON ({_short(error)})") from error
+        content = parse_json(decode_text(read_bytes(entry.locator), where))
+    except ValueError as error:
+        raise DataError(f"{printable(where)}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise DataError(f"{printable(where)}: expected an object with an entry for each image")
     table: dict[str, tuple[str, ...]] = {}
@@ -67,9 +67,9 @@ def _jsonl_rows(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{printable(where)}, line {number}: not valid JSON ({_short(error)})") from error
+            row = parse_json(line)
+        except ValueError as error:
+            raise DataError(f"{printable(where)}, line {number}: not valid JSON ({error})") from error
         if not isinstance(row, dict):
             raise DataError(
                 f"{printable(where)}, line {number}: expected an object such as " + '{"file_name": "a.png"}'
@@ -107,10 +107,6 @@ def shortened(value: object) -> str:
     except (RecursionError, ValueError):
         return f"a {type(value).__name__} too long to be shown"
     return text if len(text) <= 80 else f"{text[:76]} ..."
-
-
-def _short(error: Exception) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _clean(value: object, place: str) -> str:

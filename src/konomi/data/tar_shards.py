@@ -3,13 +3,13 @@
 A shard is read once from front to back, holding one sample at a time; afterwards each image is reached by its offset.
 """
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from konomi.config.parse import parse_json
 from konomi.data.containers import Entry, is_junk, natural_key, read_bytes
 from konomi.data.encodings import decode_text
 from konomi.data.manifest import Excluded
@@ -143,8 +143,8 @@ def _captions(path: Path, sample: dict[str, _Member]) -> tuple[str, ...]:
     if member := sample.get("json"):
         where = f"{path.name}/{member.name}"
         try:
-            row = json.loads(decode_text(read_bytes(_locator(path, member)), where))
-        except (ValueError, RecursionError) as error:
+            row = parse_json(decode_text(read_bytes(_locator(path, member)), where))
+        except ValueError as error:
             raise DataError(f"{printable(where)}: not valid JSON ({error})") from error
         return captions_of(row, printable(where)) if isinstance(row, dict) else ()
     return ()

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
+from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError, RunError
 from konomi.storage import process
 from konomi.storage.atomic import explained
@@ -142,8 +143,8 @@ class RunLock:
 def read_holder(path: Path) -> Holder | None:
     """Who is named in a lock file; None if nobody readable is."""
     try:
-        holder = Holder(**json.loads(read_small(path, _MAX_BYTES, "lock of a run")))
-    except (FileFormatError, ValueError, TypeError, RecursionError):
+        holder = Holder(**parse_json(read_small(path, _MAX_BYTES, "lock of a run")))
+    except (FileFormatError, ValueError, TypeError):
         return None
     words = (holder.host, holder.started, holder.since)
     known = type(holder.pid) is int and 0 < holder.pid < 2**31 and all(isinstance(word, str) for word in words)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from konomi.config.load import read_recipe, write_recipe
+from konomi.config.parse import parse_json
 from konomi.config.recipe import Recipe
 from konomi.config.sections import RunConfig
 from konomi.data.manifest import write_manifest
@@ -144,8 +145,8 @@ def moved(recipe: Recipe, folder: Path) -> Recipe:
 
 def _noted_result(checkpoint: Path) -> str:
     try:
-        note = json.loads(read_small(checkpoint / RESULT_NOTE, _MAX_NOTE, "note of a result"))
-    except (FileFormatError, ValueError, RecursionError):
+        note = parse_json(read_small(checkpoint / RESULT_NOTE, _MAX_NOTE, "note of a result"))
+    except (FileFormatError, ValueError):
         return ""
     name = note.get("result") if isinstance(note, dict) else None
     return name if isinstance(name, str) else ""

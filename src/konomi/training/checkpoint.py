@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError, RunError
 from konomi.storage.atomic import check_free_space, explained, temporary_beside, write_folder, write_text
 from konomi.storage.hashing import sha256_file
@@ -155,8 +156,8 @@ def _checked_sums(path: Path, sums: dict[str, Any]) -> dict[str, str]:
 def _table(file: Path) -> dict[str, Any]:
     """The JSON object a small file holds. Raises FileFormatError."""
     try:
-        content = json.loads(read_small(file, MAX_JSON, "file of this checkpoint"))
-    except (ValueError, RecursionError) as unreadable:
+        content = parse_json(read_small(file, MAX_JSON, "file of this checkpoint"))
+    except ValueError as unreadable:
         raise FileFormatError(f"{file}: is damaged (not readable as JSON).") from unreadable
     if not isinstance(content, dict):
         raise FileFormatError(f"{file}: is damaged (not a table).")

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError, RunError
 from konomi.storage.atomic import explained, write_file
 from konomi.storage.regular import check_regular
@@ -44,8 +45,8 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 def _entry(line: bytes) -> dict[str, Any] | None:
     """A line's entry, with a whole number as its `step` (0 where it names none); None if it is no entry."""
     try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
+        entry = parse_json(line)
+    except ValueError:
         return None
     if not isinstance(entry, dict) or type(entry.setdefault("step", 0)) is not int:
         return None

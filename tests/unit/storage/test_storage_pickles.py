@@ -297,3 +297,7 @@ def test_a_pickle_named_safetensors_is_read_as_what_it_is(tmp_path: Path, zipped
     path = tmp_path / "renamed.safetensors"
     torch.save({"weight": torch.arange(3.0)}, path, _use_new_zipfile_serialization=zipped)
     assert torch.equal(read_pickle(path)["weight"], torch.arange(3.0))
+
+
+def test_an_odd_escape_in_a_strangers_string_is_nobodys_warning() -> None:
+    assert examine(io.BytesIO(b"S'a\\q'\n.")).value == "a\\q"
