@@ -11,6 +11,7 @@ from konomi.errors import KonomiError, RecipeError
 from konomi.formats import write_adapter
 from konomi.methods.dreamartist import DreamArtistConfig
 from konomi.methods.lora import LoraConfig
+from konomi.methods.pivotal import PivotalConfig
 
 
 def built(kit, config, **options):
@@ -95,10 +96,20 @@ def test_another_rank_is_refused_by_the_name_of_its_setting(kit, trained, settin
     method.plan()
 
 
+def test_pivotals_section_is_named(kit, trained):
+    path, _ = trained()
+    pivotal = kit.method_type("pivotal")(
+        kit.base("sd1"), kit.recipe(PivotalConfig(lora=LoraConfig(start=str(path), text_rank=7)))
+    )
+    assert pivotal.needs.notes
+    with pytest.raises(RecipeError, match=r"method\.lora\.text_rank is 7"):
+        pivotal.plan()
+
+
 def test_dora_is_the_files(kit, trained):
     path, _ = trained()
     _, method = built(kit, LoraConfig(start=str(path), dora=True))
-    with pytest.raises(RecipeError, match=r"is no DoRA .*Switch method\.dora off"):
+    with pytest.raises(RecipeError, match=r"is no DoRA .*Switch it off"):
         method.plan()
     path, _ = trained(dora=True)
     _, method = built(kit, LoraConfig(start=str(path)))

@@ -79,14 +79,16 @@ class Lora:
     config_type: ClassVar = LoraConfig
     default_learning_rate: ClassVar = 1e-4
 
-    def __init__(self, base: BaseModel, recipe: Recipe) -> None:
+    def __init__(self, base: BaseModel, recipe: Recipe, *, section: str = "method") -> None:
+        """`section`: where the recipe has these settings, for messages."""
         if not isinstance(recipe.method, LoraConfig):
             raise TypeError(f"Lora takes a LoraConfig, not {type(recipe.method).__name__}")
         self.base = base
         self.recipe = recipe
+        self.section = section
         self.config = recipe.method
         self.dora_axis = dora_axis(self.config, recipe.save.format)
-        self.start = read_start(self.config.start) if self.config.start else None
+        self.start = read_start(self.config.start, section) if self.config.start else None
         self.denoising = DenoisingLoss(base, recipe)
         self.preserving = PreservingLoss(
             base,
@@ -156,7 +158,8 @@ class Lora:
         if start is not None:
             specs |= self._specs_of(start)
         if not specs:
-            raise RecipeError("method.targets is empty and so are conv_rank and text_rank: nothing would be trained.")
+            where = f"{self.section}.targets"
+            raise RecipeError(f"{where} is empty and so are conv_rank and text_rank: nothing would be trained.")
         return specs
 
     def _specs_of(self, start: Start) -> dict[str, LoraSpec]:

@@ -18,6 +18,8 @@ class Start:
     """Canonical key -> update."""
     words: tuple[str, ...] = ()
     """Learned words in the file, which are not trained on."""
+    section: str = "method"
+    """Where the recipe has a LoRA's settings, for messages."""
     notes: tuple[str, ...] = ()
     """What else of the file is not used."""
 
@@ -39,12 +41,12 @@ class Start:
         rank = update.down.shape[0]
         if given and given != rank:
             raise RecipeError(
-                f"method.{setting} is {given}, and {self.path} has rank {rank} in {key}. Leave method.{setting} out to "
-                "go on with the file's ranks."
+                f"{self.section}.{setting} is {given}, and {self.path} has rank {rank} in {key}. Leave "
+                f"{self.section}.{setting} out to go on with the file's ranks."
             )
         if like.dora and update.magnitude is None:
             raise RecipeError(
-                f"method.dora is on, and {self.path} is no DoRA (no magnitude for {key}). Switch method.dora off."
+                f"{self.section}.dora is on, and {self.path} is no DoRA (no magnitude for {key}). Switch it off."
             )
         root = rank**0.5 if like.rs_lora else 1.0
         return LoraSpec(
@@ -60,16 +62,16 @@ class Start:
         )
 
 
-def read_start(path: str) -> Start:
+def read_start(path: str, section: str) -> Start:
     """The LoRA in a file. Raises RecipeError where it is none that can be trained on, FileFormatError."""
     adapter = read_adapter(path)
     if adapter.negative is not None:
-        raise RecipeError(f"method.start: {path} is of two branches of guidance (DreamArtist), not a plain LoRA.")
+        raise RecipeError(f"{section}.start: {path} is of two branches of guidance (DreamArtist), not a plain LoRA.")
     if not adapter.layers:
         held = "a hypernetwork" if adapter.hypernetwork is not None else "learned words alone"
-        raise RecipeError(f"method.start: {path} is {held}, no LoRA.")
+        raise RecipeError(f"{section}.start: {path} is {held}, no LoRA.")
     others = [key for key, update in adapter.layers.items() if not isinstance(update, LowRank)]
     if others:
-        raise RecipeError(f"method.start: {path} is no plain LoRA ({others[0]} is of another kind).")
+        raise RecipeError(f"{section}.start: {path} is no plain LoRA ({others[0]} is of another kind).")
     layers = {key: update for key, update in adapter.layers.items() if isinstance(update, LowRank)}
-    return Start(path, layers, tuple(adapter.embeddings), adapter.notes)
+    return Start(path, layers, words=tuple(adapter.embeddings), section=section, notes=adapter.notes)

@@ -66,7 +66,7 @@ class Pivotal:
         self.recipe = recipe
         self.config = recipe.method
         self.inversion = TextualInversion(base, replace(recipe, method=self.config.words))
-        self.lora = Lora(base, replace(recipe, method=self.config.lora))
+        self.lora = Lora(base, replace(recipe, method=self.config.lora), section="method.lora")
 
     @property
     def needs(self) -> Needs:
