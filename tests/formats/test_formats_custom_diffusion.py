@@ -299,7 +299,7 @@ def test_nan_is_never_written(tmp_path: Path) -> None:
 
 
 def test_what_a_form_cannot_hold_is_said(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match="wants a folder"):
+    with pytest.raises(FileFormatError, match="written as a folder"):
         write_adapter(adapter(), tmp_path / "x.safetensors", "diffusers")
     with pytest.raises(FileFormatError, match="custom"):
         write_adapter(adapter(), tmp_path / "x", "peft")

@@ -87,7 +87,7 @@ def test_there_and_back_through_every_kind(tmp_path: Path) -> None:
     assert last["string_to_token"] == {"*": 265}
     with pytest.raises(FileFormatError, match=r"ends in \.safetensors or \.pt"):
         convert_adapter(tmp_path / "cat.pt", tmp_path / "x.bin")
-    with pytest.raises(FileFormatError, match=r"written as \.safetensors"):
+    with pytest.raises(FileFormatError, match=r"ends in \.safetensors in this format"):
         convert_adapter(tmp_path / "cat.pt", tmp_path / "x.bin", "diffusers")
     with pytest.raises(FileFormatError, match="no format that holds an embedding; choose webui or diffusers"):
         convert_adapter(tmp_path / "cat.pt", tmp_path / "x.safetensors", "peft")

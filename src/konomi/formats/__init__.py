@@ -131,15 +131,13 @@ def write_adapter(
         raise FileFormatError(
             f"{path}: only kohya's files hold a LoRA for each branch of guidance (DreamArtist++). Use --to kohya."
         )
+    writer.check_ending(Path(path))
     writer.write(adapter, Path(path), options)
 
 
 def convert_adapter(source: Path | str, target: Path | str, to: Target | None = None) -> Adapter:
     """Read one file and write it in another format. Returns what was read."""
     adapter = read_adapter(source)
-    suffix = writer_for(content_of(adapter), to).suffix
-    if suffix and to not in ("diffusers", "peft") and Path(target).suffix == "":
-        raise FileFormatError(f"{target}: a file name ending in {suffix} is wanted.")
     name = Path(target).stem if Path(target).suffix else Path(target).name
     write_adapter(replace(adapter, name=adapter.name or name), target, to)
     return adapter

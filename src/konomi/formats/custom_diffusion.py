@@ -201,8 +201,6 @@ def write_diffusers(adapter: Adapter, path: Path, options: WriteOptions) -> None
 
     Raises FileFormatError for layers other than cross-attention's, and for differences without their base.
     """
-    if path.suffix in (".safetensors", ".bin"):
-        raise FileFormatError(f"{path}: diffusers wants a folder: a file of weights and one for each word.")
     tensors: dict[str, Tensor] = {}
     for name, tensor in _whole_weights(adapter, path).items():
         attention, layer = re.fullmatch(r"(.+\.attn2)\.(to_\w+(?:\.0)?\.\w+)", name).groups()  # type: ignore[union-attr]

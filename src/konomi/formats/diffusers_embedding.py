@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from konomi.adapters.adapter import Adapter
-from konomi.errors import FileFormatError
 from konomi.formats import webui_embedding
 from konomi.formats.learned_words import WORD, file_metadata, trained_word, vectors, with_family
 from konomi.formats.source import Parsed, Source, fault
@@ -78,8 +77,6 @@ def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = Non
     """All words in one safetensors file; for SDXL, whose words have two sets of vectors, as web UIs and diffusers'
     examples have it: one file a word. Raises FileFormatError for another ending and for NaN."""
     path = Path(path)
-    if path.suffix.lower() != ".safetensors":
-        raise FileFormatError(f"{path}: diffusers' embeddings are written as .safetensors; name the file so.")
     if any("text_encoder_2" in found for found in adapter.embeddings.values()):
         webui_embedding.write(adapter, path, dtype=dtype)
         return

@@ -90,7 +90,7 @@ def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = Non
     Raises FileFormatError for layers that are not low rank.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         path = path / DIFFUSERS_LORA_NAME
     tensors: dict[str, Tensor] = {}
     family = adapter.family or family_of(adapter)
@@ -152,4 +152,4 @@ def _by_part(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-WRITERS = (Writer("lora", ("diffusers",), ".safetensors", lambda a, path, o: write(a, path, dtype=o.dtype)),)
+WRITERS = (Writer("lora", ("diffusers",), ".safetensors", lambda a, path, o: write(a, path, dtype=o.dtype), ("",)),)

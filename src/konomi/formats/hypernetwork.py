@@ -84,7 +84,7 @@ def write(adapter: Adapter, path: Path, *, dtype: torch.dtype | None = None) -> 
     assert adapter.hypernetwork is not None
     tensors = cast_floats(tensors_of(adapter.hypernetwork), dtype)
     table, metadata = table_of(adapter, path.stem), _own_metadata(adapter)
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         write_tensors(path, tensors, {**metadata, _ENTRY: json.dumps(table, ensure_ascii=False)})
         return
     check_finite(tensors, str(path))
@@ -303,4 +303,4 @@ def _write(adapter: Adapter, path: Path, options: WriteOptions) -> None:
     write(adapter, path, dtype=options.dtype)
 
 
-WRITERS = (Writer("hypernetwork", ("webui",), ".pt", _write),)
+WRITERS = (Writer("hypernetwork", ("webui",), ".pt", _write, (".safetensors",)),)

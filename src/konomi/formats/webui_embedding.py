@@ -30,7 +30,7 @@ from konomi.formats.learned_words import (
     with_family,
 )
 from konomi.formats.source import Parsed, Source, fault, open_source
-from konomi.formats.writer import Writer
+from konomi.formats.writer import Writer, check_ending
 from konomi.storage.pickles import write_pickle
 from konomi.storage.sniff import FileKind
 from konomi.storage.tensor_file import check_finite, is_finite, write_tensors
@@ -101,8 +101,7 @@ def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = Non
     ending and for NaN.
     """
     path = Path(path)
-    if path.suffix.lower() not in _SUFFIXES:
-        raise FileFormatError(f"{path}: an embedding's file name ends in .safetensors or .pt.")
+    check_ending(path, _SUFFIXES, "an embedding")
     first = _first(adapter, path.stem)
     names = {token: _beside(first, token) for token in adapter.embeddings}
     listed = [name[1:] for name in names.values() if name.startswith(".") and not name.endswith(NEGATIVE)]
@@ -229,4 +228,4 @@ def _write_pickle(tensors: dict[str, Tensor], metadata: Mapping[str, str], path:
     write_pickle(path, content)
 
 
-WRITERS = (Writer("embedding", ("webui",), ".safetensors", lambda a, path, o: write(a, path, dtype=o.dtype)),)
+WRITERS = (Writer("embedding", ("webui",), ".safetensors", lambda a, path, o: write(a, path, dtype=o.dtype), (".pt",)),)

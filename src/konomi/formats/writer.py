@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from konomi.adapters.adapter import Adapter, Difference, Replacement
+from konomi.errors import FileFormatError
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,40 @@ class Writer:
     suffix: str
     """Of the file it writes; "" where it writes a folder."""
     write: Callable[[Adapter, Path, WriteOptions], None]
+    others: tuple[str, ...] = ()
+    """Further endings that it writes; "" for a folder."""
+
+    def check_ending(self, path: Path) -> None:
+        """Raises FileFormatError where a name would promise another content than is written."""
+        check_ending(path, (self.suffix, *self.others), _NAMES[self.content])
+
+
+_NAMES: dict[Content, str] = {
+    "lora": "a LoRA",
+    "embedding": "an embedding",
+    "hypernetwork": "a hypernetwork",
+    "custom diffusion": "a Custom Diffusion result",
+}
+MODEL_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".onnx", ".gguf", ".png")
+"""What other programs take for a kind of file by its name."""
+
+
+def check_ending(path: Path, endings: tuple[str, ...], what: str) -> None:
+    """`endings`: those that are written, "" for a folder. Raises FileFormatError naming what would be read wrongly."""
+    ending = path.suffix.lower()
+    files = [known for known in endings if known]
+    if ending in files or ("" in endings and ending not in MODEL_ENDINGS):
+        return
+    if not files:
+        raise FileFormatError(
+            f"{path}: {what} is written as a folder in this format, and a name that ends in {ending} "
+            "is a file's to other programs. Leave the ending out."
+        )
+    wanted = " or ".join(files)
+    raise FileFormatError(
+        f"{path}: the name of {what} ends in {wanted} in this format, not in {ending or 'nothing'}: other programs "
+        f"go by it. Name it {path.stem}{files[0]}, or choose another --to."
+    )
 
 
 def content_of(adapter: Adapter) -> Content:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from konomi.errors import ModelError
 from konomi.formats.ldm_keys import UNetLayout, transformers_to_openclip, unet_to_ldm, vae_to_ldm
+from konomi.formats.writer import check_ending
 from konomi.models.base import BaseModel, Part
 from konomi.models.families import shipped_config
 from konomi.models.family import UNET_PREFIX, VAE_PREFIX, TowerSpec
@@ -52,6 +53,7 @@ def save_folder(
     `replace`. Raises RunError for a lack of space and FileFormatError naming a tensor with NaN or infinity.
     """
     path, base = Path(path), _latent_diffusion(base)
+    check_ending(path, ("",), "a whole model")
     replaced = _by_part(base, tensors or {})
     check_free_space(path.parent, _size(base, dtype))
     with write_folder(path, replace=replace) as folder:
@@ -89,6 +91,7 @@ def save_single_file(
     `konomi.vocabulary`). Arguments and errors as for `save_folder`; an existing file is replaced in one step.
     """
     path, base = Path(path), _latent_diffusion(base)
+    check_ending(path, (".safetensors",), "a whole model")
     replaced = _by_part(base, tensors or {})
     content: dict[str, Tensor] = {}
     for part in base.parts:

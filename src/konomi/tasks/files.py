@@ -82,7 +82,7 @@ def convert(
 
 def target_by_name(path: Path) -> Target:
     """The form that a name asks for where each is possible: delta.bin, a file for web UIs, diffusers' folder."""
-    return {".bin": "custom", ".safetensors": "webui"}.get(path.suffix, "diffusers")  # type: ignore[return-value]
+    return {".bin": "custom", ".safetensors": "webui"}.get(path.suffix.lower(), "diffusers")  # type: ignore[return-value]
 
 
 def check_new(target: Path) -> None:
@@ -102,7 +102,7 @@ def _convert_model(source: Path, target: Path, to: Target | None, dtype: torch.d
     if to in ("kohya", "peft"):
         raise RecipeError(f"--to {to} is for adapters; {source.name} is a whole model. Use diffusers or webui.")
     base = load_base(source)
-    if to == "diffusers" or (to is None and target.suffix != ".safetensors"):
+    if to == "diffusers" or (to is None and target.suffix.lower() != ".safetensors"):
         save_folder(base, target, dtype=dtype or torch.float32)
     else:
         save_single_file(base, target, dtype=dtype or torch.float32)
