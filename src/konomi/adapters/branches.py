@@ -64,6 +64,18 @@ class BranchLayers:
         """Inside, the base computes as if it had never been touched."""
         return paused(self.detach, self._attach)
 
+    @contextmanager
+    def both_branches(self) -> Iterator[None]:
+        """Inside, batches are of both branches also where the base is in evaluation mode."""
+        changed = [layer.base for layer in self.positive.layers.values() if not layer.base.training]
+        try:
+            for module in changed:
+                module.training = True
+            yield
+        finally:
+            for module in changed:
+                module.training = False
+
     def detach(self) -> None:
         """Give the base back."""
         for layer in self.positive.layers.values():

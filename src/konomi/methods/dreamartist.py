@@ -117,7 +117,7 @@ class DreamArtist:
         if self.config.lora_rank:
             self.lora = BranchLayers(self._inject("positive"), self._inject("negative"))
         modules = (*self.base.text_encoders.values(), self.base.denoiser)
-        return (Phase("dreamartist", self._groups(), self.loss, modules=modules),)
+        return (Phase("dreamartist", self._groups(), self.loss, self.per_example, modules=modules),)
 
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
         prior_weight = self.recipe.objective.prior_weight
@@ -132,6 +132,14 @@ class DreamArtist:
         if self.config.reconstruction:
             loss_B = loss_B + self.config.reconstruction * self.reconstruction_error(examples, noised, answer)
         return loss_B.mean()
+
+    def per_example(self, examples: Examples, rng: Rng, timesteps_B: Tensor) -> Tensor:
+        """What validation measures, [B]: the guided prediction, with both branches as in training."""
+        rng = rng.for_samples(examples.sample_ids)
+        noised = self.denoising.add_noise(examples, rng, timesteps_B=timesteps_B)
+        with nullcontext() if self.lora is None else self.lora.both_branches():
+            answer = self.guided(examples, noised, rng)
+        return self.denoising.compare(answer, noised, examples.loss_mask)
 
     def guided(self, examples: Examples, noised: Noised, rng: Rng) -> Tensor:
         """e_neg + s (e_pos - e_neg), float32: both branches in one pass, with the same noise at the same timestep."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -12,7 +12,7 @@ from konomi.config.prior import PriorSource
 from konomi.config.rates import highest_rate
 from konomi.config.recipe import Recipe
 from konomi.config.sections import OptimizerConfig
-from konomi.data.batch import Batch
+from konomi.data.batch import Batch, Examples
 from konomi.diffusion.random import Rng
 from konomi.formats.writer import Content
 from konomi.models.base import BaseModel, Part
@@ -38,6 +38,9 @@ class Phase:
     groups: tuple[ParameterGroup, ...]
     loss: Callable[[Batch, Rng], Tensor]
     """Mean loss of a batch, a scalar with gradient. Pure but for the parameters: all chance comes from the Rng."""
+    per_example: Callable[[Examples, Rng, Tensor], Tensor] | None = None
+    """Loss of each example [B] at given timesteps [B], for validation; None: the plain denoising loss. The base is in
+    evaluation mode, with everything that is trained attached."""
     num_steps: int | None = None
     """Steps of this phase; None takes `share`, or what the run has left."""
     share: float | None = None
@@ -138,6 +141,15 @@ def own_rate(optimizer: OptimizerConfig, rate: float, default: float) -> float:
     Such settings are step sizes for Adam. Prodigy takes shares of what it finds for all, Lion a fifth.
     """
     return rate * {"prodigy": 1.0 / default, "lion": 0.2}.get(optimizer.kind, 1.0)
+
+
+@runtime_checkable
+class RewordsCaptions(Protocol):
+    """A method that trains on other captions than the data has: validation does the same, for the base too."""
+
+    def captioned(self, examples: Examples, rng: Rng) -> Examples:
+        """Examples with the captions of one step. `rng` is the step's. Works before `plan`."""
+        ...
 
 
 class Method(Protocol):

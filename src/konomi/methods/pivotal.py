@@ -16,7 +16,7 @@ from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
 from konomi.config.recipe import Recipe
 from konomi.config.sections import STRICT
-from konomi.data.batch import Batch
+from konomi.data.batch import Batch, Examples
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.methods.lora import Lora, LoraConfig
@@ -108,6 +108,10 @@ class Pivotal:
                 modules=(*lora.modules, *inversion.modules),
             ),
         )
+
+    def captioned(self, examples: Examples, rng: Rng) -> Examples:
+        """The word in every caption, as Textual Inversion has it."""
+        return self.inversion.captioned(examples, rng)
 
     def word_loss(self, batch: Batch, rng: Rng) -> Tensor:
         """Of the first phase. The LoRA takes no part, unless it goes on from a file."""

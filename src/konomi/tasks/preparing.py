@@ -12,7 +12,6 @@ import torch
 
 from konomi.config.load import change_recipe, recipe_data
 from konomi.config.recipe import Recipe
-from konomi.config.sections import SourceConfig
 from konomi.data.batch import Latents
 from konomi.data.buckets import Assignment, assign, parse_size
 from konomi.data.images import verify
@@ -25,7 +24,6 @@ from konomi.data.sources import scan
 from konomi.data.summary import DatasetSummary, dataset_summary
 from konomi.data.text_cache import TextCache
 from konomi.data.variants import preparing
-from konomi.diffusion.random import stable_hash
 from konomi.errors import DataError, RecipeError
 from konomi.formats import WRITERS
 from konomi.hardware.precision import choose_precision, slow_precision_notes
@@ -34,9 +32,9 @@ from konomi.methods.denoising import check_objective
 from konomi.methods.method import Method, Needs
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base
-from konomi.models.memory import loaded_for_now
 from konomi.storage.home import expanded
 from konomi.tasks.findings import with_shapes_left_out, with_triggers_in_reach
+from konomi.tasks.holding_out import as_measured, as_measured_record, split_off
 from konomi.tasks.likely_mistakes import likely_mistakes
 from konomi.tasks.prior import (
     ClassImages,
@@ -101,11 +99,8 @@ def prepare(recipe: Recipe) -> Job:
     recipe = with_prior(recipe, needs, manifest.records, base)
     method = _method_type(recipe)(base, recipe)
     size = parse_size(recipe.data.resolution or str(base.resolution))
-    training, validation = _hold_out(manifest.records, recipe)
+    training, validation, split_notes = split_off(manifest.records, recipe, index)
     assignment = assign(training, size, recipe.data.buckets)
-    if recipe.validation.path and recipe.run.validate_every:
-        source = SourceConfig(path=recipe.validation.path)
-        validation = scan(replace(recipe.data, sources=(source,)), index=index).records
     held_out = assign(validation, size, recipe.data.buckets)
     manifest = with_shapes_left_out(manifest, assignment, held_out)
     class_images = class_images_of(recipe, training, (size[0] // 8 * 8, size[1] // 8 * 8))
@@ -142,6 +137,7 @@ def prepare(recipe: Recipe) -> Job:
             *identifier_notes(base, needs, training),
             *slow_precision_notes(precision, processes.device),
             *method.needs.notes,
+            *split_notes,
             *unused_settings(situation),
             *likely_mistakes(situation),
         ),
@@ -185,14 +181,16 @@ def held_out_stream(job: Job) -> BatchStream | None:
     """The validation images, one after another, from the same caches; None where there are none."""
     if not job.held_out.records:
         return None
-    as_training = tuple(replace(record, role="train", repeats=1) for record in job.held_out.records)
+    # The base and the method see the same pictures and words at every measurement.
+    recipe = replace(job.recipe, data=as_measured(job.recipe.data))
+    measured = tuple(as_measured_record(record) for record in job.held_out.records)
+    job = replace(job, recipe=recipe, held_out=replace(job.held_out, records=measured))
     latents, text = _make_caches(job)
-    with loaded_for_now(job.base, job.recipe.memory):
-        for _ in _build(job, replace(job.held_out, records=as_training), latents, text):
-            pass
+    for _ in _build(job, job.held_out, latents, text):
+        pass
     return BatchStream(
-        replace(job.held_out, records=as_training),
-        job.recipe.data,
+        job.held_out,
+        recipe.data,
         batch_size=1,
         seed=0,
         latents=latents,
@@ -279,26 +277,6 @@ def _wanted_steps(recipe: Recipe, method: Method, training: tuple[Record, ...]) 
     if recipe.run.steps or recipe.run.epochs:
         return recipe.run.steps
     return method.default_steps(sum(record.role == "train" for record in training))
-
-
-def _hold_out(records: tuple[Record, ...], recipe: Recipe) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    """Split off validation images by a hash of their content: the same images whatever else is in the folder."""
-    if not recipe.run.validate_every or recipe.validation.path:
-        return records, ()
-    training = sorted(
-        (record for record in records if record.role == "train"), key=lambda r: stable_hash("hold out", r.content)
-    )
-    count = max(1, round(recipe.validation.fraction * len(training)))
-    if len(training) <= count:
-        raise DataError(
-            f"run.validate_every is set, but {len(training)} images are too few to hold some out. "
-            "Set run.validate_every = 0, or give other images in validation.path."
-        )
-    held_out = {id(record) for record in training[:count]}
-    return (
-        tuple(record for record in records if id(record) not in held_out),
-        tuple(record for record in records if id(record) in held_out),
-    )
 
 
 def _make_caches(job: Job) -> tuple[LatentCache | None, TextCache | None]:

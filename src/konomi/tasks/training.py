@@ -7,15 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from konomi.config.recipe import Recipe
 from konomi.data.batch import Examples
 from konomi.data.loader import BatchStream
 from konomi.data.preflight import spoken
+from konomi.diffusion.random import Rng
 from konomi.errors import RunError
 from konomi.methods.denoising import DenoisingLoss
-from konomi.methods.method import Phase
+from konomi.methods.method import Phase, RewordsCaptions
 from konomi.models.memory import apply_memory_options
 from konomi.models.modes import evaluating
 from konomi.storage.atomic import check_free_space, explained, sweep_temporaries
@@ -237,7 +238,7 @@ class Between:
         with optional_work("the base could not be measured, and nothing will be validated", notes):
             held_out = [passes[0].subject for passes in stream.iterate(0, stream.steps_per_epoch)]
             known = None if checkpoint is None else checkpoint.run.get("validation_base")
-            self.base_loss = known if isinstance(known, float) else self._validation_loss(held_out)
+            self.base_loss = known if isinstance(known, float) else self._validation_loss(held_out, None)
             self.identity["validation_base"] = self.base_loss
             self.held_out = held_out
         yield from map(Warned, notes)
@@ -328,18 +329,26 @@ class Between:
         notes: list[str] = []
         loss = None
         with optional_work(f"step {self.trainer.step} could not be validated", notes), self.trainer.weights_for_use():
-            loss = self._validation_loss(self.held_out)
+            loss = self._validation_loss(self.held_out, self.trainer.phases[self.trainer.phase_index])
         yield from map(Warned, notes)
         if loss is not None:
             yield Validated(self.trainer.step, loss, self.base_loss)
 
-    def _validation_loss(self, held_out: Sequence[Examples]) -> float:
-        recipe = self.job.recipe
-        objective = recipe.objective
-        timesteps = spread_timesteps(recipe.validation.timesteps, objective.min_timestep, objective.max_timestep)
-        loss = DenoisingLoss(self.job.base, recipe)
+    def _validation_loss(self, held_out: Sequence[Examples], phase: Phase | None) -> float:
+        """Of the model as the phase trains it, or of the untouched base; worded as in training either way."""
+        job, objective = self.job, self.job.recipe.objective
+        timesteps = spread_timesteps(job.recipe.validation.timesteps, objective.min_timestep, objective.max_timestep)
+        denoising = DenoisingLoss(job.base, job.recipe)
+
+        def loss(examples: Examples, rng: Rng, timesteps_B: Tensor) -> Tensor:
+            if isinstance(job.method, RewordsCaptions):
+                examples = job.method.captioned(examples, rng)
+            if phase is not None and phase.per_example is not None:
+                return phase.per_example(examples, rng, timesteps_B)
+            return denoising.per_example(examples, rng, timesteps_B=timesteps_B)
+
         with evaluating(*self.modules):
-            return validation_loss(loss, held_out, timesteps, self.job.processes.device)
+            return validation_loss(loss, held_out, timesteps, job.processes.device)
 
     def _preview(self) -> Iterator[Event]:
         notes: list[str] = []

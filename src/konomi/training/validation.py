@@ -11,7 +11,9 @@ from konomi.diffusion.random import Rng
 
 
 class PerExampleLoss(Protocol):
-    def per_example(self, examples: Examples, rng: Rng, *, timesteps_B: Tensor | None = None) -> Tensor: ...
+    def __call__(self, examples: Examples, rng: Rng, timesteps_B: Tensor) -> Tensor:
+        """[B]."""
+        ...
 
 
 def spread_timesteps(count: int, low: int, high: int) -> list[int]:
@@ -31,6 +33,6 @@ def validation_loss(
         for timestep in timesteps:
             rng = Rng.for_step(0, timestep, device=device)
             timesteps_B = torch.full((len(examples),), timestep, dtype=torch.int64, device=device)
-            total += float(loss.per_example(moved, rng, timesteps_B=timesteps_B).sum())
+            total += float(loss(moved, rng, timesteps_B).sum())
             count += len(examples)
     return total / count
