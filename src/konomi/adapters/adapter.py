@@ -30,6 +30,13 @@ class LowRank:
     """[R, R, K, K]."""
     magnitude: Tensor | None = None
     """DoRA: [O, 1(, 1, 1)] norms per output, or [1, I(, 1, 1)] norms per input."""
+    bias: Tensor | None = None
+    """db [O], given outright (PEFT's `lora_bias` with its scale multiplied in, `diff_b` of ComfyUI and LyCORIS)."""
+
+    @property
+    def scale(self) -> float:
+        """alpha / R."""
+        return self.alpha / self.down.shape[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,8 @@ class Hadamard:
     t1: Tensor | None = None
     t2: Tensor | None = None
     magnitude: Tensor | None = None
+    bias: Tensor | None = None
+    """db [O], given outright."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,8 @@ class Kronecker:
     t2: Tensor | None = None
     alpha: float | None = None
     magnitude: Tensor | None = None
+    bias: Tensor | None = None
+    """db [O], given outright."""
 
 
 @dataclass(frozen=True, slots=True)

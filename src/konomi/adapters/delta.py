@@ -43,7 +43,7 @@ def delta(update: LayerUpdate, weight: Tensor) -> Tensor:
 
 def bias_delta(update: LayerUpdate, bias: Tensor) -> Tensor | None:
     """b' - b in the precision of `delta`, or None where the update leaves the bias alone."""
-    if not isinstance(update, Difference | Replacement) or update.bias is None:
+    if isinstance(update, Rescale) or update.bias is None:
         return None
     bias = bias.detach().to(torch.float64 if bias.dtype == torch.float64 else torch.float32)
     change = _fit(update.bias.to(bias), bias)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from konomi.adapters.adapter import Adapter, Difference, LayerUpdate, LowRank, Replacement
-from konomi.adapters.delta import delta
+from konomi.adapters.delta import bias_delta, delta
 from konomi.errors import ModelError
 
 
@@ -39,8 +39,21 @@ def with_origins(base: HasModule, adapter: Adapter) -> Adapter:
             raise ModelError(f"{adapter.name or 'The adapter'} does not fit {key}: {reason}. Another base?") from error
         # A weight that is given whole stays as it is, bit for bit.
         whole = update.weight.to(origin) if isinstance(update, Replacement) else origin + change
-        layers[key] = Replacement(whole, origin, getattr(update, "bias", None))
+        layers[key] = Replacement(whole, origin, _whole_bias(update, base.module(key)))
     return replace(adapter, layers=layers)
+
+
+def _whole_bias(update: LayerUpdate, module: nn.Module) -> Tensor | None:
+    """b + db [O] at least in float32, or None where the update leaves the bias alone."""
+    given = getattr(update, "bias", None)
+    if given is None or isinstance(update, Replacement):
+        return given
+    bias = getattr(module, "bias", None)
+    if not isinstance(bias, Tensor):
+        raise ModelError("the update changes a bias, and the layer has none.")
+    origin = bias.detach().to("cpu", torch.float32)
+    change = bias_delta(update, origin)
+    return origin if change is None else origin + change
 
 
 def as_differences(base: HasModule, adapter: Adapter, keys: Collection[str]) -> Adapter:
@@ -49,7 +62,9 @@ def as_differences(base: HasModule, adapter: Adapter, keys: Collection[str]) -> 
     Raises ModelError where the base has no such layer, or one of another shape.
     """
     chosen = replace(adapter, layers={key: adapter.layers[key] for key in keys})
-    differences = {key: Difference(difference_of(whole)) for key, whole in with_origins(base, chosen).layers.items()}
+    whole = with_origins(base, chosen).layers
+    biases = {key: getattr(adapter.layers[key], "bias", None) for key in keys}
+    differences = {key: Difference(difference_of(whole[key]), biases[key]) for key in keys}
     return replace(adapter, layers=adapter.layers | differences)
 
 

@@ -237,7 +237,12 @@ def write_delta(adapter: Adapter, path: Path, options: WriteOptions) -> None:
     whole = replace(adapter, layers={key: layer for key, layer in adapter.layers.items() if key not in low_rank})
     unet: dict[str, Any] = dict(kohya.cast_floats(_whole_weights(whole, path), options.dtype)) if whole.layers else {}
     for key, layer in low_rank.items():
-        if not key.startswith("denoiser.") or layer.mid is not None or layer.magnitude is not None:
+        if (
+            not key.startswith("denoiser.")
+            or layer.mid is not None
+            or layer.magnitude is not None
+            or layer.bias is not None
+        ):
             raise FileFormatError(f"{path}: delta.bin has no place for {key}.")
         up = layer.up.to(torch.float32) * (layer.alpha / layer.down.shape[0])
         factors = {"u": up.to(layer.up.dtype), "v": layer.down}

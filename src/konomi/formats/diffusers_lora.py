@@ -37,7 +37,7 @@ _COMPONENTS = {part: component for component, part in _PARTS.items()}
 _TENSOR = re.compile(
     r"(?:(?P<component>unet|text_encoder|text_encoder_2)\.)?(?P<path>.+?)\.(?:"
     r"(?:(?:processor\.)?(?P<projection>to_q|to_k|to_v|to_out)_lora|lora|lora_linear_layer)\.(?P<old>down|up)\.weight"
-    r"|lora_(?P<new>[AB])(?:\.[^.]+)?\.weight"
+    r"|lora_(?P<new>[AB])(?:\.[^.]+)?\.weight|(?P<bias>lora_B)(?:\.[^.]+)?\.bias"
     r"|(?P<magnitude>lora_magnitude_vector)(?:\.[^.]+)?(?:\.weight)?"
     r"|(?P<alpha>alpha))"
 )
@@ -77,7 +77,7 @@ def parse(source: Source) -> Parsed:
         part, _, path = key.partition(".")
         if part in settings and "alpha" not in parts:
             alpha = settings[part].alpha_of(path, layer.down.shape[0])
-        layers[key] = layer_from_peft(layer.down, layer.up, magnitude, alpha)
+        layers[key] = layer_from_peft(layer, magnitude, alpha)
     metadata = {name: value for name, value in source.metadata.items() if name not in ("format", _SETTINGS)}
     adapter = Adapter(layers, {}, metadata, "", source.name)
     return Parsed(named(adapter), tuple(sorted(unknown)), used=frozenset([*source.shapes, f"{METADATA}{_SETTINGS}"]))
@@ -124,6 +124,8 @@ def _key(match: re.Match[str]) -> str:
 def _role(match: re.Match[str]) -> str:
     if match["alpha"]:
         return "alpha"
+    if match["bias"]:
+        return "lora_up.bias"
     if match["magnitude"]:
         return "dora_scale"
     return "lora_down.weight" if match["old"] == "down" or match["new"] == "A" else "lora_up.weight"

@@ -24,21 +24,62 @@ from konomi.adapters.adapter import (
 )
 from konomi.errors import FileFormatError
 
-_LOW_RANK = {"lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale"}
-_HADAMARD = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "alpha", "dora_scale"}
+_BIAS = "lora_up.bias"
+"""PEFT's `lora_B.bias`: part of the update, so its scale counts; `diff_b` stands for itself."""
+_LOW_RANK = {"lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "diff_b", _BIAS}
+_HADAMARD = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"} | {
+    "alpha", "dora_scale", "diff_b",
+}  # fmt: skip
 _KRONECKER = {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"} | {
-    "alpha", "dora_scale",
+    "alpha", "dora_scale", "diff_b",
 }  # fmt: skip
 _DIFFERENCE = {"diff", "diff_b", "w_norm", "b_norm"}
 _RESCALE = {"weight", "on_input"}
+_WHOLE = {"set_weight"}
+_RESHAPE = "reshape_weight"
 _AXES = (
     ((2, 4), ("lora_down.weight", "lora_up.weight", "dora_scale", "lokr_w1", "lokr_w2")),
     ((2,), ("lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")),
     ((4,), ("lora_mid.weight", "hada_t1", "hada_t2", "lokr_t2")),
-    ((1, 2, 3, 4), ("diff", "diff_b", "w_norm", "b_norm", "weight")),
+    ((1,), (_BIAS,)),
+    ((1, 2, 3, 4), ("diff", "diff_b", "w_norm", "b_norm", "weight", "set_weight")),
 )
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _NUM_AXES: dict[str, tuple[int, ...]] = {name: axes for axes, names in _AXES for name in names}
-KNOWN_PARTS = _LOW_RANK | _HADAMARD | _KRONECKER | _DIFFERENCE | _RESCALE
+KNOWN_PARTS = _LOW_RANK | _HADAMARD | _KRONECKER | _DIFFERENCE | _RESCALE | _WHOLE | {_RESHAPE}
+_SPELLINGS = {
+    "lora_A.weight": "lora_down.weight",
+    "lora_B.weight": "lora_up.weight",
+    "lora_A.default.weight": "lora_down.weight",
+    "lora_B.default.weight": "lora_up.weight",
+    "lora.down.weight": "lora_down.weight",
+    "lora.up.weight": "lora_up.weight",
+    "lora_linear_layer.down.weight": "lora_down.weight",
+    "lora_linear_layer.up.weight": "lora_up.weight",
+    "lora_B.bias": _BIAS,
+    "lora_magnitude_vector": "dora_scale",
+    "lora_magnitude_vector.weight": "dora_scale",
+}
+"""How other programs call the same parts."""
+
+
+def part_of(name: str) -> str:
+    """A part of a layer under kohya's name for it; "" for what is none that konomi knows."""
+    found = _SPELLINGS.get(name, name)
+    return found if found in KNOWN_PARTS else ""
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """A dotted tensor name as (layer, part in kohya's words); None if it ends in no part of an update."""
+    position = len(name)
+    for _ in range(3):
+        position = name.rfind(".", 0, position)
+        if position <= 0:
+            return None
+        # IA3's bare `weight` would be found in every name; its `on_input` tells.
+        if (part := part_of(name[position + 1 :])) and part != "weight":
+            return name[:position], part
+    return None
 
 
 class LayerError(Exception):
@@ -53,6 +94,8 @@ class LayerError(Exception):
 def layer_from_parts(parts: Mapping[str, Tensor]) -> LayerUpdate:
     """Assemble one layer. Raises LayerError for missing halves, rank 0, widths that differ, or mixed kinds."""
     names = set(parts)
+    if _RESHAPE in names:
+        raise LayerError(_RESHAPE, "gives the layer another shape (as for FLUX tools), which konomi does not do")
     _check_shapes(parts)
     if any(name.startswith("lora_") for name in names):
         return _low_rank(parts, _only(names, _LOW_RANK))
@@ -74,6 +117,9 @@ def layer_from_parts(parts: Mapping[str, Tensor]) -> LayerUpdate:
         if parts["on_input"].numel() != 1:
             raise LayerError("on_input", f"has shape {list(parts['on_input'].shape)}; one truth value is wanted")
         return Rescale(parts["weight"], bool(parts["on_input"].item()))
+    if names & _WHOLE:
+        _only(names, _WHOLE)
+        return Replacement(parts["set_weight"])
     raise LayerError(min(names, default=""), "stands alone: the tensors it belongs to are missing")
 
 
@@ -88,17 +134,19 @@ def parts_from_layer(update: LayerUpdate, *, norm: bool) -> dict[str, Tensor]:
                 "lora_mid.weight": update.mid,
                 "alpha": _scalar(update.alpha, update.down),
                 "dora_scale": update.magnitude,
+                "diff_b": update.bias,
             }
         case Hadamard():
             found = {f"hada_{name}": getattr(update, name) for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")}
             found |= {"alpha": _scalar(update.alpha, update.w1_a), "dora_scale": update.magnitude}
+            found["diff_b"] = update.bias
         case Kronecker():
             found = {
                 f"lokr_{name}": getattr(update, name) for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
             }
             like = next(tensor for tensor in found.values() if tensor is not None)
             found["alpha"] = None if update.alpha is None else _scalar(update.alpha, like)
-            found["dora_scale"] = update.magnitude
+            found |= {"dora_scale": update.magnitude, "diff_b": update.bias}
         case Rescale():
             found = {"weight": update.weight, "on_input": torch.tensor(update.on_input)}
         case Difference():
@@ -122,7 +170,8 @@ def folded(layer: LowRank, dtype: torch.dtype | None) -> LowRank:
     magnitude = layer.magnitude
     if magnitude is not None and dtype is not None:
         magnitude = magnitude.to(dtype)
-    return replace(layer, down=down, up=up, alpha=float(rank), magnitude=magnitude)
+    bias = layer.bias if layer.bias is None or dtype is None else layer.bias.to(dtype)
+    return replace(layer, down=down, up=up, alpha=float(rank), magnitude=magnitude, bias=bias)
 
 
 def per_output(update: LayerUpdate) -> bool:
@@ -160,7 +209,8 @@ def _only(names: set[str], allowed: set[str]) -> set[str]:
 def _check_shapes(parts: Mapping[str, Tensor]) -> None:
     """Every tensor by itself: a real number type, and as many axes as its part may have."""
     for name, tensor in parts.items():
-        if name != "on_input" and not tensor.is_floating_point():
+        whole = name == "alpha" and tensor.dtype in _INTEGERS
+        if name != "on_input" and not tensor.is_floating_point() and not whole:
             raise LayerError(name, f"has type {str(tensor.dtype).removeprefix('torch.')}; a floating type is wanted")
         if name in _NUM_AXES and tensor.dim() not in _NUM_AXES[name]:
             raise LayerError(name, f"has shape {list(tensor.shape)}; {_NUM_AXES[name]} axes are possible")
@@ -183,7 +233,14 @@ def _low_rank(parts: Mapping[str, Tensor], names: set[str]) -> LowRank:
         raise LayerError("lora_up.weight", f"has a kernel of {list(up.shape[2:])}; 1 x 1 is wanted")
     magnitude = parts.get("dora_scale")
     _check_magnitude(magnitude, up.shape[0], down.shape[1])
-    return LowRank(down, up, _alpha(parts, rank), mid, magnitude)
+    alpha = _alpha(parts, rank)
+    bias = _bias(parts, up.shape[0])
+    if _BIAS in parts:
+        if bias is not None:
+            raise LayerError("diff_b", "stands beside a bias of lora_up; konomi cannot tell which is meant")
+        bias = _bias(parts, up.shape[0], _BIAS)
+        bias = None if bias is None else bias * (alpha / rank)
+    return LowRank(down, up, alpha, mid, magnitude, bias)
 
 
 def _hadamard(parts: Mapping[str, Tensor], names: set[str]) -> Hadamard:
@@ -205,7 +262,7 @@ def _hadamard(parts: Mapping[str, Tensor], names: set[str]) -> Hadamard:
             raise LayerError(f"hada_w{letter}_a", f"has rank {inner}; hada_w{letter}_b has {b.shape[0]}")
     if w1_a.shape != w2_a.shape or w1_b.shape != w2_b.shape:
         raise LayerError("hada_w2_a", "and hada_w1_a belong to matrices of different size")
-    return Hadamard(w1_a, w1_b, w2_a, w2_b, _alpha(parts, rank), t1, t2, parts.get("dora_scale"))
+    return Hadamard(w1_a, w1_b, w2_a, w2_b, _alpha(parts, rank), t1, t2, parts.get("dora_scale"), _bias(parts))
 
 
 def _kronecker(parts: Mapping[str, Tensor], names: set[str]) -> Kronecker:
@@ -227,7 +284,7 @@ def _kronecker(parts: Mapping[str, Tensor], names: set[str]) -> Kronecker:
         _check_core(parts, "lokr_t2", "lokr_w2_a", "lokr_w2_b")
     tensors = {name.removeprefix("lokr_"): tensor for name, tensor in parts.items() if name.startswith("lokr_")}
     alpha = _alpha(parts, 1) if "alpha" in parts else None
-    return Kronecker(**tensors, alpha=alpha, magnitude=parts.get("dora_scale"))
+    return Kronecker(**tensors, alpha=alpha, magnitude=parts.get("dora_scale"), bias=_bias(parts))
 
 
 def _check_core(parts: Mapping[str, Tensor], core: str, outer: str, inner: str) -> None:
@@ -245,6 +302,13 @@ def _alpha(parts: Mapping[str, Tensor], rank: int) -> float:
     if not math.isfinite(value):
         raise LayerError("alpha", "holds NaN or infinity")
     return value
+
+
+def _bias(parts: Mapping[str, Tensor], outputs: int = 0, name: str = "diff_b") -> Tensor | None:
+    bias = parts.get(name)
+    if bias is not None and (bias.dim() != 1 or (outputs and bias.numel() != outputs)):
+        raise LayerError(name, f"has shape {list(bias.shape)}; [{outputs or 'outputs'}] is wanted")
+    return bias
 
 
 def _check_magnitude(magnitude: Tensor | None, outputs: int, inputs: int) -> None:

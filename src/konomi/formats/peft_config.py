@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,38 +13,113 @@ from torch import Tensor
 from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank, axis_of_magnitude
 from konomi.errors import FileFormatError
 from konomi.formats.family import family_of
+from konomi.formats.module_patterns import SIGNS, PatternError, matches
+
+SUBTRACTED = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of `init_lora_weights` that take something off the base's own weights before training."""
+_TRAINING_ONLY = frozenset((
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
+    "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
+    "lora_bias", "lora_dropout", "lora_ga_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size",
+    "r", "alpha_pattern", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_dora",
+    "use_rslora", "velora_config", "bias", "modules_to_save", "fan_in_fan_out", "name", "adapter_name",
+))  # fmt: skip
+"""Fields that are read here, or that say only how the adapter was trained and where it sits, which its tensors show."""
+_CHANGING = {
+    "alora_invocation_tokens": "an aLoRA acts after certain tokens only",
+    "arrow_config": "Arrow chooses among several adapters token by token",
+    "kasa_config": "KaSA takes singular values off the base",
+    "layer_replication": "it belongs to a base with layers repeated",
+    "megatron_config": "it belongs to a base cut for several devices",
+    "monteclora_config": "MonteCLoRA samples its weights",
+    "target_parameters": "it changes bare parameters, not layers",
+    "trainable_token_indices": "it changes single rows of the token table",
+    "use_bdlora": "its matrices are block-diagonal",
+    "use_qalora": "it reads its input in groups (QA-LoRA)",
+}
+"""Fields that change what the tensors mean, where they are set."""
+_MOST_STEPS = 10_000_000
+_MOST_NAMES = 5_000_000
+_MOST_PATTERNS = 2_000
+_LARGEST = 1e30
 
 
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
     """Scale settings; names as PEFT has them."""
 
-    lora_alpha: float
+    lora_alpha: float | None
+    """None: the rank of each layer, so that the scale is 1."""
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     use_rslora: bool = False
+    where: str = ""
+    """The file that says so."""
+    init: str = ""
+    """`init_lora_weights`, where it took something off the base: the tensors fit what was left of it."""
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    """Fields without effect here -> why."""
 
     def alpha_of(self, path: str, rank: int) -> float:
         """Numerator of the scale over the rank; PEFT's pattern is a regular expression over the end of the path."""
-        alpha = self.lora_alpha
+        alpha = float(rank) if self.lora_alpha is None else self.lora_alpha
         for pattern, value in self.alpha_pattern.items():
-            if _matches(pattern, path):
-                alpha = value
-                break
+            try:
+                if matches(pattern, path):
+                    alpha = float(value)
+                    break
+            except PatternError as error:
+                raise FileFormatError(
+                    f"{self.where}: alpha_pattern {pattern[:80]!r} is not a regular expression known here: it {error}."
+                ) from error
         return alpha * math.sqrt(rank) if self.use_rslora else alpha
+
+    def check_patterns(self, paths: Collection[str]) -> None:
+        """Raises FileFormatError where matching all patterns with all paths would take for ever."""
+        cost = sum(map(len, self.alpha_pattern)) * sum(map(len, paths))
+        real = sum(1 for pattern in self.alpha_pattern if set(pattern) & SIGNS)
+        too_many = real > _MOST_PATTERNS or (real and cost > _MOST_STEPS)
+        if len(self.alpha_pattern) * len(paths) > _MOST_NAMES or too_many:
+            raise FileFormatError(
+                f"{self.where}: alpha_pattern has {len(self.alpha_pattern)} patterns for {len(paths)} layers, too much "
+                "to match. Write module paths instead."
+            )
 
 
 def read_config(table: Mapping[str, Any], where: str) -> PeftConfig:
-    """From a parsed `adapter_config.json`. Raises FileFormatError for another kind than LoRA or improper values."""
-    kind = table.get("peft_type", "LORA")
+    """From a parsed `adapter_config.json`. Raises FileFormatError for another kind than LoRA, improper values, and
+    settings under which the tensors mean something that konomi does not do."""
+    kind = table.get("peft_type") or "LORA"
     if kind != "LORA":
         raise FileFormatError(f"{where}: PEFT type {str(kind)[:40]} is not read; only LORA is.")
-    if table.get("bias", "none") != "none" or table.get("modules_to_save") or table.get("fan_in_fan_out"):
-        raise FileFormatError(f"{where}: trained biases, modules_to_save and fan_in_fan_out are not read.")
-    rank, alpha, pattern = table.get("r", 8), table.get("lora_alpha"), table.get("alpha_pattern") or {}
-    alpha = rank if alpha is None else alpha
-    if not _is_number(alpha) or not isinstance(pattern, dict) or not all(map(_is_number, pattern.values())):
-        raise FileFormatError(f"{where}: lora_alpha and alpha_pattern must be numbers.")
-    return PeftConfig(float(alpha), pattern, bool(table.get("use_rslora")))
+    for name, why in _CHANGING.items():
+        if table.get(name):
+            raise FileFormatError(f"{where}: {name} is set, and konomi does not do that: {why}.")
+    for name, usual in (("bias", "none"), ("modules_to_save", None), ("fan_in_fan_out", False)):
+        value = table.get(name)
+        if value and value != usual:
+            what = {"bias": "trained biases are not read", "modules_to_save": "whole modules are not read"}
+            said = what.get(name, "weights the other way round are not read")
+            raise FileFormatError(f"{where}: {name} is {str(value)[:80]}: {said}.")
+    # PEFT's own default, whatever the rank.
+    alpha, pattern = table.get("lora_alpha", 8), table.get("alpha_pattern") or {}
+    if alpha is not None and not _is_number(alpha):
+        shown = str(alpha)[:40] if not isinstance(alpha, int) else "out of all bounds"
+        raise FileFormatError(f"{where}: lora_alpha and alpha_pattern must be numbers; lora_alpha is {shown!r}.")
+    if not isinstance(pattern, dict) or not all(map(_is_number, pattern.values())):
+        raise FileFormatError(f"{where}: lora_alpha and alpha_pattern must be numbers, the latter a table of them.")
+    for name in ("use_rslora", "use_dora", "lora_bias"):
+        if not isinstance(table.get(name), bool | None):
+            raise FileFormatError(f"{where}: {name} is {str(table[name])[:40]!r}; true or false is wanted.")
+    init = table.get("init_lora_weights")
+    init = init if isinstance(init, str) and init.lower().startswith(SUBTRACTED) else ""
+    ignored = {
+        name: "a setting that konomi does not know"
+        for name, value in table.items()
+        if value and name not in _TRAINING_ONLY and name not in _CHANGING
+    }
+    return PeftConfig(
+        None if alpha is None else float(alpha), pattern, bool(table.get("use_rslora")), where, init, ignored
+    )
 
 
 def peft_layer(update: LayerUpdate, key: str, where: str) -> LowRank:
@@ -68,7 +142,7 @@ def peft_layer(update: LayerUpdate, key: str, where: str) -> LowRank:
             f"{where}: {key} has DoRA norms per input; this format wants them per output, and changing that needs the "
             "base model. Convert with --to kohya."
         )
-    return LowRank(down, update.up, update.alpha, None, magnitude)
+    return LowRank(down, update.up, update.alpha, None, magnitude, update.bias)
 
 
 def peft_tensors(layers: Mapping[str, LowRank], family: str) -> dict[str, Tensor]:
@@ -83,17 +157,24 @@ def peft_tensors(layers: Mapping[str, LowRank], family: str) -> dict[str, Tensor
         up = up.reshape(*up.shape[:2], 1, 1) if down.dim() == 4 else up.reshape(up.shape[0], up.shape[1])
         tensors[f"{path}.lora_A.weight"] = down
         tensors[f"{path}.lora_B.weight"] = up
+        if update.bias is not None:
+            # PEFT multiplies it by the scale when it loads it.
+            if not update.scale:
+                raise FileFormatError(f"{path}: changes a bias at scale 0, which this format cannot hold.")
+            tensors[f"{path}.lora_B.bias"] = update.bias / update.scale
         if update.magnitude is not None:
             flat = update.magnitude.reshape(-1)
             tensors[f"{path}.lora_magnitude_vector"] = flat if down.dim() == 2 else flat.reshape(1, -1, 1, 1)
     return tensors
 
 
-def layer_from_peft(down: Tensor, up: Tensor, magnitude: Tensor | None, alpha: float) -> LowRank:
-    """The way back; PEFT's flat norms get the axes of the weight they scale."""
+def layer_from_peft(layer: LowRank, magnitude: Tensor | None, alpha: float) -> LowRank:
+    """The way back: a layer as read with another alpha; PEFT's flat norms get the axes of the weight they scale."""
     if magnitude is not None:
-        magnitude = magnitude.reshape(-1, *([1] * (down.dim() - 1)))
-    return LowRank(down, up, alpha, None, magnitude)
+        magnitude = magnitude.reshape(-1, *([1] * (layer.down.dim() - 1)))
+    # As read, the bias was scaled by the layer's own alpha.
+    bias = None if layer.bias is None else layer.bias * (alpha / layer.alpha)
+    return LowRank(layer.down, layer.up, alpha, None, magnitude, bias)
 
 
 def is_convolution(path: str, family: str) -> bool:
@@ -118,17 +199,8 @@ def named(adapter: Adapter) -> Adapter:
     return Adapter(adapter.layers, adapter.embeddings, adapter.metadata, family_of(adapter), adapter.name)
 
 
-def _matches(pattern: str, path: str) -> bool:
-    if path == pattern or path.endswith(f".{pattern}"):
-        return True
-    # A stranger's regular expression may take forever: repeated groups and many repetitions are the way to that.
-    if len(pattern) > 200 or re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
-        raise FileFormatError(f"alpha_pattern {pattern[:80]!r} is too complicated; konomi reads module paths.")
-    try:
-        return re.match(rf"(.*\.)?({pattern})$", path) is not None
-    except re.error as error:
-        raise FileFormatError(f"alpha_pattern {pattern[:80]!r} is not a regular expression ({error}).") from error
-
-
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    # A whole number may be larger than any float.
+    return abs(value) < _LARGEST

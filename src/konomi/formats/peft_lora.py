@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,19 @@ from torch import Tensor
 from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
 from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
-from konomi.formats.accounting import accounted, joined
+from konomi.formats.accounting import accounted, joined, prefixed
 from konomi.formats.family import family_of
 from konomi.formats.kohya import cast_floats
 from konomi.formats.layers import LayerError, layer_from_parts
-from konomi.formats.peft_config import PeftConfig, layer_from_peft, named, peft_tensors, read_config, split_parts
+from konomi.formats.peft_config import (
+    SUBTRACTED,
+    PeftConfig,
+    layer_from_peft,
+    named,
+    peft_tensors,
+    read_config,
+    split_parts,
+)
 from konomi.formats.source import PEFT_CONFIG_NAME, Parsed, Source, fault, open_source
 from konomi.formats.writer import Writer
 from konomi.storage.atomic import write_folder
@@ -31,10 +41,19 @@ from konomi.storage.tensor_file import write_tensors
 NAME = "peft"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _FOLDERS = {"unet": "denoiser", "text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2"}
-_ROLES = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight", "lora_magnitude_vector": "dora_scale"}
+_ROLES = {
+    ("lora_A", "weight"): "lora_down.weight",
+    ("lora_B", "weight"): "lora_up.weight",
+    ("lora_B", "bias"): "lora_up.bias",
+    ("lora_magnitude_vector", "weight"): "dora_scale",
+}
+_PREFIX = "base_model.model."
 _TENSOR = re.compile(
-    r"(?:base_model\.model\.)?(?P<path>.+?)\.(?P<role>lora_A|lora_B|lora_magnitude_vector)(?:\.[^.]+?)??(?:\.weight)?"
+    r"(?:base_model\.model\.)?(?P<path>.+?)\.(?P<role>lora_A|lora_B|lora_magnitude_vector)"
+    r"(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(?P<kind>weight|bias))?"
 )
+CONFIG = f"{PEFT_CONFIG_NAME} "
+"""Before the name of a field that is not used."""
 _MAX_CONFIG = 16 << 20
 
 
@@ -97,6 +116,7 @@ def _config(layers: dict[str, LowRank], base_name: str) -> dict[str, Any]:
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": alpha,
+        "lora_bias": any(layer.bias is not None for layer in layers.values()),
         "lora_dropout": 0.0,
         "modules_to_save": None,
         "peft_type": "LORA",
@@ -121,7 +141,40 @@ def _read_part(part: str, folder: Path) -> Parsed:
     if path is None:
         raise FileFormatError(f"{folder}: holds {PEFT_CONFIG_NAME} but no {_WEIGHTS[0]}.")
     source = open_source(path)
-    return accounted(source, _read_weights(source, part, config))
+    parsed = accounted(source, _read_weights(source, part, config))
+    return _less_initial(parsed, part, folder, config) if config.init else parsed
+
+
+def _less_initial(parsed: Parsed, part: str, folder: Path, config: PeftConfig) -> Parsed:
+    """The change from the base itself, of an adapter that fits what its start left of the base: B A - B0 A0.
+
+    The start is looked for where PEFT's guides save it, in `pissa_init` and the like, inside the folder or beside it.
+    Raises FileFormatError where it is not there: nothing else tells it.
+    """
+    kind = next(name for name in SUBTRACTED if config.init.lower().startswith(name))
+    places = [place / f"{kind}_init" for place in (folder, folder.parent)]
+    found = next((place for place in places if (place / PEFT_CONFIG_NAME).is_file()), None)
+    if found is None:
+        raise FileFormatError(
+            f"{folder}: init_lora_weights is {config.init!r}: the adapter fits a base from which its start was taken "
+            f"off, not the base itself. Put the start as {kind}_init into the folder, or save the adapter with "
+            "path_initial_model_for_weight_conversion."
+        )
+    weights = next((found / name for name in _WEIGHTS if (found / name).is_file()), None)
+    if weights is None:
+        raise FileFormatError(f"{found}: holds {PEFT_CONFIG_NAME} but no {_WEIGHTS[0]}.")
+    start = _read_weights(open_source(weights), part, replace(config, ignored={})).adapter.layers
+    layers: dict[str, LayerUpdate] = {}
+    for key, layer in parsed.adapter.layers.items():
+        first = start.get(key)
+        if not isinstance(layer, LowRank) or not isinstance(first, LowRank) or layer.magnitude is not None:
+            raise FileFormatError(f"{found}: does not tell how {key} started, so it cannot be converted.")
+        if layer.down.shape != first.down.shape or layer.up.shape != first.up.shape:
+            raise FileFormatError(f"{found}: {key} is of another size there, so it is another adapter's start.")
+        down, up = torch.cat([layer.down, first.down]), torch.cat([layer.up, -first.up], dim=1)
+        layers[key] = LowRank(down, up, 2 * layer.alpha, None, None, layer.bias)
+    note = f"{config.init}: converted to plain LoRA of twice the rank with the start in {found}."
+    return replace(parsed, adapter=replace(parsed.adapter, layers=layers), notes=(*parsed.notes, note))
 
 
 def _read_weights(source: Source, part: str, config: PeftConfig) -> Parsed:
@@ -130,12 +183,13 @@ def _read_weights(source: Source, part: str, config: PeftConfig) -> Parsed:
     tensors = source.tensors()
     for name, tensor in tensors.items():
         match = _TENSOR.fullmatch(name)
-        if match is None:
+        role = _ROLES.get((match["role"], match["kind"] or "weight")) if match else None
+        if match is None or role is None:
             unknown.append(name)
         else:
-            halves.setdefault(match["path"], {})[_ROLES[match["role"]]] = tensor
-    if not part:
-        part = "text_encoder" if any(".self_attn." in name or ".mlp." in name for name in halves) else "denoiser"
+            halves.setdefault(match["path"], {})[role] = tensor
+    config.check_patterns(halves)
+    part = part or _part_of(source.path.parent, halves)
     layers: dict[str, LayerUpdate] = {}
     for module, parts in halves.items():
         magnitude = parts.pop("dora_scale", None)
@@ -149,8 +203,15 @@ def _read_weights(source: Source, part: str, config: PeftConfig) -> Parsed:
         else:
             canonical = f"{part}.{module}"
         alpha = config.alpha_of(module, layer.down.shape[0])
-        layers[canonical] = layer_from_peft(layer.down, layer.up, magnitude, alpha)
-    return Parsed(Adapter(layers), tuple(unknown), used=frozenset(tensors))
+        layers[canonical] = layer_from_peft(layer, magnitude, alpha)
+    return Parsed(Adapter(layers), tuple(unknown), prefixed(config.ignored, CONFIG), used=frozenset(tensors))
+
+
+def _part_of(folder: Path, paths: Iterable[str]) -> str:
+    """Which part of a model an adapter of one part is for: as its folder is called, else by its layers."""
+    if folder.name in _FOLDERS:
+        return _FOLDERS[folder.name]
+    return "text_encoder" if any("self_attn." in path or "mlp.fc" in path for path in paths) else "denoiser"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -73,5 +73,8 @@ def read_start(path: str, section: str) -> Start:
     others = [key for key, update in adapter.layers.items() if not isinstance(update, LowRank)]
     if others:
         raise RecipeError(f"{section}.start: {path} is no plain LoRA ({others[0]} is of another kind).")
+    biased = [key for key, update in adapter.layers.items() if getattr(update, "bias", None) is not None]
+    if biased:
+        raise RecipeError(f"{section}.start: {path} changes biases ({biased[0]}), which would be lost in training.")
     layers = {key: update for key, update in adapter.layers.items() if isinstance(update, LowRank)}
     return Start(path, layers, words=tuple(adapter.embeddings), section=section, notes=adapter.notes)
