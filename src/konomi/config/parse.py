@@ -20,11 +20,12 @@ MAX_DOTS = 200
 """In one piece of a TOML text that may be a key: tomllib's memory grows as the square of a key's parts."""
 
 
-def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:
+def parse_json(text: str | bytes, *, unique_keys: bool = False, lone_surrogates: bool = False) -> Any:
     """The value of a JSON text. Bytes are UTF-8, UTF-16 or UTF-32.
 
     Raises ValueError for what is not JSON, for nesting deeper than `MAX_DEPTH`, more than `MAX_VALUES` values, whole
-    numbers longer than `MAX_BITS` and halves of surrogate pairs; with `unique_keys` also for a key that stands twice.
+    numbers longer than `MAX_BITS` and lone surrogates (unless `lone_surrogates` leaves them to the caller);
+    with `unique_keys` also for a key that stands twice.
     """
     if isinstance(text, bytes):
         text = text.decode(json.detect_encoding(text))
@@ -33,7 +34,7 @@ def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:
         value = json.loads(text, object_pairs_hook=_unique if unique_keys else None)
     except RecursionError:
         raise _too_deep() from None
-    _check(value)
+    _check(value, lone_surrogates=lone_surrogates)
     return value
 
 
@@ -56,33 +57,33 @@ def _check_size(text: str, marks: str) -> None:
         raise ValueError(f"more than {MAX_VALUES:,} values")
 
 
-def _check(value: Any) -> None:
+def _check(value: Any, *, lone_surrogates: bool = False) -> None:
     """Without recursion, level by level."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH + 1):
-        level = [inner for item in level for inner in _inner(item)]
+        level = [inner for item in level for inner in _inner(item, lone_surrogates)]
         if not level:
             return
     raise _too_deep()
 
 
-def _inner(item: Any) -> Iterable[Any]:
+def _inner(item: Any, lone_surrogates: bool) -> Iterable[Any]:
     if isinstance(item, dict):
-        for key in item:
+        for key in () if lone_surrogates else item:
             _check_text(key)
         return item.values()
     if isinstance(item, list):
         return item
-    if isinstance(item, str):
+    if isinstance(item, str) and not lone_surrogates:
         _check_text(item)
-    elif isinstance(item, int) and item.bit_length() > MAX_BITS:
+    if isinstance(item, int) and item.bit_length() > MAX_BITS:
         raise ValueError("a whole number of more than 300 digits")
     return ()
 
 
 def _check_text(text: str) -> None:
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("half of a surrogate pair, which is no character")
+        raise ValueError("half a character, a lone surrogate")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -97,4 +98,4 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _too_deep() -> ValueError:
-    return ValueError(f"tables and lists nested more than {MAX_DEPTH} deep")
+    return ValueError("nested too deeply")

@@ -67,7 +67,7 @@ def _jsonl_rows(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = parse_json(line)
+            row = parse_json(line, lone_surrogates=True)
         except ValueError as error:
             raise DataError(f"{printable(where)}, line {number}: not valid JSON ({error})") from error
         if not isinstance(row, dict):

@@ -607,10 +607,10 @@ def test_damage_inside_a_zip_is_one_line_that_names_it(tmp_path: Path, make: Cal
     [
         ("m.json", '{"a.png": {"caption": ' + "[" * 100_000, r"m\.json: not valid JSON \(nested too deeply\)"),
         ("metadata.jsonl", '{"file_name": ' + "[" * 100_000, r"jsonl, line 1: not valid JSON \(nested too deeply\)"),
-        ("metadata.jsonl", '{"file_name": "a.png", "text": 1' + "0" * 400 + "}", r"the caption is 10{50,80} \.\.\."),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": 1' + "0" * 400 + "}", r"line 1: .*more than 300 digits"),
         ("d.toml", "x = " + "[" * 100_000, r"d\.toml: not valid TOML \(nested too deeply\)"),
         ("d.toml", "x = 1" + "0" * 5_000, r"d\.toml: not valid TOML"),
-        ("d.toml", "[general]\nkeep_tokens = 1" + "0" * 400, r"general\.keep_tokens is 10{50,80} \.\.\.; at most"),
+        ("d.toml", "[general]\nkeep_tokens = 1" + "0" * 400, r"d\.toml: .*more than 300 digits"),
         ("d.toml", '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "~nosuchuser/x"', r"~nosuchuser/x: no such file"),
     ],
 )
