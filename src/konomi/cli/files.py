@@ -1,18 +1,18 @@
 """`konomi inspect` and `konomi convert`."""
 
-import argparse
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from konomi.cli.arguments import ArgumentParser
 from konomi.cli.plain import json_text, plain, tell
 from konomi.errors import KonomiError, printable
 
 
 def inspect(arguments: list[str]) -> int:
     """Say what files are. One that cannot be read does not keep the others from being shown."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="konomi inspect",
         description="What a model or adapter file is, what calls it, where it works, and whether it is sound.",
         allow_abbrev=False,
@@ -48,7 +48,7 @@ def inspect(arguments: list[str]) -> int:
 
 def convert(arguments: list[str]) -> int:
     """Write a file in another format."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="konomi convert", description="Write a file in another tool's format.", allow_abbrev=False
     )
     parser.add_argument("source", metavar="IN", type=Path)

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from konomi.cli.arguments import ArgumentParser
+
 SAMPLERS = "ddim, euler, euler_a, heun, lms, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_2m_sde_karras, unipc, pndm"
 
 
@@ -46,7 +48,7 @@ def generate(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="konomi generate",
         description="Draw pictures. The settings are written into each PNG; the same seed gives the same picture.",
         allow_abbrev=False,

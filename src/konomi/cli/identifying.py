@@ -1,9 +1,9 @@
 """`konomi identifiers`."""
 
-import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from konomi.cli.arguments import ArgumentParser
 from konomi.cli.plain import json_text
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def identifiers(arguments: list[str]) -> int:
     """List words that a base can learn as names."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="konomi identifiers",
         description="Rare words that are one token, those first to which the base reacts least: names for DreamBooth.",
         allow_abbrev=False,

@@ -1,13 +1,12 @@
 """`konomi doctor`."""
 
-import argparse
-
+from konomi.cli.arguments import ArgumentParser
 from konomi.cli.plain import json_text
 
 
 def doctor(arguments: list[str]) -> int:
     """Look at this machine. 1 where something keeps konomi from working."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="konomi doctor", description="What this machine can run, and what would help.", allow_abbrev=False
     )
     parser.add_argument("--json", action="store_true", help="print JSON for a program to read")

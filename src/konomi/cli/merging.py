@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from konomi.cli.arguments import ArgumentParser
 from konomi.cli.plain import tell
 from konomi.errors import RecipeError
 
@@ -11,7 +12,7 @@ KINDS = ("custom",)
 
 def merge(arguments: list[str]) -> int:
     """Make one file of several, in the way the first word says."""
-    parser = argparse.ArgumentParser(prog="konomi merge", description="Make one file of several.", allow_abbrev=False)
+    parser = ArgumentParser(prog="konomi merge", description="Make one file of several.", allow_abbrev=False)
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     _add_custom(
         kinds.add_parser("custom", help="files of Custom Diffusion that were trained apart", allow_abbrev=False)

@@ -5,6 +5,7 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from konomi.cli.arguments import ArgumentParser
 from konomi.cli.plain import json_text
 from konomi.errors import RecipeError
 
@@ -17,13 +18,13 @@ RECIPE_FLAGS = {"base": "base", "output": "run.output", "steps": "run.steps", "s
 
 def new(arguments: list[str]) -> int:
     """Write a commented recipe to a file, or to standard output."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="konomi new", description="Write a recipe with every setting explained.", allow_abbrev=False
     )
     parser.add_argument("method", metavar="METHOD", help="lora, full, ...")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="where to; by default the screen")
     parser.add_argument("--base", default="tiny", help="the model to start from (default: %(default)s)")
-    parser.add_argument("--images", metavar="DIR", default="images", help="folder of images (default: %(default)s)")
+    parser.add_argument("--images", metavar="DIR", default="photos", help="folder of images (default: %(default)s)")
     parser.add_argument("--trigger", metavar="WORD", default="", help="the word that calls up what is learned")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     options = parser.parse_args(arguments)
@@ -50,7 +51,7 @@ def new(arguments: list[str]) -> int:
 
 def check(arguments: list[str]) -> int:
     """Show what a run would do."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="konomi check",
         usage="konomi check RECIPE [key=value ...] [--time] [--json] [--all]\n"
         "       konomi check [METHOD] --images DIR [--base BASE] [options] [key=value ...]",

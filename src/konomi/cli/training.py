@@ -1,15 +1,15 @@
 """`konomi train`, `konomi resume` and `konomi demo`."""
 
-import argparse
 import shlex
 from pathlib import Path
 
+from konomi.cli.arguments import ArgumentParser
 from konomi.cli.recipes import add_recipe_flags, recipe_of
 
 
 def train(arguments: list[str]) -> int:
     """Train by a recipe, or by a method and a folder of images."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="konomi train",
         usage="konomi train RECIPE [key=value ...]\n"
         "       konomi train METHOD --images DIR --base BASE [options] [key=value ...]",
@@ -30,9 +30,7 @@ def train(arguments: list[str]) -> int:
 
 def resume(arguments: list[str]) -> int:
     """Go on where a run stopped."""
-    parser = argparse.ArgumentParser(
-        prog="konomi resume", description="Go on exactly where a run stopped.", allow_abbrev=False
-    )
+    parser = ArgumentParser(prog="konomi resume", description="Go on exactly where a run stopped.", allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
     parser.add_argument("--steps", metavar="N", type=int, help="a new total of optimiser steps")
     parser.add_argument(
@@ -49,7 +47,7 @@ def resume(arguments: list[str]) -> int:
 
 def demo(arguments: list[str]) -> int:
     """Train on what konomi brings along."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="konomi demo",
         description="Train on the built-in base and sample images; a CPU is enough. Ends with a page to look at.",
         allow_abbrev=False,

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from konomi.config.overrides import apply_overrides, require_method
 from konomi.config.parse import parse_toml
+from konomi.config.paths import with_paths_from
 from konomi.config.problems import missing, problem_lines, unknown
 from konomi.config.recipe import Recipe
 from konomi.config.schema import recipe_settings
@@ -24,6 +25,7 @@ __all__ = [
     "parse_recipe",
     "read_recipe",
     "recipe_data",
+    "with_absolute_paths",
     "write_recipe",
 ]
 
@@ -65,8 +67,12 @@ def parse_recipe(data: Mapping[str, Any], method_configs: Sequence[type]) -> Rec
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = (), method_configs: Sequence[type] = ()) -> Recipe:
-    """A recipe from a TOML file, with settings changed by `name=value`. Raises RecipeError."""
-    return parse_recipe(apply_overrides(read_toml(Path(path)), overrides, method_configs), method_configs)
+    """A recipe from a TOML file, with settings changed by `name=value`. Raises RecipeError.
+
+    Relative paths in the file start at its folder, those in `overrides` at the current one.
+    """
+    data = with_paths_from(read_toml(Path(path)), Path(path).parent)
+    return parse_recipe(apply_overrides(data, overrides, method_configs), method_configs)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -106,6 +112,12 @@ def _contradictions(recipe: Recipe) -> list[str]:
             f"data.buckets.min_side is {buckets.min_side}; at most data.buckets.max_side, which is {buckets.max_side}."
         )
     return lines
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe as it means the same from any folder; the run folder's own name stays. Raises RecipeError."""
+    data = with_paths_from(recipe_data(recipe), Path.cwd(), output=False)
+    return parse_recipe(data, (type(recipe.method),))
 
 
 def change_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:

@@ -33,7 +33,7 @@ class SourceConfig:
 
     path: str
     """A folder (plain, or kohya's `10_sks dog` folders), a .zip, a metadata.jsonl or .csv, a dataset .toml of
-    sd-scripts, or .tar shards."""
+    sd-scripts, or .tar shards. In a recipe file relative to the file's folder, as all paths there."""
     role: Literal["train", "prior"] = "train"
     """`train`: what to learn. `prior`: pictures of the class, so that the model does not forget it (regularisation
     images)."""

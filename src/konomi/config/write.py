@@ -34,7 +34,7 @@ def write_recipe(recipe: Recipe) -> str:
     return tomlkit.dumps(document)
 
 
-def commented_recipe(method_config: type, *, base: str = "tiny", images: str = "images", trigger: str = "") -> str:
+def commented_recipe(method_config: type, *, base: str = "tiny", images: str = "photos", trigger: str = "") -> str:
     """A recipe to fill in: every setting with its meaning, bounds and default. It loads to the defaults."""
     given = {"base": base, "method.kind": kind_of(method_config), f"data.sources.{INDEX}.path": images}
     if trigger:

@@ -20,6 +20,7 @@ from konomi.errors import RecipeError
 from konomi.models.base import BaseModel
 from konomi.tasks.generating import load_base
 from konomi.tasks.prior import is_ordinary
+from konomi.tasks.words import is_in_use, is_offensive
 from konomi.training.events import Prepared
 
 CANDIDATES = 1500
@@ -81,7 +82,7 @@ def identifiers(
 
 
 def candidates(base: BaseModel, limit: int = CANDIDATES) -> list[str]:
-    """Words that are one token to every tokenizer of the base, the rarest `limit`, no ordinary ones.
+    """Words that are one token to every tokenizer of the base, the rarest `limit`; none that is in use or offends.
 
     The last merges of a byte-pair vocabulary are those of its rarest words.
     """
@@ -90,8 +91,10 @@ def candidates(base: BaseModel, limit: int = CANDIDATES) -> list[str]:
     words = []
     for token in sorted(entries, key=tables[0].__getitem__, reverse=True):
         word = token.removesuffix("</w>")
+        if is_ordinary(word) or is_in_use(word) or is_offensive(word):
+            continue
         # An entry need not be what the merges lead to.
-        if not is_ordinary(word) and all(len(pieces) == 1 for pieces in base.tokens(word).values()):
+        if all(len(pieces) == 1 for pieces in base.tokens(word).values()):
             words.append(word)
         if len(words) == limit:
             break

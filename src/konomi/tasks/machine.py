@@ -9,6 +9,13 @@ from importlib import metadata, util
 from pathlib import Path
 
 MINIMUM = {"torch": (2, 10), "transformers": (5, 3), "pillow": (12, 2), "diffusers": (0, 36)}
+CUDA_INDEX = "https://download.pytorch.org/whl/cu126"
+CPU_BUILD = (
+    "There is an NVIDIA card, but this PyTorch is built for the CPU alone. Mend it: "
+    f"pip install --force-reinstall torch --index-url {CUDA_INDEX}"
+)
+_PCI = Path("/sys/bus/pci/devices")
+_NVIDIA, _DISPLAY = "0x10de", "0x03"
 OPTIONAL = (
     ("bitsandbytes", "bitsandbytes", "8-bit AdamW", "optimizers"),
     ("prodigyopt", "prodigyopt", "Prodigy optimiser", "optimizers"),
@@ -77,13 +84,29 @@ def _devices() -> list[DoctorRow]:
     if not rows:
         what = f"{os.cpu_count()} cores; no CUDA or MPS device"
         advice = "Fine for the base `tiny` and for tests; full-size bases take seconds to minutes a step."
-        if shutil.which("nvidia-smi") and torch.version.cuda is None:
-            advice = (
-                "There is an NVIDIA card, but this PyTorch is a CPU build. Install the CUDA build from pytorch.org."
-            )
-        rows.append(DoctorRow("device", what, True, advice))
+        unused = torch.version.cuda is None and nvidia_card()
+        rows.append(DoctorRow("device", what, not unused, CPU_BUILD if unused else advice))
     rows.append(_cpu_precision())
     return rows
+
+
+def nvidia_card(pci: Path = _PCI) -> bool:
+    """Whether there is an NVIDIA card, as far as the driver, or on Linux the bus, tells."""
+    system = Path(os.environ.get("SYSTEMROOT", r"C:\Windows")) / "System32" / "nvidia-smi.exe"
+    if shutil.which("nvidia-smi") or (os.name == "nt" and system.exists()) or Path("/proc/driver/nvidia").exists():
+        return True
+    # Vendor and class are one short line each; a display controller's class starts with 0x03.
+    return any(
+        _line(device / "vendor") == _NVIDIA and _line(device / "class").startswith(_DISPLAY)
+        for device in (pci.iterdir() if pci.is_dir() else ())
+    )
+
+
+def _line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _cpu_precision() -> DoctorRow:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from konomi.config.load import change_recipe, recipe_data
+from konomi.config.load import change_recipe, recipe_data, with_absolute_paths
 from konomi.config.recipe import Recipe
 from konomi.data.batch import Latents
 from konomi.data.buckets import Assignment, assign, parse_size
@@ -84,7 +84,7 @@ def prepare(recipe: Recipe) -> Job:
     chosen_trackers(recipe.run.trackers)
     processes = find_processes(recipe.run.device)
     precision = choose_precision(recipe.run.precision, processes.device)
-    recipe = asked = _with_dataset_values(recipe)
+    recipe = asked = _with_dataset_values(with_absolute_paths(recipe))
     base = load_base(recipe.base)
     if recipe.objective.zero_terminal_snr:
         check_objective(base, recipe.objective)

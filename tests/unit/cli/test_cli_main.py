@@ -359,3 +359,16 @@ def test_a_reader_that_leaves_is_no_error_to_see():
     process.stderr.close()
     assert process.wait() == 141
     assert b"Traceback" not in errors and b"BrokenPipe" not in errors
+
+
+@pytest.mark.parametrize("command", ["demo", "new", "check", "train", "resume", "generate", "convert", "doctor"])
+def test_a_misspelt_option_is_answered_with_the_nearest(command, capsys):
+    words = {"demo": [], "doctor": [], "convert": ["a", "b"]}.get(command, ["lora"])
+    slips = {
+        "doctor": ("--jsn", "--json"),
+        "resume": ("--stpes", "--steps"),
+        "convert": ("--too", "--to"),
+    }
+    slip, meant = slips.get(command, ("--outptu", "--output"))
+    assert main([command, *words, slip, "1"]) == 2
+    assert f"Did you mean {meant}?" in capsys.readouterr().err

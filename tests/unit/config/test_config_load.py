@@ -2,6 +2,7 @@
 
 import tomllib
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -271,8 +272,9 @@ def test_read_recipe_names_what_is_wrong_with_the_file(tmp_path):
     assert read_recipe(path, ["run.steps=7"], CONFIGS).run.steps == 7
 
 
-def test_flags_and_file_are_the_same_recipe(tmp_path):
-    path = tmp_path / "recipe.toml"
+def test_flags_and_file_are_the_same_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path("recipe.toml")
     path.write_text(
         'base = "tiny"\n[method]\nkind = "small"\nrank = 8\n[run]\nsteps = 20\nseed = 3\noutput = "out"\n'
         '[[data.sources]]\npath = "photos"\ntrigger = "sks"\nclass_noun = "dog"\n'

@@ -12,10 +12,13 @@ import konomi.tasks.identifying as identifying
 from konomi.cli.main import main
 from konomi.config.sections import TextConfig
 from konomi.errors import RecipeError
+from konomi.models.load import load_base
 from konomi.models.scratch import random_base
 from konomi.models.tokenizer import clip_vocabulary
 from konomi.tasks.identifying import candidates, denoiser_reactions, identifiers
+from konomi.tasks.prior import _list as prior_list
 from konomi.tasks.prior import everyday_nouns, is_ordinary
+from konomi.tasks.words import is_in_use, is_offensive
 from konomi.training.events import Prepared
 
 
@@ -120,3 +123,24 @@ def test_no_words_are_no_list(small, monkeypatch, capsys):
         list(identifiers("any"))
     assert main(["identifiers", "--base", "any", "--count", "0"]) == 1
     assert "--count is 0" in capsys.readouterr().err
+
+
+def test_words_in_use_and_offensive_words_are_never_offered():
+    words = candidates(load_base("tiny"))
+    assert {"sks", "ohwx", "zwx"} <= set(words)
+    assert not {"kebab", "jew", "thong", "lube", "god", "mary"} & set(words)
+    assert not [word for word in words if is_in_use(word) or is_offensive(word)]
+    everywhere = candidates(random_base("sd1"))
+    assert len(everywhere) > 300
+    assert not [word for word in everywhere if is_offensive(word)]
+
+
+def test_offensive_words_are_found_inside_others_and_good_words_are_not():
+    # Kept out of sight here as well.
+    assert is_offensive("xan" + "al") and is_offensive("FU" + "CK")
+    assert not any(is_offensive(word) for word in ("sks", "ohwx", "dog", "creature", "class"))
+
+
+def test_no_class_noun_that_is_proposed_offends():
+    nouns = {word for noun in (*everyday_nouns(), *prior_list("tiny")) for word in noun.split()}
+    assert sorted(word for word in nouns if is_offensive(word, inside=False)) == ["pot"]  # a vessel

@@ -1,0 +1,49 @@
+"""Where a relative path starts: in a recipe file at the file's own folder, on the command line where one stands."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ALWAYS = ("data.sources.N.path", "data.cache.folder", "validation.path", "run.output")
+"""Settings that are paths."""
+WHERE_THERE = ("base", "prior.clip", "method.start", "method.lora.start")
+"""Settings that are a path or a name (`tiny`, a hub id, a word): a path where something lies there."""
+
+
+def with_paths_from(data: Mapping[str, Any], folder: Path, *, output: bool = True) -> dict[str, Any]:
+    """A copy of a recipe's plain data whose relative paths start at `folder`.
+
+    Without `output`, the run folder stays as it is written.
+    """
+    result = copy.deepcopy(dict(data))
+    for name in (*ALWAYS, *WHERE_THERE):
+        if name == "run.output" and not output:
+            continue
+        for table, key in _places(result, name.split(".")):
+            text = table[key]
+            if not isinstance(text, str) or not text or text.startswith("~") or "\0" in text:
+                continue
+            there = folder / text
+            if name in ALWAYS or _exists(there):
+                table[key] = str(there)
+    return result
+
+
+def _places(data: Any, parts: list[str]) -> Iterator[tuple[dict[str, Any], str]]:
+    head, *rest = parts
+    if head == "N":
+        for item in data if isinstance(data, list | tuple) else ():
+            yield from _places(item, rest)
+    elif isinstance(data, dict) and head in data:
+        if rest:
+            yield from _places(data[head], rest)
+        else:
+            yield data, head
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
