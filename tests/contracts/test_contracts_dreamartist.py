@@ -72,7 +72,7 @@ class PlainBranches:
             module = copy.deepcopy(tower.module).double()
             core = module.text_model
             token = tower.tokenizer
-            ids = [token(text, add_special_tokens=False)["input_ids"] for text in (before, behind)]
+            ids = [token.ids(text) for text in (before, behind)]
             vectors = self.words[word][tower.part]
             table = core.embeddings.token_embedding.weight
             rows = [table[[token.bos_token_id, *ids[0]]], vectors, table[[*ids[1], token.eos_token_id]]]

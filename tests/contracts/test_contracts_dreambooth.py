@@ -17,6 +17,7 @@ from konomi.diffusion.random import Rng
 from konomi.methods.dreambooth import Dreambooth, DreamboothConfig
 from konomi.methods.full import FullConfig
 from konomi.methods.lora import LoraConfig
+from konomi.models.tokenizer import build_tokenizer
 from twins import transformers_text
 
 FAMILIES = [("sd1", None), ("sd2", "v"), ("sdxl", None)]
@@ -40,7 +41,9 @@ def text_states(base, captions, encoders):
     """(states, pooled) by transformers itself: `encoders` part -> {name: tensor} in place of the module's own."""
     states, pooled = [], None
     for tower in base.text_towers():
-        ids = tower.tokenizer(list(captions), padding="max_length", max_length=77, return_tensors="pt")["input_ids"]
+        vocabulary, pad = base.source.vocabulary(tower.part.replace("text_encoder", "tokenizer"))
+        tokenizer = build_tokenizer(vocabulary, pad_token=pad)
+        ids = tokenizer(list(captions), padding="max_length", max_length=77, return_tensors="pt")["input_ids"]
         theirs = transformers_text(tower.module, base.source.configs[tower.part]).double()
         told = functional_call(theirs, encoders[tower.part], kwargs={"input_ids": ids, "output_hidden_states": True})
         last = told.last_hidden_state if tower.layer == 1 else told.hidden_states[-tower.layer]

@@ -40,7 +40,7 @@ def plain_text(tower, config, table, captions):
     token = tower.tokenizer
     rows = []
     for before, behind in captions:
-        left, right = (token(text, add_special_tokens=False)["input_ids"] for text in (before, behind))
+        left, right = (token.ids(text) for text in (before, behind))
         ids = [token.bos_token_id, *left, *ROWS, *right, token.eos_token_id]
         rows.append(ids + [token.pad_token_id] * (77 - len(ids)))
     module = transformers_text(tower.module, config).double()

@@ -3,7 +3,7 @@ words are added to its vocabulary, hypernetworks are hung before its attention l
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
@@ -48,10 +48,13 @@ class Strengths:
 
     denoiser: float = 1.0
     text: float = 1.0
+    layers: Mapping[str, float] = field(default_factory=dict)
+    """Canonical key -> a factor besides; 1 for those that are not there."""
 
     def of(self, key: str) -> float:
         """For a canonical key."""
-        return self.denoiser if key.startswith("denoiser.") else self.text
+        part = self.denoiser if key.startswith("denoiser.") else self.text
+        return part * self.layers.get(key, 1.0)
 
 
 @dataclass(frozen=True, slots=True)

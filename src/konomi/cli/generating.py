@@ -1,9 +1,11 @@
 """`konomi generate`."""
 
 import argparse
+import json
 from pathlib import Path
 
 from konomi.cli.arguments import ArgumentParser
+from konomi.errors import printable
 
 SAMPLERS = "ddim, euler, euler_a, heun, lms, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_2m_sde_karras, unipc, pndm"
 
@@ -40,11 +42,15 @@ def generate(arguments: list[str]) -> int:
         device=options.device,
         precision=options.precision,
         prompt_file=options.prompt_file,
-        tell=tell,
+        tell=_tell_json if options.json else tell,
     )
     for path in paths:
-        print(path, flush=True)
+        print(json.dumps({"picture": str(path)}) if options.json else path, flush=True)
     return 0
+
+
+def _tell_json(note: str) -> None:
+    print(json.dumps({"note": printable(note)}), flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,8 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--count", metavar="N", type=int, default=1, help="pictures for each prompt (default: %(default)s)")
     add("--batch", metavar="N", type=int, default=1, help="pictures drawn at a time (default: %(default)s)")
     add("--sampler", metavar="NAME", default="dpmpp_2m", help=f"one of {SAMPLERS} (default: %(default)s)")
-    add("--init", metavar="IMAGE", type=Path, help="a picture to start from")
-    add("--strength", metavar="X", type=float, default=0.7, help="share of it drawn anew (default: %(default)s)")
+    add("--init", metavar="IMAGE", type=Path, help="a picture to start from; a large one is fitted to the base's area")
+    add("--strength", metavar="X", type=float, help="share of it drawn anew (default: 0.7)")
     add("--mask", metavar="IMAGE", type=Path, help="white where the picture is to be drawn anew")
     add("--output", metavar="DIR", type=Path, default=Path("images"), help="where to (default: %(default)s)")
     add("--grid", action="store_true", help="also write all pictures on one sheet")
@@ -80,4 +86,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt-file", metavar="FILE", type=Path, help="one prompt a line, with --n --w --h --d --s --l")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     add("--precision", default="auto", help="auto, fp32, bf16, fp16 (default: %(default)s)")
+    add("--json", action="store_true", help="a JSON object for each picture and each note, one a line")
     return parser

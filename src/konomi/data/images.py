@@ -80,6 +80,19 @@ def read_image(
     return LoadedImage(np.asarray(rgb), weights)
 
 
+def read_mask(locator: str, size: tuple[int, int], owner: str) -> Image.Image:
+    """A mask image upright, as greyscale "L" of its picture's size.
+
+    Args:
+        size: (width, height) of the picture.
+        owner: the picture's name, for the message.
+
+    Raises:
+        DataError: unreadable, or of another shape than the picture.
+    """
+    return _read_mask(locator, decode_mask, size, owner)
+
+
 def read_size(locator: str) -> tuple[int, int]:
     """(width, height) of an image as it will look, EXIF turning included, without decoding its pixels.
 

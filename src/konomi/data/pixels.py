@@ -147,13 +147,28 @@ def decode(data: bytes, *, background: str = "#ffffff") -> tuple[Image.Image, Im
 
 
 def decode_mask(data: bytes) -> Image.Image:
-    """A mask image as greyscale "L": white trains, black does not; transparent counts as black."""
-    return decode(data, background="#000000")[0].convert("L")
+    """A mask image as greyscale "L": white trains, black does not; see `mask_of`."""
+    return _grey_mask(*decode(data, background="#000000"))
 
 
 def decode_attention(data: bytes) -> Image.Image:
     """An attention mask as greyscale "L": middle grey is ordinary attention, and transparent counts as that."""
     return decode(data, background="#7f7f7f")[0].convert("L")
+
+
+def mask_of(image: Image.Image) -> Image.Image:
+    """A mask of any mode as greyscale "L", as a person sees it: white paint counts, transparent is not painted.
+
+    Raises:
+        BadImageError: pixels that are no picture.
+    """
+    return _grey_mask(*_to_rgb(image, "#000000"))
+
+
+def _grey_mask(rgb: Image.Image, opacity: Image.Image | None) -> Image.Image:
+    grey = rgb.convert("L")
+    # Painted in black on nothing: then where there is paint is all the mask says.
+    return opacity if opacity is not None and grey.getextrema() == (0, 0) else grey
 
 
 def _open(data: bytes) -> Image.Image:

@@ -3,12 +3,17 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.apply import Strengths
 from konomi.errors import FileFormatError, RecipeError
 from konomi.formats import hypernetwork
 from konomi.formats.source import CUSTOM_DIFFUSION_NAMES, open_source
 from konomi.formats.writer import Content
+from konomi.generation.block_weights import layer_weights, parse_block_weights
 from konomi.generation.request import UsedAdapter
 from konomi.models.prompt_syntax import Tag, extract_tags
 
@@ -30,6 +35,10 @@ class AdapterRequest:
     text_weight: float = 1.0
     kind: str = ""
     """Of the tag that asked for it, `lora`, `lyco` or `hypernet`; "" on the command line, which takes any."""
+    blocks: tuple[tuple[str, float], ...] = ()
+    """Weights of the denoiser's blocks, besides (`lbw`)."""
+    unused: tuple[str, ...] = ()
+    """Arguments of the tag that konomi does not use, as written."""
 
     def check(self, content: Content) -> None:
         """Raises RecipeError where a tag's word is not for what the file holds."""
@@ -64,16 +73,27 @@ def parse_add(argument: str) -> AdapterRequest:
             path, denoiser, text = Path(one[1]), float(one[2]), float(one[2])
     if not path.exists():
         raise RecipeError(f"--add {argument}: there is no file {path}. Write FILE, FILE:0.8 or FILE:unet=0.8:text=0.5.")
+    if not (isfinite(denoiser) and isfinite(text)):
+        raise RecipeError(f"--add {argument[:80]}: the weight is too large a number.")
     return AdapterRequest(path, denoiser, text)
 
 
 def adapters_of_prompt(prompt: str, folders: Sequence[Path]) -> tuple[AdapterRequest, ...]:
     """The adapters that a prompt's `<lora:NAME:...>` and `<hypernet:NAME:...>` tags ask for, in order.
 
-    `:W` sets both weights, `:TEXT:DENOISER` as web UIs read it, `:te=W` and `:unet=W` by name.
+    `:W` sets both weights, `:TEXT:DENOISER` as web UIs read it, `:te=W` and `:unet=W` by name; `:lbw=1,0,...` weights
+    blocks (`konomi.generation.block_weights`). What else a tag says is in `unused`.
     Raises RecipeError for a weight that is no number, or a name that is in none of the folders.
     """
     return tuple(_request(tag, folders) for tag in extract_tags(prompt)[1])
+
+
+def strengths(request: AdapterRequest, adapter: Adapter, layers_per_block: int) -> tuple[Strengths, tuple[str, ...]]:
+    """How much of each layer a request asks for, and the layers that its block weights say nothing about."""
+    if not request.blocks:
+        return Strengths(request.denoiser_weight, request.text_weight), ()
+    weights, without = layer_weights(dict(request.blocks), adapter.layers, layers_per_block)
+    return Strengths(request.denoiser_weight, request.text_weight, weights), without
 
 
 def find_adapter(name: str, folders: Sequence[Path], kind: str = "lora") -> Path:
@@ -93,9 +113,12 @@ def find_adapter(name: str, folders: Sequence[Path], kind: str = "lora") -> Path
         matches.sort(key=lambda entry: (_holds_hypernetwork(entry[2]) != (kind == "hypernet"), entry))
     if matches:
         return matches[0][2]
-    names = ", ".join(sorted({stem for _, stem, _ in known})[:10]) or "nothing"
+    stems = sorted({stem for _, stem, _ in known})
+    folded = {stem.casefold(): stem for stem in stems}
+    near = [folded[one] for one in get_close_matches(name.casefold(), folded, n=3)]
+    there = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(stems[:10]) or 'nothing'}."
     where = ", ".join(map(str, folders)) or "no folder"
-    raise RecipeError(f"<{kind}:{name}>: no such adapter in {where}; there is {names}.")
+    raise RecipeError(f"<{kind}:{name}>: no such adapter in {where}; {there}")
 
 
 def format_tag(adapter: UsedAdapter) -> str:
@@ -112,7 +135,12 @@ def _request(tag: Tag, folders: Sequence[Path]) -> AdapterRequest:
     named = dict(argument.split("=", 1) for argument in tag.arguments if "=" in argument)
     text = _weight(tag, named.get("te", positional[0] if positional else "1"))
     denoiser = _weight(tag, named["unet"] if "unet" in named else positional[1] if len(positional) > 1 else str(text))
-    return AdapterRequest(find_adapter(tag.name, folders, tag.kind), denoiser, text, tag.kind)
+    words = f"<{tag.kind}:{tag.name}:...>"
+    blocks = parse_block_weights(named["lbw"], words) if "lbw" in named and tag.kind != "hypernet" else {}
+    used = {"te", "unet", *(("lbw",) if blocks else ())}
+    unused = [*positional[2:], *(f"{name}={value}" for name, value in named.items() if name not in used)]
+    path = find_adapter(tag.name, folders, tag.kind)
+    return AdapterRequest(path, denoiser, text, tag.kind, tuple(blocks.items()), tuple(unused))
 
 
 def _holds_hypernetwork(path: Path) -> bool:
@@ -125,4 +153,6 @@ def _holds_hypernetwork(path: Path) -> bool:
 def _weight(tag: Tag, written: str) -> float:
     if not re.fullmatch(_NUMBER, written.strip()):
         raise RecipeError(f"<{tag.kind}:{tag.name}:...>: the weight {written!r} is no number.")
+    if not isfinite(float(written)):
+        raise RecipeError(f"<{tag.kind}:{tag.name}:...>: the weight is too large a number.")
     return float(written)

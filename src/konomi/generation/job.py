@@ -15,7 +15,7 @@ from konomi.config.sections import TextConfig
 from konomi.diffusion.conditioning import Conditioning
 from konomi.diffusion.samplers import make_sampler
 from konomi.errors import RecipeError
-from konomi.generation.picture_input import init_to_pixels, mask_to_pixels
+from konomi.generation.picture_input import fitted_size, init_to_pixels, mask_to_pixels
 from konomi.generation.request import Request
 from konomi.models.base import BaseModel
 from konomi.models.prompt_syntax import extract_tags, find_words, prompt_per_step
@@ -121,8 +121,16 @@ def with_size(base: BaseModel, request: Request) -> Request:
     request.check()
     factor = base.latent_factor
     width, height = request.width, request.height
-    if request.init is not None and not (width or height):
-        width, height = (max(side // factor, 1) * factor for side in request.init.size)
+    if request.init is not None and not (width and height):
+        own = request.init.size
+        if width or height:  # The other side follows.
+            scale = width / own[0] if width else height / own[1]
+            own = (round(own[0] * scale), round(own[1] * scale))
+            width, height = (
+                given or max(round(side / factor), 1) * factor for given, side in zip((width, height), own)
+            )
+        else:
+            width, height = fitted_size(own, base.resolution, factor)
     width, height = width or base.resolution, height or base.resolution
     for name, side in (("width", width), ("height", height)):
         if side < factor or side % factor:

@@ -30,7 +30,8 @@ class Request:
     0 to 1; None: 0.7 where the base's noise process ends in pure noise, else 0."""
     sampler: SamplerName = "dpmpp_2m"
     width: int = 0
-    """In pixels, a multiple of 8; 0: the initial picture's, else the base's own size."""
+    """In pixels, a multiple of 8; 0: the initial picture's, fitted to the base's area where it is larger, else the
+    base's own size."""
     height: int = 0
     clip_skip: int = 0
     """As `text.clip_skip`: 1 the last layer, 2 the one before, 0 the base's own choice."""

@@ -104,7 +104,7 @@ class CustomDiffusion:
     def as_loaded(self, result: Result) -> Iterator[None]:
         if not isinstance(result, Adapter):
             raise TypeError("Custom Diffusion exports an Adapter")
-        with self.words.pause(), self.changes.pause(), attach(self.base, [(result, Strengths())]):
+        with self.words.pause(), self.changes.pause(), attach(self.base, [(result, Strengths())], keep_on_cpu=True):
             yield
 
     def close(self) -> None:

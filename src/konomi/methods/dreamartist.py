@@ -182,7 +182,7 @@ class DreamArtist:
         if not isinstance(result, Adapter):
             raise TypeError("DreamArtist exports an Adapter")
         lora = nullcontext() if self.lora is None else self.lora.pause()
-        with self.words.pause(), lora, attach(self.base, [(result, Strengths())]):
+        with self.words.pause(), lora, attach(self.base, [(result, Strengths())], keep_on_cpu=True):
             yield
 
     def close(self) -> None:

@@ -172,7 +172,7 @@ class HypernetworkMethod:
     def as_loaded(self, result: Result) -> Iterator[None]:
         if not isinstance(result, Adapter):
             raise TypeError("a hypernetwork exports an Adapter")
-        with self.networks.pause(), attach(self.base, [(result, Strengths())]):
+        with self.networks.pause(), attach(self.base, [(result, Strengths())], keep_on_cpu=True):
             yield
 
     def close(self) -> None:

@@ -135,7 +135,7 @@ class Lora:
     def as_loaded(self, result: Result) -> Iterator[None]:
         if not isinstance(result, Adapter):
             raise TypeError("a LoRA exports an Adapter")
-        with self.layers.pause(), attach(self.base, [(result, Strengths())]):
+        with self.layers.pause(), attach(self.base, [(result, Strengths())], keep_on_cpu=True):
             yield
 
     def close(self) -> None:

@@ -131,7 +131,11 @@ class Pivotal:
     def as_loaded(self, result: Result) -> Iterator[None]:
         if not isinstance(result, Adapter):
             raise TypeError("pivotal tuning exports an Adapter")
-        with self.inversion.words.pause(), self.lora.layers.pause(), attach(self.base, [(result, Strengths())]):
+        with (
+            self.inversion.words.pause(),
+            self.lora.layers.pause(),
+            attach(self.base, [(result, Strengths())], keep_on_cpu=True),
+        ):
             yield
 
     def close(self) -> None:

@@ -142,7 +142,7 @@ class TextualInversion:
     def as_loaded(self, result: Result) -> Iterator[None]:
         if not isinstance(result, Adapter):
             raise TypeError("Textual Inversion exports an Adapter")
-        with self.words.pause(), attach(self.base, [(result, Strengths())]):
+        with self.words.pause(), attach(self.base, [(result, Strengths())], keep_on_cpu=True):
             yield
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """`generate`: pictures from a base with adapters on it."""
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
@@ -14,23 +14,28 @@ from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach, fold
 from konomi.adapters.hypernetwork import check_fits
 from konomi.data.buckets import parse_size
-from konomi.data.images import read_image
+from konomi.data.images import read_image, read_mask
 from konomi.errors import RecipeError
 from konomi.formats import content_of, read_adapter
-from konomi.generation.adapter_request import AdapterRequest, adapters_of_prompt, parse_add, tag_kind
+from konomi.generation.adapter_request import AdapterRequest, adapters_of_prompt, parse_add, strengths, tag_kind
 from konomi.generation.embedding_request import embeddings_of_prompt, named_as_trained, named_by_file
 from konomi.generation.generate import count_on
 from konomi.generation.generate import generate as draw
 from konomi.generation.grid import make_grid
 from konomi.generation.infotext import save_png
+from konomi.generation.job import with_size
 from konomi.generation.prompt_file import read_prompt_file
 from konomi.generation.request import Origin, Picture, Request, UsedAdapter
+from konomi.generation.unused import resized, unused_in_adapter, unused_in_request
 from konomi.hardware.device import choose_device
 from konomi.hardware.precision import choose_precision
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base as open_base
 from konomi.storage.atomic import explained
 from konomi.storage.hashing import sha256_file
+
+DEFAULT_STRENGTH = 0.7
+"""Of a picture to start from."""
 
 
 def load_base(source: str, *, device: str = "auto", precision: str = "auto") -> BaseModel:
@@ -58,7 +63,7 @@ def generate(
     count: int = 1,
     sampler: str = "dpmpp_2m",
     init: str | Path | None = None,
-    strength: float = 0.7,
+    strength: float | None = None,
     mask: str | Path | None = None,
     output: str | Path = "images",
     batch: int = 1,
@@ -72,13 +77,16 @@ def generate(
     """Draw pictures and yield the path of each. `seed` None draws one by chance; image i of a count has seed + i.
 
     `add`: `FILE`, `FILE:0.8` or `FILE:unet=0.8:text=0.5`; `<lora:name:0.8>` and `<hypernet:name:0.8>` in a prompt look
-    for the name in the current folder, `output` and the folders of `add`. `tell` is handed a line on everything in
-    those files that is not used. Raises KonomiError.
+    for the name in the current folder, `output` and the folders of `add`. `tell` is handed a line on everything
+    that has no effect. Raises KonomiError.
     """
     output = Path(output)
     if min(count, batch) < 1:
         raise RecipeError(f"--count is {count} and --batch {batch}; both are at least 1.")
     width, height = parse_size(size) if size else (0, 0)
+    start = None if init is None else _picture(init)
+    if mask is not None and start is None:
+        raise RecipeError("--mask is given without --init. Give the picture that the mask belongs to.")
     default = Request(
         prompt="",
         negative=negative,
@@ -90,9 +98,9 @@ def generate(
         width=width,
         height=height,
         clip_skip=clip_skip,
-        init=None if init is None else _picture(init),
-        strength=strength if init is not None else 1.0,
-        mask=None if mask is None else _picture(mask),
+        init=start,
+        strength=_strength(strength, start, tell),
+        mask=None if mask is None or start is None else _mask(mask, start.size, str(init)),
     )
     requests = [replace(default, prompt=prompt) for prompt in prompts]
     requests += read_prompt_file(Path(prompt_file), default) if prompt_file else []
@@ -104,6 +112,8 @@ def generate(
     always = [parse_add(argument) for argument in add]
     groups, files = _read_adapters(requests, always, [Path.cwd(), output], tell)
     loaded = load_base(base, device=device, precision=precision)
+    for note in dict.fromkeys(_notes(loaded, requests, always, groups, files)):
+        tell(note)
     for one in (*always, *(w for tagged, _ in groups for w in tagged)):
         _check(loaded, one, files[one.path])
     model_hash = _model_hash(base)
@@ -113,9 +123,9 @@ def generate(
         wanted = [*always, *tagged]
         used = tuple(_used(request, files[request.path]) for request in wanted)
         origin = Origin(model=loaded.name, model_hash=model_hash, adapters=used)
-        strengths = [(files[w.path], Strengths(w.denoiser_weight, w.text_weight)) for w in wanted]
+        put_on = [(files[w.path], _strengths(loaded, w, files[w.path])[0]) for w in wanted]
         # The base is only needed untouched again where the next prompt asks for other adapters.
-        worn = attach(loaded, strengths) if len(groups) > 1 else nullcontext(fold(loaded, strengths))
+        worn = attach(loaded, put_on) if len(groups) > 1 else nullcontext(fold(loaded, put_on))
         with worn:
             for picture in draw(loaded, group, batch=batch, origin=origin):
                 yield save_png(picture, output)
@@ -123,6 +133,38 @@ def generate(
                     pictures.append(picture)
     if grid and len(pictures) > 1:
         yield save_png(_grid_picture(pictures), output)
+
+
+def _strengths(base: BaseModel, request: AdapterRequest, adapter: Adapter) -> tuple[Strengths, tuple[str, ...]]:
+    residual = base.module("denoiser.down_blocks.0.resnets") if request.blocks else ()
+    return strengths(request, adapter, len(list(residual.children())) if residual else 0)
+
+
+def _notes(
+    base: BaseModel,
+    requests: Sequence[Request],
+    always: Sequence[AdapterRequest],
+    groups: Sequence[tuple[tuple[AdapterRequest, ...], list[Request]]],
+    files: Mapping[Path, Adapter],
+) -> Iterator[str]:
+    """What has no effect, or is not drawn as it is given."""
+    for request in requests:
+        yield from unused_in_request(request)
+    for request in requests[:1]:
+        yield from resized(request, with_size(base, request))
+    for one in always:
+        yield from unused_in_adapter(one, files[one.path], requests, _strengths(base, one, files[one.path])[1])
+    for tagged, group in groups:
+        for one in tagged:
+            yield from unused_in_adapter(one, files[one.path], group, _strengths(base, one, files[one.path])[1])
+
+
+def _strength(given: float | None, start: Image.Image | None, tell: Callable[[str], object]) -> float:
+    if start is not None:
+        return DEFAULT_STRENGTH if given is None else given
+    if given is not None:
+        tell("--strength has no effect without --init.")
+    return 1.0
 
 
 def _check(base: BaseModel, request: AdapterRequest, adapter: Adapter) -> None:
@@ -171,6 +213,19 @@ def _picture(path: str | Path) -> Image.Image:
         return Image.fromarray(read_image(str(path)).pixels)
     except (FileNotFoundError, UnidentifiedImageError) as error:
         raise RecipeError(f"{path}: no picture there.") from error
+
+
+def _mask(path: str | Path, size: tuple[int, int], init: str) -> Image.Image:
+    """As a person sees it. Raises RecipeError where nothing in it is white."""
+    try:
+        mask = read_mask(str(path), size, init)
+    except FileNotFoundError as error:
+        raise RecipeError(f"{path}: no picture there.") from error
+    if mask.getextrema()[1] < 128:  # type: ignore[operator]
+        raise RecipeError(
+            f"{path}: nothing in this mask is white, so nothing would be drawn. Paint white what to redraw."
+        )
+    return mask
 
 
 def _grid_picture(pictures: Sequence[Picture]) -> Picture:

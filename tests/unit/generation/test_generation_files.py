@@ -42,7 +42,7 @@ def test_a_prompt_file(tmp_path):
         (b"a --q 3", r"line 1: --q is not known; the options are --n --w"),
         (b"a --s 0", r"line 1: steps is 0"),
         (b"# nothing\n", r"holds no prompt"),
-        (b"a \xff\xfd", r"prompts.txt: byte 2 \(0xff\) is neither UTF-8 nor Shift-JIS"),
+        (b"a \xff\xfd", r"prompts.txt: byte 2 \(0xff\) is neither UTF-8 nor text in Shift-JIS"),
     ],
 )
 def test_mistakes_in_prompt_files_name_the_line(tmp_path, content, message):

@@ -1,0 +1,97 @@
+"""What of a request has no effect on its pictures, each in one line: silence is what users hate most."""
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+from konomi.adapters.adapter import Adapter
+from konomi.generation.adapter_request import AdapterRequest
+from konomi.generation.request import Request
+from konomi.models.prompt_syntax import TAG_KINDS, extract_tags, find_words
+
+_LONGEST = 60
+"""Characters of a prompt's piece that are shown."""
+
+
+def unused_in_request(request: Request) -> list[str]:
+    """In prompts and settings. A request that was read from a file or typed; its size may still be open."""
+    notes = [
+        *_unused_in_prompt(request.prompt, "the prompt"),
+        *_unused_in_prompt(request.negative, "the negative prompt"),
+    ]
+    if extract_tags(request.negative)[1]:
+        notes.append("Tags in the negative prompt add no adapter; write them into the prompt.")
+    if request.guidance == 1:
+        if request.negative:
+            notes.append("The negative prompt has no effect with guidance 1, which switches guidance off.")
+        if request.guidance_rescale:
+            notes.append("Guidance rescale has no effect with guidance 1, which switches guidance off.")
+    if request.init is None and request.strength != 1.0:
+        notes.append("Strength has no effect without a picture to start from (--init).")
+    return notes
+
+
+def resized(request: Request, sized: Request) -> list[str]:
+    """What becomes of the size of the picture to start from, where it is not drawn at its own."""
+    if request.init is None or request.init.size == (sized.width, sized.height):
+        return []
+    (width, height), drawn = request.init.size, f"{sized.width}x{sized.height}"
+    if abs(width * sized.height - height * sized.width) > 0.05 * width * sized.height:
+        return [f"The picture to start from is {width}x{height} and is stretched to {drawn}, a size of another shape."]
+    if request.width or request.height:
+        return []
+    return [f"The picture to start from is {width}x{height}; it is drawn at {drawn}. --size decides otherwise."]
+
+
+def _unused_in_prompt(prompt: str, where: str) -> Iterable[str]:
+    for piece in re.findall(r"<[A-Za-z_]\w{0,30}:[^<>\n]{0,200}>", prompt):
+        kind = piece[1:].split(":", 1)[0]
+        if kind.casefold() not in TAG_KINDS:
+            yield f"{_short(piece)} in {where} is drawn as text: the tags that konomi knows are {', '.join(TAG_KINDS)}."
+    for piece in re.findall(r"__[\w/*-]{1,100}?__", prompt):
+        yield f"{_short(piece)} in {where} is drawn as text: konomi fills in no wildcards."
+    for piece in re.findall(r"\{[^{}]{0,200}\|[^{}]{0,200}\}", prompt):
+        yield f"{_short(piece)} in {where} is drawn as text: konomi picks none of several. [a|b] takes turns."
+    for piece in re.findall(r"(?<!\w)embedding:[\w.-]{1,100}", prompt):
+        name = piece.removeprefix("embedding:")
+        yield f"{_short(piece)} in {where}: a word is called by its name alone. Write {_short(name)}."
+    if re.search(r"(?<!\w)AND(?!\w)", prompt):
+        yield f"AND in {where} is drawn as a word: konomi composes no prompts with it. a:0.7 | b:0.3 blends two."
+
+
+def unused_in_adapter(
+    request: AdapterRequest, adapter: Adapter, requests: Sequence[Request], without_weight: Collection[str] = ()
+) -> list[str]:
+    """Of an adapter that is put on for some requests."""
+    name = request.path.name
+    notes = []
+    if request.unused:
+        tag = f"<{request.kind}:{request.path.stem}:...>"
+        notes.append(f"{tag}: {', '.join(_short(one) for one in request.unused)} has no effect here.")
+    if without_weight:
+        notes.append(f"{name}: lbw says nothing about {len(without_weight)} layers, which keep the whole strength.")
+    reads_text = bool(adapter.embeddings) or any(not key.startswith("denoiser.") for key in adapter.layers)
+    reads_denoiser = adapter.hypernetwork is not None or any(key.startswith("denoiser.") for key in adapter.layers)
+    weights = [request.denoiser_weight] * reads_denoiser + [request.text_weight] * reads_text
+    if weights and not any(weights):
+        notes.append(f"{name} is at strength 0: it has no effect.")
+    elif request.text_weight != request.denoiser_weight and not (reads_text and reads_denoiser):
+        part, weight = (
+            ("text encoder", request.text_weight) if reads_denoiser else ("denoiser", request.denoiser_weight)
+        )
+        notes.append(f"{name} holds nothing for the {part}: its weight {weight:g} has no effect.")
+    words = [word for word in adapter.embeddings if not word.endswith("-neg")]
+    if words and not any(_says(one, words) for one in requests):
+        notes.append(f"{name} brings {' or '.join(map(_short, words))}, which no prompt says: it has no effect.")
+    trigger = adapter.metadata.get("modelspec.trigger_phrase", "")
+    if trigger and not words and not any(_says(one, [trigger]) for one in requests):
+        notes.append(f"{name} was trained with the trigger {_short(trigger)}, which no prompt says.")
+    return notes
+
+
+def _says(request: Request, words: Sequence[str]) -> bool:
+    texts = (extract_tags(request.prompt)[0], request.negative)
+    return any(word for text in texts for _, word in find_words(text, words))
+
+
+def _short(piece: str) -> str:
+    return piece if len(piece) <= _LONGEST else piece[: _LONGEST - 3] + "..."
