@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from konomi.adapters.adapter import Adapter
-from konomi.adapters.apply import Strengths, attach
+from konomi.adapters.apply import Attachment, Strengths, attach
 from konomi.diffusion.conditioning import Conditioning
 from konomi.diffusion.random import Rng
 from konomi.methods import METHODS
@@ -127,6 +127,26 @@ def test_resume_equals_uninterrupted(kit, kind, family):
     assert losses == expected
     a, b = whole.state().tensors["weights"], second.state().tensors["weights"]
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@every_method
+def test_previews_keep_no_copy_of_weights_on_the_device(kit, kind, monkeypatch):
+    """Whatever a method puts aside for a preview goes to main memory: bytes copied where the base lives are none."""
+    copied = {"device": 0, "main memory": 0}
+    keep = Attachment.keep
+
+    def counted(attachment, parameter, *, on_cpu):
+        copied["main memory" if on_cpu else "device"] += parameter.numel() * parameter.element_size()
+        keep(attachment, parameter, on_cpu=on_cpu)
+
+    monkeypatch.setattr(Attachment, "keep", counted)
+    base, method, _ = start(kit, "sd1", kind)
+    with method.as_loaded(method.export()):
+        pass
+    assert copied["device"] == 0
+    if kind == "lora":
+        layers = [base.module(key) for key in method.export().layers]
+        assert copied["main memory"] == sum(layer.weight.numel() * 4 for layer in layers)
 
 
 @every_method

@@ -121,15 +121,19 @@ class Full:
         # Frozen parts too: the file holds the whole model, all of it rounded.
         modules = (self.base.denoiser, self.base.vae, *self.base.text_encoders.values())
         parameters = [parameter for module in modules for parameter in module.parameters()]
-        trained = [parameter.data for parameter in parameters]
+        kept: list[tuple[nn.Parameter, Tensor]] = []
         try:
             for parameter in parameters:
-                loaded_as = self.base.dtype if parameter.requires_grad else parameter.dtype
-                parameter.data = parameter.data.to(saved_as).to(loaded_as)
+                trained = parameter.data
+                rounded = trained.to(saved_as).to(self.base.dtype if parameter.requires_grad else trained.dtype)
+                if rounded is not trained:
+                    # They wait in main memory: a second copy of the model is more than many devices hold.
+                    kept.append((parameter, trained.to("cpu")))
+                    parameter.data = rounded
             yield
         finally:
-            for parameter, data in zip(parameters, trained, strict=True):
-                parameter.data = data
+            for parameter, trained in kept:
+                parameter.data = trained.to(parameter.device)
 
     def close(self) -> None:
         self._before = {}

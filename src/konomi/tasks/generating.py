@@ -1,7 +1,7 @@
 """`generate`: pictures from a base with adapters on it."""
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
@@ -84,9 +84,7 @@ def generate(
     if min(count, batch) < 1:
         raise RecipeError(f"--count is {count} and --batch {batch}; both are at least 1.")
     width, height = parse_size(size) if size else (0, 0)
-    start = None if init is None else _picture(init)
-    if mask is not None and start is None:
-        raise RecipeError("--mask is given without --init. Give the picture that the mask belongs to.")
+    start, area = _start_from(init, mask)
     default = Request(
         prompt="",
         negative=negative,
@@ -100,7 +98,7 @@ def generate(
         clip_skip=clip_skip,
         init=start,
         strength=_strength(strength, start, tell),
-        mask=None if mask is None or start is None else _mask(mask, start.size, str(init)),
+        mask=area,
     )
     requests = [replace(default, prompt=prompt) for prompt in prompts]
     requests += read_prompt_file(Path(prompt_file), default) if prompt_file else []
@@ -112,10 +110,8 @@ def generate(
     always = [parse_add(argument) for argument in add]
     groups, files = _read_adapters(requests, always, [Path.cwd(), output], tell)
     loaded = load_base(base, device=device, precision=precision)
-    for note in dict.fromkeys(_notes(loaded, requests, always, groups, files)):
-        tell(note)
-    for one in (*always, *(w for tagged, _ in groups for w in tagged)):
-        _check(loaded, one, files[one.path])
+    _check_all(loaded, [*always, *(w for tagged, _ in groups for w in tagged)], files)
+    _tell_all(_notes(loaded, requests, always, groups, files), tell)
     model_hash = _model_hash(base)
     _make_folder(output)
     pictures = []
@@ -133,6 +129,11 @@ def generate(
                     pictures.append(picture)
     if grid and len(pictures) > 1:
         yield save_png(_grid_picture(pictures), output)
+
+
+def _tell_all(notes: Iterable[str], tell: Callable[[str], object]) -> None:
+    for note in dict.fromkeys(notes):
+        tell(note)
 
 
 def _strengths(base: BaseModel, request: AdapterRequest, adapter: Adapter) -> tuple[Strengths, tuple[str, ...]]:
@@ -167,11 +168,13 @@ def _strength(given: float | None, start: Image.Image | None, tell: Callable[[st
     return 1.0
 
 
-def _check(base: BaseModel, request: AdapterRequest, adapter: Adapter) -> None:
+def _check_all(base: BaseModel, wanted: Sequence[AdapterRequest], files: Mapping[Path, Adapter]) -> None:
     """Before anything is drawn, though the adapters of later prompts are attached when their turn comes."""
-    request.check(content_of(adapter))
-    if adapter.hypernetwork is not None and request.denoiser_weight != 0.0:
-        check_fits(base, adapter.hypernetwork, adapter.name, adapter.family)
+    for request in wanted:
+        adapter = files[request.path]
+        request.check(content_of(adapter))
+        if adapter.hypernetwork is not None and request.denoiser_weight != 0.0:
+            check_fits(base, adapter.hypernetwork, adapter.name, adapter.family)
 
 
 def _read_adapters(
@@ -213,6 +216,16 @@ def _picture(path: str | Path) -> Image.Image:
         return Image.fromarray(read_image(str(path)).pixels)
     except (FileNotFoundError, UnidentifiedImageError) as error:
         raise RecipeError(f"{path}: no picture there.") from error
+
+
+def _start_from(init: str | Path | None, mask: str | Path | None) -> tuple[Image.Image | None, Image.Image | None]:
+    """The picture to start from, and what of it is drawn anew."""
+    if init is None:
+        if mask is not None:
+            raise RecipeError("--mask is given without --init. Give the picture that the mask belongs to.")
+        return None, None
+    start = _picture(init)
+    return start, None if mask is None else _mask(mask, start.size, str(init))
 
 
 def _mask(path: str | Path, size: tuple[int, int], init: str) -> Image.Image:
