@@ -193,8 +193,8 @@ class OptimizerConfig:
     """Step size of the text encoder's part; by default half the other."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Pull towards zero."""
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """Memory of the running mean and of the running square."""
+    betas: tuple[Decay, Decay] | None = None
+    """Memory of the running mean and of the running square; by default 0.9 and 0.999, for lion 0.9 and 0.99."""
     schedule: Literal["constant", "linear", "cosine", "cosine_restarts", "polynomial"] = "constant"
     """How the learning rate falls over the run, after warm-up."""
     rates: Annotated[str, AfterValidator(checked_rates)] = ""

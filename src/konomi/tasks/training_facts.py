@@ -13,6 +13,7 @@ from konomi.data.containers import split_locator
 from konomi.formats.kohya_metadata import TrainingFacts, training_metadata
 from konomi.storage.hashing import sha256_file, short_hash
 from konomi.tasks.preparing import Job
+from konomi.training.optimizers import betas_of
 
 _OPTIMIZERS = {
     "adamw": "torch.optim.adamw.AdamW",
@@ -155,7 +156,10 @@ def _settings(job: Job, rates: Mapping[str, float]) -> dict[str, object]:
 def _optimizer(config: OptimizerConfig) -> str:
     """`torch.optim.adamw.AdamW(weight_decay=0.01,betas=(0.9, 0.999))`."""
     arguments = [f"weight_decay={config.weight_decay}"]
-    arguments += [] if config.kind == "adafactor" else [f"betas={config.betas}"]
+    if config.kind == "adafactor":
+        arguments += ["scale_parameter=False", "relative_step=False"]
+    else:
+        arguments.append(f"betas={betas_of(config)}")
     return f"{_OPTIMIZERS[config.kind]}({','.join(arguments)})"
 
 

@@ -22,6 +22,11 @@ _LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "z")
 """Names of moments that have their parameter's shape in every optimiser that has them."""
 
 
+def betas_of(config: OptimizerConfig) -> tuple[float, float]:
+    """The memory of the moments, also where the recipe leaves it open (Lion: Chen et al. 2023, section 4.1)."""
+    return config.betas or ((0.9, 0.99) if config.kind == "lion" else (0.9, 0.999))
+
+
 def make_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig, device: torch.device) -> AnyOptimizer:
     """An optimiser over the groups, each with its own learning rate. Raises MissingExtraError, RecipeError."""
     settings = [
@@ -32,32 +37,35 @@ def make_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig, de
         }
         for group in groups
     ]
+    betas = betas_of(config)
     if config.kind == "adamw":
         # One kernel over all tensors: a third of the time of torch's plain loop on the CPU.
         if device.type in FUSED_DEVICES:
-            return FusedAdamW(settings, betas=config.betas)
-        return torch.optim.AdamW(settings, betas=config.betas)
+            return FusedAdamW(settings, betas=betas)
+        return torch.optim.AdamW(settings, betas=betas)
     if config.kind == "adafactor":
         return Adafactor(settings)
-    return _optional_optimizer(settings, config, device)
+    return _optional_optimizer(settings, config, betas, device)
 
 
-def _optional_optimizer(settings: list[dict[str, Any]], config: OptimizerConfig, device: torch.device) -> Optimizer:
+def _optional_optimizer(
+    settings: list[dict[str, Any]], config: OptimizerConfig, betas: tuple[float, float], device: torch.device
+) -> Optimizer:
     """The optimisers of `pip install 'konomi[optimizers]'`, each imported only when it is asked for."""
     made: Optimizer
     try:
         if config.kind == "adamw8bit":
-            made = make_adamw8bit(settings, config.betas, device)
+            made = make_adamw8bit(settings, betas, device)
         elif config.kind == "lion":
             from lion_pytorch import Lion
 
-            made = Lion(settings, betas=config.betas)
+            made = Lion(settings, betas=betas)
         elif config.kind == "prodigy":
-            made = make_prodigy(settings, config.betas, warmup=config.warmup > 0)
+            made = make_prodigy(settings, betas, warmup=config.warmup > 0)
         else:
             from schedulefree import AdamWScheduleFree
 
-            made = AdamWScheduleFree(settings, betas=config.betas)
+            made = AdamWScheduleFree(settings, betas=betas)
     except ModuleNotFoundError as missing:
         package = {"adamw8bit": "bitsandbytes", "lion": "lion-pytorch", "prodigy": "prodigyopt"}
         name = package.get(config.kind, "schedulefree")

@@ -175,3 +175,27 @@ def test_prodigys_groups_go_their_share_of_the_way():
     optimizer.step()
     torch.testing.assert_close(b.detach(), 0.25 * a.detach())
     assert (a < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "expected"),
+    [("adamw", None, (0.9, 0.999)), ("lion", None, (0.9, 0.99)), ("lion", (0.8, 0.95), (0.8, 0.95))],
+)
+def test_memory_of_moments_is_each_algorithms_own(kind, given, expected):
+    if kind == "lion":
+        pytest.importorskip("lion_pytorch")
+    optimizer = make_optimizer([group()], OptimizerConfig(kind=kind, betas=given), CPU)
+    assert optimizer.param_groups[0]["betas"] == expected
+
+
+@pytest.mark.parametrize("rates", [(1.0, 0.0), (0.0, 0.0), (0.0, 1.0)])
+def test_prodigy_with_a_rate_of_zero_leaves_that_group_alone(rates):
+    pytest.importorskip("prodigyopt")
+    ones = [nn.Parameter(torch.ones(3)) for _ in rates]
+    groups = [ParameterGroup(str(i), {str(i): p}, rate) for i, (p, rate) in enumerate(zip(ones, rates))]
+    optimizer = make_optimizer(groups, OptimizerConfig(kind="prodigy", weight_decay=0.1), CPU)
+    for _ in range(3):
+        for p in ones:
+            p.grad = torch.full((3,), 2.0)
+        optimizer.step()
+    assert [torch.equal(p, torch.ones(3)) for p in ones] == [rate == 0 for rate in rates]
