@@ -105,6 +105,10 @@ def test_prompt_files_and_grids(draw, tmp_path):
     assert [p.shape[:2] for p in pictures[:2]] == [(64, 64), (64, 96)]
     assert len(paths) == 3
     assert paths[0].name.endswith("-5.png")
+    assert paths[2].name == "grid-0000.png", "a sheet is not named like a picture"
+    with Image.open(paths[2]) as sheet:
+        assert "Sheet of: 2 pictures" in sheet.info["parameters"]
+        assert sheet.height > 64, "captions need their room"
 
 
 @pytest.mark.parametrize(

@@ -15,29 +15,36 @@ def make_grid(
     columns: int = 0,
     column_labels: Sequence[str] = (),
     row_labels: Sequence[str] = (),
+    captions: Sequence[str] = (),
 ) -> Image.Image:
     """Row by row; `columns` 0 makes it about square. Cells are as large as the largest image.
 
-    Labels stand above the columns and left of the rows, wrapped to their room. Raises ValueError without images.
+    Labels stand above the columns and left of the rows, captions under the images, wrapped to their room. Raises
+    ValueError without images.
     """
     if not images:
         raise ValueError("a grid needs at least one image")
     columns = columns or ceil(sqrt(len(images)))
     rows = ceil(len(images) / columns)
     width, height = max(i.width for i in images), max(i.height for i in images)
-    font = ImageFont.load_default(size=max(10, min(width, height) // 16))
+    font = ImageFont.load_default(size=max(12, min(width, height) // 16))
     head = _Labels(column_labels[:columns], font, width)
     side = _Labels(row_labels[:rows], font, max(width // 2, 80))
-    sheet = Image.new("RGB", (side.width + columns * width, head.height + rows * height), _PAPER)
+    under = _Labels(captions[: len(images)], font, width)
+    pitch = height + under.height
+    sheet = Image.new("RGB", (side.width + columns * width, head.height + rows * pitch), _PAPER)
     draw = ImageDraw.Draw(sheet)
     for index, image in enumerate(images):
         x = side.width + index % columns * width + (width - image.width) // 2
-        y = head.height + index // columns * height + (height - image.height) // 2
+        y = head.height + index // columns * pitch + (height - image.height) // 2
         sheet.paste(image, (x, y))
+    for index, text in enumerate(under.texts):
+        middle = side.width + index % columns * width + width // 2
+        _write(draw, text, font, middle, head.height + index // columns * pitch + height + under.height // 2)
     for column, text in enumerate(head.texts):
         _write(draw, text, font, side.width + column * width + width // 2, head.height // 2)
     for row, text in enumerate(side.texts):
-        _write(draw, text, font, side.width // 2, head.height + row * height + height // 2)
+        _write(draw, text, font, side.width // 2, head.height + row * pitch + height // 2)
     return sheet
 
 
@@ -58,8 +65,11 @@ class _Labels:
 def _wrap(text: str, font: Font, room: int) -> str:
     """Lines of at most `room` pixels, broken at spaces, and within a word that is wider by itself."""
     lines = [""]
+    # At small sizes the font's own space is a pixel or two wide, and words run together.
+    size = font.getbbox("M")[3]
+    gap = " " * max(1, ceil(0.4 * size / font.getlength(" ")))
     for word in text.split():
-        candidate = f"{lines[-1]} {word}".strip()
+        candidate = f"{lines[-1]}{gap}{word}".strip()
         if font.getlength(candidate) <= room:
             lines[-1] = candidate
             continue

@@ -6,6 +6,7 @@ commas, values with commas, colons or line breaks in them in JSON quotes.
 
 import json
 import re
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -26,18 +27,21 @@ from konomi.storage.atomic import explained
 
 _SAMPLER_NAMES: dict[SamplerName, tuple[str, str]] = {
     "ddim": ("DDIM", ""),
-    "euler": ("Euler", ""),
-    "euler_a": ("Euler a", ""),
-    "dpmpp_2m": ("DPM++ 2M", ""),
+    "euler": ("Euler", "Uniform"),
+    "euler_a": ("Euler a", "Uniform"),
+    "dpmpp_2m": ("DPM++ 2M", "Uniform"),
     "dpmpp_2m_karras": ("DPM++ 2M", "Karras"),
-    "heun": ("Heun", ""),
-    "lms": ("LMS", ""),
-    "dpmpp_2m_sde": ("DPM++ 2M SDE", ""),
+    "heun": ("Heun", "Uniform"),
+    "lms": ("LMS", "Uniform"),
+    "dpmpp_2m_sde": ("DPM++ 2M SDE", "Uniform"),
     "dpmpp_2m_sde_karras": ("DPM++ 2M SDE", "Karras"),
     "unipc": ("UniPC", ""),
     "pndm": ("PLMS", ""),
 }
-"""Our name -> theirs, and their schedule type."""
+"""Our name -> theirs, and their schedule type where they choose one: left out, it would be "Automatic", which is Karras
+for DPM++ 2M and 2M SDE."""
+_AUTOMATIC = {"DPM++ 2M": "Karras", "DPM++ 2M SDE": "Karras"}
+"""What web UIs take for a sampler where the schedule is left to them."""
 
 _PAIR = re.compile(r'\s*([\w][\w \-/+]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 
@@ -54,6 +58,9 @@ class Infotext:
     def request(self) -> Request:
         """The request that draws it again, as far as the text tells; unknown samplers become the default.
 
+        A seed of -1, by which web UIs mean any, becomes one. "Denoising strength" is left out: it belongs to a picture
+        to start from (or an enlargement), which a text cannot hold.
+
         Raises DataError where a number is none.
         """
         try:
@@ -61,7 +68,7 @@ class Infotext:
             return Request(
                 prompt=self.prompt,
                 negative=self.negative,
-                seed=int(self.settings.get("Seed", "0")),
+                seed=_seed(self.settings.get("Seed", "0")),
                 steps=int(self.settings.get("Steps", "20")),
                 guidance=float(self.settings.get("CFG scale", "7")),
                 guidance_rescale=float(self.settings["CFG Rescale"]) if "CFG Rescale" in self.settings else None,
@@ -69,7 +76,6 @@ class Infotext:
                 width=width,
                 height=height,
                 clip_skip=int(self.settings.get("Clip skip", "0")),
-                strength=float(self.settings.get("Denoising strength", "1")),
             )
         except ValueError as error:
             raise DataError(f"The picture's infotext cannot be read: {error}.") from error
@@ -155,12 +161,20 @@ def save_png(picture: Picture, folder: Path) -> Path:
 
     Raises RunError where the folder cannot be written.
     """
-    encoded = png_bytes(picture)
+    return _save(png_bytes(picture), folder, re.compile(r"(\d{4,})-"), f"{{:04d}}-{picture.request.seed}.png")
+
+
+def save_sheet(sheet: Picture, folder: Path) -> Path:
+    """Write `grid-0000.png` with the next free number: no seed, so that nobody takes it for a picture."""
+    return _save(png_bytes(sheet), folder, re.compile(r"grid-(\d{4,})\."), "grid-{:04d}.png")
+
+
+def _save(encoded: bytes, folder: Path, numbered: re.Pattern[str], name: str) -> Path:
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        numbers = [int(match[1]) for path in folder.iterdir() if (match := re.match(r"(\d{4,})-", path.name))]
+        numbers = [int(match[1]) for path in folder.iterdir() if (match := numbered.match(path.name))]
         for number in count(max(numbers, default=-1) + 1):
-            path = folder / f"{number:04d}-{picture.request.seed}.png"
+            path = folder / name.format(number)
             try:
                 file = path.open("xb")
             except FileExistsError:  # Another process was faster.
@@ -175,11 +189,18 @@ def save_png(picture: Picture, folder: Path) -> Path:
     raise AssertionError("count() never ends")
 
 
+def _seed(written: str) -> int:
+    seed = int(written)
+    return secrets.randbelow(2**32) if seed == -1 else seed
+
+
 def _our_sampler(settings: dict[str, str]) -> SamplerName:
     named = settings.get("Sampler", "")
     schedule = settings.get("Schedule type", "")
     if named.endswith(" Karras"):  # Older web UIs write both in one.
         named, schedule = named.removesuffix(" Karras"), "Karras"
+    elif schedule == "Automatic":
+        schedule = _AUTOMATIC.get(named, "")
     exact = [ours for ours, theirs in _SAMPLER_NAMES.items() if theirs == (named, schedule)]
     similar = [ours for ours, theirs in _SAMPLER_NAMES.items() if theirs[0] == named]
     return (exact or similar or ["dpmpp_2m"])[0]

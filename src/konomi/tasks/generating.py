@@ -22,7 +22,7 @@ from konomi.generation.embedding_request import embeddings_of_prompt, named_as_t
 from konomi.generation.generate import count_on
 from konomi.generation.generate import generate as draw
 from konomi.generation.grid import make_grid
-from konomi.generation.infotext import save_png
+from konomi.generation.infotext import save_png, save_sheet
 from konomi.generation.job import with_size
 from konomi.generation.prompt_file import read_prompt_file
 from konomi.generation.request import Origin, Picture, Request, UsedAdapter
@@ -74,7 +74,8 @@ def generate(
     prompt_file: str | Path | None = None,
     tell: Callable[[str], object] = lambda _: None,
 ) -> Iterator[Path]:
-    """Draw pictures and yield the path of each. `seed` None draws one by chance; image i of a count has seed + i.
+    """Draw pictures and yield the path of each. `seed` None, or -1 as web UIs have it, draws one by chance;
+    image i of a count has seed + i.
 
     `add`: `FILE`, `FILE:0.8` or `FILE:unet=0.8:text=0.5`; `<lora:name:0.8>` and `<hypernet:name:0.8>` in a prompt look
     for the name in the current folder, `output` and the folders of `add`. `tell` is handed a line on everything
@@ -88,7 +89,7 @@ def generate(
     default = Request(
         prompt="",
         negative=negative,
-        seed=secrets.randbelow(2**32) if seed is None else seed,
+        seed=secrets.randbelow(2**32) if seed in (None, -1) else seed,
         steps=steps,
         guidance=guidance,
         guidance_rescale=guidance_rescale,
@@ -100,13 +101,7 @@ def generate(
         strength=_strength(strength, start, tell),
         mask=area,
     )
-    requests = [replace(default, prompt=prompt) for prompt in prompts]
-    requests += read_prompt_file(Path(prompt_file), default) if prompt_file else []
-    if not requests:
-        raise RecipeError("there is no prompt. Say what to draw: konomi generate 'a cat' --base tiny")
-    requests = [one for request in requests for one in count_on(request, count)]
-    for request in requests:
-        request.check()
+    requests = _requests(default, prompts, prompt_file, count)
     always = [parse_add(argument) for argument in add]
     groups, files = _read_adapters(requests, always, [Path.cwd(), output], tell)
     loaded = load_base(base, device=device, precision=precision)
@@ -128,7 +123,18 @@ def generate(
                 if grid:
                     pictures.append(picture)
     if grid and len(pictures) > 1:
-        yield save_png(_grid_picture(pictures), output)
+        yield save_sheet(_sheet(pictures), output)
+
+
+def _requests(default: Request, prompts: Sequence[str], prompt_file: str | Path | None, count: int) -> list[Request]:
+    requests = [replace(default, prompt=prompt) for prompt in prompts]
+    requests += read_prompt_file(Path(prompt_file), default) if prompt_file else []
+    if not requests:
+        raise RecipeError("there is no prompt. Say what to draw: konomi generate 'a cat' --base tiny")
+    requests = [one for request in requests for one in count_on(request, count)]
+    for request in requests:
+        request.check()
+    return requests
 
 
 def _tell_all(notes: Iterable[str], tell: Callable[[str], object]) -> None:
@@ -241,8 +247,15 @@ def _mask(path: str | Path, size: tuple[int, int], init: str) -> Image.Image:
     return mask
 
 
-def _grid_picture(pictures: Sequence[Picture]) -> Picture:
-    return replace(pictures[0], image=make_grid([picture.image for picture in pictures]))
+def _sheet(pictures: Sequence[Picture]) -> Picture:
+    """All pictures on one, each with its seed, and its prompt where there are several."""
+    prompts = {picture.request.prompt for picture in pictures}
+    captions = [
+        f"{picture.request.prompt}, seed {picture.request.seed}" if len(prompts) > 1 else f"seed {picture.request.seed}"
+        for picture in pictures
+    ]
+    image = make_grid([picture.image for picture in pictures], captions=captions)
+    return replace(pictures[0], image=image, infotext=f"{pictures[0].infotext}, Sheet of: {len(pictures)} pictures")
 
 
 def _make_folder(folder: Path) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFont
 
 from konomi.errors import DataError, RecipeError
 from konomi.generation.adapter_request import AdapterRequest, adapters_of_prompt, find_adapter, format_tag, parse_add
-from konomi.generation.grid import make_grid
+from konomi.generation.grid import _wrap, make_grid
 from konomi.generation.prompt_file import parse_prompt_line, read_prompt_file
 from konomi.generation.request import Request, UsedAdapter
 
@@ -143,6 +143,24 @@ def test_a_grid_places_every_picture():
     assert make_grid([Image.new("RGB", (8, 8))] * 5).size == (24, 16)
     with pytest.raises(ValueError, match="at least one"):
         make_grid([])
+
+
+def test_words_of_a_label_do_not_run_together():
+    """The gap between two words is wider than any within one."""
+    for size in (12, 16, 32):
+        font = ImageFont.load_default(size=size)
+        text = _wrap("photo of a dog", font, 1000)
+        assert font.getlength(text) - font.getlength(text.replace(" ", "")) >= 3 * 0.3 * size
+
+
+def test_captions_stand_under_their_pictures():
+    sheet = make_grid([Image.new("RGB", (64, 64), "red")] * 4, columns=2, captions=["seed 1", "seed 2", "3", "4"])
+    under = (sheet.height - 128) // 2
+    assert sheet.width == 128 and under > 10
+    assert sheet.crop((0, 0, 128, 64)).getcolors() == [(128 * 64, (255, 0, 0))]
+    for top in (64, 128 + under):
+        for left in (0, 64):
+            assert sheet.crop((left, top, left + 64, top + under)).convert("L").getextrema()[0] < 128
 
 
 def test_labels_have_their_own_room():

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from konomi.diffusion.samplers import SAMPLERS
 from konomi.errors import DataError, RunError
 from konomi.generation.infotext import parse_infotext, read_infotext, save_png, write_infotext
 from konomi.generation.request import Origin, Picture, Request, UsedAdapter
@@ -64,9 +65,8 @@ def test_a_web_uis_own_text_is_read():
     assert info.negative == "lowres\nbad hands"
     assert info.settings["Lora hashes"] == "a: 1, b: 2"
     request = info.request()
-    assert (request.sampler, request.seed, request.height, request.strength) == (
-        "dpmpp_2m_karras", 1328687449, 640, 0.45,
-    )  # fmt: skip
+    assert (request.sampler, request.seed, request.height) == ("dpmpp_2m_karras", 1328687449, 640)
+    assert request.strength == 1, "it belongs to a picture to start from, and there is none"
     assert parse_infotext("only words: here, and: there").prompt == "only words: here, and: there"
     assert parse_infotext(text.replace("DPM++ 2M Karras", "Restart")).request().sampler == "dpmpp_2m"
     with pytest.raises(DataError, match="infotext"):
@@ -129,3 +129,37 @@ def test_quotes_are_json():
     text = write_infotext(REQUEST, Origin(model='say "hi": a\\b'))
     assert json.dumps('say "hi": a\\b') in text
     assert parse_infotext(text).settings["Model"] == 'say "hi": a\\b'
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "ours"),
+    [
+        ("DPM++ 2M", "Automatic", "dpmpp_2m_karras"),
+        ("DPM++ 2M", "Uniform", "dpmpp_2m"),
+        ("DPM++ 2M", "Karras", "dpmpp_2m_karras"),
+        ("Euler a", "Automatic", "euler_a"),
+        ("DPM++ 2M SDE", "Automatic", "dpmpp_2m_sde_karras"),
+        ("DDIM", "", "ddim"),
+    ],
+)
+def test_a_schedule_left_to_the_web_ui_is_the_one_it_takes(sampler, schedule, ours):
+    entry = f"Schedule type: {schedule}, " if schedule else ""
+    text = f"a dog\nSteps: 20, Sampler: {sampler}, {entry}CFG scale: 7, Seed: 5, Size: 64x64"
+    assert parse_infotext(text).request().sampler == ours
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_is_written_leaves_no_schedule_to_chance(sampler):
+    text = write_infotext(replace(REQUEST, sampler=sampler), Origin())
+    assert "Automatic" not in text and "Denoising strength" not in text
+    known = sampler not in ("ddim", "pndm", "unipc")
+    assert ("Schedule type: " in text) == known, "the others have no choice of schedule there"
+    begun = write_infotext(replace(REQUEST, init=Image.new("RGB", (8, 8)), strength=0.6), Origin())
+    assert "Denoising strength: 0.6" in begun
+
+
+def test_any_seed_becomes_one():
+    text = "a dog\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: -1, Size: 64x64"
+    request = parse_infotext(text).request()
+    request.check()
+    assert "Seed: -1" not in write_infotext(request, Origin())
