@@ -1,22 +1,18 @@
-"""Strangers' data sets: whatever lies in tables, captions, archives and pictures, only konomi's own errors come out.
-
-`KONOMI_FUZZ_EXAMPLES=2000 python -m pytest tests/fuzz` looks longer.
-"""
+"""Strangers' data sets: whatever lies in tables, captions, archives and pictures."""
 
 import io
 import json
 import os
-import resource
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from bounds import bounded, fuzzed
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -25,17 +21,7 @@ from konomi.data.encodings import decode_text
 from konomi.data.images import read_image
 from konomi.data.kohya_dataset import read_dataset_toml
 from konomi.data.sources import scan
-from konomi.errors import KonomiError
 
-LONG = 10.0
-"""Seconds that no example may take."""
-LARGE = 2**30
-"""Bytes by which no example may grow the process."""
-
-fuzzed = settings(
-    max_examples=int(os.environ.get("KONOMI_FUZZ_EXAMPLES", "25")),
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
 words = st.sampled_from(["a.png", "./a.png", "../a.png", "b/c.png", "", "\0", "~nosuchuser", "é☂", "\ud800", "9" * 400])
@@ -44,18 +30,6 @@ numbers = st.one_of(st.integers(-5, 5), st.just(10**400), st.just(2**63), st.flo
 plain = st.one_of(st.none(), numbers, texts)
 columns = st.sampled_from(["file_name", "text", "caption", "captions", "name", "tags", "x"])
 values = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(columns, inner, max_size=3))
-
-
-@contextmanager
-def bounded() -> Iterator[None]:
-    """Nothing but a KonomiError, whose message is one line; in bounded time and memory."""
-    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    try:
-        yield
-    except KonomiError as error:
-        assert "\n" not in str(error) and len(str(error)) < 20_000
-    assert time.monotonic() - start < LONG
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < LARGE
 
 
 def scan_and_read(path: Path | str) -> None:

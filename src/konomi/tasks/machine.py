@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-MINIMUM = {"torch": (2, 10), "transformers": (5, 3), "pillow": (12, 2), "diffusers": (0, 36)}
+MINIMUM = {"torch": (2, 10), "transformers": (5, 3), "pillow": (12, 3), "diffusers": (0, 38)}
 CUDA_INDEX = "https://download.pytorch.org/whl/cu126"
 CPU_BUILD = (
     "There is an NVIDIA card, but this PyTorch is built for the CPU alone. Mend it: "

@@ -57,7 +57,7 @@ CONTENTS = {
     FileKind.TIFF: [image("TIFF")],
     FileKind.HTML: [b"\n<!DOCTYPE html><html>", b"\xef\xbb\xbf<html lang=en>", b"<HTML>"],
     FileKind.LFS_POINTER: [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"],
-    FileKind.GZIP: [gzip.compress(b"1")],
+    FileKind.GZIP: [gzip.compress(b"1", mtime=0)],
     FileKind.TAR: [tar()],
     FileKind.GGUF: [b"GGUF\x03\0\0\0"],
     FileKind.NUMPY: [b"\x93NUMPY\x01\0"],
