@@ -100,22 +100,9 @@ def test_csv_tables(tmp_path: Path, header: str, cells: list[str]) -> None:
 
 KEYS = st.sampled_from(
     [
-        "image_dir",
-        "num_repeats",
-        "resolution",
-        "batch_size",
-        "keep_tokens",
-        "class_tokens",
-        "is_reg",
-        "caption_extension",
-        "shuffle_caption",
-        "enable_bucket",
-        "min_bucket_reso",
-        "metadata_file",
-        "caption_prefix",
-        "flip_aug",
-        "bucket_reso_steps",
-        "enable_wildcard",
+        *("image_dir", "metadata_file", "class_tokens", "is_reg", "num_repeats", "keep_tokens", "shuffle_caption"),
+        *("resolution", "batch_size", "enable_bucket", "min_bucket_reso", "bucket_reso_steps", "flip_aug"),
+        *("caption_extension", "caption_prefix", "enable_wildcard"),
     ]
 )
 

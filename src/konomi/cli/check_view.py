@@ -10,6 +10,8 @@ from konomi.cli.screen import screen, seconds_text
 from konomi.errors import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from konomi.tasks import CheckReport, CheckRow
 
 MAX_LISTED = 10
@@ -49,7 +51,7 @@ def print_check(report: "CheckReport", *, show_all: bool = False) -> None:
         console.print(Text(f"about {seconds_text(report.seconds)}, without encoding and previews"))
 
 
-def _chosen(rows: "tuple[CheckRow, ...]") -> "list[CheckRow]":
+def _chosen(rows: "Sequence[CheckRow]") -> "list[CheckRow]":
     """The first rows, but every row with a problem before those without, as far as there is room."""
     if len(rows) <= SHOWN:
         return list(rows)

@@ -2,6 +2,7 @@
 
 import random
 import re
+from functools import lru_cache
 
 from konomi.config.sections import CaptionConfig
 from konomi.data.manifest import Record
@@ -37,16 +38,23 @@ def caption_varies(record: Record, config: CaptionConfig) -> bool:
     """Whether `final_caption` depends on its key."""
     if config.dropout or len(record.captions) > 1:
         return True
+    if not config.tag_dropout and not _shuffles(record, config):
+        return False
     free = len(_tags(_worded(record, None), config.separator)) - _keep_tokens(record, config)
     return bool((config.tag_dropout and free > 0) or (_shuffles(record, config) and free > 1))
 
 
 def has_trigger(text: str, trigger: str) -> bool:
     """Whether a caption holds the trigger as a whole word: `sks` is in "a sks dog" and not in "asks"."""
+    return _whole_word(trigger).search(text) is not None
+
+
+@lru_cache(maxsize=64)
+def _whole_word(word: str) -> re.Pattern[str]:
     # ASCII edges only: Japanese is written without spaces, and `sks` in 「sksの写真」 counts.
-    start = r"(?<![A-Za-z0-9_])" if re.match(r"[A-Za-z0-9_]", trigger) else ""
-    end = r"(?![A-Za-z0-9_])" if re.search(r"[A-Za-z0-9_]\Z", trigger) else ""
-    return re.search(start + re.escape(trigger) + end, text, re.IGNORECASE) is not None
+    start = r"(?<![A-Za-z0-9_])" if re.match(r"[A-Za-z0-9_]", word) else ""
+    end = r"(?![A-Za-z0-9_])" if re.search(r"[A-Za-z0-9_]\Z", word) else ""
+    return re.compile(start + re.escape(word) + end, re.IGNORECASE)
 
 
 def file_words(name: str) -> str:

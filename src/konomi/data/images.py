@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -194,14 +194,29 @@ def mask_to_latent_grid(mask: Mask, factor: int = 8) -> Mask:
     return mean
 
 
-def unreadable(records: Iterable[Record], *, workers: int = 1) -> tuple[Excluded, ...]:
-    """Decode every image (and mask) completely; those that fail, with the reason, in order."""
+class Remembers(Protocol):
+    """Which images were decoded before; `konomi.data.remembered.WholeImages`."""
+
+    def __contains__(self, record: object) -> bool: ...
+    def add(self, record: Record) -> None: ...
+    def save(self) -> None: ...
+
+
+def unreadable(records: Iterable[Record], *, workers: int = 1, whole: Remembers | None = None) -> tuple[Excluded, ...]:
+    """Decode every image (and mask) completely, but for those that `whole` knows; those that fail, with the reason, in
+    order."""
     found: list[Excluded] = []
-    pending = iter(records)
+    pending = iter(records) if whole is None else (record for record in records if record not in whole)
     with ThreadPoolExecutor(max(1, workers)) as pool:
         # In portions: a manifest of 100,000 must not become 100,000 waiting tasks.
         while portion := list(islice(pending, 64 * max(1, workers))):
-            found += (bad for bad in pool.map(_try_reading, portion) if bad is not None)
+            for record, bad in zip(portion, pool.map(_try_reading, portion)):
+                if bad is not None:
+                    found.append(bad)
+                elif whole is not None:
+                    whole.add(record)
+    if whole is not None:
+        whole.save()
     return tuple(found)
 
 
@@ -213,13 +228,13 @@ def _try_reading(record: Record) -> Excluded | None:
     return None
 
 
-def verify(manifest: Manifest, *, workers: int = 1) -> None:
-    """Decode every image once, before any model loads.
+def verify(manifest: Manifest, *, workers: int = 1, whole: Remembers | None = None) -> None:
+    """Decode every image once, before any model loads, but for those that `whole` knows.
 
     Raises:
         DataError: names all files that cannot be read, with the reasons.
     """
-    bad = unreadable(manifest.records, workers=workers)
+    bad = unreadable(manifest.records, workers=workers, whole=whole)
     if not bad:
         return
     shown = "; ".join(excluded.reason for excluded in bad[:MAX_LISTED])

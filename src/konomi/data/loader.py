@@ -171,8 +171,8 @@ def static_captions(records: Sequence[Record], config: DataConfig) -> tuple[froz
     complete = True
     plain = replace(config.captions, dropout=0.0)
     for record in records:
-        for caption in record.captions or (None,):
-            one = record if caption is None else replace(record, captions=(caption,))
+        several = len(record.captions) > 1
+        for one in [replace(record, captions=(c,)) for c in record.captions] if several else [record]:
             if caption_varies(one, plain):
                 complete = False
             else:

@@ -15,7 +15,7 @@ from konomi.errors import DataError, printable
 MAX_LISTED = 10
 _MANY_REPEATS = re.compile(r"([0-9]{4,})_.*\S", re.DOTALL)
 # What people call the folder of images that show the class (regularisation images).
-_CLASS_FOLDERS = (
+CLASS_FOLDERS = (
     "reg",
     "regs",
     "regularization",
@@ -174,7 +174,7 @@ def folder_findings(place: Place, candidates: Sequence[Candidate]) -> list[Findi
                 )
             )
     for folder in folders:
-        if folder.lower() in _CLASS_FOLDERS:
+        if folder.lower() in CLASS_FOLDERS:
             inside = [c.record.name for c in training if folder in c.entry.name.split("/")[:-1]]
             found.append(
                 listing_names(
@@ -205,7 +205,7 @@ def _next_door(shown: str, place: Place, training: Sequence[Candidate]) -> list[
                     )
                 )
         plain = place.reads_folder_names and place.role == "train" and place.path.name.lower() != "img"
-        for name in _CLASS_FOLDERS if plain else ():
+        for name in CLASS_FOLDERS if plain else ():
             if name in beside and _holds_images(beside[name]):
                 found.append(
                     Finding(

@@ -23,7 +23,7 @@ from konomi.data.preflight import (
 )
 from konomi.data.tar_shards import expand_shards, is_shard_pattern, read_shard
 from konomi.data.tree import Place, Tree, read_tree
-from konomi.errors import DataError, printable
+from konomi.errors import DataError, KonomiError, printable
 from konomi.storage.home import expanded
 
 TABLE_SUFFIXES = (".jsonl", ".csv", ".json")
@@ -115,22 +115,44 @@ def read_source(source: SourceConfig, captions: CaptionConfig) -> Iterator[Tree]
             Tree([c for s in shards for c in s.candidates], [x for s in shards for x in s.excluded]), place
         )
         return
+    places, findings = _places(source, captions)
+    for number, place in enumerate(places):
+        tree = _read_place(place)
+        tree.findings = [*(findings if number == 0 else ()), *tree.findings]
+        yield tree
+
+
+def watched_paths(data: DataConfig) -> list[Path] | None:
+    """The files and folders that decide what `scan` finds; None where a source cannot be read."""
+    found: list[Path] = []
+    try:
+        for source in data.sources:
+            if is_shard_pattern(source.path):
+                found += expand_shards(source.path)
+                continue
+            path = expanded(source.path)
+            found.append(path)
+            for place in _places(source, data.captions)[0]:
+                found += [place.path] if place.path != path else []
+                found += [place.table] if place.table is not None else []
+    except KonomiError:
+        return None  # `scan` says why.
+    return found
+
+
+def _places(source: SourceConfig, captions: CaptionConfig) -> tuple[tuple[Place, ...], list[Finding]]:
     path = expanded(source.path)
     if not path.exists():
         raise missing_path(path)
     suffix = path.suffix.lower()
     if path.is_file() and suffix == ".toml":
         dataset = read_dataset_toml(path, source)
-        for number, place in enumerate(dataset.places):
-            tree = _read_place(
-                place if place.caption_lines != "joined" else replace(place, caption_lines=captions.lines)
-            )
-            tree.findings = [*(map(Finding, dataset.problems) if number == 0 else ()), *tree.findings]
-            yield tree
-    elif path.is_file() and suffix in TABLE_SUFFIXES:
-        yield _read_place(replace(_place(source, path.parent, captions), table=path))
-    else:
-        yield _read_place(_place(source, path, captions))
+        lines = captions.lines
+        places = [p if p.caption_lines != "joined" else replace(p, caption_lines=lines) for p in dataset.places]
+        return tuple(places), [Finding(problem) for problem in dataset.problems]
+    if path.is_file() and suffix in TABLE_SUFFIXES:
+        return (replace(_place(source, path.parent, captions), table=path),), []
+    return (_place(source, path, captions),), []
 
 
 def _place(source: SourceConfig, path: Path, captions: CaptionConfig) -> Place:

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
-from konomi.config.sections import DataConfig
+from konomi.config.sections import CaptionConfig, DataConfig
 from konomi.data.buckets import Assignment, Bucket
 from konomi.data.captions import final_caption
 from konomi.data.epoch import draws_per_bucket, short_batches, steps_per_epoch
@@ -26,11 +27,47 @@ class ImageSummary:
     repeats: int
 
 
+class ImageSummaries(Sequence[ImageSummary]):
+    """All images of an assignment, each made when it is looked at: nobody looks at a hundred thousand."""
+
+    def __init__(self, assignment: Assignment, captions: CaptionConfig) -> None:
+        self._assignment = assignment
+        self._captions = captions
+
+    def __len__(self) -> int:
+        return len(self._assignment.records)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageSummary: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ImageSummary]: ...
+    def __getitem__(self, index: int | slice) -> ImageSummary | Sequence[ImageSummary]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        record, bucket = self._assignment.records[index], self._assignment.buckets[index]
+        return ImageSummary(
+            name=record.name,
+            role=record.role,
+            caption=final_caption(record, self._captions, None),
+            size=(record.width, record.height),
+            bucket=bucket,
+            crop=centre_crop((record.width, record.height), bucket),
+            repeats=record.repeats,
+        )
+
+    @property
+    def any_cut(self) -> bool:
+        """Whether of any image something is cut off."""
+        records, buckets = self._assignment.records, self._assignment.buckets
+        shapes = {(record.width, record.height, bucket) for record, bucket in zip(records, buckets)}
+        return any(centre_crop((w, h), bucket) != (0, 0, w, h) for w, h, bucket in shapes)
+
+
 @dataclass(frozen=True, slots=True)
 class DatasetSummary:
     """Everything `konomi check` shows of the data."""
 
-    images: tuple[ImageSummary, ...]
+    images: ImageSummaries
     excluded: tuple[Excluded, ...]
     findings: tuple[Finding, ...]
     bucket_counts: dict[Bucket, int]
@@ -54,23 +91,11 @@ def dataset_summary(
 ) -> DatasetSummary:
     """The summary of an assignment; `steps` or `epochs` are the run's totals (`steps` wins, as in a recipe).
     `class_images`: prior images that will be made first and are not in the assignment yet."""
-    rows = tuple(
-        ImageSummary(
-            name=record.name,
-            role=record.role,
-            caption=final_caption(record, config.captions, None),
-            size=(record.width, record.height),
-            bucket=bucket,
-            crop=centre_crop((record.width, record.height), bucket),
-            repeats=record.repeats,
-        )
-        for record, bucket in zip(assignment.records, assignment.buckets, strict=True)
-    )
     train = [(r, b) for r, b in zip(assignment.records, assignment.buckets) if r.role == "train"]
     counts = draws_per_bucket([bucket for _, bucket in train], [record.repeats for record, _ in train])
     per_epoch = steps_per_epoch(counts.values(), batch_size)
     return DatasetSummary(
-        images=rows,
+        images=ImageSummaries(assignment, config.captions),
         excluded=tuple(dict.fromkeys(manifest.excluded + assignment.excluded)),
         findings=manifest.findings,
         bucket_counts=counts,

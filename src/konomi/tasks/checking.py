@@ -1,14 +1,17 @@
 """`check`: everything that can be known about a run before it starts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 from konomi.config.recipe import Recipe
 from konomi.data.images import unreadable
 from konomi.data.manifest import Finding, first_names
+from konomi.data.remembered import WholeImages
+from konomi.data.summary import ImageSummary
 from konomi.errors import RunError
-from konomi.tasks.preparing import Job, prepare
+from konomi.tasks.preparing import Job, cache_folder, prepare
 from konomi.tasks.prior import propose_nouns
 from konomi.tasks.run_folder import check_run_folder
 from konomi.tasks.saving import check_way_is_free
@@ -30,11 +33,42 @@ class CheckRow:
     problem: str = ""
 
 
+class CheckRows(Sequence[CheckRow]):
+    """All images, each row made when it is looked at: a screen shows forty of a hundred thousand."""
+
+    def __init__(self, images: Sequence[ImageSummary], problems: Mapping[str, str]) -> None:
+        self._images = images
+        self.problems = problems
+        """Name -> what is wrong."""
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @overload
+    def __getitem__(self, index: int) -> CheckRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[CheckRow]: ...
+    def __getitem__(self, index: int | slice) -> CheckRow | Sequence[CheckRow]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        image = self._images[index]
+        return CheckRow(
+            name=image.name,
+            role=image.role,
+            caption=image.caption,
+            size=f"{image.size[0]}x{image.size[1]}",
+            bucket=f"{image.bucket[0]}x{image.bucket[1]}",
+            crop=",".join(map(str, image.crop)),
+            repeats=image.repeats,
+            problem=self.problems.get(image.name, ""),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class CheckReport:
     """The pre-flight."""
 
-    rows: tuple[CheckRow, ...]
+    rows: Sequence[CheckRow]
     sentence: str
     steps: int
     excluded: tuple[tuple[str, str], ...]
@@ -61,20 +95,12 @@ def check(recipe: Recipe, *, read_all: bool = True, measure: bool = False, assum
     Raises KonomiError for what would stop the run.
     """
     job = prepare(recipe)
-    bad = {excluded.name: excluded.reason for excluded in unreadable(job.assignment.records)} if read_all else {}
-    rows = tuple(
-        CheckRow(
-            name=image.name,
-            role=image.role,
-            caption=image.caption,
-            size=f"{image.size[0]}x{image.size[1]}",
-            bucket=f"{image.bucket[0]}x{image.bucket[1]}",
-            crop=",".join(map(str, image.crop)),
-            repeats=image.repeats,
-            problem=bad.get(image.name, ""),
-        )
-        for image in job.summary.images
-    )
+    bad: dict[str, str] = {}
+    if read_all:
+        whole = WholeImages(cache_folder(job.recipe))
+        found = unreadable(job.assignment.records, workers=job.recipe.data.workers, whole=whole)
+        bad = {excluded.name: excluded.reason for excluded in found}
+    rows = CheckRows(job.summary.images, bad)
     stops = _what_stops(job, bad)
     findings = (*(_assumed(job) if assumed_base else ()), *job.findings)
     seconds = seconds_per_step(job) * job.summary.steps if measure and not stops else None

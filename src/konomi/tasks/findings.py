@@ -2,13 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from konomi.config.recipe import Recipe
 from konomi.data.buckets import Assignment
 from konomi.data.captions import caption_varies, final_caption, has_trigger
 from konomi.data.manifest import Finding, Manifest, Record, listing_names
+from konomi.data.remembered import Worked
 from konomi.models.base import BaseModel
 from konomi.training.identity import flat
+
+_PROBE = "a photo of sks, konomi's 2 red-pandas 好み <s1> antidisestablishmentarianism"
+"""Two tokenizers that cut this alike are taken for the same."""
 
 
 def with_shapes_left_out(manifest: Manifest, *assignments: Assignment) -> Manifest:
@@ -17,13 +23,38 @@ def with_shapes_left_out(manifest: Manifest, *assignments: Assignment) -> Manife
     if not excluded:
         return manifest
     kept = {id(record) for assignment in assignments for record in assignment.records}
-    records = tuple(record for record in manifest.records if id(record) in kept)
+    names = {bad.name for bad in excluded}
+    records = tuple(record for record in manifest.records if id(record) in kept or record.name not in names)
     return replace(manifest, records=records, excluded=(*manifest.excluded, *excluded))
 
 
-def with_triggers_in_reach(manifest: Manifest, base: BaseModel, recipe: Recipe) -> Manifest:
+def with_triggers_in_reach(manifest: Manifest, base: BaseModel, recipe: Recipe, memory: Path) -> Manifest:
     """The manifest with its triggers put in front where the text encoder would not have seen them, and what is cut off
-    told: a caption beyond `text.max_tokens` loses its end, and a word that stands there is not learned at all."""
+    told: a caption beyond `text.max_tokens` loses its end, and a word that stands there is not learned at all.
+
+    `memory`: the cache folder; captions that have not changed are not counted again.
+    """
+    limit = recipe.text.max_tokens
+    probe = base.tokens(_PROBE)
+    facts = (recipe.base, base.family, probe, limit, recipe.text.emphasis, recipe.data.captions, _vectors(recipe))
+    worked = Worked(memory, manifest, "reach", facts)
+    known = worked.get()
+    if known is None:
+        known = _beyond_the_limit(manifest, base, recipe)
+        worked.put(known)
+    long, moved, longest = known["long"], known["moved"], known["longest"]
+    if not long and not moved:
+        return manifest
+    records = list(manifest.records)
+    for index in moved:
+        records[index] = replace(records[index], trigger_first=True)
+    told = _told([records[i].name for i in long], [records[i].name for i in moved], longest, limit)
+    return replace(manifest, records=tuple(records), findings=manifest.findings + told)
+
+
+def _beyond_the_limit(manifest: Manifest, base: BaseModel, recipe: Recipe) -> dict[str, Any]:
+    """Indices of the records whose captions are too long, of those whose triggers are out of reach, and the largest
+    number of tokens."""
     limit = recipe.text.max_tokens
     counts: dict[str, int] = {}
 
@@ -37,11 +68,10 @@ def with_triggers_in_reach(manifest: Manifest, base: BaseModel, recipe: Recipe) 
 
     room = _vectors(recipe) - 1
     plain = replace(recipe.data.captions, dropout=0.0)
-    long: list[str] = []
-    moved: list[str] = []
+    long: list[int] = []
+    moved: list[int] = []
     longest = 0
-    records = list(manifest.records)
-    for index, record in enumerate(records):
+    for index, record in enumerate(manifest.records):
         alternatives = [replace(record, captions=(caption,)) for caption in record.captions] or [record]
         if len(record.captions) == 1:
             alternatives = [record]
@@ -49,15 +79,12 @@ def with_triggers_in_reach(manifest: Manifest, base: BaseModel, recipe: Recipe) 
             text = final_caption(one, plain, None)
             length = count(text)
             if length + room > limit and _is_out_of_reach(one, text, count, limit - room, caption_varies(one, plain)):
-                records[index] = replace(record, trigger_first=True)
-                moved.append(record.name)
+                moved.append(index)
                 break
         if length > limit:
-            long.append(record.name)
+            long.append(index)
             longest = max(longest, length)
-    if not long and not moved:
-        return manifest
-    return replace(manifest, records=tuple(records), findings=manifest.findings + _told(long, moved, longest, limit))
+    return {"long": long, "moved": moved, "longest": longest}
 
 
 def _vectors(recipe: Recipe) -> int:

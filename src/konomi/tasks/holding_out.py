@@ -8,7 +8,7 @@ from pathlib import Path
 from konomi.config.recipe import Recipe
 from konomi.config.sections import DataConfig, SourceConfig
 from konomi.data.manifest import Record
-from konomi.data.sources import scan
+from konomi.data.remembered import remembered_scan
 from konomi.diffusion.random import stable_hash
 from konomi.errors import DataError
 
@@ -16,15 +16,17 @@ Split = tuple[tuple[Record, ...], tuple[Record, ...], tuple[str, ...]]
 """Records to train on, records to measure, and what is to be said about them."""
 
 
-def split_off(records: tuple[Record, ...], recipe: Recipe, index: Path) -> Split:
+def split_off(records: tuple[Record, ...], recipe: Recipe, memory: Path) -> Split:
     """Divide a manifest's records as the recipe asks for it. No picture is on both sides, under whatever name.
+
+    `memory` is the cache folder.
 
     Raises DataError where there is nothing to measure, or nothing would be left to train on.
     """
     if not recipe.run.validate_every:
         return records, (), ()
     if recipe.validation.path:
-        return _given(records, recipe, index)
+        return _given(records, recipe, memory)
     return _hold_out(records, recipe)
 
 
@@ -62,10 +64,10 @@ def _hold_out(records: tuple[Record, ...], recipe: Recipe) -> Split:
     return tuple(r for r in records if r.content not in chosen), tuple(once[c] for c in contents[:count]), notes
 
 
-def _given(records: tuple[Record, ...], recipe: Recipe, index: Path) -> Split:
+def _given(records: tuple[Record, ...], recipe: Recipe, memory: Path) -> Split:
     """The images of `validation.path`, worded as training words its own, without those that are trained on."""
     source = SourceConfig(path=recipe.validation.path)
-    found = scan(replace(recipe.data, sources=(source,)), index=index).records
+    found = remembered_scan(replace(recipe.data, sources=(source,)), memory).records
     trained = {record.content for record in records}
     validation = [record for record in found if record.content not in trained]
     if not validation:

@@ -66,7 +66,7 @@ def _of_images(run: Situation) -> Iterator[str]:
         )
     images = run.recipe.data.images
     kept = images.crop == "random" and run.recipe.data.cache.latents != "off" and images.crops == 1
-    if kept and any(row.crop != (0, 0, *row.size) for row in run.summary.images):
+    if kept and run.summary.images.any_cut:
         yield (
             'data.images.crop is "random", and of each image one crop is cached for the whole run. '
             'data.images.crops = 8 keeps eight; data.cache.latents = "off" takes a new one each time.'

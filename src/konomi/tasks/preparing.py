@@ -19,8 +19,8 @@ from konomi.data.kohya_dataset import read_dataset_toml
 from konomi.data.latent_cache import LatentCache
 from konomi.data.loader import BatchStream, static_captions
 from konomi.data.manifest import Finding, Manifest, Record
+from konomi.data.remembered import WholeImages, remembered_scan
 from konomi.data.shards import Notice, Progress
-from konomi.data.sources import scan
 from konomi.data.summary import DatasetSummary, dataset_summary
 from konomi.data.text_cache import TextCache
 from konomi.data.variants import preparing
@@ -93,14 +93,15 @@ def prepare(recipe: Recipe) -> Job:
     recipe = _filled_in(recipe, base)
     needs = _method_type(recipe)(base, recipe).needs
     _check_format(recipe, needs)
-    index = cache_folder(recipe) / "images.jsonl"
+    memory = cache_folder(recipe)
     recipe = with_identifier_captions(recipe, needs)
-    manifest = with_triggers_in_reach(scan(recipe.data, index=index), base, recipe)
+    manifest = with_triggers_in_reach(remembered_scan(recipe.data, memory), base, recipe, memory)
     recipe = with_prior(recipe, needs, manifest.records, base)
     method = _method_type(recipe)(base, recipe)
     size = parse_size(recipe.data.resolution or str(base.resolution))
-    training, validation, split_notes = split_off(manifest.records, recipe, index)
+    training, validation, split_notes = split_off(manifest.records, recipe, memory)
     assignment = assign(training, size, recipe.data.buckets)
+    validation = with_triggers_in_reach(Manifest(validation), base, recipe, memory).records
     held_out = assign(validation, size, recipe.data.buckets)
     manifest = with_shapes_left_out(manifest, assignment, held_out)
     class_images = class_images_of(recipe, training, (size[0] // 8 * 8, size[1] // 8 * 8))
@@ -150,7 +151,7 @@ def open_stream(job: Job) -> Iterator[Prepared | Warned | BatchStream]:
     place(job)
     latents, text = _make_caches(job)
     if latents is None and job.processes.is_first:
-        verify(job.manifest, workers=recipe.data.workers)
+        verify(job.manifest, workers=recipe.data.workers, whole=WholeImages(cache_folder(recipe)))
     # What lies on disk is built by the first process and only opened by the others; memory is everyone's own.
     mine = [job.processes.is_first or kept == "memory" for kept in (recipe.data.cache.latents, recipe.data.cache.text)]
     yield from _build(job, job.assignment, latents if mine[0] else None, text if mine[1] else None)

@@ -1,5 +1,6 @@
 """Previews while training: the same pictures `konomi generate` draws with the file saved at that step."""
 
+from itertools import islice
 from pathlib import Path
 
 from konomi.data.buckets import parse_size
@@ -24,8 +25,8 @@ def preview_prompts(job: Job) -> tuple[str, ...]:
     noun = source.class_noun if source else ""
     subject = " ".join(word for word in (trigger, noun) if word)
     if not subject:
-        captions = [row.caption for row in job.summary.images if row.role == "train" and row.caption]
-        return tuple(dict.fromkeys([*captions[:2], "a house by a lake"]))
+        captions = (row.caption for row in job.summary.images if row.role == "train" and row.caption)
+        return tuple(dict.fromkeys([*islice(captions, 2), "a house by a lake"]))
     panel = [f"a photo of {subject}", f"{subject} on the beach", f"a photo of a {noun}" if noun else ""]
     return tuple(prompt for prompt in [*panel, "a house by a lake"] if prompt)
 

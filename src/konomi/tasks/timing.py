@@ -22,7 +22,7 @@ class MadeUpStream:
     def __init__(self, job: Job) -> None:
         bucket: Bucket = max(job.summary.bucket_counts, key=lambda size: job.summary.bucket_counts[size])
         count = job.recipe.run.batch_size
-        captions = [image.caption for image in job.summary.images]
+        captions = [image.caption for image in job.summary.images[:count]]
         width, height = bucket
         base = job.base
         self.with_prior = bool(job.class_images.total) or any(r.role == "prior" for r in job.assignment.records)

@@ -129,7 +129,7 @@ def _of_images(run: Situation) -> Reasons:
         found |= {f"data.buckets.{name}": 'data.buckets.kind is "fixed".' for name in ("step", "min_side", "max_side")}
     if buckets.kind != "area":
         found["data.buckets.upscale"] = 'only data.buckets.kind = "area" can leave small images as they are.'
-    if all(row.crop == (0, 0, *row.size) for row in run.summary.images):
+    if not run.summary.images.any_cut:
         found["data.images.crop"] = "every image has the shape of its bucket, so nothing is cut off."
     if images.crop == "center":
         found["data.images.crops"] = 'data.images.crop is "center", which is always the same part.'
