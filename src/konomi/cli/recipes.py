@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,13 @@ def new(arguments: list[str]) -> int:
     parser = ArgumentParser(
         prog="konomi new", description="Write a recipe with every setting explained.", allow_abbrev=False
     )
-    parser.add_argument("method", metavar="METHOD", help="lora, full, ...")
+    parser.add_argument("method", metavar="METHOD", nargs="?", help="lora, full, ...")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="FILE|COMMAND",
+        help="bring settings along: sd-scripts' TOML or command line, OneTrainer's JSON, ai-toolkit's YAML",
+    )
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="where to; by default the screen")
     parser.add_argument("--base", default="tiny", help="the model to start from (default: %(default)s)")
     parser.add_argument("--images", metavar="DIR", default="photos", help="folder of images (default: %(default)s)")
@@ -34,8 +41,13 @@ def new(arguments: list[str]) -> int:
     from konomi.storage.atomic import explained, write_text
     from konomi.tasks.recipes import METHOD_CONFIGS
 
-    config = require_method(options.method, METHOD_CONFIGS)
-    text = commented_recipe(config, base=options.base, images=options.images, trigger=options.trigger)
+    if options.source is not None:
+        text = _brought_along(options.source)
+    elif options.method is None:
+        parser.error("name a method (lora, full, ...), or other settings with --from")
+    else:
+        config = require_method(options.method, METHOD_CONFIGS)
+        text = commented_recipe(config, base=options.base, images=options.images, trigger=options.trigger)
     if options.output is None or str(options.output) == "-":
         print(text, end="")
         return 0
@@ -47,6 +59,19 @@ def new(arguments: list[str]) -> int:
         write_text(options.output, text)
     print(f"Wrote {options.output}. Next: konomi check {options.output}")
     return 0
+
+
+def _brought_along(source: str) -> str:
+    """The recipe of another tool's settings; what is not taken over is said as well as written."""
+    from konomi.config.foreign import import_settings, imported_recipe
+    from konomi.errors import printable
+    from konomi.tasks.recipes import METHOD_CONFIGS
+
+    found = import_settings(source, METHOD_CONFIGS)
+    for line in found.left:
+        print(f"not taken over: {printable(line)}", file=sys.stderr)
+    print(f"{len(found.taken)} settings of {found.tool} taken over, {len(found.left)} not.", file=sys.stderr)
+    return imported_recipe(found, Path(source).name if Path(source).suffix and "--" not in source else "a command line")
 
 
 def check(arguments: list[str]) -> int:
