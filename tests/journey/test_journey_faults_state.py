@@ -13,6 +13,7 @@ from PIL import Image
 
 import konomi
 from konomi.errors import KonomiError, RunError
+from konomi.training.checkpoint import checkpoint_paths
 from konomi.training.events import Checkpointed, Finished, Prepared, Saved, Step, Validated, Warned
 
 PICTURES = ["run.preview_every=2", "preview.steps=1", 'preview.prompts=["a sks dog"]']
@@ -256,3 +257,24 @@ def test_a_run_shows_pictures_by_itself_and_says_what_to_type(recipe_file, tmp_p
     assert draw.startswith("Next: konomi generate 'a sks dog' --base ")
     assert draw.endswith(f"--add {tmp_path / 'run' / 'sks.safetensors'}")
     assert longer == f"Or:   konomi resume {tmp_path / 'run'} --steps 6"
+
+
+def test_checkpoints_and_saves_come_and_stay_as_the_recipe_says(make_recipe, tmp_path):
+    settings = ["run.checkpoint_every=1", "run.keep_checkpoints=3", "run.save_every=2", "run.trackers=[]"]
+    list(konomi.train(make_recipe(tmp_path / "often", steps=5, overrides=settings)))
+    kept = [path.name for path in checkpoint_paths(tmp_path / "often" / "checkpoints")]
+    assert kept == ["step-000003", "step-000004", "step-000005"]
+    assert len(list((tmp_path / "often").glob("*.safetensors"))) == 3
+    assert not (tmp_path / "often" / "tensorboard").exists()
+    events = list(konomi.train(make_recipe(tmp_path / "once", steps=2, overrides=["run.checkpoint_every=0"])))
+    assert [event.step for event in events if isinstance(event, Checkpointed)] == [2]
+
+
+@pytest.mark.parametrize("steps", ["0", "-3"])
+def test_no_steps_at_all_are_refused(recipe_file, tmp_path, capsys, steps):
+    from konomi.cli.main import main
+
+    recipe = recipe_file(tmp_path / "run")
+    for what in ([str(recipe)], ["lora", "--images", str(tmp_path), "--base", "tiny"]):
+        assert main(["train", *what, "--steps", steps]) == 1
+        assert f"--steps is {steps}; at least 1" in capsys.readouterr().err

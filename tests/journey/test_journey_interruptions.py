@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from konomi.training.checkpoint import checkpoint_paths
 
@@ -99,7 +100,8 @@ def free_port():
 @pytest.mark.slow
 def test_two_one_two_processes_are_one_run(recipe_file, konomi_cli, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "split"
-    options = {"overrides": ["run.device=cpu", "run.batch_size=4"]}
+    # Without CUDA the default device does; two processes cannot share one card.
+    options = {"overrides": ["run.batch_size=4", *(["run.device=cpu"] if torch.cuda.is_available() else [])]}
     assert konomi_cli.run("train", recipe_file(whole, steps=9, **options)).returncode == 0
 
     for count, until in ((2, 3), (1, 6), (2, 9)):

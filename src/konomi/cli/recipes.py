@@ -131,6 +131,8 @@ def recipe_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> "
     for folder in (*options.images, *([options.prior] if options.prior else [])):
         if not folder.exists():
             raise RecipeError(f"--images {folder}: no such file or folder.{_similar(folder)}")
+    if options.steps is not None and options.steps < 1:
+        raise RecipeError(f"--steps is {options.steps}; at least 1. Without it the recipe's or method's number counts.")
     if _looks_like_file(what):
         return _from_file(what, options, changes)
     return _from_method(what, options, changes)

@@ -33,6 +33,10 @@ def resume(arguments: list[str]) -> int:
     parser = ArgumentParser(prog="konomi resume", description="Go on exactly where a run stopped.", allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
     parser.add_argument("--steps", metavar="N", type=int, help="a new total of optimiser steps")
+    parser.add_argument("--epochs", metavar="N", type=int, help="a new total of times through the images")
+    parser.add_argument(
+        "--keep-schedule", action="store_true", help="leave the learning rates where they were; the last one stays"
+    )
     parser.add_argument(
         "--allow-changes", action="store_true", help="go on even if images, captions or the base have changed"
     )
@@ -41,7 +45,13 @@ def resume(arguments: list[str]) -> int:
     from konomi import tasks
     from konomi.cli.progress import follow
 
-    events = tasks.resume(options.run, steps=options.steps, allow_changes=options.allow_changes)
+    events = tasks.resume(
+        options.run,
+        steps=options.steps,
+        epochs=options.epochs,
+        keep_schedule=options.keep_schedule,
+        allow_changes=options.allow_changes,
+    )
     return follow(events, resume_command=_resume_command)
 
 

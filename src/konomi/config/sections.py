@@ -202,6 +202,8 @@ class OptimizerConfig:
     `5e-3:200, 1e-3:1000, 1e-4` is 5e-3 up to step 200, 1e-3 up to step 1000, then 1e-4."""
     warmup: Annotated[float, Field(ge=0)] = 0.0
     """Steps of rising learning rate at the start; a value below 1 is a share of all steps (0.06)."""
+    schedule_steps: NonNegative = 0
+    """Length of `schedule` and of a `warmup` that is a share, in steps; beyond it the last rate stays. 0: the run's."""
     cycles: Positive = 1
     """Restarts of `cosine_restarts`."""
     power: Annotated[float, Field(gt=0)] = 1.0

@@ -139,6 +139,7 @@ def prepare(recipe: Recipe) -> Job:
             *slow_precision_notes(precision, processes.device),
             *method.needs.notes,
             *split_notes,
+            *_idle_notes(recipe.run.batch_size, processes.world),
             *unused_settings(situation),
             *likely_mistakes(situation),
         ),
@@ -230,6 +231,16 @@ def _with_dataset_values(recipe: Recipe) -> Recipe:
             if _at(plain.get(section, {}), path) == _at(blank.get(section, {}), path):
                 recipe = change_recipe(recipe, [f"{name}={value if isinstance(value, str) else json.dumps(value)}"])
     return recipe
+
+
+def _idle_notes(batch_size: int, processes: int) -> tuple[str, ...]:
+    if batch_size >= processes:
+        return ()
+    idle = processes - batch_size
+    return (
+        f"run.batch_size is {batch_size} for {processes} processes together: {idle} idle in every step. Set "
+        f"run.batch_size = {processes} or more, or start fewer.",
+    )
 
 
 def _at(section: Mapping[str, Any], path: list[str]) -> object:

@@ -1,11 +1,12 @@
 """`train` and `resume`: the loop, and what happens between two steps."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from konomi.storage.lock import RunLock
 from konomi.tasks.class_images import draw_class_images, with_class_images
 from konomi.tasks.files import where_it_works
 from konomi.tasks.next_steps import next_commands
-from konomi.tasks.preparing import Job, held_out_stream, open_stream, place, prepare
+from konomi.tasks.preparing import Job, held_out_stream, open_stream, prepare
 from konomi.tasks.preview_schedule import PreviewPlan, cost_note, draws_previews, preview_plan
 from konomi.tasks.previewing import draw_previews
 from konomi.tasks.run_folder import (
@@ -37,10 +38,11 @@ from konomi.tasks.run_folder import (
     to_do,
     write_inputs,
 )
+from konomi.tasks.same_run import identity_of, most_bytes, schedule_steps, with_schedule
 from konomi.tasks.saving import When, check_way_is_free, result_path, save_result, saves_due
 from konomi.training.checkpoint import MARGIN, Checkpoint, newest_good, write_checkpoint
 from konomi.training.events import Checkpointed, Event, Finished, Previewed, Saved, Started, Step, Validated, Warned
-from konomi.training.identity import check_same_run, run_identity
+from konomi.training.identity import check_same_run, flat, same_measured
 from konomi.training.log import cut_log, logged
 from konomi.training.optional_work import optional_work
 from konomi.training.stop import Stop, stop_on_signals
@@ -65,19 +67,29 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> Iterator[Event]:
 
 
 def resume(
-    run: str | Path, *, steps: int | None = None, epochs: int | None = None, allow_changes: bool = False
+    run: str | Path,
+    *,
+    steps: int | None = None,
+    epochs: int | None = None,
+    keep_schedule: bool = False,
+    allow_changes: bool = False,
 ) -> Iterator[Event]:
     """Go on exactly where a run stopped, up to its total or to a new total of `steps` or `epochs`. Where all steps are
-    done, what is missing of result, validation and previews is made up for."""
+    done, what is missing of result, validation and previews is made up for.
+
+    `keep_schedule`: a new total does not move the learning rates; beyond the schedule its last rate stays.
+    """
     with stop_on_signals() as stop:
         run = Path(run)
         recipe = moved(recipe_of_run(run), run)
         job = prepare(replace(recipe, run=new_length(recipe.run, steps, epochs)))
         check_way_is_free(job, run, replace=True)
-        yield from _run(job, run, stop, resuming=True, allow_changes=allow_changes)
+        yield from _run(job, run, stop, resuming=True, allow_changes=allow_changes, keep_schedule=keep_schedule)
 
 
-def _run(job: Job, folder: Path, stop: Stop, *, resuming: bool, allow_changes: bool) -> Iterator[Event]:
+def _run(
+    job: Job, folder: Path, stop: Stop, *, resuming: bool, allow_changes: bool, keep_schedule: bool = False
+) -> Iterator[Event]:
     with ExitStack() as stack:
         stack.callback(job.processes.leave)
         if job.processes.is_first:
@@ -95,13 +107,16 @@ def _run(job: Job, folder: Path, stop: Stop, *, resuming: bool, allow_changes: b
                 # Nothing is lost: what was drawn is kept.
                 raise KeyboardInterrupt
         job = with_class_images(job)
-        identity = run_identity(job.recipe, job.manifest, _base_fingerprint(job))
+        identity = identity_of(job)
         checkpoint = None
         missing: tuple[str, ...] = AT_THE_END
         if resuming:
-            checkpoint = newest_good(folder / "checkpoints", warn=warnings.append, most_bytes=_most_bytes(job))
+            checkpoint = newest_good(folder / "checkpoints", warn=warnings.append, most_bytes=most_bytes(job))
             warnings += check_same_run(checkpoint.run, identity, allow_changes=allow_changes)
             missing = to_do(job, folder, checkpoint)
+            job, moved_note = with_schedule(job, checkpoint, keep=keep_schedule)
+            warnings += [moved_note] if moved_note else []
+            identity |= {"recipe": flat(job.recipe), "schedule_steps": schedule_steps(job)}
         job.processes.wait()
         events = _events(job, folder, stop, checkpoint, identity, missing)
         if job.processes.is_first:
@@ -237,8 +252,12 @@ class Between:
         notes: list[str] = []
         with optional_work("the base could not be measured, and nothing will be validated", notes):
             held_out = [passes[0].subject for passes in stream.iterate(0, stream.steps_per_epoch)]
-            known = None if checkpoint is None else checkpoint.run.get("validation_base")
-            self.base_loss = known if isinstance(known, float) else self._validation_loss(held_out, None)
+            known = None
+            if checkpoint is not None and same_measured(checkpoint.run, self.identity):
+                known = checkpoint.run.get("validation_base")
+            self.base_loss = (
+                known if isinstance(known, float) and math.isfinite(known) else self._validation_loss(held_out, None)
+            )
             self.identity["validation_base"] = self.base_loss
             self.held_out = held_out
         yield from map(Warned, notes)
@@ -368,15 +387,3 @@ class Between:
         elif self.job.recipe.run.preview_every == "auto":
             # What failed once would fail each time; at the end it is tried once more.
             self.plan = PreviewPlan()
-
-
-def _most_bytes(job: Job) -> float:
-    """More than any optimiser's state of any adapter or of all weights takes, and little enough to be read."""
-    modules = (job.base.denoiser, job.base.vae, *job.base.text_encoders.values())
-    return 2.0**30 + 256.0 * sum(parameter.numel() for module in modules for parameter in module.parameters())
-
-
-def _base_fingerprint(job: Job) -> str:
-    place(job)
-    parts: tuple[Literal["denoiser", "vae", "text"], ...] = ("denoiser", "vae", "text")
-    return " ".join([job.base.family, *(job.base.fingerprint(part)[:16] for part in parts)])

@@ -200,6 +200,10 @@ def _of_optimizer(run: Situation) -> Reasons:
     schedule = "rates" if optimizer.rates else optimizer.schedule
     if schedule != "cosine_restarts":
         found["optimizer.cycles"] = 'only optimizer.schedule = "cosine_restarts" reads it.'
+    if optimizer.schedule_steps == run.summary.steps:
+        found["optimizer.schedule_steps"] = "the run is as long."
+    elif schedule in ("constant", "rates") and not 0 < optimizer.warmup < 1 and run.recipe.method.kind != "pivotal":
+        found["optimizer.schedule_steps"] = "neither optimizer.schedule nor optimizer.warmup depends on a length."
     if schedule != "polynomial":
         found["optimizer.power"] = 'only optimizer.schedule = "polynomial" reads it.'
     if optimizer.kind == "adafactor":

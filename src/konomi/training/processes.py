@@ -67,11 +67,33 @@ class Processes:
         return bool(flag.item() > 0)
 
 
+def _among_others(device: str) -> Processes:
+    from accelerate import PartialState
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise RunError(f"run.device is {device!r}; of several processes each finds its own: say auto, cpu or cuda.")
+    local, cards = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if device == "cuda":
+        choose_device(device)
+    # Without this, each would take itself for the only one where there is no CUDA, and all write to one folder.
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if not on_cpu and local > cards:
+        raise RunError(
+            f"{local} processes were started here, and there are {cards} CUDA devices. Start {cards} (--nproc-per-node "
+            f"{cards}), or set run.device = cpu."
+        )
+    state = PartialState(cpu=on_cpu)
+    world = int(os.environ["WORLD_SIZE"])
+    if state.num_processes != world:
+        raise RunError(
+            f"{world} processes were started, and they do not find each other. Start them with torchrun or accelerate "
+            "launch, or start one."
+        )
+    return Processes(state.process_index, state.num_processes, state.device)
+
+
 def find_processes(device: str = "auto") -> Processes:
     """Where this process runs. Raises RunError for a device this machine does not have."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        state = PartialState(cpu=device == "cpu")
-        return Processes(state.process_index, state.num_processes, state.device)
+        return _among_others(device)
     return Processes(0, 1, choose_device(device))

@@ -34,7 +34,7 @@ from konomi.training.optimizers import (
 )
 from konomi.training.processes import Processes
 from konomi.training.readout import Readout
-from konomi.training.schedules import rate_factor
+from konomi.training.schedules import rate_factor, schedule_length
 from konomi.training.state_check import check_numbers, check_same_tensors
 from konomi.training.stop import Stop
 
@@ -257,7 +257,8 @@ class Trainer:
         """The step after a phase's last."""
         if index == len(self.phases) - 1:
             return self.total_steps
-        return min(sum(phase.length(self.total_steps) for phase in self.phases[: index + 1]), self.total_steps)
+        length = schedule_length(self.recipe.optimizer, self.total_steps)
+        return min(sum(phase.length(length) for phase in self.phases[: index + 1]), self.total_steps)
 
     @contextmanager
     def weights_for_use(self) -> Iterator[None]:

@@ -111,3 +111,13 @@ def test_rates_by_step_stand_alone(other):
         optimizer = {"rates": "1e-3"} | other
         parse_recipe({"base": "tiny", "method": {"kind": "lora"}, "optimizer": optimizer}, [LoraConfig])
     assert "\n" not in str(told.value)
+
+
+def test_a_schedule_of_its_own_length_is_that_of_a_run_so_long_and_stays_at_its_end():
+    for kind in ("cosine", "linear", "polynomial", "cosine_restarts"):
+        own = OptimizerConfig(schedule=kind, warmup=0.1, schedule_steps=50, cycles=2)
+        whole = OptimizerConfig(schedule=kind, warmup=0.1, cycles=2)
+        for step in range(50):
+            assert rate_factor(step, 400, own) == rate_factor(step, 50, whole)
+        assert {rate_factor(step, 400, own) for step in range(49, 400)} == {rate_factor(49, 50, whole)}
+        assert rate_factor(10, 20, own) == rate_factor(10, 50, whole)
