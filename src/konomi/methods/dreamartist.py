@@ -35,6 +35,7 @@ from konomi.errors import RecipeError
 from konomi.methods.denoising import DenoisingLoss, Noised, subject_and_prior_loss
 from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates, own_rate
 from konomi.models.base import BaseModel
+from konomi.models.targets import check_words
 
 Guidance = Annotated[float, Field(ge=1, le=50)]
 Vectors = Annotated[int, Field(ge=1, le=70)]
@@ -93,6 +94,7 @@ class DreamArtist:
                 f"save.format is {recipe.save.format!r}, which cannot say that a LoRA is for one branch of guidance. "
                 "Use 'kohya'."
             )
+        check_words(self.config.targets)
         self.word = _word(recipe)
         self.negative_word = self.word + _NEGATIVE
         self.denoising = DenoisingLoss(base, recipe)

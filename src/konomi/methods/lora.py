@@ -26,6 +26,7 @@ from konomi.methods.lora_start import Start, read_start
 from konomi.methods.method import Needs, ParameterGroup, Phase, Result, for_width, learning_rates, rate_for_width
 from konomi.methods.preservation import PreservingLoss
 from konomi.models.base import BaseModel
+from konomi.models.targets import check_words, is_conv
 
 Rank = Annotated[int, Field(ge=0, le=1024)]
 Alpha = Annotated[float, Field(gt=0, le=1024)]
@@ -89,6 +90,8 @@ class Lora:
         self.config = recipe.method
         self.dora_axis = dora_axis(self.config, recipe.save.format)
         self.start = read_start(self.config.start, section) if self.config.start else None
+        check_words(self.config.targets)
+        self.start_specs = {} if self.start is None else self._specs_of(self.start)
         self.denoising = DenoisingLoss(base, recipe)
         self.preserving = PreservingLoss(
             base,
@@ -155,8 +158,7 @@ class Lora:
         ):
             if rank:
                 specs.update(dict.fromkeys(self._layers_called(word), self._spec(rank, alpha)))
-        if start is not None:
-            specs |= self._specs_of(start)
+        specs |= self.start_specs
         if not specs:
             where = f"{self.section}.targets"
             raise RecipeError(f"{where} is empty and so are conv_rank and text_rank: nothing would be trained.")
@@ -165,12 +167,11 @@ class Lora:
     def _specs_of(self, start: Start) -> dict[str, LoraSpec]:
         """Of the layers that a file brings along."""
         config, usual = self.config, LoraConfig()
-        convolutions = self.base.targets("conv")
         specs = {}
         for key in start.layers:
             if not key.startswith("denoiser."):
                 setting, given = "text_rank", config.text_rank
-            elif key in convolutions:
+            elif is_conv(key.removeprefix("denoiser.")):
                 setting, given = "conv_rank", config.conv_rank
             else:
                 setting, given = "rank", 0 if config.rank == usual.rank else config.rank

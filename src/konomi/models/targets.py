@@ -1,7 +1,7 @@
 """Neutral words for groups of layers, the same for every family with this architecture."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -31,6 +31,18 @@ TEXT_WORDS: Mapping[str, re.Pattern[str]] = {
 
 def known_words() -> tuple[str, ...]:
     return (*DENOISER_WORDS, *TEXT_WORDS)
+
+
+def check_words(words: Iterable[str]) -> None:
+    """Raises ModelError for a word that names no kind of layer: known before any weight is loaded."""
+    for word in words:
+        if word not in known_words():
+            raise unknown_word(word)
+
+
+def is_conv(path: str) -> bool:
+    """Whether a denoiser's layer is among those called `conv`."""
+    return DENOISER_WORDS["conv"].fullmatch(path) is not None
 
 
 def unknown_word(word: str) -> ModelError:
