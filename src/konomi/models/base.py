@@ -25,6 +25,8 @@ class BaseModel(Protocol):
     """Name to show: `tiny`, a file's stem, a hub id."""
     family: str
     """`sd1`, `sd2`, `sdxl`."""
+    notes: tuple[str, ...]
+    """What its files hold and konomi does not use, a line each: for people, before anything is done with it."""
     prediction: Prediction
     schedule: NoiseSchedule
     """Already rescaled where `zero_terminal_snr` is set."""

@@ -10,19 +10,25 @@ from torch import Tensor
 from konomi.diffusion.noise import Prediction
 from konomi.errors import ModelError
 from konomi.models.base import Part
+from konomi.models.config_check import check_configs, short
 from konomi.models.families import FAMILIES, shipped_config
 from konomi.models.family import Family
 from konomi.models.identify import check_channels
 from konomi.models.noise_config import prediction_of, prediction_word
 from konomi.models.parts import canonical_tensors
+from konomi.models.single_file import NO_VAE
 from konomi.models.source import component
 from konomi.models.tensor_files import open_component, read_json
 from konomi.models.tokenizer import Vocabulary, read_vocabulary
+from konomi.models.unused import unused_settings
 
 _LEGACY_END = 2
 """`eos_token_id` in the published configs, a mistake that transformers works around by taking the highest token. That
 goes wrong once words are added, so the true number is set."""
 _CLIP_END = 49407
+_VAE_DEFAULTS = {"latent_channels": 4, "block_out_channels": [64]}
+_OTHER_PROCESS = ("EDM", "FlowMatch", "KarrasVe", "ScoreSde", "VQDiffusion", "RePaint", "UnCLIP")
+"""How the names of diffusers' schedulers begin whose noise process is not Stable Diffusion's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,8 @@ class FolderSource:
     family: Family
     prediction: Prediction
     configs: Mapping[str, Mapping[str, Any]]
+    notes: tuple[str, ...] = ()
+    """Settings that nothing applies, a line each."""
 
     @property
     def where(self) -> str:
@@ -64,53 +72,65 @@ def open_folder(path: Path, *, prediction: Prediction | None = None, needs_vae: 
     second = (path / "text_encoder_2").is_dir()
     family = next((family for family in FAMILIES if family.recognise_folder(unet, second)), None)
     if family is None:
-        raise ModelError(f"{path}: its UNet ({unet.get('addition_embed_type')}) is of no family that konomi knows.")
+        kind = short(unet.get("addition_embed_type"))
+        raise ModelError(f"{path}: its UNet (addition_embed_type {kind}) is of no family that konomi knows.")
     configs: dict[str, dict[str, Any]] = {"unet": unet}
     for tower in family.towers:
-        text = read_json(path / tower.part / "config.json")
+        text = configs[tower.part] = read_json(path / tower.part / "config.json")
         if text.get("model_type", "clip_text_model") != "clip_text_model":
-            raise ModelError(f"{path}: its {tower.part} is a {text['model_type']}, not CLIP; konomi does not read it.")
-        if text.get("eos_token_id") == _LEGACY_END and text.get("vocab_size", 0) > _CLIP_END:
-            text["eos_token_id"] = _CLIP_END
-        configs[tower.part] = text
+            kind = short(text["model_type"]).strip("'")
+            raise ModelError(f"{path}: its {tower.part} is a {kind}, not CLIP; konomi does not read it.")
     if (path / "vae" / "config.json").is_file():
         configs["vae"] = read_json(path / "vae" / "config.json")
     elif needs_vae:
-        raise ModelError(f"{path}: has no vae folder. Add one, or give a VAE with vae=FILE.")
+        raise ModelError(f"{path}: {NO_VAE}")
     else:
         configs["vae"] = shipped_config(family, "vae")
     scheduler = path / "scheduler" / "scheduler_config.json"
     configs["scheduler"] = read_json(scheduler) if scheduler.is_file() else shipped_config(family, "scheduler")
     try:
         _complete(family, configs)
+        for tower in family.towers:
+            text = configs[tower.part]
+            if text.get("eos_token_id") == _LEGACY_END and text.get("vocab_size", 0) > _CLIP_END:
+                text["eos_token_id"] = _CLIP_END
+        _check_process(str(configs["scheduler"].get("_class_name", "")))
+        if prediction == "epsilon":
+            configs["scheduler"].pop("rescale_betas_zero_snr", None)
         prediction = prediction or prediction_of(configs["scheduler"])
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     configs["scheduler"]["prediction_type"] = prediction_word(prediction)
     check_channels(configs["unet"]["in_channels"], configs["vae"]["latent_channels"], str(path))
-    return FolderSource(path, family, prediction, configs)
+    notes = tuple(f"{path}: {line}" for line in unused_settings(configs))
+    return FolderSource(path, family, prediction, configs, notes)
+
+
+def _check_process(scheduler: str) -> None:
+    if scheduler.startswith(_OTHER_PROCESS):
+        raise ModelError(f"its scheduler is {scheduler}: another noise process than konomi trains and samples.")
 
 
 def _complete(family: Family, configs: dict[str, dict[str, Any]]) -> None:
-    """Fill in what old configs leave out (diffusers' own defaults), and check the types of what is read here."""
-    defaults = {
-        "unet": {"sample_size": shipped_config(family, "unet")["sample_size"], "in_channels": 4},
-        "vae": {"latent_channels": 4, "block_out_channels": [64]},
-    }
-    for name, values in defaults.items():
-        for setting, value in values.items():
-            if configs[name].get(setting) is None:
-                configs[name][setting] = value
-    for name, setting, kind in (
-        ("unet", "sample_size", int),
-        ("unet", "in_channels", int),
-        ("unet", "block_out_channels", list),
-        ("unet", "down_block_types", list),
-        ("vae", "latent_channels", int),
-        ("vae", "block_out_channels", list),
-    ):
-        if not isinstance(configs[name].get(setting), kind):
-            raise ModelError(f"the config of {name} has {setting} = {str(configs[name].get(setting))[:60]}.")
+    """Fill in what old configs leave out (diffusers' own defaults), and check the types of what is read."""
+    unet = {"sample_size": shipped_config(family, "unet")["sample_size"], "in_channels": 4, "out_channels": 4}
+    _fill(configs["unet"], unet)
+    _fill(configs["vae"], _VAE_DEFAULTS)
+    check_configs(configs)
+
+
+def _fill(config: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    for setting, value in defaults.items():
+        if config.get(setting) is None:
+            config[setting] = value
+
+
+def complete_vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A VAE's config with what old ones leave out. Raises ModelError for a setting of the wrong type."""
+    completed = dict(config)
+    _fill(completed, _VAE_DEFAULTS)
+    check_configs({"vae": completed})
+    return completed
 
 
 def _not_a_base(path: Path) -> str:

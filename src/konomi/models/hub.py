@@ -69,6 +69,17 @@ def wanted_clip_files(names: Sequence[str]) -> list[str]:
     return [name for name in (*known, "special_tokens_map.json") if name in names] + weights[:1]
 
 
+def wanted_vae_files(names: Sequence[str]) -> list[str]:
+    """Of all files of a repository those of a VAE, at the top or in `vae/`: config, weights once."""
+    for folder in ("", "vae/"):
+        if f"{folder}config.json" in names:
+            for ending in ("safetensors", "bin"):
+                weights = f"{folder}diffusion_pytorch_model.{ending}"
+                if weights in names:
+                    return [f"{folder}config.json", weights]
+    return []
+
+
 def download(
     source: str,
     revision: str | None,

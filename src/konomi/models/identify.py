@@ -9,6 +9,8 @@ from konomi.models.family import UNET_PREFIX, Family, Shapes
 _OTHERS: tuple[tuple[str, str], ...] = (
     (r"lora_(up|down|A|B)|\.lora\.|lora_unet_|^unet:\d+:|lokr_|hada_|lora_linear_layer",
      "a LoRA, not a base model. Use it with --add, and give the model it was trained on as the base"),
+    (r"^edm_(mean|std)$|^edm_vpred\.sigma",
+     "a model of another noise process (EDM: Playground 2.5, CosXL), which konomi does not read"),
     (r"joint_blocks\.", "Stable Diffusion 3, which konomi does not read yet"),
     (r"double_blocks\.|single_transformer_blocks\.", "FLUX, which konomi does not read yet"),
     (r"^conditioner\.embedders\.0\.model\.", "the SDXL refiner, which konomi does not train. Take the SDXL base"),
@@ -26,7 +28,8 @@ _OTHERS: tuple[tuple[str, str], ...] = (
 def recognise(shapes: Shapes, where: str) -> Family:
     """The family of a single file. Raises ModelError that names what it is instead."""
     unet = any(name.startswith(UNET_PREFIX) for name in shapes)
-    if unet and f"{UNET_PREFIX}input_blocks.0.0.weight" in shapes:
+    edm = any(name.startswith(("edm_mean", "edm_std", "edm_vpred.")) for name in shapes)
+    if unet and not edm and f"{UNET_PREFIX}input_blocks.0.0.weight" in shapes:
         for family in FAMILIES:
             if family.recognise_ldm(shapes):
                 return family

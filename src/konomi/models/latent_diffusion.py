@@ -39,6 +39,7 @@ class LatentDiffusion:
         self.spec: Family = source.family
         self.name = name
         self.family = self.spec.name
+        self.notes = source.notes
         self.prediction = source.prediction
         self.scheduler = dict(source.configs["scheduler"])
         """The noise process in diffusers' terms, as it is saved."""

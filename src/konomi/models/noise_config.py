@@ -50,6 +50,14 @@ def prediction_of(config: Mapping[str, Any]) -> Prediction:
     return _PREDICTIONS[word]
 
 
+def prediction_named(word: str) -> Prediction:
+    """The prediction that a user names, by diffusers' word or by `v`. Raises ModelError naming the known words."""
+    found = _PREDICTIONS.get("v_prediction" if word == "v" else word)
+    if found is None:
+        raise ModelError(f"prediction is {word!r}; known: {', '.join(_PREDICTIONS)}.")
+    return found
+
+
 def prediction_word(prediction: Prediction) -> str:
     """diffusers' word."""
     return "v_prediction" if prediction == "v" else prediction

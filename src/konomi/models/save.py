@@ -168,6 +168,7 @@ def _openclip_rest(base: LatentDiffusion, tower: TowerSpec, result: Mapping[str,
     """What OpenCLIP's layout has and transformers' lacks: from the base's own file, or the nearest thing to it."""
     dtype = result[f"{tower.ldm_prefix}token_embedding.weight"].dtype
     source: Any = base.source
+    source = getattr(source, "main", source)  # The VAE may be from elsewhere.
     kept: dict[str, Tensor] = {}
     if isinstance(source, SingleFileSource):
         kept = {n: t.to(dtype) for n, t in source.leftovers().items() if n.startswith(tower.ldm_prefix)}

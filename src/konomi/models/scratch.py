@@ -72,6 +72,7 @@ class RandomSource:
     vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
     """Tokenizer -> vocabulary, where it is not CLIP's."""
     where: str = "a random base"
+    notes: tuple[str, ...] = ()
 
     def tensors(self, part: Part) -> dict[str, Tensor]:
         seed = stable_hash("scratch", self.seed, part) & (2**63 - 1)

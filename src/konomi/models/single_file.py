@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,22 @@ from konomi.formats.ldm_keys import (
     vae_to_diffusers,
 )
 from konomi.models.base import Part
+from konomi.models.config_check import check_configs
 from konomi.models.families import shipped_config
 from konomi.models.family import UNET_PREFIX, VAE_PREFIX, Family, Shapes, TowerSpec
 from konomi.models.identify import check_channels, recognise
 from konomi.models.infer import TOLD, infer_text, infer_unet, infer_vae, time_embedding_width
-from konomi.models.noise_config import prediction_word, with_zero_terminal_snr
+from konomi.models.noise_config import noise_schedule, prediction_word, with_zero_terminal_snr
 from konomi.models.prediction import ZERO_SNR_MARKER, default_prediction, told_prediction
 from konomi.models.tensor_files import TensorFile, open_tensor_file
 from konomi.models.tokenizer import Vocabulary, clip_vocabulary
+from konomi.models.unused import other_schedule, unused_tensors
 
 CONFIGS_KEY = "konomi.configs"
 VOCABULARY_KEY = "konomi.vocabulary"
 _EMA_PREFIX = "model_ema.diffusion_model"
+_VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+NO_VAE = "holds no VAE. Give one with --vae FILE (`vae = ` in a recipe), or take a model that has it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class SingleFileSource:
     has_vae: bool
     aliases: Mapping[str, str] = field(default_factory=dict)
     """LDM name -> name in the file, for tensors stored under another name."""
+    notes: tuple[str, ...] = ()
+    """What the file holds and nothing uses, a line each."""
 
     @property
     def where(self) -> str:
@@ -54,7 +60,7 @@ class SingleFileSource:
             return self._unet()
         if part == "vae":
             if not self.has_vae:
-                raise ModelError(f"{self.where}: holds no VAE. Give one with vae=FILE.")
+                raise ModelError(f"{self.where}: {NO_VAE}")
             return vae_tensors(self.file, VAE_PREFIX, self.configs["vae"])
         tower = next(tower for tower in self.family.towers if tower.part == part)
         return self._text(tower)
@@ -142,34 +148,67 @@ def open_single_file(path: Path, *, prediction: Prediction | None = None) -> Sin
     shapes = dict(file.shapes)
     shapes.update({name: file.shapes[stored] for name, stored in aliases.items()})
     family = recognise(shapes, str(path))
-    told = _told_configs(file)
+    told = told_configs(file)
     try:
         configs: dict[str, dict[str, Any]] = {
             tower.part: infer_text(family, tower, shapes, told.get(tower.part, {})) for tower in family.towers
         }
         unet: dict[str, Any] = infer_unet(family, shapes, told.get("unet", {}))
         has_vae = any(name.startswith(f"{VAE_PREFIX}encoder.") for name in shapes)
-        vae = infer_vae(family, shapes, told.get("vae", {})) if has_vae else shipped_config(family, "vae")
+        vae = infer_vae(family, shapes, told.get("vae", {})) if has_vae else _absent_vae(family, told)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     check_channels(unet["in_channels"], vae["latent_channels"], str(path))
     if family.reads_sizes:
         unet["addition_time_embed_dim"] = time_embedding_width(unet, configs["text_encoder_2"]["projection_dim"])
+    given = prediction
     prediction = prediction or told_prediction(file, family, told) or default_prediction(family, unet["in_channels"])
     if "sample_size" not in told.get("unet", {}):
         unet["sample_size"] = family.resolution[prediction] // 8
     scheduler = {**shipped_config(family, "scheduler"), **told.get("scheduler", {})}
     scheduler["prediction_type"] = prediction_word(prediction)
+    if given == "epsilon":
+        scheduler.pop("rescale_betas_zero_snr", None)
     if ZERO_SNR_MARKER in file.shapes and prediction != "epsilon":
         scheduler = with_zero_terminal_snr(scheduler)
     all_configs = {"unet": unet, "vae": vae, "scheduler": scheduler, **configs}
-    return SingleFileSource(file, family, prediction, all_configs, has_vae, aliases)
+    try:
+        check_configs(all_configs)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    source = SingleFileSource(file, family, prediction, all_configs, has_vae, aliases)
+    return replace(source, notes=tuple(f"{path}: {line}" for line in _unused(source)))
+
+
+def _absent_vae(family: Family, told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What a file that holds no VAE expects of one."""
+    return {**shipped_config(family, "vae"), **told.get("vae", {})}
+
+
+def _unused(source: SingleFileSource) -> list[str]:
+    file, family = source.file, source.family
+    prefixes = tuple(VAE_PREFIX + part for part in _VAE_PARTS) + (() if source.aliases else (UNET_PREFIX,))
+    used = {name for name in file.shapes if name.startswith(prefixes)} | set(source.aliases.values())
+    if source.aliases:
+        used |= {"model_ema.decay", "model_ema.num_updates"}
+    for tower in family.towers:
+        for name in file.shapes:
+            if name.startswith(tower.ldm_prefix) and not source.is_leftover(name[len(tower.ldm_prefix) :], tower):
+                used.add(name)
+    lines = unused_tensors(file, family, source.configs, used)
+    lines += other_schedule(file, noise_schedule(source.configs["scheduler"]))
+    if ZERO_SNR_MARKER in file.shapes and source.prediction == "epsilon":
+        lines.append(f"{ZERO_SNR_MARKER} marks zero terminal SNR, which a model that predicts epsilon cannot have.")
+    for tower in family.towers:
+        if missing := source.missing_layers(tower.part):
+            lines.append(f"lacks the last {missing} of the layers of its {tower.part}; nothing reads them by default.")
+    return lines
 
 
 def vae_tensors(file: TensorFile, prefix: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """A VAE in the LDM layout, under diffusers' names."""
     levels, layers = len(config["block_out_channels"]), int(config["layers_per_block"])
-    starts = tuple(prefix + part for part in ("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))
+    starts = tuple(prefix + part for part in _VAE_PARTS)
     names = [name for name in file.shapes if name.startswith(starts)]
     result: dict[str, Tensor] = {}
     for name, tensor in file.read(names).items():
@@ -196,7 +235,7 @@ def _ema_aliases(shapes: Shapes) -> dict[str, str]:
     return aliases
 
 
-def _told_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
+def told_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
     """Settings the file states about itself, those of `TOLD` alone."""
     raw = file.metadata.get(CONFIGS_KEY)
     if raw is None:

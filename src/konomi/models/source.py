@@ -24,6 +24,11 @@ class PartSource(Protocol):
         ...
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the files hold and konomi does not use, a line each that names the file."""
+        ...
+
+    @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:
         """`unet`, `vae`, `text_encoder`, `text_encoder_2`, `scheduler` -> config in diffusers' terms."""
         ...

@@ -163,7 +163,7 @@ def test_file_without_vae_takes_one_from_elsewhere(sd1: Path, sd1_folder: Path, 
     pruned = tmp_path / "pruned.safetensors"
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("first_stage_model.")}
     write_tensors(pruned, kept, read_header(sd1).metadata)
-    with pytest.raises(ModelError, match=r"pruned\.safetensors: holds no VAE\. Give one with vae="):
+    with pytest.raises(ModelError, match=r"pruned\.safetensors: holds no VAE\. Give one with --vae"):
         load_base(pruned)
     assert same(load_base(pruned, vae=sd1_folder), random_base("sd1"))
     assert same(load_base(pruned, vae=sd1_folder / "vae"), random_base("sd1"))
@@ -369,7 +369,7 @@ def test_incomplete_folders_and_wrong_paths(sd1_folder: Path, tmp_path: Path) ->
     with pytest.raises(ModelError, match=r"config\.json: is missing"):
         load_base(tmp_path)
     with pytest.raises(ModelError, match="prediction is 'x'"):
-        load_base(sd1_folder, prediction="x")  # type: ignore[arg-type]
+        load_base(sd1_folder, prediction="x")
 
 
 def test_hub_asks_for_each_weight_once() -> None:
