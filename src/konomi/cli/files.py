@@ -7,6 +7,7 @@ from typing import Any
 
 from konomi.cli.arguments import ArgumentParser
 from konomi.cli.plain import json_text, plain, tell
+from konomi.cli.recipes import add_base_flags
 from konomi.errors import KonomiError, printable
 
 
@@ -57,6 +58,7 @@ def convert(arguments: list[str]) -> int:
         "--to", metavar="FORMAT", help="kohya, diffusers, peft, webui, custom; by default what OUT's name says"
     )
     parser.add_argument("--base", metavar="BASE", help="the model an adapter belongs to, where that is needed")
+    add_base_flags(parser)
     parser.add_argument(
         "--compress", metavar="SHARE", type=float, help="keep this share of the singular values of each change (0.6)"
     )
@@ -65,7 +67,14 @@ def convert(arguments: list[str]) -> int:
     from konomi import tasks
 
     path = tasks.convert(
-        options.source, options.target, to=options.to, base=options.base, compress=options.compress, tell=tell
+        options.source,
+        options.target,
+        to=options.to,
+        base=options.base,
+        vae=options.vae,
+        prediction=options.prediction,
+        compress=options.compress,
+        tell=tell,
     )
     print(f"Wrote {printable(str(path))}")
     for line in tasks.where_it_works(path):

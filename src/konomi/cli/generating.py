@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from konomi.cli.arguments import ArgumentParser
+from konomi.cli.recipes import add_base_flags
 from konomi.errors import printable
 
 SAMPLERS = "ddim, euler, euler_a, heun, lms, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_2m_sde_karras, unipc, pndm"
@@ -23,6 +24,8 @@ def generate(arguments: list[str]) -> int:
     paths = tasks.generate(
         options.prompts,
         base=options.base,
+        vae=options.vae,
+        prediction=options.prediction,
         add=options.add,
         negative=options.negative,
         seed=options.seed,
@@ -62,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("prompts", metavar="PROMPT", nargs="*", help="what to draw; several prompts give several pictures")
     add("--base", required=True, help="`tiny`, a folder, a .safetensors or .ckpt file, or a hub id")
+    add_base_flags(parser)
     add("--add", metavar="FILE[:WEIGHT]", action="append", default=[], help="an adapter; may be repeated")
     add("--negative", metavar="P", default="", help="what to avoid")
     add("--seed", metavar="S", type=int, help="of the first picture; by default a new one")

@@ -4,7 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from konomi.cli.arguments import ArgumentParser
-from konomi.cli.plain import json_text
+from konomi.cli.plain import json_text, tell
 
 if TYPE_CHECKING:
     from konomi.tasks.identifying import Identifier
@@ -18,6 +18,10 @@ def identifiers(arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--base", required=True, help="`tiny` (built in), a folder, a file, or a hub id")
+    parser.add_argument("--vae", metavar="VAE", help="as for other commands; no VAE is used here")
+    parser.add_argument(
+        "--prediction", metavar="WHAT", help="epsilon, v_prediction or sample, in place of what it says"
+    )
     parser.add_argument("--class", dest="class_noun", metavar="NOUN", default="", help="what it will name, e.g. dog")
     parser.add_argument("--count", metavar="N", type=int, default=20, help="how many (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
@@ -27,10 +31,16 @@ def identifiers(arguments: list[str]) -> int:
     from konomi import tasks
     from konomi.training.events import Prepared
 
+    if options.vae:
+        tell("--vae has no effect here: words are measured without a VAE.")
     found: tuple[Identifier, ...] = ()
     shown = sys.stderr.isatty()
     for news in tasks.identifiers(
-        options.base, class_noun=options.class_noun, count=options.count, device=options.device
+        options.base,
+        class_noun=options.class_noun,
+        count=options.count,
+        prediction=options.prediction,
+        device=options.device,
     ):
         if not isinstance(news, Prepared):
             found = news

@@ -13,7 +13,10 @@ from konomi.errors import RecipeError
 if TYPE_CHECKING:
     from konomi.config.recipe import Recipe
 
-RECIPE_FLAGS = {"base": "base", "output": "run.output", "steps": "run.steps", "seed": "run.seed", "clip": "prior.clip"}
+RECIPE_FLAGS = {
+    "base": "base", "vae": "vae", "prediction": "prediction", "output": "run.output", "steps": "run.steps",
+    "seed": "run.seed", "clip": "prior.clip",
+}  # fmt: skip
 """Flags that also change a recipe from a file, and the settings they stand for."""
 
 
@@ -114,6 +117,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser, *, base: str | None = None
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, action="append", default=[], help="images to learn; may be repeated")
     add("--base", help="`tiny` (built in), a folder, a .safetensors or .ckpt file, or a hub id")
+    add_base_flags(parser)
     add("--trigger", metavar="WORD", default="", help="the word that calls up what is learned")
     add("--class", dest="class_noun", metavar="NOUN", default="", help="what it is, e.g. dog")
     add("--clip", metavar="CLIP", help="a CLIP folder or hub id that proposes a class noun where none is given")
@@ -121,6 +125,14 @@ def add_recipe_flags(parser: argparse.ArgumentParser, *, base: str | None = None
     add("--output", metavar="RUN", help="the run folder (default: runs/NAME)")
     add("--steps", metavar="N", type=int, help="optimiser steps in all")
     add("--seed", metavar="S", type=int, help="decides order, noise and timesteps")
+
+
+def add_base_flags(parser: argparse.ArgumentParser) -> None:
+    """What may be said of a base beside where it is."""
+    parser.add_argument("--vae", metavar="VAE", help="a VAE in place of the base's own, or where its file holds none")
+    parser.add_argument(
+        "--prediction", metavar="WHAT", help="epsilon, v_prediction or sample, where the base's file does not say it"
+    )
 
 
 def recipe_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> "Recipe":
@@ -176,7 +188,14 @@ def _from_method(what: str, options: argparse.Namespace, changes: list[str]) -> 
         steps=options.steps,
         seed=options.seed,
         prior_images=options.prior,
-        overrides=[*([f"prior.clip={options.clip}"] if options.clip else []), *changes],
+        overrides=[
+            *(
+                f"{RECIPE_FLAGS[flag]}={value}"
+                for flag in ("vae", "prediction", "clip")
+                if (value := getattr(options, flag))
+            ),
+            *changes,
+        ],
     )
 
 

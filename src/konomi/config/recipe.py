@@ -1,7 +1,7 @@
 """The recipe: everything a run needs, typed and immutable."""
 
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from konomi.config.prior import PriorConfig
 from konomi.config.sections import (
@@ -31,6 +31,10 @@ class Recipe:
 
     base: str
     """The model to start from: `tiny` (built in), a diffusers folder, a .safetensors or .ckpt file, or a hub id."""
+    vae: str = ""
+    """The VAE to use in place of the base's own, or where its file holds none: a file, a folder, or a hub id."""
+    prediction: Literal["auto", "epsilon", "v_prediction", "sample"] = "auto"
+    """What the base predicts, where its file does not say it or says it wrongly."""
     method: MethodConfig
     """What is learned, and how."""
     data: DataConfig = field(default_factory=DataConfig)

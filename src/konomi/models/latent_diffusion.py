@@ -76,6 +76,7 @@ class LatentDiffusion:
         self.scheduler = with_zero_terminal_snr(self.scheduler)
         self.schedule = noise_schedule(self.scheduler)
         self.zero_terminal_snr = True
+        self._fingerprints.clear()
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -132,6 +133,9 @@ class LatentDiffusion:
                 settings.append(str(sorted((k, v) for k, v in self.source.configs[name].items() if k in known)))
             extra = [str(self._dtype_of(names[0])), self.family, str(self.latent_scale)]
             extra += self._reading() if part == "text" else []
+            if part == "denoiser" and (self.zero_terminal_snr or self.prediction != self.spec.predictions[0]):
+                # The same weights asked for something else are another model.
+                extra += [self.prediction, str(self.zero_terminal_snr)]
             self._fingerprints[key] = _digest(hashes + settings + extra)
         return self._fingerprints[key]
 

@@ -8,13 +8,14 @@ import torch
 
 from konomi.adapters.replacement import as_differences, with_origins
 from konomi.adapters.replacement import compress as compressed
-from konomi.errors import RecipeError
+from konomi.errors import KonomiError, RecipeError
 from konomi.formats import TARGETS, Target, content_of, inspect_file, read_adapter, write_adapter
 from konomi.formats.layers import per_output
 from konomi.formats.readers import sentences
 from konomi.formats.report import FileReport
 from konomi.hardware.precision import PRECISIONS
 from konomi.models.load import load_base
+from konomi.models.noise_config import prediction_word
 from konomi.models.save import save_folder, save_single_file
 from konomi.storage.atomic import explained
 
@@ -22,8 +23,20 @@ _MODEL_KINDS = ("checkpoint", "model", "base")
 
 
 def inspect(path: str | Path) -> FileReport:
-    """What a model or adapter file is. Nothing in it is executed. Raises FileFormatError."""
-    return inspect_file(Path(path))
+    """What a model or adapter file is. Nothing in it is executed. Raises FileFormatError.
+
+    Of a whole model also what it predicts, and what of it konomi does not use.
+    """
+    report = inspect_file(Path(path))
+    if report.kind not in ("checkpoint", "model folder"):
+        return report
+    try:
+        base = load_base(path, needs_vae=False)
+    except KonomiError as error:
+        return replace(report, notes=(*report.notes, f"no base for konomi: {error}"))
+    facts = {"prediction_type": prediction_word(base.prediction)}
+    facts |= {"zero_terminal_snr": "true"} if base.zero_terminal_snr else {}
+    return replace(report, metadata={**report.metadata, **facts}, notes=(*report.notes, *base.notes))
 
 
 def where_it_works(path: str | Path) -> tuple[str, ...]:
@@ -38,6 +51,8 @@ def convert(
     to: Target | None = None,
     precision: str | None = None,
     base: str | None = None,
+    vae: str | Path | None = None,
+    prediction: str | None = None,
     compress: float | None = None,
     tell: Callable[[str], object] = lambda _: None,
 ) -> Path:
@@ -45,8 +60,9 @@ def convert(
     (one file); without `to`, a target that ends in .safetensors is one file, any other a folder.
 
     `base` is the model an adapter belongs to, wanted where whole weights and differences are turned into one another.
-    `compress` keeps that share of the singular values of each change. `tell` is handed a line on everything in an
-    adapter that is not used, and so is not in the target. Raises RecipeError for a format that does not
+    `compress` keeps that share of the singular values of each change. A model's VAE comes from `vae` and its
+    `prediction` is another, where they are given. `tell` is handed a line on everything in an adapter or a model
+    that is not used, and so is not in the target. Raises RecipeError for a format that does not
     exist for this kind of file.
     """
     source, target = Path(source), Path(target)
@@ -62,16 +78,19 @@ def convert(
     if _is_model(source):
         if compress is not None:
             raise RecipeError(f"--compress is for adapters; {source.name} is a whole model.")
-        return _convert_model(source, target, to, dtype)
+        return _convert_model(source, target, to, dtype, tell, vae=vae, prediction=prediction)
+    for flag, value in (("--vae", vae), ("--prediction", prediction)):
+        if value:
+            raise RecipeError(f"{flag} is for whole models; {source.name} is an adapter.")
     adapter = read_adapter(source)
     for note in adapter.notes:
         tell(note)
     is_custom = content_of(adapter) == "custom diffusion"
     if base is not None and (is_custom or compress is not None):
-        adapter = with_origins(load_base(base), adapter)
+        adapter = with_origins(load_base(base, needs_vae=False), adapter)
     magnitudes = [key for key, update in adapter.layers.items() if per_output(update)]
     if base is not None and magnitudes and compress is None and to in (None, "kohya", "webui"):
-        adapter = as_differences(load_base(base), adapter, magnitudes)
+        adapter = as_differences(load_base(base, needs_vae=False), adapter, magnitudes)
     if compress is not None:
         adapter = replace(adapter, layers=compressed(adapter.layers, compress))
     if to is None and (is_custom or compress is not None):
@@ -98,10 +117,21 @@ def _is_model(source: Path) -> bool:
     return inspect_file(source).kind in _MODEL_KINDS
 
 
-def _convert_model(source: Path, target: Path, to: Target | None, dtype: torch.dtype | None) -> Path:
+def _convert_model(
+    source: Path,
+    target: Path,
+    to: Target | None,
+    dtype: torch.dtype | None,
+    tell: Callable[[str], object],
+    *,
+    vae: str | Path | None,
+    prediction: str | None,
+) -> Path:
     if to in ("kohya", "peft"):
         raise RecipeError(f"--to {to} is for adapters; {source.name} is a whole model. Use diffusers or webui.")
-    base = load_base(source)
+    base = load_base(source, vae=vae, prediction=prediction)
+    for note in base.notes:
+        tell(note)
     if to == "diffusers" or (to is None and target.suffix.lower() != ".safetensors"):
         save_folder(base, target, dtype=dtype or torch.float32)
     else:

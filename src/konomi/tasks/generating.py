@@ -38,12 +38,22 @@ DEFAULT_STRENGTH = 0.7
 """Of a picture to start from."""
 
 
-def load_base(source: str, *, device: str = "auto", precision: str = "auto") -> BaseModel:
+def load_base(
+    source: str,
+    *,
+    vae: str | Path | None = None,
+    prediction: str | None = None,
+    needs_vae: bool = True,
+    device: str = "auto",
+    precision: str = "auto",
+) -> BaseModel:
     """A base model on a device: `tiny`, a diffusers folder, a .safetensors or .ckpt file, or a hub id.
+
+    `vae`, `prediction` and `needs_vae` are those of `konomi.models.load.load_base`.
 
     Raises ModelError or FileFormatError that says what the file is instead, RunError for a device that is not there.
     """
-    base = open_base(source)
+    base = open_base(source, vae=vae, prediction=prediction, needs_vae=needs_vae)
     where = choose_device(device)
     base.place(where, choose_precision(precision, where))
     return base
@@ -53,6 +63,8 @@ def generate(
     prompts: Sequence[str],
     *,
     base: str,
+    vae: str | Path | None = None,
+    prediction: str | None = None,
     add: Sequence[str] = (),
     negative: str = "",
     seed: int | None = None,
@@ -78,8 +90,9 @@ def generate(
     image i of a count has seed + i.
 
     `add`: `FILE`, `FILE:0.8` or `FILE:unet=0.8:text=0.5`; `<lora:name:0.8>` and `<hypernet:name:0.8>` in a prompt look
-    for the name in the current folder, `output` and the folders of `add`. `tell` is handed a line on everything
-    that has no effect. Raises KonomiError.
+    for the name in the current folder, `output` and the folders of `add`. `vae` stands in for the base's own,
+    `prediction` for what its file says. `tell` is handed a line on everything that has no
+    effect. Raises KonomiError.
     """
     output = Path(output)
     if min(count, batch) < 1:
@@ -104,7 +117,7 @@ def generate(
     requests = _requests(default, prompts, prompt_file, count)
     always = [parse_add(argument) for argument in add]
     groups, files = _read_adapters(requests, always, [Path.cwd(), output], tell)
-    loaded = load_base(base, device=device, precision=precision)
+    loaded = load_base(base, vae=vae, prediction=prediction, device=device, precision=precision)
     _check_all(loaded, [*always, *(w for tagged, _ in groups for w in tagged)], files)
     _tell_all(_notes(loaded, requests, always, groups, files), tell)
     model_hash = _model_hash(base)
@@ -155,6 +168,7 @@ def _notes(
     files: Mapping[Path, Adapter],
 ) -> Iterator[str]:
     """What has no effect, or is not drawn as it is given."""
+    yield from base.notes
     for request in requests:
         yield from unused_in_request(request)
     for request in requests[:1]:

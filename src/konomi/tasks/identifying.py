@@ -46,7 +46,13 @@ class Identifier:
 
 
 def identifiers(
-    base: str, *, class_noun: str = "", count: int = 20, device: str = "auto", precision: str = "auto"
+    base: str,
+    *,
+    class_noun: str = "",
+    count: int = 20,
+    prediction: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
 ) -> Iterator[Prepared | tuple[Identifier, ...]]:
     """Yields progress, and at last the words, best first.
 
@@ -55,7 +61,7 @@ def identifiers(
     """
     if count < 1:
         raise RecipeError(f"--count is {count}; at least 1 is needed.")
-    loaded = load_base(base, device=device, precision=precision)
+    loaded = load_base(base, prediction=prediction, needs_vae=False, device=device, precision=precision)
     words = candidates(loaded)
     if not words:
         raise RecipeError(f"{base}: its tokenizer has no words of 3 to 5 letters that are one token.")

@@ -64,7 +64,7 @@ def merge_custom(
         for note in adapter.notes:
             tell(note)
     words = _words(adapters, files)
-    loaded = load_base(base)
+    loaded = load_base(base, needs_vae=False)
     loaded.words.update({word: vectors for adapter in adapters for word, vectors in adapter.embeddings.items()})
     texts = {word: _prompts_of(word, prompts) for word in words}
     ordinary = _captions(captions, loaded)

@@ -85,7 +85,7 @@ def prepare(recipe: Recipe) -> Job:
     processes = find_processes(recipe.run.device)
     precision = choose_precision(recipe.run.precision, processes.device)
     recipe = asked = _with_dataset_values(with_absolute_paths(recipe))
-    base = load_base(recipe.base)
+    base = load_base(recipe.base, vae=recipe.vae, prediction=recipe.prediction)
     if recipe.objective.zero_terminal_snr:
         check_objective(base, recipe.objective)
         # Previews and the saved file follow: a result that does not say so is sampled wrongly everywhere.
@@ -135,6 +135,7 @@ def prepare(recipe: Recipe) -> Job:
         precision=precision,
         class_images=class_images,
         notes=(
+            *base.notes,
             *identifier_notes(base, needs, training),
             *slow_precision_notes(precision, processes.device),
             *method.needs.notes,

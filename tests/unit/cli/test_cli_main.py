@@ -204,9 +204,10 @@ def test_resume_and_convert_pass_everything_on(monkeypatch, capsys):
     fake(monkeypatch, "where_it_works", ("9 of 9 layers used by ComfyUI",))
     calls = fake(monkeypatch, "convert", Path("b"))
     assert main(["convert", "a", "b", "--to", "peft"]) == 0
-    assert calls == [((Path("a"), Path("b")), {"to": "peft", "base": None, "compress": None, "tell": tell})]
+    unsaid = {"base": None, "vae": None, "prediction": None, "compress": None}
+    assert calls == [((Path("a"), Path("b")), {"to": "peft", **unsaid, "tell": tell})]
     assert main(["convert", "a", "b", "--base", "tiny", "--compress", "0.6"]) == 0
-    assert calls[1][1] == {"to": None, "base": "tiny", "compress": 0.6, "tell": tell}
+    assert calls[1][1] == {**unsaid, "to": None, "base": "tiny", "compress": 0.6, "tell": tell}
     assert capsys.readouterr().out.splitlines()[-2:] == ["Wrote b", "  9 of 9 layers used by ComfyUI"]
 
 

@@ -1,5 +1,6 @@
 """How a recipe's words about its base reach the base, and the result."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from konomi.errors import RecipeError
+from konomi.cli.main import main
+from konomi.errors import ModelError, RecipeError
 from konomi.methods.method import Weights
 from konomi.models.load import load_base
-from konomi.models.save import save_folder
+from konomi.models.save import save_folder, save_single_file
 from konomi.models.scratch import random_base
-from konomi.storage.tensor_file import read_header
+from konomi.storage.tensor_file import read_header, read_tensors, write_tensors
 from konomi.tasks.preparing import Job, open_stream, prepare
 from konomi.tasks.previewing import draw_previews
 from konomi.tasks.recipes import recipe_from_flags
@@ -60,3 +62,35 @@ def test_offloaded_parts_go_again_after_a_preview(images: Path, tmp_path: Path) 
             assert draw_previews(job, job.method.export(), tmp_path / method, step)
             assert job.base.loaded_parts() == loaded
         job.method.close()
+
+
+def test_recipes_and_verbs_take_a_vae_and_a_prediction(images: Path, tmp_path: Path, capsys: Any) -> None:
+    whole, bare = tmp_path / "whole.safetensors", tmp_path / "bare.safetensors"
+    save_single_file(random_base("sd1"), whole, dtype=torch.float32)
+    kept = {name: t for name, t in read_tensors(whole).items() if not name.startswith("first_stage_model.")}
+    extra = {"model_ema.x": torch.zeros(1)}
+    write_tensors(bare, {**kept, **extra}, read_header(whole).metadata)
+    with pytest.raises(ModelError, match="holds no VAE"):
+        prepared(bare, images)
+    job = prepared(bare, images, f"vae={whole}", "prediction=v_prediction")
+    assert job.base.prediction == "v"
+    assert torch.equal(
+        job.base.encode_images(torch.zeros(1, 3, 64, 64)).mean,
+        random_base("sd1").encode_images(torch.zeros(1, 3, 64, 64)).mean,
+    )
+    assert any("1 tensors are not used: 1 of running averages" in note for note in job.notes)
+    common = ["--vae", str(whole), "--prediction", "v_prediction"]
+    flags = ["--images", str(images), "--trigger", "sks", f"data.cache.folder={tmp_path}"]
+    assert main(["check", "lora", "--base", str(bare), *flags, "--json"]) == 1
+    assert main(["check", "lora", "--base", str(bare), *common, *flags, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert any("are not used" in problem for problem in said["problems"])
+    drawn = ["a", "--steps", "1", "--size", "64x64", "--seed", "1", "--output", str(tmp_path / "out")]
+    assert main(["generate", *drawn, "--base", str(bare), *common]) == 0
+    assert "are not used" in capsys.readouterr().err
+    assert main(["convert", str(bare), str(tmp_path / "converted"), *common]) == 0
+    assert load_base(tmp_path / "converted").prediction == "v"
+    assert "are not used" in capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["inspect", str(bare), "--json"]) == 0
+    assert any("running averages" in note for note in json.loads(capsys.readouterr().out)[0]["notes"])
