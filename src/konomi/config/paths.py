@@ -7,7 +7,7 @@ from typing import Any
 
 ALWAYS = ("data.sources.N.path", "data.cache.folder", "validation.path", "run.output")
 """Settings that are paths."""
-WHERE_THERE = ("base", "prior.clip", "method.start", "method.lora.start")
+WHERE_THERE = ("base", "vae", "prior.clip", "method.start", "method.lora.start")
 """Settings that are a path or a name (`tiny`, a hub id, a word): a path where something lies there."""
 
 

@@ -17,7 +17,7 @@ from konomi.models.scratch import random_base
 from konomi.storage.tensor_file import read_header, read_tensors, write_tensors
 from konomi.tasks.preparing import Job, open_stream, prepare
 from konomi.tasks.previewing import draw_previews
-from konomi.tasks.recipes import recipe_from_flags
+from konomi.tasks.recipes import read_recipe, recipe_from_flags
 from konomi.tasks.saving import save_result
 
 
@@ -94,3 +94,9 @@ def test_recipes_and_verbs_take_a_vae_and_a_prediction(images: Path, tmp_path: P
     capsys.readouterr()
     assert main(["inspect", str(bare), "--json"]) == 0
     assert any("running averages" in note for note in json.loads(capsys.readouterr().out)[0]["notes"])
+
+
+def test_a_vae_in_a_recipe_lies_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    (tmp_path / "recipe.toml").write_text('base = "tiny"\nvae = "x.safetensors"\n[method]\nkind = "lora"\n')
+    assert read_recipe(tmp_path / "recipe.toml").vae == str(tmp_path / "x.safetensors")
