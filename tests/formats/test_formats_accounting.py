@@ -33,6 +33,10 @@ CLONEOFSIMO = {f"text_encoder:{i}:{half}": torch.ones(*shape) for i in range(48)
                for half, shape in (("up", (768, 1)), ("down", (1, 768)))}  # fmt: skip
 TABLES: dict[str, dict[str, Tensor]] = {
     "kohya": KOHYA,
+    "comfyui": {
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.lora_A.weight": DOWN,
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.lora_B.weight": UP,
+    },
     "diffusers": {f"unet.{UNET}.lora_A.weight": DOWN, f"unet.{UNET}.lora_B.weight": UP},
     "cloneofsimo": CLONEOFSIMO,
     "custom diffusion": {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from konomi.errors import FileFormatError
 from konomi.formats import (
     cloneofsimo,
+    comfyui,
     custom_diffusion,
     diffusers_embedding,
     diffusers_lora,
@@ -24,6 +25,7 @@ from konomi.formats import (
 from konomi.formats.accounting import accounted, lines
 from konomi.formats.family import odd_context_layer
 from konomi.formats.layers import tensors_of
+from konomi.formats.recognition import stranger_of
 from konomi.formats.report import FileReport, adapter_report, named_tensors, other_report
 from konomi.formats.source import Parsed, Source, open_source
 from konomi.formats.writer import TARGETS, Content, Target, WriteOptions, Writer, content_of
@@ -63,6 +65,7 @@ class AdapterFormat(Protocol):
 
 ADAPTER_FORMATS: tuple[AdapterFormat, ...] = (
     kohya,
+    comfyui,
     diffusers_lora,
     peft_lora,
     cloneofsimo,
@@ -84,6 +87,8 @@ def read_adapter(path: Path | str) -> Adapter:
     source = open_source(path)
     found = adapter_format(source)
     if found is None:
+        if what := stranger_of(source):
+            raise FileFormatError(f"{path}: {what}, so nothing was loaded.")
         report = other_report(source, check=False)
         raise FileFormatError(f"{path}: holds no LoRA that konomi knows; it is a file of kind {report.kind!r}.")
     parsed = accounted(source, found.parse(source))
@@ -156,7 +161,9 @@ def inspect_file(path: Path | str, *, check: bool = True) -> FileReport:
 
 
 def adapter_format(source: Source) -> AdapterFormat | None:
-    """The format that recognises a source; None if none does."""
+    """The format that recognises a source; None if none does, and for LoRA of other families and of other kinds."""
+    if stranger_of(source):
+        return None
     return next((candidate for candidate in ADAPTER_FORMATS if candidate.recognise(source)), None)
 
 

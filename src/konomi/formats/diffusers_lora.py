@@ -35,7 +35,7 @@ _SETTINGS = "lora_adapter_metadata"
 _PARTS = {"unet": "denoiser", "text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2"}
 _COMPONENTS = {part: component for component, part in _PARTS.items()}
 _TENSOR = re.compile(
-    r"(?:(?P<component>unet|text_encoder|text_encoder_2)\.)?(?P<path>.+?)\.(?:"
+    r"(?:(?P<component>unet|text_encoder|text_encoder_2)\.)?(?:base_model\.model\.)?(?P<path>.+?)\.(?:"
     r"(?:(?:processor\.)?(?P<projection>to_q|to_k|to_v|to_out)_lora|lora|lora_linear_layer)\.(?P<old>down|up)\.weight"
     r"|lora_(?P<new>[AB])(?:\.[^.]+)?\.weight|(?P<bias>lora_B)(?:\.[^.]+)?\.bias"
     r"|(?P<magnitude>lora_magnitude_vector)(?:\.[^.]+)?(?:\.weight)?"

@@ -6,19 +6,20 @@ A layer is `{prefix}_{module path, dots as underscores}.{part}`; see `layers` fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter, LowRank
+from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
 from konomi.errors import FileFormatError
 from konomi.formats.accounting import accounted, prefixed
-from konomi.formats.family import family_of
-from konomi.formats.kohya_keys import is_norm, key_of, layout_of, name_of
+from konomi.formats.family import family_by_layers, family_of
+from konomi.formats.kohya_keys import PREFIXES, has_numbered_text_encoders, is_norm, key_of, layout_for, name_of
 from konomi.formats.kohya_metadata import with_hashes, with_minimum
-from konomi.formats.layers import KNOWN_PARTS, LayerError, folded, layer_from_parts, parts_from_layer, per_output
+from konomi.formats.layers import LayerError, folded, layer_from_parts, part_of, parts_from_layer, per_output
 from konomi.formats.ldm_keys import UNetLayout
 from konomi.formats.learned_words import NEGATIVE
 from konomi.formats.source import Parsed, Source, fault, open_source
@@ -37,31 +38,36 @@ _EMBEDDING_PARTS = {
 
 def recognise(source: Source) -> bool:
     """Whether any tensor is named as kohya names layers."""
-    return any(name.startswith(("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", _BUNDLE)) for name in source.shapes)
+    return any(name.startswith((*PREFIXES, _BUNDLE)) for name in source.shapes)
 
 
 def parse(source: Source) -> Parsed:
     """Read every variant. Raises FileFormatError naming the tensor whose partner, rank or width is wrong."""
     tensors = source.tensors()
     grouped: dict[str, dict[str, Tensor]] = {}
+    names: dict[str, list[str]] = {}
     embeddings: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for name, tensor in tensors.items():
         if name.startswith(_BUNDLE):
-            if not _add_embedding(embeddings, name, tensor):
+            if not _add_embedding(source, embeddings, name, tensor):
                 unknown.append(name)
             continue
-        layer, _, part = name.partition(".")
-        if part in KNOWN_PARTS:
-            grouped.setdefault(layer, {})[part] = tensor
-        else:
+        layer, _, ending = name.partition(".")
+        part = part_of(ending)
+        if not part:
             unknown.append(name)
-    layout = layout_of(grouped)
-    layers = {}
+        elif part in grouped.setdefault(layer, {}):
+            raise fault(source.path, name, "stands for what another tensor of this layer is, too")
+        else:
+            grouped[layer][part] = tensor
+            names.setdefault(layer, []).append(name)
+    layout = layout_for(grouped, context_widths(grouped))
+    layers: dict[str, LayerUpdate] = {}
     for layer, parts in grouped.items():
         key = key_of(layer, layout)
         if key is None:
-            unknown += [f"{layer}.{part}" for part in parts]
+            unknown += names[layer]
             continue
         if key in layers:
             raise fault(source.path, layer, f"names the same layer as another entry ({key})")
@@ -70,8 +76,20 @@ def parse(source: Source) -> Parsed:
         except LayerError as error:
             raise fault(source.path, f"{layer}.{error.part}".rstrip("."), error.what) from error
     adapter = Adapter(layers, embeddings, dict(source.metadata), "", source.name)
-    adapter = Adapter(layers, embeddings, dict(source.metadata), family_of(adapter), source.name)
+    # A lone te1 fits several families by its widths; only its name tells, and is not lost on writing.
+    numbered = "sdxl" if has_numbered_text_encoders(grouped) else ""
+    adapter = replace(adapter, family=family_by_layers(layers) or numbered or family_of(adapter))
     return _with_negative(source, Parsed(adapter, tuple(sorted(unknown)), used=frozenset(tensors)))
+
+
+def context_widths(grouped: Mapping[str, Mapping[str, Tensor]]) -> set[int]:
+    """Widths of the text states that cross-attention's keys and values read, where their tensors tell."""
+    found = set()
+    for layer, parts in grouped.items():
+        if layer.endswith(("attn2_to_k", "attn2_to_v", "attn2.to_k", "attn2.to_v")):
+            inner = (parts.get(name) for name in ("lora_down.weight", "hada_w1_b", "diff", "set_weight"))
+            found |= {tensor.shape[1] for tensor in inner if tensor is not None and tensor.dim() > 1}
+    return found
 
 
 def write(
@@ -170,11 +188,13 @@ def _words(adapter: Adapter, *, negative: bool) -> dict[str, dict[str, Tensor]]:
     return {word: parts for word, parts in adapter.embeddings.items() if word.endswith(NEGATIVE) == negative}
 
 
-def _add_embedding(embeddings: dict[str, dict[str, Tensor]], name: str, tensor: Tensor) -> bool:
+def _add_embedding(source: Source, embeddings: dict[str, dict[str, Tensor]], name: str, tensor: Tensor) -> bool:
     for suffix, part in _EMBEDDING_PARTS.items():
         if name.endswith(suffix):
             token = name.removeprefix(_BUNDLE).removesuffix(suffix)
-            embeddings.setdefault(token, {})[part] = tensor if tensor.dim() == 2 else tensor.reshape(1, -1)
+            if tensor.dim() not in (1, 2) or not tensor.numel() or not tensor.is_floating_point():
+                raise fault(source.path, name, f"has shape {list(tensor.shape)}; vectors of a word are [count, width]")
+            embeddings.setdefault(token, {})[part] = tensor.reshape(-1, tensor.shape[-1])
             return True
     return False
 

@@ -7,7 +7,7 @@ below, and the longest word wins, so no model is needed to tell `to_out_0` (`to_
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from konomi.formats.ldm_keys import (
     SD1_LAYOUT,
@@ -43,8 +43,14 @@ _PREFIXES = {
     "lora_te2_": "text_encoder_2",
     "lora_te_": "text_encoder",
 }
+_LYCORIS = "lycoris_"
+"""Before any module's path, whichever part it is of (LyCORIS used as a library, SimpleTuner)."""
+PREFIXES = (*_PREFIXES, _LYCORIS)
 _LDM = re.compile(r"(input_blocks|output_blocks|middle_block|time_embed_|label_emb|out_[02]$)")
-_SD1_ONLY = re.compile(r"lora_unet_(input_blocks_([12]_1|1[01]|9)_|output_blocks_(9|1[01])_|output_blocks_[678]_1_)")
+_SD1_ONLY = re.compile(
+    r"(?:lora_unet_|lycoris_|diffusion_model_)"
+    r"(input_blocks_([12]_1|1[01]|9)_|output_blocks_(9|1[01])_|output_blocks_[678]_1_)"
+)
 
 
 def key_of(name: str, layout: UNetLayout = SDXL_LAYOUT) -> str | None:
@@ -56,7 +62,17 @@ def key_of(name: str, layout: UNetLayout = SDXL_LAYOUT) -> str | None:
         if name.startswith(prefix):
             path = _path(name.removeprefix(prefix), part, layout)
             return None if path is None else f"{part}.{path}"
+    if name.startswith(_LYCORIS):
+        for part in ("denoiser", "text_encoder"):
+            path = _path(name.removeprefix(_LYCORIS), part, layout)
+            if path is not None:
+                return f"{part}.{path}"
     return None
+
+
+def has_numbered_text_encoders(names: Iterable[str]) -> bool:
+    """Whether layers are called `lora_te1_` or `lora_te2_`, as only models with two text encoders have them."""
+    return any(name.startswith(("lora_te1_", "lora_te2_")) for name in names)
 
 
 def name_of(key: str, family: str, layout: UNetLayout | None = None) -> str:
@@ -76,6 +92,13 @@ def name_of(key: str, family: str, layout: UNetLayout | None = None) -> str:
 def layout_of(names: Iterable[str]) -> UNetLayout:
     """Which UNet the original block numbers belong to: SD1's has attention and blocks where SDXL's has none."""
     return SD1_LAYOUT if any(_SD1_ONLY.match(name) for name in names) else SDXL_LAYOUT
+
+
+def layout_for(names: Iterable[str], context_widths: Collection[int]) -> UNetLayout:
+    """The same, by the width of the text states that the layers read where any of them does."""
+    if any(width in (768, 1024) for width in context_widths):
+        return SD1_LAYOUT
+    return SDXL_LAYOUT if 2048 in context_widths else layout_of(names)
 
 
 def is_norm(key: str) -> bool:

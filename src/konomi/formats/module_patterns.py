@@ -115,7 +115,9 @@ class _Parser:
             first = self._next()
             if first == "\\":
                 tests.append(self._escape())
-            elif self._peek() == "-" and self.text[self.at + 1 : self.at + 2] not in ("]", ""):
+                if self._opens_range():
+                    raise PatternError("has a range that begins with an escape")
+            elif self._opens_range():
                 self.at += 1
                 last = self._next()
                 if last == "\\" or last < first:
@@ -125,6 +127,9 @@ class _Parser:
                 tests.append(_is(first))
         self.at += 1
         return lambda c: any(test(c) for test in tests) != negated
+
+    def _opens_range(self) -> bool:
+        return self._peek() == "-" and self.text[self.at + 1 : self.at + 2] not in ("]", "")
 
     def _repeated(self, node: Node) -> Node:
         while True:

@@ -32,14 +32,13 @@ from konomi.formats.peft_config import (
     read_config,
     split_parts,
 )
-from konomi.formats.source import PEFT_CONFIG_NAME, Parsed, Source, fault, open_source
+from konomi.formats.source import PEFT_CONFIG_NAME, PEFT_WEIGHTS, Parsed, Source, fault, open_source
 from konomi.formats.writer import Writer
 from konomi.storage.atomic import write_folder
 from konomi.storage.sniff import FileKind
 from konomi.storage.tensor_file import write_tensors
 
 NAME = "peft"
-_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _FOLDERS = {"unet": "denoiser", "text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2"}
 _ROLES = {
     ("lora_A", "weight"): "lora_down.weight",
@@ -58,12 +57,22 @@ _MAX_CONFIG = 16 << 20
 
 
 def recognise(source: Source) -> bool:
-    """Whether a folder, or one of its parts' folders, holds a PEFT configuration."""
-    return source.kind is FileKind.FOLDER and bool(_part_folders(source.path))
+    """Whether a folder, or one of its parts' folders, holds a PEFT configuration, or a file the halves of PEFT's layers
+    without a part before them."""
+    if source.kind is FileKind.FOLDER:
+        return bool(_part_folders(source.path))
+    return any(
+        (match := _TENSOR.fullmatch(name)) and match["role"] != "lora_magnitude_vector" for name in source.shapes
+    )
 
 
 def parse(source: Source) -> Parsed:
     """Read the folder. Raises FileFormatError for other PEFT types, missing files and unpaired halves."""
+    if source.kind is not FileKind.FOLDER:
+        parsed = _read_weights(source, "", PeftConfig(None))
+        adapter = replace(parsed.adapter, metadata=dict(source.metadata), name=source.name)
+        note = f"no {PEFT_CONFIG_NAME} lies beside it, so lora_alpha is taken to be the rank (scale 1)."
+        return replace(parsed, adapter=named(adapter), notes=(note,))
     layers: dict[str, LayerUpdate] = {}
     parts = [_read_part(part, folder) for part, folder in _part_folders(source.path)]
     for part in parts:
@@ -99,7 +108,7 @@ def write(
             folder.mkdir(exist_ok=True)
             tensors = peft_tensors(layers, family if part == "denoiser" else "")
             tensors = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
-            write_tensors(folder / _WEIGHTS[0], cast_floats(tensors, dtype), {"format": "pt"})
+            write_tensors(folder / PEFT_WEIGHTS[0], cast_floats(tensors, dtype), {"format": "pt"})
             config = json.dumps(_config(layers, base_name), indent=2) + "\n"
             (folder / PEFT_CONFIG_NAME).write_text(config, encoding="utf-8")
 
@@ -137,10 +146,10 @@ def _part_folders(folder: Path) -> list[tuple[str, Path]]:
 
 def _read_part(part: str, folder: Path) -> Parsed:
     config = read_config(_read_json(folder / PEFT_CONFIG_NAME), str(folder / PEFT_CONFIG_NAME))
-    path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    path = next((folder / name for name in PEFT_WEIGHTS if (folder / name).is_file()), None)
     if path is None:
-        raise FileFormatError(f"{folder}: holds {PEFT_CONFIG_NAME} but no {_WEIGHTS[0]}.")
-    source = open_source(path)
+        raise FileFormatError(f"{folder}: holds {PEFT_CONFIG_NAME} but no {PEFT_WEIGHTS[0]}.")
+    source = open_source(path, alone=True)
     parsed = accounted(source, _read_weights(source, part, config))
     return _less_initial(parsed, part, folder, config) if config.init else parsed
 
@@ -160,10 +169,10 @@ def _less_initial(parsed: Parsed, part: str, folder: Path, config: PeftConfig) -
             f"off, not the base itself. Put the start as {kind}_init into the folder, or save the adapter with "
             "path_initial_model_for_weight_conversion."
         )
-    weights = next((found / name for name in _WEIGHTS if (found / name).is_file()), None)
+    weights = next((found / name for name in PEFT_WEIGHTS if (found / name).is_file()), None)
     if weights is None:
-        raise FileFormatError(f"{found}: holds {PEFT_CONFIG_NAME} but no {_WEIGHTS[0]}.")
-    start = _read_weights(open_source(weights), part, replace(config, ignored={})).adapter.layers
+        raise FileFormatError(f"{found}: holds {PEFT_CONFIG_NAME} but no {PEFT_WEIGHTS[0]}.")
+    start = _read_weights(open_source(weights, alone=True), part, replace(config, ignored={})).adapter.layers
     layers: dict[str, LayerUpdate] = {}
     for key, layer in parsed.adapter.layers.items():
         first = start.get(key)
@@ -191,6 +200,7 @@ def _read_weights(source: Source, part: str, config: PeftConfig) -> Parsed:
     config.check_patterns(halves)
     part = part or _part_of(source.path.parent, halves)
     layers: dict[str, LayerUpdate] = {}
+    whole = part
     for module, parts in halves.items():
         magnitude = parts.pop("dora_scale", None)
         try:
@@ -198,10 +208,12 @@ def _read_weights(source: Source, part: str, config: PeftConfig) -> Parsed:
         except LayerError as error:
             raise fault(source.path, f"{module} ({error.part})" if error.part else module, error.what) from error
         assert isinstance(layer, LowRank)
-        if part != "denoiser" and module.startswith(("encoder.", "embeddings.", "final_layer_norm")):
-            canonical = f"{part}.text_model.{module}"
+        component, _, inner = module.partition(".")
+        part, inner = (_FOLDERS[component], inner) if component in _FOLDERS and inner else (whole, module)
+        if part != "denoiser" and inner.startswith(("encoder.", "embeddings.", "final_layer_norm")):
+            canonical = f"{part}.text_model.{inner}"
         else:
-            canonical = f"{part}.{module}"
+            canonical = f"{part}.{inner}"
         alpha = config.alpha_of(module, layer.down.shape[0])
         layers[canonical] = layer_from_peft(layer, magnitude, alpha)
     return Parsed(Adapter(layers), tuple(unknown), prefixed(config.ignored, CONFIG), used=frozenset(tensors))

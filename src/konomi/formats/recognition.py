@@ -13,9 +13,11 @@ from torch import Tensor
 from konomi.config.parse import parse_json
 from konomi.formats.family import CONTEXT_WIDTH
 from konomi.formats.source import Source
+from konomi.formats.strangers import holds_updates, other_family, other_kind
 from konomi.storage.sniff import FileKind
 from konomi.storage.tensor_file import read_tensors
 
+_TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"
 _LDM_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 _EMBEDDING_WIDTHS = (768, 1024, 1280)
 _LDM_PARTS = {
@@ -56,8 +58,28 @@ def recognise(source: Source) -> Recognised:
     return _table(source)
 
 
+def stranger_of(source: Source) -> str:
+    """What a LoRA is that konomi cannot load by its family or kind, as the end of a sentence; "" for all others."""
+    names = source.shapes
+    if not names:
+        return ""
+    name, kind = other_kind(names)
+    if kind:
+        return f"{name} belongs to {kind}, a kind of update that konomi does not apply"
+    family = _other_family(source) if holds_updates(names) else ""
+    return f"is for {family}; konomi works with Stable Diffusion 1, 2 and XL" if family else ""
+
+
+def _other_family(source: Source) -> str:
+    widths = {shape[1] for shape in source.shapes.values() if len(shape) == 2}
+    return other_family(source.shapes, source.metadata, widths)
+
+
 def _table(source: Source) -> Recognised:
     shapes = source.shapes
+    if what := stranger_of(source):
+        kind, family = other_kind(shapes)[1], _other_family(source)
+        return Recognised(kind or "lora", "unknown", family, notes=(f"{what}.",), tensors=source.tensors)
     if any(name.startswith("model.diffusion_model.") for name in shapes):
         return _ldm_checkpoint(source)
     if "conv_in.weight" in shapes and any(name.startswith("down_blocks.") for name in shapes):
@@ -66,8 +88,13 @@ def _table(source: Source) -> Recognised:
         return Recognised("denoiser", "diffusers", family, notes=notes, tensors=source.tensors)
     if any(name.startswith("first_stage_model.") for name in shapes) or {"encoder.conv_in.weight"} <= set(shapes):
         return Recognised("vae", "checkpoint", tensors=source.tensors)
-    if any("text_model.encoder.layers." in name for name in shapes):
+    if not holds_updates(shapes) and any(
+        name.endswith("text_model.embeddings.token_embedding.weight") for name in shapes
+    ):
         return Recognised("text encoder", "transformers", tensors=source.tensors)
+    if family := _other_family(source):
+        note = f"is a model of {family}; konomi works with Stable Diffusion 1, 2 and XL."
+        return Recognised("model of another family", "checkpoint", family, notes=(note,), tensors=source.tensors)
     note = f"none of its {len(shapes)} names is known; the first is {next(iter(shapes), '(none)')}"
     return Recognised("unknown tensors", str(source.kind.name).lower(), notes=(note,), tensors=source.tensors)
 

@@ -18,6 +18,8 @@ from konomi.storage.tensor_file import read_header, read_tensors
 
 DIFFUSERS_LORA_NAME = "pytorch_lora_weights.safetensors"
 PEFT_CONFIG_NAME = "adapter_config.json"
+PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_TENSOR_KINDS = (FileKind.SAFETENSORS, FileKind.TORCH_ZIP, FileKind.TORCH_LEGACY)
 CUSTOM_DIFFUSION_NAMES = ("pytorch_custom_diffusion_weights.safetensors", "pytorch_custom_diffusion_weights.bin")
 _DEEPEST = 8
 """Tables within tables that are told apart."""
@@ -80,15 +82,20 @@ class Parsed:
     """Names, as in `Source.names`, of what went into the adapter or says nothing that could change it."""
 
 
-def open_source(path: Path | str) -> Source:
+def open_source(path: Path | str, *, alone: bool = False) -> Source:
     """Look into a safetensors file, a PyTorch file, a picture that carries an embedding, or a folder.
 
+    PEFT's weights stand for their folder, unless they are wanted `alone`: the settings beside them decide their scale.
     Raises FileFormatError saying what else it is.
     """
     path = Path(path)
     kind = sniff(path)
+    settings = path.parent / PEFT_CONFIG_NAME
+    if not alone and path.name in PEFT_WEIGHTS and settings.is_file() and kind in _TENSOR_KINDS:
+        return Source(path.parent, FileKind.FOLDER)
     if kind is FileKind.FOLDER:
-        inside = next((path / name for name in _STANDARD_NAMES if (path / name).is_file()), None)
+        names = _STANDARD_NAMES if (path / PEFT_CONFIG_NAME).exists() else (*_STANDARD_NAMES, *PEFT_WEIGHTS)
+        inside = next((path / name for name in names if (path / name).is_file()), None)
         return Source(path, kind) if inside is None else open_source(inside)
     if kind is FileKind.SAFETENSORS:
         header = read_header(path)
