@@ -13,6 +13,7 @@ from torch import Tensor
 
 from konomi.adapters.adapter import Adapter, LowRank
 from konomi.adapters.delta import delta
+from konomi.cli.verdict import verdict
 from konomi.formats import inspect_file, read_adapter, write_adapter
 from konomi.formats.readers import Reading, sentences
 
@@ -101,6 +102,7 @@ HADA = {f"{UNET}.hada_w{i}_{x}": torch.ones(*((8, 2) if x == "a" else (2, 768)))
 IA3 = {f"{UNET}.weight": torch.ones(8, 1), f"{UNET}.on_input": torch.tensor(False)}
 PER_INPUT = {f"{UNET}.dora_scale": torch.ones(1, 768)}
 PER_OUTPUT = {f"{UNET}.dora_scale": torch.ones(8, 1)}
+PROCESSOR = "mid_block.attentions.0.transformer_blocks.0.attn2.processor"
 ONES = torch.ones(8, 2)
 BASE = plain(UNET, width=768, alpha=2.0)
 PEFT_NAMES = {"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight": torch.ones(2, 768),
@@ -116,6 +118,12 @@ RULES: dict[str, tuple[dict[str, Tensor], tuple[int, int, int], int]] = {
     "DoRA per input": (BASE | PER_INPUT, (1, 1, 0), 1),
     "DoRA per output": (BASE | PER_OUTPUT, (1, 0, 0), 1),
     "PEFT's names": (PEFT_NAMES, (0, 0, 1), 1),
+    "2023's names": (
+        {f"unet.{PROCESSOR}.to_k_lora.down.weight": torch.ones(2, 768), f"unet.{PROCESSOR}.to_k_lora.up.weight": ONES},
+        (1, 0, 1), 1),
+    "2023's names without unet": (
+        {f"{PROCESSOR}.to_k_lora.down.weight": torch.ones(2, 768), f"{PROCESSOR}.to_k_lora.up.weight": ONES},
+        (1, 0, 0), 1),
     "text encoder": (BASE | plain(f"lora_te_{TE}_mlp_fc1", alpha=2.0), (2, 2, 2), 2),
     "te1 in SD1": (BASE | plain(f"lora_te1_{TE}_mlp_fc1", alpha=2.0), (2, 1, 2), 2),
     "text encoder without text_model": (BASE | plain("lora_te_encoder_layers_0_mlp_fc1", alpha=2.0), (1, 1, 1), 2),
@@ -161,14 +169,16 @@ def test_what_is_ignored_is_named_with_its_reason(tmp_path: Path) -> None:
     [
         ("sks.safetensors", {"emb_params": torch.ones(2, 768)}, (1, 1, 1)),
         ("sks.safetensors", {"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, (1, 1, 1)),
+        ("sks.safetensors", {"text_encoders_0": torch.ones(2, 768), "text_encoders_1": torch.ones(2, 1280)}, (0, 0, 1)),
         ("sks.safetensors", {"<a>": torch.ones(1, 768), "<b>": torch.ones(1, 768)}, (1, 0, 0)),
     ],
-    ids=["web UI", "SDXL", "several words"],
+    ids=["web UI", "SDXL", "cog's SDXL", "several words"],
 )
 def test_words(tmp_path: Path, name: str, tensors: dict[str, Tensor], used: tuple[int, ...]) -> None:
     found = read(tmp_path, tensors, name)
     assert tuple(found[who].used for who in ("ComfyUI", "A1111", "diffusers")) == used
-    assert found["ComfyUI"].place == "models/embeddings" and found["A1111"].place == "embeddings"
+    if used[0]:
+        assert found["ComfyUI"].place == "models/embeddings" and found["A1111"].place == "embeddings"
 
 
 def test_a_folder_of_pefts_works_with_peft_alone(tmp_path: Path) -> None:
@@ -177,3 +187,45 @@ def test_a_folder_of_pefts_works_with_peft_alone(tmp_path: Path) -> None:
     readers = inspect_file(tmp_path / "p").readers
     assert [(reading.used, reading.total) for reading in readers] == [(0, 1)] * 3
     assert "PeftModel.from_pretrained" in readers[2].ignored[0] and "--to kohya" in readers[0].ignored[0]
+
+
+def test_a_checkpoint_says_what_it_predicts(tmp_path: Path) -> None:
+    name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    tensors = {name: torch.ones(8, 768), "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    save_file(tensors, tmp_path / "m.safetensors")
+    report = inspect_file(tmp_path / "m.safetensors")
+    assert report.metadata["prediction_type"] == "v_prediction"
+    assert report.metadata["zero_terminal_snr"] == "True"
+    assert dict(verdict(report))["predicts"] == ["v (velocity), not noise, zero terminal SNR"]
+    save_file({name: tensors[name]}, tmp_path / "e.safetensors")
+    assert "predicts" not in dict(verdict(inspect_file(tmp_path / "e.safetensors")))
+
+
+def test_lycoris_itself_computes_what_our_file_means(tmp_path: Path) -> None:
+    """LyCORIS' loader finds the layers by kohya's names, and merges what `delta` says."""
+    pytest.importorskip("lycoris")
+    from lycoris.kohya import create_network_from_weights
+
+    torch.manual_seed(0)
+    key = "denoiser.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    update = LowRank(torch.randn(2, 768), torch.randn(8, 2), 1.0)
+    write_adapter(Adapter({key: update}, family="sd1"), tmp_path / "x.safetensors", "kohya")
+
+    class CrossAttention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.to_k = torch.nn.Linear(768, 8, bias=False)
+
+    unet = torch.nn.Module()
+    path: torch.nn.Module = unet
+    *parents, _ = key.removeprefix("denoiser.").split(".")
+    for name in parents[:-1]:
+        path.add_module(name, torch.nn.Module())
+        path = path.get_submodule(name)
+    path.add_module("attn2", CrossAttention())
+    layer = unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn2.to_k")
+    before = layer.weight.detach().clone()  # type: ignore[union-attr]
+    text = torch.nn.Module()
+    network, tensors = create_network_from_weights(1.0, str(tmp_path / "x.safetensors"), None, text, unet)
+    network.merge_to(text, unet, tensors, torch.float32, "cpu")
+    torch.testing.assert_close(layer.weight.detach() - before, delta(update, before), rtol=1e-4, atol=1e-5)

@@ -35,8 +35,8 @@ def readings(source: Source, format_name: str, adapter: Adapter) -> tuple[Readin
     if source.kind is FileKind.FOLDER or not source.shapes or format_name == "cloneofsimo":
         what = "PEFT's folders" if source.kind is FileKind.FOLDER else f"{format_name} files"
         found = [refused(who, adapter.layers, f"{what} are not read; convert with --to kohya") for who in _WEB_UIS]
-        place = "PeftModel.from_pretrained(pipe.unet, FOLDER)" if source.kind is FileKind.FOLDER else "its own scripts"
-        reason = f"load_lora_weights does not read {what}, {place} does"
+        own = "PeftModel.from_pretrained(pipe.unet, FOLDER) does" if source.kind is FileKind.FOLDER else "their own do"
+        reason = f"load_lora_weights does not read {what}; {own}"
         return (*found, refused(diffusers.NAME, adapter.layers, reason))
     layers = layers_of(source.shapes)
     alphas = _alphas({layer.name for layer in layers}, source)
@@ -73,6 +73,14 @@ def _embedding(source: Source, format_name: str, adapter: Adapter) -> tuple[Read
     }
     form = "table" if format_name == "diffusers" else "file"
     suffix = source.path.suffix.lower()
+    if (
+        any(len(parts) > 1 for parts in words.values())
+        and source.shapes
+        and not {"clip_l", "clip_g"} <= set(source.shapes)
+    ):
+        reason = "the vectors of two text encoders are only known as clip_l and clip_g; convert with --to webui"
+        found = [refused(who, words, reason, unit="words") for who in _WEB_UIS]
+        return (*found, diffusers.embedding(words, suffix, form))
     return tuple(rule.embedding(words, suffix, form) for rule in (comfyui, a1111, diffusers))
 
 

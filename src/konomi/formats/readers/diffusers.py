@@ -41,6 +41,8 @@ def lora(layers: Sequence[NamedLayer], family: str, alphas: Mapping[str, float])
             faults[layer.name] = f"names of {layer.dialect} are not read beside others; convert with --to diffusers"
         elif not layer.key:
             faults[layer.name] = "no layer of the model has this name"
+        elif not layer.name.startswith(("unet.", "text_encoder.", "text_encoder_2.")):
+            faults[layer.name] = "without unet. in front of its name it is passed over; convert with --to diffusers"
     return counted(NAME, names, faults, place=_LORA)
 
 
