@@ -20,9 +20,10 @@ COMMAND = """accelerate launch --num_cpu_threads_per_process 1 train_network.py 
   --output_name sks --network_module networks.lora --network_dim 32 --network_alpha 16 --network_args
   conv_dim=8 algo=lora --resolution 512,768 --train_batch_size 2 --gradient_accumulation_steps 4 --learning_rate 1e-4
   --unet_lr 2e-4 --text_encoder_lr 5e-5 --lr_scheduler cosine_with_restarts --lr_warmup_steps 100
-  --optimizer_type AdamW8bit --optimizer_args weight_decay=0.1 betas=0.9,0.99 --max_train_epochs 10 --max_train_steps 500
-  --mixed_precision bf16 --min_snr_gamma 5 --clip_skip 2 --max_timestep 1000 --xformers --shuffle_caption --keep_tokens 1 --color_aug
-  --cache_latents --save_every_n_epochs 2 --bucket_no_upscale --flux_thing 3"""
+  --optimizer_type AdamW8bit --optimizer_args weight_decay=0.1 betas=0.9,0.99 --max_train_epochs 10
+  --max_train_steps 500 --mixed_precision bf16 --min_snr_gamma 5 --clip_skip 2 --max_timestep 1000 --xformers
+  --shuffle_caption --keep_tokens 1 --color_aug --cache_latents --save_every_n_epochs 2 --bucket_no_upscale
+  --flux_thing 3"""
 
 
 def recipe_of(source, tmp_path):
