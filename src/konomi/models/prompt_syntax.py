@@ -5,8 +5,9 @@ Emphasis `(x)` `((x))` `[x]` `{x}` `(x:1.3)`, escapes `\\(`, `BREAK`, prompt swi
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from math import isfinite
 
 ROUND, SQUARE, CURLY = 1.1, 1 / 1.1, 1.05
@@ -19,7 +20,10 @@ _PIECE = re.compile(
     rf"(?P<escaped>\\[()\[\]{{}}\\:|<>])|(?P<weight>:\s*(?P<number>{_NUMBER})\s*\))|(?P<open>[(\[{{])|(?P<close>[)\]}}])"
     r"|(?P<break>\s*\bBREAK\b\s*)|(?P<text>\\|:|[^\\()\[\]{}:\sB]+|\s+|B)"
 )
-_MAX_DEPTH = 64
+_STRUCTURE = re.compile(r"\\.|[()\[\]{}<>|:]", re.DOTALL)
+_MAX_DEPTH = 8
+_MOST = 1e4
+"""Nested factors end here: a thousand brackets are a mistake, and no reason for infinite numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,44 +48,44 @@ def parse_emphasis(prompt: str) -> tuple[tuple[Span, ...], ...]:
 
     A bracket that is never closed counts to the end of the prompt; a closing one without partner is text.
     """
-    pieces: list[tuple[str | None, float]] = []
+    pieces: list[tuple[str | None, int]] = []
     opened: list[tuple[str, int]] = []
-
-    def scale(start: int, factor: float) -> None:
-        for i in range(start, len(pieces)):
-            pieces[i] = (pieces[i][0], pieces[i][1] * factor)
-
+    # What is in brackets: the brackets around it, and their factor. Brackets that are never closed have their own.
+    around, factors = [0], [1.0]
     for match in _PIECE.finditer(prompt):
         piece = match[0]
+        scope = opened[-1][1] if opened else 0
         if match["escaped"]:
-            pieces.append((piece[1:], 1.0))
+            pieces.append((piece[1:], scope))
         elif match["open"]:
-            opened.append((piece, len(pieces)))
+            opened.append((piece, len(around)))
+            around.append(scope)
+            factors.append(_FACTORS[piece])
         elif match["break"]:
-            pieces.append((None, 1.0))
+            pieces.append((None, scope))
         elif match["weight"] and opened and opened[-1][0] == "(" and isfinite(float(match["number"])):
-            scale(opened.pop()[1], float(match["number"]))
+            factors[opened.pop()[1]] = float(match["number"])
         elif match["close"] and opened and opened[-1][0] == _CLOSES[piece]:
-            bracket, start = opened.pop()
-            scale(start, _FACTORS[bracket])
+            opened.pop()
         else:
-            pieces.append((piece, 1.0))
-    for bracket, start in opened:
-        scale(start, _FACTORS[bracket])
-    return _sections(pieces)
+            pieces.append((piece, scope))
+    weights = [1.0]
+    for scope in range(1, len(around)):
+        weights.append(max(-_MOST, min(_MOST, weights[around[scope]] * factors[scope])))
+    return _sections([(text, weights[scope]) for text, scope in pieces])
 
 
 def _sections(pieces: list[tuple[str | None, float]]) -> tuple[tuple[Span, ...], ...]:
     """Split at None (BREAK) and join neighbours of one weight."""
-    sections: list[list[Span]] = [[]]
+    sections: list[list[tuple[list[str], float]]] = [[]]
     for text, weight in pieces:
         if text is None:
             sections.append([])
-        elif sections[-1] and sections[-1][-1].weight == weight:
-            sections[-1][-1] = Span(sections[-1][-1].text + text, weight)
+        elif sections[-1] and sections[-1][-1][1] == weight:
+            sections[-1][-1][0].append(text)
         else:
-            sections[-1].append(Span(text, weight))
-    return tuple(tuple(section) for section in sections)
+            sections[-1].append(([text], weight))
+    return tuple(tuple(Span("".join(texts), weight) for texts, weight in section) for section in sections)
 
 
 def escape(text: str) -> str:
@@ -118,10 +122,17 @@ def prompt_per_step(prompt: str, num_steps: int) -> tuple[str, ...]:
     partners = _partners(prompt)
     if not partners:
         return (prompt,) * num_steps
-    return tuple(_resolve(prompt, 0, len(prompt), partners, step, num_steps, 0) for step in range(num_steps))
+    parts = cache(lambda start, end, separator: _split(prompt[start:end], separator))
+    return tuple(_resolve(prompt, 0, len(prompt), partners, parts, step, num_steps, 0) for step in range(num_steps))
 
 
-def _resolve(prompt: str, start: int, end: int, partners: dict[int, int], step: int, num_steps: int, depth: int) -> str:
+_Parts = Callable[[int, int, str], list[str]]
+"""(start, end, separator) -> `_split` of that piece of the prompt; asked for at every step."""
+
+
+def _resolve(
+    prompt: str, start: int, end: int, partners: dict[int, int], parts: _Parts, step: int, num_steps: int, depth: int
+) -> str:
     """prompt[start:end] as it reads at a step (from 0)."""
     result = []
     at = start
@@ -132,25 +143,24 @@ def _resolve(prompt: str, start: int, end: int, partners: dict[int, int], step: 
             result.append(prompt[at:upcoming])
             at = upcoming
             continue
-        chosen = _choose(prompt, at + 1, close, step, num_steps)
+        chosen = _choose(parts, at + 1, close, step, num_steps)
         if chosen is None:
-            inner = _resolve(prompt, at + 1, close, partners, step, num_steps, depth + 1)
+            inner = _resolve(prompt, at + 1, close, partners, parts, step, num_steps, depth + 1)
             result.append(f"[{inner}]")
         else:
-            result.append(_resolve(prompt, *chosen, partners, step, num_steps, depth + 1))
+            result.append(_resolve(prompt, *chosen, partners, parts, step, num_steps, depth + 1))
         at = close + 1
     return "".join(result)
 
 
-def _choose(prompt: str, start: int, end: int, step: int, num_steps: int) -> tuple[int, int] | None:
+def _choose(parts_of: _Parts, start: int, end: int, step: int, num_steps: int) -> tuple[int, int] | None:
     """Which part of a square bracket's inside counts at a step; None where it is no switch."""
-    inside = prompt[start:end]
-    options = _split(inside, "|")
+    options = parts_of(start, end, "|")
     if len(options) > 1:
         index = step % len(options)
         first = start + sum(len(option) + 1 for option in options[:index])
         return first, first + len(options[index])
-    parts = _split(inside, ":")
+    parts = parts_of(start, end, ":")
     if len(parts) not in (2, 3) or not re.fullmatch(rf"\s*{_NUMBER}\s*", parts[-1]):
         return None
     when = float(parts[-1])
@@ -179,19 +189,18 @@ def _partners(prompt: str) -> dict[int, int]:
 
 def _split(text: str, separator: str) -> list[str]:
     """At separators outside brackets and tags, not escaped. Joined by the separator they are the text again."""
-    parts, start, at, depth = [], 0, 0, 0
-    while at < len(text):
-        character = text[at]
-        if character == "\\":
-            at += 1
-        elif character in "([{<":
+    if separator not in text:
+        return [text]
+    parts, start, depth = [], 0, 0
+    for match in _STRUCTURE.finditer(text):
+        character = match[0]
+        if character in "([{<":
             depth += 1
         elif character in ")]}>":
             depth = max(depth - 1, 0)
         elif character == separator and depth == 0:
-            parts.append(text[start:at])
-            start = at + 1
-        at += 1
+            parts.append(text[start : match.start()])
+            start = match.end()
     return [*parts, text[start:]]
 
 
