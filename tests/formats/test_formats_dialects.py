@@ -184,3 +184,12 @@ def test_a_lora_with_layers_of_a_text_encoder_is_no_text_encoder(tmp_path: Path)
         tensors = {f"{name}.lora_A.weight": torch.ones(2, 768), f"{name}.lora_B.weight": torch.ones(3072, 2)}
         path = stored(tmp_path / "x.safetensors", tensors)
         assert inspect_file(path).kind == "lora" and list(read_adapter(path).layers) == [f"text_encoder.{TEXT}"]
+
+
+def test_a_word_without_vectors_is_one_line(tmp_path: Path) -> None:
+    for shape in ((), (0,), (2, 2, 2)):
+        tensors = {"<t>": torch.ones(shape), "unet:0:up": torch.ones(1)}
+        path = stored(tmp_path / "x.safetensors", tensors, **{"<t>": "<embed>"})
+        for read in (inspect_file, read_adapter):
+            with pytest.raises(FileFormatError, match="<t> is"):
+                read(path)

@@ -18,6 +18,7 @@ from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
 from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
 from konomi.formats.layers import LayerError, layer_from_parts
+from konomi.formats.learned_words import vectors
 from konomi.formats.peft_config import named
 from konomi.formats.source import Parsed, Source, fault
 from konomi.storage.pickles import read_pickle
@@ -82,7 +83,7 @@ def _from_table(source: Source, embeddings: dict[str, dict[str, Tensor]], unknow
             side = numbered.setdefault(match[1], {}).setdefault(int(match[2]), {})
             side[f"lora_{match[3]}.weight"] = tensor
         elif source.metadata.get(name) == "<embed>":
-            embeddings[name] = {"text_encoder": tensor.reshape(-1, tensor.shape[-1])}
+            embeddings[name] = {"text_encoder": vectors(source.path, name, tensor)}
         else:
             unknown.append(name)
     layers: dict[str, LayerUpdate] = {}
@@ -180,4 +181,4 @@ def read_tokens(path: Path, value: Any) -> dict[str, dict[str, Tensor]]:
         isinstance(item, Tensor) and item.dim() in (1, 2) for item in value.values()
     ):
         raise FileFormatError(f"{path}: a table of tokens and their vectors is wanted.")
-    return {str(token): {"text_encoder": item.detach().reshape(-1, item.shape[-1])} for token, item in value.items()}
+    return {str(token): {"text_encoder": vectors(path, str(token), item)} for token, item in value.items()}
