@@ -24,7 +24,8 @@ TOKENIZER = Tokenizer(clip_vocabulary())
 pieces = st.sampled_from(
     ["(", ")", "[", "]", "{", "}", "|", ":", "\\", "<lora:x:1>", "<lora:", "<hypernet:x:1e9>", "<lyco:a:lbw=1,0>",
      ":0.5]", ":1.2)", ":1e999)", ":nan)", ":-9)", "BREAK", " AND ", "__x__", "embedding:a", "\ud83e", "\0", "犬", "a",
-     " ", "\n", "--w ", "--s 5", "--l inf", "--d -1", "Steps: 20, Sampler: Euler, Seed: x, ", "Negative prompt: ", "9" * 400]
+     " ", "\n", "--w ", "--s 5", "--l inf", "--d -1", "Steps: 20, Sampler: Euler, Seed: x, ", "Negative prompt: ",
+     "9" * 400]
 )  # fmt: skip
 prompts = st.one_of(st.lists(pieces, max_size=30).map("".join), st.text(max_size=40))
 
