@@ -81,6 +81,18 @@ _MUST: Mapping[str, tuple[str, ...]] = {
 }
 
 
+_MAY_BE_NULL = (
+    "addition_embed_type", "addition_time_embed_dim", "num_attention_heads", "projection_class_embeddings_input_dim",
+    "trained_betas",
+)  # fmt: skip
+
+
+def without_nulls(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A component's config without settings that are null where only their absence has a meaning: the default."""
+    left_out = {s for s in _KNOWN[name] if s not in _MAY_BE_NULL and config.get(s, 0) is None}
+    return {setting: value for setting, value in config.items() if setting not in left_out}
+
+
 def check_configs(configs: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises ModelError naming the component, the setting and its value. What is None counts as left out."""
     for name, config in configs.items():

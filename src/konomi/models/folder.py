@@ -10,7 +10,7 @@ from torch import Tensor
 from konomi.diffusion.noise import Prediction
 from konomi.errors import ModelError
 from konomi.models.base import Part
-from konomi.models.config_check import check_configs, short
+from konomi.models.config_check import check_configs, short, without_nulls
 from konomi.models.families import FAMILIES, shipped_config
 from konomi.models.family import Family
 from konomi.models.identify import check_channels
@@ -113,6 +113,8 @@ def _check_process(scheduler: str) -> None:
 
 def _complete(family: Family, configs: dict[str, dict[str, Any]]) -> None:
     """Fill in what old configs leave out (diffusers' own defaults), and check the types of what is read."""
+    for name, config in configs.items():
+        configs[name] = without_nulls(name, config)
     unet = {"sample_size": shipped_config(family, "unet")["sample_size"], "in_channels": 4, "out_channels": 4}
     _fill(configs["unet"], unet)
     _fill(configs["vae"], _VAE_DEFAULTS)
@@ -127,7 +129,7 @@ def _fill(config: dict[str, Any], defaults: Mapping[str, Any]) -> None:
 
 def complete_vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A VAE's config with what old ones leave out. Raises ModelError for a setting of the wrong type."""
-    completed = dict(config)
+    completed = without_nulls("vae", config)
     _fill(completed, _VAE_DEFAULTS)
     check_configs({"vae": completed})
     return completed

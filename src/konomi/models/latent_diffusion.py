@@ -26,6 +26,7 @@ from konomi.models.text_encoding import NO_WORDS, TextTower, Words, count_chunks
 from konomi.models.tokenizer import END, Tokenizer, clip_vocabulary
 from konomi.storage.hashing import sampled_hash, tensors_hash
 
+CLIP_TOKENS = 49408
 GUIDANCE_RESCALE = 0.7
 """phi of a model whose noise process ends in pure noise: guidance overexposes it (Lin et al. 2023, section 3.4)."""
 
@@ -181,7 +182,17 @@ class LatentDiffusion:
         """The tokenizer of a text encoder."""
         if spec.tokenizer not in self._tokenizers:
             vocabulary, pad = self.source.vocabulary(spec.tokenizer)
-            self._tokenizers[spec.tokenizer] = Tokenizer(vocabulary, pad_token=pad)
+            size = int(self.source.configs[spec.part].get("vocab_size", CLIP_TOKENS))
+            try:
+                self._tokenizers[spec.tokenizer] = Tokenizer(vocabulary, pad_token=pad)
+                if max(vocabulary.tokens.values()) >= size:
+                    raise ModelError(
+                        f"its {spec.tokenizer} has the token number {max(vocabulary.tokens.values())}, and its "
+                        f"{spec.part} only {size} tokens."
+                    )
+            except ModelError as error:
+                self._tokenizers.pop(spec.tokenizer, None)
+                raise ModelError(f"{self.source.where}: {error}") from error
         return self._tokenizers[spec.tokenizer]
 
     def with_sizes(self, conditioning: Conditioning, sizes: Tensor) -> Conditioning:

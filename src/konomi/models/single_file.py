@@ -19,7 +19,7 @@ from konomi.formats.ldm_keys import (
     vae_to_diffusers,
 )
 from konomi.models.base import Part
-from konomi.models.config_check import check_configs
+from konomi.models.config_check import check_configs, without_nulls
 from konomi.models.families import shipped_config
 from konomi.models.family import UNET_PREFIX, VAE_PREFIX, Family, Shapes, TowerSpec
 from konomi.models.identify import check_channels, recognise
@@ -172,6 +172,7 @@ def open_single_file(path: Path, *, prediction: Prediction | None = None) -> Sin
     if ZERO_SNR_MARKER in file.shapes and prediction != "epsilon":
         scheduler = with_zero_terminal_snr(scheduler)
     all_configs = {"unet": unet, "vae": vae, "scheduler": scheduler, **configs}
+    all_configs = {name: without_nulls(name, config) for name, config in all_configs.items()}
     try:
         check_configs(all_configs)
     except ModelError as error:

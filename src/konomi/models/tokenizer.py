@@ -20,6 +20,7 @@ START = "<|startoftext|>"
 END = "<|endoftext|>"
 _MERGES = 49152 - 256 - 2
 _MOST_TOKENS = 1 << 24
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """What CLIP takes for a word (Radford et al. 2021, `simple_tokenizer.py`)."""
 
@@ -118,13 +119,18 @@ class Tokenizer:
 
 def _encodable(text: str) -> str:
     """Half a character pair, which damaged files leave in a text, has no bytes: it becomes U+FFFD."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def _check(vocabulary: Vocabulary) -> None:
     for needed in (START, END):
         if needed not in vocabulary.tokens:
             raise ModelError(f"the tokenizer's vocabulary lacks {needed}.")
+    if len(set(vocabulary.tokens.values())) != len(vocabulary.tokens):
+        raise ModelError("the tokenizer's vocabulary gives two tokens the same number.")
+    for text in (*vocabulary.tokens, *(half for pair in vocabulary.merges for half in pair)):
+        if not text.isascii() and _SURROGATE.search(text):
+            raise ModelError(f"the tokenizer's vocabulary has the token {text!r}, which is no text.")
     if not all(0 <= number < _MOST_TOKENS for number in vocabulary.tokens.values()):
         raise ModelError(f"the tokenizer's vocabulary has token numbers outside 0 to {_MOST_TOKENS - 1}.")
     for left, right in vocabulary.merges:
@@ -163,8 +169,8 @@ def read_vocabulary(folder: Path) -> tuple[Vocabulary, str]:
             merges = tuple(_pair(entry) for entry in model["merges"])
     except FileNotFoundError as error:
         raise ModelError(f"{folder}: the tokenizer lacks {Path(error.filename).name}.") from error
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ModelError(f"{folder}: the tokenizer's files are damaged ({error}).") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        raise ModelError(f"{folder}: the tokenizer's files are damaged ({str(error)[:200]}).") from error
     if not isinstance(tokens, dict) or not all(type(number) is int for number in tokens.values()):
         raise ModelError(f"{folder}: the tokenizer's vocabulary is not a table of token numbers.")
     return Vocabulary(tokens, merges), pad
