@@ -11,6 +11,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Tests look for the English messages, whatever the locale.
+os.environ["KONOMI_LANGUAGE"] = "en"
+
 # A test that looks at previews asks for them.
 os.environ.setdefault("KONOMI_PREVIEWS", "off")
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from konomi import __version__
+from konomi.cli.language import translated
 from konomi.errors import KonomiError
 
 USAGE_ERROR = 2
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+        print(translated("Interrupted."), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has left. Python would complain once more while closing stdout.
@@ -77,10 +78,10 @@ def _ended_by(error: Exception, arguments: Sequence[str], *, interrupted: bool) 
     """One line on standard error: the message of what the person can mend, a note of where the details lie else."""
     if interrupted:
         # A library took the Ctrl-C for a failure of its own, as imports that are cut off do.
-        print("Interrupted.", file=sys.stderr)
+        print(translated("Interrupted."), file=sys.stderr)
         return INTERRUPTED
     if isinstance(error, KonomiError):
-        print(error, file=sys.stderr)
+        print(translated(str(error)), file=sys.stderr)
         return 1
     from konomi.cli.failure import explain_failure
 
@@ -104,7 +105,7 @@ def _dispatch(arguments: list[str]) -> int:
             return run(rest)
     close = difflib.get_close_matches(name, [command for command, _, _ in COMMANDS], 1)
     meant = f" Did you mean {close[0]}?" if close else " `konomi --help` lists the commands."
-    print(f"konomi {name}: no such command.{meant}", file=sys.stderr)
+    print(translated(f"konomi {name}: no such command.{meant}"), file=sys.stderr)
     return USAGE_ERROR
 
 

@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
+from konomi.cli.language import translated
 from konomi.errors import printable
 
 
@@ -54,4 +55,4 @@ def _escaped(line: str) -> str:
 
 def tell(line: str) -> None:
     """Something a person should know and that stops nothing: on standard error, where no program mistakes it."""
-    print(f"note: {printable(line)}", file=sys.stderr, flush=True)
+    print(translated(f"note: {translated(printable(line))}"), file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from konomi.cli.language import translated
 from konomi.cli.screen import seconds_text
 from konomi.errors import printable
 from konomi.training.events import (
@@ -58,11 +59,12 @@ def follow(events: Iterator[Event], *, resume_command: Callable[[Path], str], do
     if finished is None:
         return 0
     if finished.interrupted:
-        print(f"Stopped after step {finished.step}; saved. Go on with: {resume_command(run)}", file=sys.stderr)
+        told = f"Stopped after step {finished.step}; saved. Go on with: {resume_command(run)}"
+        print(translated(told), file=sys.stderr)
     else:
-        print(done.format(path=finished.path))
+        print(translated(done.format(path=finished.path)))
         if finished.pictures:
-            print(f"Pictures: {', '.join(finished.pictures)}")
+            print(translated(f"Pictures: {', '.join(finished.pictures)}"))
         for lead, command in zip(("Next:", "Or:  "), finished.next_commands):
             print(f"{lead} {command}")
     return _code(finished)
@@ -157,7 +159,7 @@ class PlainLines:
                     self.pace.begin(event)
                     self.last_step = event.first_step
                 if text := sentence(event):
-                    print(text, flush=True)
+                    print(translated(text), flush=True)
 
     def _is_due(self) -> bool:
         return self.clock() - self.last_time >= LINE_SECONDS
@@ -204,7 +206,7 @@ class LiveBar:
                 if isinstance(event, Previewed) and event.paths:
                     self.pace.preview = event.paths[-1]
                 elif text := sentence(event):
-                    self.progress.console.print(text, markup=False, highlight=False)
+                    self.progress.console.print(translated(text), markup=False, highlight=False)
 
     def _begin(self, event: Started) -> None:
         for task in self.preparing.values():
@@ -243,7 +245,7 @@ def sentence(event: Event) -> str:
         case Checkpointed() | Step() | Prepared() | Finished() | Previewed():
             return ""
         case Warned():
-            return f"note: {printable(event.message)}"
+            return f"note: {translated(printable(event.message))}"
 
 
 def _rich_progress(lines: Callable[[], list[str]]) -> "Progress":

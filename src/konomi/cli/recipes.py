@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from konomi.cli.arguments import ArgumentParser
+from konomi.cli.language import translated
 from konomi.cli.plain import json_text
 from konomi.errors import RecipeError
 
@@ -60,7 +61,7 @@ def new(arguments: list[str]) -> int:
         if not options.output.parent.is_dir():
             raise RecipeError(f"{options.output.parent}: no such folder. Make it, or write the recipe somewhere else.")
         write_text(options.output, text)
-    print(f"Wrote {options.output}. Next: konomi check {options.output}")
+    print(translated(f"Wrote {options.output}. Next: konomi check {options.output}"))
     return 0
 
 

@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from konomi.cli.language import translated
 from konomi.cli.plain import label
 from konomi.cli.screen import screen
 from konomi.errors import printable
@@ -61,7 +62,7 @@ def print_doctor(report: "DoctorReport") -> None:
         mark = Text("ok", style="green") if row.ok else Text("!!", style="bold red")
         text = Text(printable(row.value))
         if row.advice:
-            text.append(f"\n{printable(row.advice)}", style="dim" if row.ok else "yellow")
+            text.append(f"\n{translated(printable(row.advice))}", style="dim" if row.ok else "yellow")
         table.add_row(mark, Text(row.what), text)
     console.print(table)
 

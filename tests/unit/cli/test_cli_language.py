@@ -1,0 +1,108 @@
+"""Messages in Japanese: values kept, unknown messages untouched, and no entry for a message that is not there."""
+
+import ast
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from konomi.cli.catalogue_ja import PAIRS
+from konomi.cli.language import language, translated
+from konomi.cli.main import main
+
+SOURCE = Path(__file__).parents[3] / "src" / "konomi"
+
+
+@pytest.fixture
+def japanese(monkeypatch):
+    monkeypatch.setenv("KONOMI_LANGUAGE", "ja")
+
+
+def templates():
+    """Every text of the source with `{}` for what is put in."""
+    for path in SOURCE.rglob("*.py"):
+        if path.name == "catalogue_ja.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield re.sub(r"\{\w+\}", "{}", node.value)
+            elif isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+
+
+def test_every_entry_is_a_message_of_the_source():
+    known = "\n".join(templates())
+    gone = [english for english in PAIRS if re.sub(r"\{\w+\}", "{}", english).rstrip("{}") not in known]
+    assert gone == []
+
+
+def test_every_value_is_kept():
+    for english, target in PAIRS.items():
+        assert set(re.findall(r"\{\w+\}", english)) == set(re.findall(r"\{\w+\}", target)), english
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"KONOMI_LANGUAGE": "ja"}, "ja"),
+        ({"LANG": "ja_JP.UTF-8"}, "ja"),
+        ({"LANG": "ja_JP.UTF-8", "KONOMI_LANGUAGE": "en"}, "en"),
+        ({"LANG": "fr_FR.UTF-8"}, "en"),
+    ],
+)
+def test_the_language_is_asked_for_or_the_locales(variables, expected, monkeypatch):
+    for name in ("KONOMI_LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert language() == expected
+
+
+def test_values_stay_and_unknown_messages_pass(japanese):
+    english = "runs/a {b}: is not a run folder (no recipe.toml in it). Name the folder that `train` wrote to."
+    target = "runs/a {b}: 学習のフォルダではありません(recipe.toml がありません)。`train` が書いたフォルダを指定してください。"
+    assert translated(english) == target
+    assert translated("something that has no entry") == "something that has no entry"
+    assert translated("method.rnk: no such setting. Did you mean method.rank?") == (
+        "method.rnk: そのような設定はありません。method.rank のことですか?"
+    )
+
+
+def test_the_most_literal_entry_wins(japanese):
+    assert translated("Wrote r.toml. Next: konomi check r.toml").endswith("次は: konomi check r.toml")
+
+
+def test_a_hostile_text_takes_no_time(japanese):
+    text = "Stopped after step " + "; saved. Go on with: " * 20_000 + "x"
+    started = time.perf_counter()
+    translated(text)
+    translated("{}: " * 50_000)
+    assert time.perf_counter() - started < 2
+
+
+def test_the_command_line_speaks_japanese(japanese, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["resume", "nowhere"]) == 1
+    assert "学習のフォルダではありません" in capsys.readouterr().err
+    assert main(["check", "lora", "--images", "none"]) == 1
+    assert "ファイルもフォルダもありません" in capsys.readouterr().err
+
+
+MAIN_JOB = ("cli/recipes.py", "config/load.py", "config/overrides.py", "config/flags.py", "tasks/run_folder.py")
+"""Where the errors of a first hour are raised."""
+
+
+def test_most_errors_of_a_first_hour_have_an_entry():
+    known = {re.sub(r"\{\w+\}", "{}", english) for english in PAIRS}
+    raised = []
+    for name in MAIN_JOB:
+        for node in ast.walk(ast.parse((SOURCE / name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("Error"):
+                for part in node.args:
+                    if isinstance(part, ast.JoinedStr):
+                        raised.append("".join(p.value if isinstance(p, ast.Constant) else "{}" for p in part.values))
+                    elif isinstance(part, ast.Constant):
+                        raised.append(str(part.value))
+    without = [text for text in raised if text not in known]
+    assert len(without) <= 0.5 * len(raised), without
