@@ -61,7 +61,8 @@ def test_the_language_is_asked_for_or_the_locales(variables, expected, monkeypat
 
 def test_values_stay_and_unknown_messages_pass(japanese):
     english = "runs/a {b}: is not a run folder (no recipe.toml in it). Name the folder that `train` wrote to."
-    target = "runs/a {b}: 学習のフォルダではありません(recipe.toml がありません)。`train` が書いたフォルダを指定してください。"
+    target = "runs/a {b}: 学習のフォルダではありません(recipe.toml がありません)。"
+    target += "`train` が書いたフォルダを指定してください。"
     assert translated(english) == target
     assert translated("something that has no entry") == "something that has no entry"
     assert translated("method.rnk: no such setting. Did you mean method.rank?") == (
