@@ -43,7 +43,7 @@ PAIRS = {
     "{base}: no such file or folder here, and no such model on the hub.": "{base}: ここにファイルもフォルダもなく、ハブにもそのモデルはありません。",
     "{base}: no such file or folder here, not in the hub's local cache, and the hub cannot be reached ({why}). Check the path, or connect to the network once to download it.": "{base}: ここにファイルもフォルダもなく、ハブのキャッシュにもなく、ハブにつながりません({why})。パスを確かめるか、一度ネットワークにつないでダウンロードしてください。",
     "{base}: its owner asks for consent. Give it on the hub's page and log in (hf auth login).": "{base}: 所有者が同意を求めています。ハブのページで同意し、ログインしてください(hf auth login)。",
-    "{base}: holds no VAE. Give one with vae=FILE, or take a checkpoint that has it.": "{base}: VAE が入っていません。vae=FILE で指定するか、VAE 入りのチェックポイントを使ってください。",
+    "{base}: holds no VAE. Give one with --vae FILE (`vae = ` in a recipe), or take a model that has it.": "{base}: VAE が入っていません。--vae FILE(レシピでは `vae = `)で指定するか、VAE 入りのモデルを使ってください。",
     # Identifier and class.
     "{method} needs an identifier, a rare word that will mean the subject. Say --trigger WORD (trigger of the source); `konomi identifiers --base {base}` lists such words.": "{method} には識別語(被写体を指す珍しい言葉)が必要です。--trigger WORD で指定してください。`konomi identifiers --base {base}` で候補が出ます。",
     "{method} needs a class noun, what the subject is in plain words.{proposed} Say --class NOUN (class_noun of the source), or prior.source=none to train without the class.": "{method} にはクラス名(被写体が何であるかを表す普通の言葉)が必要です。{proposed} --class NOUN で指定するか、prior.source=none でクラスなしに学習してください。",
