@@ -200,7 +200,7 @@ def test_finished_and_interrupted_runs(photos, monkeypatch, capsys):
 def test_resume_and_convert_pass_everything_on(monkeypatch, capsys):
     calls = fake(monkeypatch, "resume", iter(()))
     assert main(["resume", "runs/x", "--steps", "9", "--allow-changes"]) == 0
-    assert calls == [((Path("runs/x"),), {"steps": 9, "allow_changes": True})]
+    assert calls[0] == ((Path("runs/x"),), {"steps": 9, "epochs": None, "keep_schedule": False, "allow_changes": True})
     fake(monkeypatch, "where_it_works", ("9 of 9 layers used by ComfyUI",))
     calls = fake(monkeypatch, "convert", Path("b"))
     assert main(["convert", "a", "b", "--to", "peft"]) == 0
