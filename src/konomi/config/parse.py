@@ -19,6 +19,8 @@ MAX_BITS = 1024
 MAX_DOTS = 200
 """In one piece of a TOML text that may be a key: tomllib's memory grows as the square of a key's parts."""
 
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+
 
 def parse_json(text: str | bytes, *, unique_keys: bool = False, lone_surrogates: bool = False) -> Any:
     """The value of a JSON text. Bytes are UTF-8, UTF-16 or UTF-32.
@@ -52,9 +54,13 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def _check_size(text: str, marks: str) -> None:
-    # Counted before anything is built: each value but the first follows one of these.
-    if sum(text.count(mark) for mark in marks) > MAX_VALUES:
+    # Counted before anything is built: each value but the first follows one of these. Tags within strings do too.
+    if _count(text, marks) > MAX_VALUES and _count(_STRING.sub("", text), marks) > MAX_VALUES:
         raise ValueError(f"more than {MAX_VALUES:,} values")
+
+
+def _count(text: str, marks: str) -> int:
+    return sum(text.count(mark) for mark in marks)
 
 
 def _check(value: Any, *, lone_surrogates: bool = False) -> None:

@@ -30,6 +30,11 @@ def test_toml_that_is_sound_is_read_as_it_is():
     assert parse_toml(text) == tomllib.loads(text)
 
 
+def test_commas_between_tags_are_no_values():
+    tags = {f"{number}.png": "1girl, " * 1000 + '"quoted", {x} [y]' for number in range(5000)}
+    assert parse_json(json.dumps(tags)) == tags
+
+
 DEEP = 100_000
 
 
