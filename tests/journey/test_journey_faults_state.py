@@ -140,7 +140,7 @@ def test_a_validation_that_raises_costs_a_note(make_recipe, tmp_path, monkeypatc
             raise RuntimeError("the third is bad")
         return 0.5
 
-    monkeypatch.setattr("konomi.tasks.training.validation_loss", sometimes)
+    monkeypatch.setattr("konomi.tasks.measuring.validation_loss", sometimes)
     overrides = ["run.validate_every=1", "validation.fraction=0.4"]
     events = list(konomi.train(make_recipe(tmp_path / "run", steps=2, overrides=overrides)))
     assert [event.step for event in events if isinstance(event, Validated)] == [0, 2]
@@ -278,3 +278,21 @@ def test_no_steps_at_all_are_refused(recipe_file, tmp_path, capsys, steps):
     for what in ([str(recipe)], ["lora", "--images", str(tmp_path), "--base", "tiny"]):
         assert main(["train", *what, "--steps", steps]) == 1
         assert f"--steps is {steps}; at least 1" in capsys.readouterr().err
+
+
+def test_what_a_run_was_cut_off_before_is_made_up_for_after_its_checkpoint(make_recipe, tmp_path, monkeypatch):
+    """Struck between a checkpoint and the save and preview of the same step."""
+    folder = tmp_path / "run"
+    overrides = [*PICTURES, "run.checkpoint_every=2", "run.save_every=2"]
+
+    def die(*arguments, **options):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("konomi.tasks.training.save_result", die)
+        with pytest.raises(RunError):
+            list(konomi.train(make_recipe(folder, steps=3, overrides=overrides)))
+    events = [type(event).__name__ for event in konomi.resume(folder)]
+    assert events[events.index("Started") :][:3] == ["Started", "Saved", "Previewed"]
+    assert (folder / "sks-step00000002.safetensors").is_file()
+    assert (folder / "previews" / "step-000002-00.png").is_file()

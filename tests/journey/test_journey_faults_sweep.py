@@ -20,6 +20,6 @@ def test_nothing_is_lost_wherever_a_run_is_struck(tmp_path):
     spec.loader.exec_module(faults)
     recipe = faults.short_run(tmp_path)
     list(konomi.train(recipe))
-    tried = list(faults.sweep(recipe, tmp_path, ["kill", "ENOSPC", "EIO"], every=45))
-    assert len(tried) >= 9
+    tried = list(faults.sweep(recipe, tmp_path, ["kill", "ENOSPC", "EIO"], every=113))
+    assert len(tried) >= 12
     assert [(kind, at, wrong) for kind, at, wrong in tried if wrong] == []

@@ -100,7 +100,7 @@ def _still_missing(job: Job, folder: Path, checkpoint: Checkpoint, *, previews: 
     if not result.exists() or _noted_result(checkpoint.path) != result.name:
         missing.append("result")
     step = checkpoint.state.numbers["step"]
-    if validated and not any(e["step"] == step and e.get("kind") == "validation" for e in _log(folder)):
+    if validated and not was_validated(folder, step):
         missing.append("validation")
     if previews and not all(path.is_file() for path in preview_paths(job, folder / "previews", step)):
         missing.append("previews")
@@ -150,6 +150,11 @@ def _noted_result(checkpoint: Path) -> str:
         return ""
     name = note.get("result") if isinstance(note, dict) else None
     return name if isinstance(name, str) else ""
+
+
+def was_validated(folder: Path, step: int) -> bool:
+    """Whether the log has the loss on held-out images after this step."""
+    return any(entry["step"] == step and entry.get("kind") == "validation" for entry in _log(folder))
 
 
 def _log(folder: Path) -> list[dict[str, object]]:

@@ -2,32 +2,30 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from konomi.config.recipe import Recipe
 from konomi.data.batch import Examples
 from konomi.data.loader import BatchStream
 from konomi.data.preflight import spoken
-from konomi.diffusion.random import Rng
 from konomi.errors import RunError
-from konomi.methods.denoising import DenoisingLoss
-from konomi.methods.method import Phase, RewordsCaptions
+from konomi.methods.method import Phase
 from konomi.models.memory import apply_memory_options
-from konomi.models.modes import evaluating
 from konomi.storage.atomic import check_free_space, explained, sweep_temporaries
 from konomi.storage.lock import RunLock
 from konomi.tasks.class_images import draw_class_images, with_class_images
 from konomi.tasks.files import where_it_works
+from konomi.tasks.measuring import held_out_loss
 from konomi.tasks.next_steps import next_commands
 from konomi.tasks.preparing import Job, held_out_stream, open_stream, prepare
 from konomi.tasks.preview_schedule import PreviewPlan, cost_note, draws_previews, preview_plan
-from konomi.tasks.previewing import draw_previews
+from konomi.tasks.previewing import draw_previews, preview_paths
 from konomi.tasks.run_folder import (
     AT_THE_END,
     moved,
@@ -36,10 +34,11 @@ from konomi.tasks.run_folder import (
     note_result,
     recipe_of_run,
     to_do,
+    was_validated,
     write_inputs,
 )
 from konomi.tasks.same_run import identity_of, most_bytes, schedule_steps, with_schedule
-from konomi.tasks.saving import When, check_way_is_free, result_path, save_result, saves_due
+from konomi.tasks.saving import When, check_way_is_free, result_path, save_result, saves_due, stem_of
 from konomi.training.checkpoint import MARGIN, Checkpoint, newest_good, write_checkpoint
 from konomi.training.events import Checkpointed, Event, Finished, Previewed, Saved, Started, Step, Validated, Warned
 from konomi.training.identity import check_same_run, flat, same_measured
@@ -49,7 +48,6 @@ from konomi.training.stop import Stop, stop_on_signals
 from konomi.training.trackers.tracker import TrackedRun
 from konomi.training.tracking import Tracking, chosen_trackers
 from konomi.training.trainer import Trainer
-from konomi.training.validation import spread_timesteps, validation_loss
 
 
 def train(recipe: Recipe, *, overwrite: bool = False) -> Iterator[Event]:
@@ -194,6 +192,8 @@ def _loop(
     )
     if trainer.step == 0:
         yield from work.look()
+    elif trainer.step < job.total_steps:
+        yield from work.make_up()
     stop.saves = True
     for event in trainer.run(stream, stop=stop, rest_at=work.is_due):
         yield event
@@ -255,9 +255,10 @@ class Between:
             known = None
             if checkpoint is not None and same_measured(checkpoint.run, self.identity):
                 known = checkpoint.run.get("validation_base")
-            self.base_loss = (
-                known if isinstance(known, float) and math.isfinite(known) else self._validation_loss(held_out, None)
-            )
+            if isinstance(known, float) and math.isfinite(known):
+                self.base_loss = known
+            else:
+                self.base_loss = held_out_loss(self.job, held_out, None, ())
             self.identity["validation_base"] = self.base_loss
             self.held_out = held_out
         yield from map(Warned, notes)
@@ -274,6 +275,20 @@ class Between:
         if run.validate_every and step % run.validate_every == 0:
             yield from self._validate()
         if step in self.plan.steps:
+            yield from self._preview()
+
+    def make_up(self) -> Iterator[Event]:
+        """What the run was cut off before, right after the checkpoint it goes on from."""
+        step, job = self.trainer.step, self.job
+        if not job.processes.is_first:
+            return
+        for when in saves_due(job, step):
+            if not result_path(job, self.folder, stem_of(job, step, when)).exists():
+                yield self._save(when)
+        every = job.recipe.run.validate_every
+        if every and step % every == 0 and not was_validated(self.folder, step):
+            yield from self._validate()
+        if step in self.plan.steps and not all(p.is_file() for p in preview_paths(job, self.folder / "previews", step)):
             yield from self._preview()
 
     def look(self) -> Iterator[Event]:
@@ -348,26 +363,10 @@ class Between:
         notes: list[str] = []
         loss = None
         with optional_work(f"step {self.trainer.step} could not be validated", notes), self.trainer.weights_for_use():
-            loss = self._validation_loss(self.held_out, self.trainer.phases[self.trainer.phase_index])
+            loss = held_out_loss(self.job, self.held_out, self.trainer.phases[self.trainer.phase_index], self.modules)
         yield from map(Warned, notes)
         if loss is not None:
             yield Validated(self.trainer.step, loss, self.base_loss)
-
-    def _validation_loss(self, held_out: Sequence[Examples], phase: Phase | None) -> float:
-        """Of the model as the phase trains it, or of the untouched base; worded as in training either way."""
-        job, objective = self.job, self.job.recipe.objective
-        timesteps = spread_timesteps(job.recipe.validation.timesteps, objective.min_timestep, objective.max_timestep)
-        denoising = DenoisingLoss(job.base, job.recipe)
-
-        def loss(examples: Examples, rng: Rng, timesteps_B: Tensor) -> Tensor:
-            if isinstance(job.method, RewordsCaptions):
-                examples = job.method.captioned(examples, rng)
-            if phase is not None and phase.per_example is not None:
-                return phase.per_example(examples, rng, timesteps_B)
-            return denoising.per_example(examples, rng, timesteps_B=timesteps_B)
-
-        with evaluating(*self.modules):
-            return validation_loss(loss, held_out, timesteps, job.processes.device)
 
     def _preview(self) -> Iterator[Event]:
         notes: list[str] = []
