@@ -175,7 +175,7 @@ def test_what_others_wrote_per_output_becomes_plain_differences_with_the_base(
         tensors |= {f"{name}.lora_down.weight": update.down, f"{name}.lora_up.weight": update.up}
         tensors |= {f"{name}.alpha": torch.tensor(update.alpha), f"{name}.dora_scale": update.magnitude}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "lycoris.safetensors")
-    monkeypatch.setattr("konomi.tasks.files.load_base", lambda base: net)
+    monkeypatch.setattr("konomi.tasks.files.load_base", lambda base, **_: net)
     with pytest.raises(FileFormatError, match="--base BASE"):
         convert(tmp_path / "lycoris.safetensors", tmp_path / "x.safetensors")
     convert(tmp_path / "lycoris.safetensors", tmp_path / "x.safetensors", to="webui", base="it")

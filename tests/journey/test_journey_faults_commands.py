@@ -165,7 +165,7 @@ def test_a_run_folder_with_the_wrong_things_in_it(make_recipe, tmp_path, refused
 @pytest.mark.parametrize("named", ["note.txt", "x" * 300])
 def test_an_output_that_cannot_be_a_folder(make_recipe, tmp_path, named):
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(RunError, match=r"in the way|too long|is a file"):
+    with pytest.raises(RunError, match=r"note\.txt is not a folder|too long"):
         list(konomi.train(make_recipe(tmp_path / named, steps=1)))
 
 

@@ -40,7 +40,7 @@ def caption_varies(record: Record, config: CaptionConfig) -> bool:
         return True
     if not config.tag_dropout and not _shuffles(record, config):
         return False
-    free = len(_tags(_worded(record, None), config.separator)) - _keep_tokens(record, config)
+    free = len(tags_of(_worded(record, None), config.separator)) - _keep_tokens(record, config)
     return bool((config.tag_dropout and free > 0) or (_shuffles(record, config) and free > 1))
 
 
@@ -82,7 +82,7 @@ def _tag_variation(text: str, record: Record, config: CaptionConfig, key: int | 
     shuffle = _shuffles(record, config)
     if key is None or not (shuffle or config.tag_dropout):
         return text
-    tags = _tags(text, config.separator)
+    tags = tags_of(text, config.separator)
     keep = _keep_tokens(record, config)
     head, tail = tags[:keep], tags[keep:]
     if config.tag_dropout:
@@ -95,8 +95,8 @@ def _tag_variation(text: str, record: Record, config: CaptionConfig, key: int | 
     return _joint(config.separator).join(head + tail)
 
 
-def _tags(text: str, separator: str) -> list[str]:
-    """Without a separator the caption is one tag."""
+def tags_of(text: str, separator: str) -> list[str]:
+    """The tags of a caption, without what stands around them. Without a separator the caption is one tag."""
     tags = [tag.strip() for tag in text.split(separator)] if separator else [text]
     return [tag for tag in tags if tag]
 

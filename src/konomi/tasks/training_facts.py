@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from konomi.config.sections import OptimizerConfig
 from konomi.data.buckets import parse_size
-from konomi.data.captions import final_caption
+from konomi.data.captions import final_caption, tags_of
 from konomi.data.containers import split_locator
 from konomi.formats.kohya_metadata import TrainingFacts, training_metadata
 from konomi.storage.hashing import sha256_file, short_hash
@@ -35,8 +35,8 @@ def training_facts(job: Job, step: int, *, rates: Mapping[str, float], hashes: b
     names = folder_names([record.locator for record in records])
     folders: dict[str, Counter[str]] = {}
     for record in records:
-        tags = final_caption(record, recipe.data.captions, None).split(recipe.data.captions.separator)
-        folders.setdefault(names[record.locator], Counter()).update(tag.strip() for tag in tags if tag.strip())
+        tags = tags_of(final_caption(record, recipe.data.captions, None), recipe.data.captions.separator)
+        folders.setdefault(names[record.locator], Counter()).update(tags)
     counts = Counter(names[record.locator] for record in records)
     repeats = {names[record.locator]: record.repeats for record in records}
     method = recipe.method
