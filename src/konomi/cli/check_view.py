@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from konomi.cli.language import translated
 from konomi.cli.plain import label
 from konomi.cli.screen import screen, seconds_text
 from konomi.errors import printable
@@ -26,14 +27,16 @@ def print_check(report: "CheckReport", *, show_all: bool = False) -> None:
     shown = list(report.rows) if show_all else _chosen(report.rows)
     console.print(_table(shown))
     if hidden := len(report.rows) - len(shown):
-        console.print(f"... and {hidden} more images; --all shows them.")
+        console.print(translated(f"... and {hidden} more images; --all shows them."))
     for name, reason in report.excluded[: None if show_all else SHOWN]:
-        console.print(Text(printable(f"left out: {name}: {reason}"), style="yellow"))
+        console.print(Text(translated(printable(f"left out: {name}: {reason}")), style="yellow"))
     if not show_all and len(report.excluded) > SHOWN:
-        console.print(f"... and {len(report.excluded) - SHOWN} more are left out; --all shows them.")
+        console.print(translated(f"... and {len(report.excluded) - SHOWN} more are left out; --all shows them."))
     for problem in report.problems:
         stops = problem in report.stops
-        console.print(Text(f"{'stops' if stops else 'note'}: {printable(problem)}", style="red" if stops else "yellow"))
+        told = translated(printable(problem))
+        line = f"stops: {told}" if stops else f"note: {told}"
+        console.print(Text(translated(line), style="red" if stops else "yellow"))
     if show_all:
         for finding in report.findings:
             if len(finding.names) > MAX_LISTED:
@@ -41,14 +44,14 @@ def print_check(report: "CheckReport", *, show_all: bool = False) -> None:
                 console.print(Text("\n".join(f"  {printable(name)}" for name in finding.names)))
     if report.nouns:
         listed = ", ".join(f"{noun} ({share:.2f})" for noun, share in report.nouns)
-        console.print(Text(f"class noun: {listed}? Say --class NOUN with the one that is right."))
-    console.print(Text(report.sentence, style="bold"))
+        console.print(Text(translated(f"class noun: {listed}? Say --class NOUN with the one that is right.")))
+    console.print(Text(translated(report.sentence), style="bold"))
     if report.trainable:
         console.print(Text(printable(report.trainable)))
     if report.seconds is None:
-        console.print(Text("How long that takes: add --time to measure it.", style="dim"))
+        console.print(Text(translated("How long that takes: add --time to measure it."), style="dim"))
     else:
-        console.print(Text(f"about {seconds_text(report.seconds)}, without encoding and previews"))
+        console.print(Text(translated(f"about {seconds_text(report.seconds)}, without encoding and previews")))
 
 
 def _chosen(rows: "Sequence[CheckRow]") -> "list[CheckRow]":
@@ -76,6 +79,6 @@ def _table(rows: "list[CheckRow]") -> Table:
         if with_roles:
             cells.append(Text(row.role))
         if with_problems:
-            cells.append(Text(label(row.problem), style="red"))
+            cells.append(Text(label(translated(row.problem)), style="red"))
         table.add_row(*cells)
     return table

@@ -1,7 +1,7 @@
 """Messages in the reader's language: whole English sentences are raised, and translated where they are printed.
 
-A catalogue has pairs of templates; `{name}` stands for a value, which is kept as it is. A message without a pair passes
-in English.
+A catalogue has pairs of templates; `{name}` stands for a value, which is kept as it is (but `{reason}`
+and `{subject}` are messages themselves, and looked up too). A message without a pair passes in English.
 """
 
 import importlib
@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from functools import cache
 
 LANGUAGES = ("en", "ja")
+_CATALOGUES = {"ja": "konomi.cli.japanese"}
+_INNER = ("reason", "subject")
+"""Values of these names are messages themselves, and are translated too."""
 _VALUE = re.compile(r"\{(\w*)\}")
 _SLIP = " Did you mean "
 
@@ -32,10 +35,14 @@ def translated(text: str) -> str:
     return "\n".join(_line(line, chosen) for line in text.split("\n"))
 
 
-def _line(line: str, chosen: str) -> str:
+def _line(line: str, chosen: str, *, inner: bool = True) -> str:
     for literals, names, target in _catalogue(chosen):
         if (values := _match(line, literals)) is not None:
-            return _filled(target, dict(zip(names, values, strict=True)))
+            found = dict(zip(names, values, strict=True))
+            if inner:
+                # One level: what a file puts into a message nests no deeper.
+                found |= {name: _line(found[name], chosen, inner=False) for name in _INNER if name in found}
+            return _filled(target, found)
     head, slip, rest = line.rpartition(_SLIP)
     if slip and rest.endswith("?"):
         # The nearest right name is added to many messages.
@@ -67,7 +74,7 @@ def _match(text: str, literals: tuple[str, ...]) -> list[str] | None:
 @cache
 def _catalogue(chosen: str) -> tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...]:
     """(literal pieces, names between them, translation), most literal text first: it says most about the message."""
-    pairs: Mapping[str, str] = importlib.import_module(f"konomi.cli.catalogue_{chosen}").PAIRS
+    pairs: Mapping[str, str] = importlib.import_module(_CATALOGUES[chosen]).PAIRS
     entries = [
         (tuple(_VALUE.split(english)[::2]), tuple(_VALUE.findall(english)), target) for english, target in pairs.items()
     ]

@@ -101,9 +101,8 @@ class LatentCache:
         missing = sorted((job for job in jobs if job.key not in self._store), key=lambda job: job.bucket)
         stale = len({job.record.name for job in missing if self._store.knows_origin(origins[job.key])})
         if stale:
-            yield Notice(
-                f"{stale} image{'s have' if stale > 1 else ' has'} changed since being encoded; encoded again."
-            )
+            images = "1 image has" if stale == 1 else f"{stale} images have"
+            yield Notice(f"{images} changed since being encoded; encoded again.")
         done = len(jobs) - len(missing)
         yield Progress(done, len(jobs))
         prepared = ahead(partial(_prepare, prepare), missing, workers=workers, depth=2 * max(batch_size, workers))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from konomi.cli.catalogue_ja import PAIRS
+from konomi.cli.japanese import AREAS, PAIRS
 from konomi.cli.language import language, translated
 from konomi.cli.main import main
 
@@ -22,13 +22,14 @@ def japanese(monkeypatch):
 def templates():
     """Every text of the source with `{}` for what is put in."""
     for path in SOURCE.rglob("*.py"):
-        if path.name == "catalogue_ja.py":
+        if path.parent.name == "japanese":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield re.sub(r"\{\w+\}", "{}", node.value)
             elif isinstance(node, ast.JoinedStr):
-                yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+                text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+                yield re.sub(r"\{\w+\}", "{}", text)
 
 
 def test_every_entry_is_a_message_of_the_source():
@@ -37,6 +38,17 @@ def test_every_entry_is_a_message_of_the_source():
     texts = {english: re.sub(r"\{\w+\}", "{}", english).removeprefix("{}: ").rstrip("{}") for english in PAIRS}
     gone = [english for english, text in texts.items() if text not in known]
     assert gone == []
+
+
+def test_no_message_has_two_entries():
+    assert len(PAIRS) == sum(map(len, AREAS))
+
+
+def test_a_reason_and_a_subject_are_translated_too(japanese):
+    line = "run.epochs = 3 does nothing in this run: run.steps = 500 decides."
+    assert translated(line) == "run.epochs = 3 はこの学習では効果がありません: run.steps = 500 が優先されます。"
+    line = "2 captions are longer than 75 tokens (up to 90), and what follows is cut off: a.txt"
+    assert translated(line).startswith("2 件のキャプションが 75 トークンより長く")
 
 
 def test_every_value_is_kept():
