@@ -76,7 +76,7 @@ def test_the_first_phase_is_textual_inversion_and_the_second_a_lora_beside_its_w
     assert losses[3] == pytest.approx(loss.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("stopped_at", [1, 2, 3, 4])
+@pytest.mark.parametrize("stopped_at", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3, 4))])
 @pytest.mark.parametrize(
     "optimizer", [{}, {"ema_decay": 0.9}, {"kind": "schedule_free"}, {"schedule": "cosine"}], ids=lambda o: "-".join(o)
 )

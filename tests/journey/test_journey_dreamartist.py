@@ -25,7 +25,9 @@ def drawn(prompt, base, output, **options):
     return np.asarray(Image.open(path)).astype(int), path
 
 
-@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=["words", "lora"])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, id="words"), pytest.param({"lora_rank": 2}, id="lora", marks=pytest.mark.slow)]
+)
 def test_previews_are_what_generate_draws_with_both_files(make_recipe, base_folder, tmp_path, options):
     folder = tmp_path / "run"
     overrides = [f"method.{name}={value}" for name, value in options.items()] + [
@@ -61,7 +63,9 @@ def test_previews_are_what_generate_draws_with_both_files(make_recipe, base_fold
         assert np.array_equal(nothing, plain)
 
 
-@pytest.mark.parametrize("options", [[], ["method.lora_rank=2"]], ids=["words", "lora"])
+@pytest.mark.parametrize(
+    "options", [pytest.param([], id="words"), pytest.param(["method.lora_rank=2"], id="lora", marks=pytest.mark.slow)]
+)
 def test_stopped_and_resumed_equals_uninterrupted(make_recipe, tmp_path, same_tensors, options):
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     for _ in konomi.train(make_recipe(whole, method="dreamartist", steps=4, overrides=options)):

@@ -149,7 +149,14 @@ def test_an_interrupted_drawing_goes_on_and_leaves_whole_files(make, tmp_path):
     assert [e.loss for e in whole if isinstance(e, Step)] == [e.loss for e in gone_on if isinstance(e, Step)]
 
 
-@pytest.mark.parametrize("options", [["method.train=model"], ["method.train=lora"], ["prior.source=prediction"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["method.train=model"], marks=pytest.mark.slow),
+        ["method.train=lora"],
+        pytest.param(["prior.source=prediction"], marks=pytest.mark.slow),
+    ],
+)
 def test_resumed_equals_uninterrupted_with_class_images_drawn_again(make, tmp_path, same_tensors, options):
     """The cache is emptied in between: what is drawn anew is still the untouched base's."""
     list(konomi.train(make("whole", steps=4, overrides=options)))

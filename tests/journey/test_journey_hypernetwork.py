@@ -144,6 +144,7 @@ def test_another_familys_is_refused_before_anything_is_drawn(draw, tmp_path, mon
     assert not list(tmp_path.rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_inspect_and_convert_both_ways(trained, konomi_cli, tmp_path):
     shown = konomi_cli.run("inspect", trained / "hyper.pt", "--all")
     assert shown.returncode == 0 and "hypernetwork" in shown.stdout and "layer_structure" in shown.stdout

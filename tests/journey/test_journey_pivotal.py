@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import konomi
@@ -43,6 +44,7 @@ def test_previews_are_what_generate_draws_with_the_saved_file(make_recipe, base_
     assert konomi.inspect(saved[4]).kind == "lora"
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_equals_uninterrupted(make_recipe, tmp_path, same_tensors):
     options = {"method": "pivotal", "overrides": OVERRIDES[:3]}
     list(konomi.train(make_recipe(tmp_path / "whole", steps=5, **options)))

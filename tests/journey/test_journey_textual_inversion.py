@@ -178,6 +178,7 @@ def test_an_embedding_of_another_width_is_refused_in_one_line(base_folder, tmp_p
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_on_the_embedded_base(tmp_path, konomi_cli):
     mascot = Path(konomi.__file__).parent / "builtin" / "mascot"
     run = tmp_path / "run"

@@ -73,8 +73,10 @@ def test_previews_are_what_generate_draws_with_the_saved_file(make_recipe, base_
     assert not np.array_equal(first, last)
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("workers", "method"),
+    [(2, "lora"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((0, "lora"), (0, "full"), (2, "full")))],
+)
 def test_stopped_and_resumed_equals_uninterrupted(make_recipe, tmp_path, same_tensors, method, workers):
     options = {"method": method, "steps": 7, "overrides": [f"data.workers={workers}", "optimizer.ema_decay=0.9"]}
     run(make_recipe(tmp_path / "whole", **options))
@@ -99,7 +101,7 @@ def test_stopped_and_resumed_equals_uninterrupted(make_recipe, tmp_path, same_te
         assert same_tensors(a / f"{name}.safetensors", b / f"{name}.safetensors")
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_8_bit_moments_resume_bit_for_bit(make_recipe, tmp_path, same_tensors, method):
     pytest.importorskip(
         "bitsandbytes", minversion="0.50", reason="needs bitsandbytes 0.50 (pip install 'konomi[test]')"

@@ -154,6 +154,7 @@ def test_a_second_thing_is_found_after_the_first() -> None:
     assert second_thing.find(row, [9, 9]) == -1
 
 
+@pytest.mark.slow
 def test_a_second_thing_comes_to_mean_what_it_means_alone(sprites: scenes.Sprites, tmp_path: Path) -> None:
     tiny = ROOT / "src" / "konomi" / "builtin" / "tiny"
     words = CLIPTokenizer.from_pretrained(tiny / "tokenizer")

@@ -53,6 +53,7 @@ print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc is told")
+@pytest.mark.slow
 def test_large_blocks_stay_where_they_are_and_can_be_left_to_the_system() -> None:
     def run(**environment: str) -> tuple[bool, int]:
         done = subprocess.run(

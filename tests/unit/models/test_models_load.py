@@ -46,8 +46,8 @@ def sd1_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("inpainting", [False, True])
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("inpainting", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["sd1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd2", "sdxl"))])
 def test_folder_to_file_to_folder_is_bit_exact(family: str, inpainting: bool, tmp_path: Path) -> None:
     base = random_base(family, inpainting=inpainting)
     save_folder(base, tmp_path / "first", dtype=torch.float32)

@@ -211,6 +211,7 @@ def inflating(path: Path, program: bytes, record: str, size_mib: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_bombs_stay_under_a_gigabyte(tmp_path: Path) -> None:
     inflating(tmp_path / "unused.pt", storage_program(count=4, sizes=(4,), strides=(1,)), "data/1", 1100)
     inflating(tmp_path / "used.pt", storage_program(count=2**28, sizes=(2**28,), strides=(1,)), "data/0", 1100)
