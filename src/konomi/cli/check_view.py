@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from konomi.cli.language import translated
+from konomi.cli.language import translated, translated_sum
 from konomi.cli.plain import label
 from konomi.cli.screen import screen, seconds_text
 from konomi.errors import printable
@@ -45,9 +45,9 @@ def print_check(report: "CheckReport", *, show_all: bool = False) -> None:
     if report.nouns:
         listed = ", ".join(f"{noun} ({share:.2f})" for noun, share in report.nouns)
         console.print(Text(translated(f"class noun: {listed}? Say --class NOUN with the one that is right.")))
-    console.print(Text(translated(report.sentence), style="bold"))
+    console.print(Text(translated_sum(report.sentence), style="bold"))
     if report.trainable:
-        console.print(Text(printable(report.trainable)))
+        console.print(Text(translated(printable(report.trainable))))
     if report.seconds is None:
         console.print(Text(translated("How long that takes: add --time to measure it."), style="dim"))
     else:
@@ -66,14 +66,14 @@ def _table(rows: "list[CheckRow]") -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     with_problems = any(row.problem for row in rows)
     with_roles = any(row.role != "train" for row in rows)
-    table.add_column("image", overflow="fold", no_wrap=False)
-    table.add_column("caption", overflow="fold", ratio=1)
+    table.add_column(translated("image"), overflow="fold", no_wrap=False)
+    table.add_column(translated("caption"), overflow="fold", ratio=1)
     for name in ("bucket", "crop", "repeats"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(translated(name), justify="right", no_wrap=True)
     if with_roles:
-        table.add_column("role")
+        table.add_column(translated("role"))
     if with_problems:
-        table.add_column("problem", overflow="fold")
+        table.add_column(translated("problem"), overflow="fold")
     for row in rows:
         cells = [Text(label(value)) for value in (row.name, row.caption, row.bucket, row.crop, row.repeats)]
         if with_roles:

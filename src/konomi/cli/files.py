@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from konomi.cli.arguments import ArgumentParser
+from konomi.cli.language import translated
 from konomi.cli.plain import json_text, plain, tell
 from konomi.cli.recipes import add_base_flags
 from konomi.errors import KonomiError, printable
@@ -34,7 +35,7 @@ def inspect(arguments: list[str]) -> int:
             if os.environ.get("KONOMI_DEBUG"):
                 raise
             failed = True
-            print(error, file=sys.stderr)
+            print(translated(str(error)), file=sys.stderr)
             entries.append({"path": str(path), "error": str(error)})
             continue
         entries.append({"path": str(path), **plain(report)})
@@ -76,7 +77,7 @@ def convert(arguments: list[str]) -> int:
         compress=options.compress,
         tell=tell,
     )
-    print(f"Wrote {printable(str(path))}")
+    print(translated(f"Wrote {printable(str(path))}"))
     for line in tasks.where_it_works(path):
         print(f"  {printable(line)}")
     return 0

@@ -127,14 +127,13 @@ class CaptionFiles:
         found = []
         if strays:
             files = "1 caption file belongs" if len(strays) == 1 else f"{len(strays)} caption files belong"
+            rule = "A caption is called like its image: x.png and x.txt."
             message = (
-                f"{shown}: {files} to no image and is not read: "
+                f"{shown}: {files} to no image and is not read: {{names}}. {rule}"
                 if len(strays) == 1
-                else (f"{shown}: {files} to no image and are not read: ")
+                else f"{shown}: {files} to no image and are not read: {{names}}. {rule}"
             )
-            found.append(
-                listing_names(message + "{names}. A caption is called like its image: x.png and x.txt.", strays)
-            )
+            found.append(listing_names(message, strays))
         if second:
             files = "1 caption file is" if len(second) == 1 else f"{len(second)} caption files are"
             source = first_names(tables) if tables else "another file"

@@ -113,8 +113,7 @@ def _told(long: Sequence[str], moved: Sequence[str], longest: int, limit: int) -
         found.append(
             listing_names(
                 f"{captions} longer than {limit} tokens (up to {longest}), and what follows is cut off: "
-                + "{names}. "
-                + advice,
+                f"{{names}}. {advice}",
                 long,
             )
         )

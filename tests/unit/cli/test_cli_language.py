@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from konomi.cli.japanese import AREAS, PAIRS
-from konomi.cli.language import language, translated
+from konomi.cli.language import language, translated, translated_sum
 from konomi.cli.main import main
 
 SOURCE = Path(__file__).parents[3] / "src" / "konomi"
@@ -47,8 +47,30 @@ def test_no_message_has_two_entries():
 def test_a_reason_and_a_subject_are_translated_too(japanese):
     line = "run.epochs = 3 does nothing in this run: run.steps = 500 decides."
     assert translated(line) == "run.epochs = 3 はこの学習では効果がありません: run.steps = 500 が優先されます。"
-    line = "2 captions are longer than 75 tokens (up to 90), and what follows is cut off: a.txt"
+    line = "2 captions are longer than 75 tokens (up to 90), and what follows is cut off: a.txt. "
+    line += "Set text.max_tokens = 150, or shorten them."
     assert translated(line).startswith("2 件のキャプションが 75 トークンより長く")
+
+
+@pytest.mark.parametrize(
+    ("english", "japanese_text"),
+    [
+        (
+            "1 image x 1 repeat x 2 epochs / batch 1 = 2 steps",
+            "画像 1 枚 × 繰り返し 1 回 × 2 エポック ÷ バッチ 1 = 2 ステップ",
+        ),
+        (
+            "5 images (9 with their repeats) / batch 2 = 6 steps an epoch (3 buckets; 1 short batch in each epoch); "
+            "20 steps = about 3.33 epochs; beside each image one of 40 prior images",
+            "画像 5 枚(繰り返しを含めて 9 枚) ÷ バッチ 2 = 1 エポック 6 ステップ"
+            "(バケット 3 個、端数のバッチがエポックごとに 1 個)、"
+            "20 ステップ = 約 3.33 エポック、画像 1 枚につき、40 枚のクラス画像から 1 枚",
+        ),
+        ("No image to train on = 0 steps", "学習する画像がありません(0 ステップ)"),
+    ],
+)
+def test_the_sum_of_a_run_is_told_in_japanese(english, japanese_text, japanese):
+    assert translated_sum(english) == japanese_text
 
 
 def test_every_value_is_kept():

@@ -2,6 +2,7 @@
 
 from konomi.cli.japanese import checks, commands, pictures, runs, settings, stored
 
+COUNTS = checks.COUNTS
 AREAS = (commands.PAIRS, checks.PAIRS, settings.PAIRS, runs.PAIRS, pictures.PAIRS, stored.PAIRS)
 
 PAIRS = {english: target for area in AREAS for english, target in area.items()}

@@ -1,8 +1,35 @@
 # ruff: noqa: E501
 """What `check` says, and what is found out about images and captions."""
 
+COUNTS = (
+    (r"beside each image one of (\d+) prior images?", r"画像 1 枚につき、\1 枚のクラス画像から 1 枚"),
+    (r"(\d+) images?", r"画像 \1 枚"),
+    (r" \((\d+) with their repeats\)", r"(繰り返しを含めて \1 枚)"),
+    (r"x (\d+) repeats?", r"× 繰り返し \1 回"),
+    (r"x (\d+) epochs?", r"× \1 エポック"),
+    (r"/ batch (\d+)", r"÷ バッチ \1"),
+    (r"(\d+) steps? an epoch", r"1 エポック \1 ステップ"),
+    (r"(\d+) steps?", r"\1 ステップ"),
+    (r"about ([\d.]+) epochs", r"約 \1 エポック"),
+    (r"(\d+) epochs?", r"\1 エポック"),
+    (
+        r" \((\d+) buckets?; (\d+) short batch(?:es)? in each epoch\)",
+        r"(バケット \1 個、端数のバッチがエポックごとに \2 個)",
+    ),
+    (r"; ", "、"),
+)
+"""Patterns of the sentence that counts images and steps, in the order in which they are replaced."""
+
 PAIRS = {
     # The table and its lines.
+    "image": "画像",
+    "caption": "キャプション",
+    "bucket": "バケット",
+    "crop": "切り取り",
+    "repeats": "繰り返し",
+    "role": "役割",
+    "problem": "問題",
+    "{method} on {base} ({family}), {size} px": "手法 {method}、ベースモデル {base}({family})、{size} px",
     "... and {count} more images; --all shows them.": "... ほか {count} 枚の画像があります。--all ですべて表示します。",
     "... and {count} more are left out; --all shows them.": "... ほか {count} 件が除外されています。--all ですべて表示します。",
     "stops: {message}": "中止: {message}",
@@ -12,6 +39,7 @@ PAIRS = {
     "about {time}, without encoding and previews": "約 {time}(エンコードとプレビューを除く)",
     "no base was named: this is what training on {base} ({size} px) would do. Name yours with --base; sizes, token counts and defaults depend on it.": "ベースモデルが指定されていないため、{base}({size} px)で学習する場合の内容を表示しています。--base で指定してください。サイズ、トークン数、既定値はベースモデルによって変わります。",
     "{count} images cannot be read; training would stop at them. Remove or replace them: {names}": "{count} 枚の画像が読めず、学習がそこで止まります。取り除くか、差し替えてください: {names}",
+    "No image to train on = 0 steps": "学習する画像がありません(0 ステップ)",
     "There is no image to train on.": "学習する画像がありません。",
     "There is no image to train on. `konomi check` lists what was left out, and why.": "学習する画像がありません。除外されたものとその理由は `konomi check` で確認できます。",
     "no image can be read. {reason}": "読める画像がありません。{reason}",
@@ -29,10 +57,11 @@ PAIRS = {
     "1 file is": "1 個のファイル",
     "{count} files are": "{count} 個のファイル",
     # Captions.
-    "{subject} longer than {limit} tokens (up to {longest}), and what follows is cut off: {names}": "{subject}が {limit} トークンより長く(最大 {longest})、超えた部分は切り捨てられます: {names}",
+    "A caption is called like its image: x.png and x.txt.": "キャプションは画像と同じ名前にしてください(x.png と x.txt)。",
+    "{subject} longer than {limit} tokens (up to {longest}), and what follows is cut off: {names}. {reason}": "{subject}が {limit} トークンより長く(最大 {longest})、超えた部分は切り捨てられます: {names}。{reason}",
     "the trigger of {captions} stood beyond token {limit}, or could be shuffled there, and would not be learned; it is put in front: {names}": "トリガーがトークン {limit} より後ろにある(またはシャッフルで後ろに回る)キャプションがあり({captions})、そのままでは学習されないため、先頭に置きます: {names}",
-    "{shown}: {subject} to no image and is not read: {names}": "{shown}: {subject}に対応する画像がなく、読み込まれません: {names}",
-    "{shown}: {subject} to no image and are not read: {names}": "{shown}: {subject}に対応する画像がなく、読み込まれません: {names}",
+    "{shown}: {subject} to no image and is not read: {names}. {reason}": "{shown}: {subject}に対応する画像がなく、読み込まれません: {names}。{reason}",
+    "{shown}: {subject} to no image and are not read: {names}. {reason}": "{shown}: {subject}に対応する画像がなく、読み込まれません: {names}。{reason}",
     "{shown}: {subject} not read, because the caption comes from {source}: {names}": "{shown}: キャプションは {source} から取られるため、{subject}は読み込まれません: {names}",
     "{shown}: {count} of {total} images have no caption and would train on empty text: {names}. Put a .txt beside each, or set trigger and class_noun.": "{shown}: {total} 枚中 {count} 枚の画像にキャプションがなく、空の文で学習されます: {names}。それぞれに .txt を付けるか、trigger と class_noun を設定してください。",
     "{shown}: {count} of {total} images have no caption file and use the trigger, class, folder name or template instead: {names}": "{shown}: {total} 枚中 {count} 枚の画像にキャプションファイルがなく、代わりにトリガー、クラス名、フォルダ名、テンプレートを使います: {names}",

@@ -17,6 +17,12 @@ PAIRS = {
     "process {rank}: another training process is gone ({why}). Start all of them again; the run goes on from its last checkpoint.": "プロセス {rank}: ほかの学習プロセスが終了しました({why})。すべて起動し直してください。最後のチェックポイントから続きます。",
     "Weights & Biases has no account here (`wandb login`), so this run is recorded offline; later `wandb sync {path}/offline-run-*` sends it.": "Weights & Biases にログインしていないため(`wandb login`)、オフラインで記録します。あとで `wandb sync {path}/offline-run-*` で送信できます。",
     "{name} failed and is switched off ({why}). The training is not affected.": "{name} でエラーが起きたため無効にしました({why})。学習には影響ありません。",
+    "previews are drawn at the end alone: each time they take about {each}, and the run about {run}. run.preview_every = {every} draws them on the way as well.": "プレビューは最後にだけ描きます(1 回に約 {each}、学習は約 {run})。run.preview_every = {every} で途中でも描きます。",
+    "--steps and --epochs are two ways to name a new total: give one of them.": "--steps と --epochs はどちらも新しい合計の指定です。片方だけ指定してください。",
+    "--{name} is {value}; it is a new total, at least 1.": "--{name} が {value} です。新しい合計を 1 以上で指定してください。",
+    "the identifier {word} is an ordinary word: what the base knows by it gets in the way, and is lost. {reason}": "識別語 {word} はふつうの単語です。ベースモデルがその語で知っているものが学習の妨げになり、失われます。{reason}",
+    "the identifier {word} is {count} tokens to this base ({shown}), which may mean something of their own; one rare token is learned more easily. {reason}": "識別語 {word} はこのベースモデルでは {count} トークン({shown})になり、それぞれが別の意味を持つことがあります。珍しい 1 トークンの語のほうが学習しやすくなります。{reason}",
+    "`konomi identifiers --base BASE` lists words that are one token and mean nothing yet.": "`konomi identifiers --base BASE` で、1 トークンでまだ意味を持たない語の一覧が出ます。",
     # Encoding.
     "The text encoder turns the caption {caption} into NaN or infinity. Try run.precision = 'fp32'; if it stays, the base is damaged.": "テキストエンコーダがキャプション {caption} を NaN か無限大にします。run.precision = 'fp32' を試してください。それでも直らない場合は、ベースモデルが壊れています。",
     "{name}: the VAE turns this image into NaN or infinity. Look at the image; if others fail too, the VAE needs float32 (run.precision = 'fp32') or is damaged.": "{name}: VAE がこの画像を NaN か無限大にします。画像を確認してください。ほかの画像でも起きる場合は、VAE に float32(run.precision = 'fp32')が必要か、VAE が壊れています。",
