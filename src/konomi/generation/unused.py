@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-from konomi.adapters.adapter import Adapter
+from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
 from konomi.generation.adapter_request import AdapterRequest
 from konomi.generation.request import Request
 from konomi.models.prompt_syntax import TAG_KINDS, extract_tags, find_words
@@ -79,6 +79,8 @@ def unused_in_adapter(
             ("text encoder", request.text_weight) if reads_denoiser else ("denoiser", request.denoiser_weight)
         )
         notes.append(f"{name} holds nothing for the {part}: its weight {weight:g} has no effect.")
+    elif adapter.layers and all(map(_is_zero, adapter.layers.values())):
+        notes.append(f"{name}: all its {len(adapter.layers)} layers are zero, as before any training: they do nothing.")
     words = [word for word in adapter.embeddings if not word.endswith("-neg")]
     if words and not any(_says(one, words) for one in requests):
         notes.append(f"{name} brings {' or '.join(map(_short, words))}, which no prompt says: it has no effect.")
@@ -86,6 +88,13 @@ def unused_in_adapter(
     if trigger and not words and not any(_says(one, [trigger]) for one in requests):
         notes.append(f"{name} was trained with the trigger {_short(trigger)}, which no prompt says.")
     return notes
+
+
+def _is_zero(update: LayerUpdate) -> bool:
+    """A LoRA's layer that adds nothing. Other kinds have no start of zeros that a file could be left at."""
+    if not isinstance(update, LowRank) or update.magnitude is not None or update.bias is not None:
+        return False
+    return not (update.up.any() and update.down.any())
 
 
 def _says(request: Request, words: Sequence[str]) -> bool:

@@ -28,7 +28,7 @@ from konomi.generation.prompt_file import read_prompt_file
 from konomi.generation.request import Origin, Picture, Request, UsedAdapter
 from konomi.generation.unused import resized, unused_in_adapter, unused_in_request
 from konomi.hardware.device import choose_device
-from konomi.hardware.precision import choose_precision
+from konomi.hardware.precision import choose_precision, slow_precision_notes
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base as open_base
 from konomi.storage.atomic import explained
@@ -169,6 +169,7 @@ def _notes(
 ) -> Iterator[str]:
     """What has no effect, or is not drawn as it is given."""
     yield from base.notes
+    yield from slow_precision_notes(base.dtype, base.device)
     for request in requests:
         yield from unused_in_request(request)
     for request in requests[:1]:

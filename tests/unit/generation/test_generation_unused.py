@@ -42,8 +42,8 @@ def test_what_a_request_says_in_vain(change, said):
     assert [said in note for note in notes] == ([True] if said else [])
 
 
-def adapter(*keys, words=(), **metadata):
-    layers = {key: LowRank(down=torch.ones(1, 2), up=torch.ones(2, 1), alpha=1.0) for key in keys}
+def adapter(*keys, words=(), up=1.0, **metadata):
+    layers = {key: LowRank(down=torch.ones(1, 2), up=torch.full((2, 1), up), alpha=1.0) for key in keys}
     return Adapter(
         layers=layers, embeddings={word: {"text_encoder": torch.ones(1, 2)} for word in words}, metadata=metadata
     )
@@ -58,6 +58,7 @@ def adapter(*keys, words=(), **metadata):
         (adapter(TEXT), {"denoiser_weight": 0.5}, "holds nothing for the denoiser: its weight 0.5 has no effect"),
         (adapter(ATTENTION, TEXT), {"denoiser_weight": 0.0}, None),
         (adapter(ATTENTION, TEXT), {"denoiser_weight": 0.0, "text_weight": 0.0}, "is at strength 0"),
+        (adapter(ATTENTION, TEXT, up=0.0), {}, "all its 2 layers are zero, as before any training: they do nothing"),
         (adapter(words=["sks"]), {}, "brings sks, which no prompt says: it has no effect"),
         (adapter(words=["dog", "dog-neg"]), {}, None),
         (adapter(ATTENTION, **{"modelspec.trigger_phrase": "sks"}), {}, "was trained with the trigger sks"),
