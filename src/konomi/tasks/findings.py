@@ -15,6 +15,8 @@ from konomi.training.identity import flat
 
 _PROBE = "a photo of sks, konomi's 2 red-pandas 好み <s1> antidisestablishmentarianism"
 """Two tokenizers that cut this alike are taken for the same."""
+ENLARGED = 1.5
+"""Factor of a picture's sides from which on it is said."""
 
 
 def with_shapes_left_out(manifest: Manifest, *assignments: Assignment) -> Manifest:
@@ -26,6 +28,24 @@ def with_shapes_left_out(manifest: Manifest, *assignments: Assignment) -> Manife
     names = {bad.name for bad in excluded}
     records = tuple(record for record in manifest.records if id(record) in kept or record.name not in names)
     return replace(manifest, records=records, excluded=(*manifest.excluded, *excluded))
+
+
+def with_enlarged_told(manifest: Manifest, assignment: Assignment) -> Manifest:
+    """The manifest with a line on training images that are much smaller than what they train as: a model learns the
+    softness of an enlarged picture with everything else."""
+    small = [
+        record.name
+        for record, (width, height) in zip(assignment.records, assignment.buckets, strict=True)
+        if record.role == "train" and max(width / record.width, height / record.height) > ENLARGED
+    ]
+    if not small:
+        return manifest
+    what = "image is" if len(small) == 1 else "images are"
+    message = (
+        f"{len(small)} {what} enlarged more than {ENLARGED:g} times for training, and softness is learned as well "
+        "({names}). Take larger ones, lower data.resolution, or leave them out."
+    )
+    return replace(manifest, findings=(*manifest.findings, listing_names(message, small)))
 
 
 def with_triggers_in_reach(manifest: Manifest, base: BaseModel, recipe: Recipe, memory: Path) -> Manifest:

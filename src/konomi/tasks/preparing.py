@@ -33,7 +33,7 @@ from konomi.methods.method import Method, Needs
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base
 from konomi.storage.home import expanded
-from konomi.tasks.findings import with_shapes_left_out, with_triggers_in_reach
+from konomi.tasks.findings import with_enlarged_told, with_shapes_left_out, with_triggers_in_reach
 from konomi.tasks.holding_out import as_measured, as_measured_record, split_off
 from konomi.tasks.likely_mistakes import likely_mistakes
 from konomi.tasks.prior import (
@@ -103,7 +103,7 @@ def prepare(recipe: Recipe) -> Job:
     assignment = assign(training, size, recipe.data.buckets)
     validation = with_triggers_in_reach(Manifest(validation), base, recipe, memory).records
     held_out = assign(validation, size, recipe.data.buckets)
-    manifest = with_shapes_left_out(manifest, assignment, held_out)
+    manifest = with_enlarged_told(with_shapes_left_out(manifest, assignment, held_out), assignment)
     class_images = class_images_of(recipe, training, (size[0] // 8 * 8, size[1] // 8 * 8))
     summary = dataset_summary(
         manifest,

@@ -145,3 +145,11 @@ def test_held_out_images_of_an_odd_shape_are_left_out_aloud(tmp_path: Path) -> N
     recipe = recipe_for(folder, f"validation.path={outside}")
     recipe = replace(recipe, run=replace(recipe.run, validate_every=1))
     assert [bad.name for bad in prepare(recipe).manifest.excluded] == ["v.png"]
+
+
+def test_images_enlarged_for_training_are_named(tmp_path: Path) -> None:
+    folder = images(tmp_path / "set", {"fine": "sks fox"}, size=(60, 60))
+    images(folder, {"small": "sks fox"}, size=(30, 30))
+    said = [finding for finding in check(recipe_for(folder)).findings if "enlarged" in finding.message]
+    assert [finding.names for finding in said] == [("small.png",)]
+    assert any("1 image is enlarged more than 1.5 times" in note for note in first_notes(recipe_for(folder)))
