@@ -33,6 +33,18 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def shortened(value: object, longest: int = 80, *, quoted: bool = False) -> str:
+    """A value of a stranger's file as a message may show it: neither 400 digits nor a list in a list in a list.
+
+    At most `longest` characters of it; `quoted`: a text as Python writes it, to be told from what is no text.
+    """
+    try:
+        text = value if isinstance(value, str) and not quoted else repr(value)
+    except (RecursionError, ValueError):
+        return f"a {type(value).__name__} too long to be shown"
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
 class KonomiError(Exception):
     """Something the user can mend. The message is complete by itself; several arguments are a line each."""
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from konomi.cli.main import main
 from konomi.cli.plain import json_text
 from konomi.cli.progress import sentence
-from konomi.errors import DataError, KonomiError, RecipeError, printable
+from konomi.errors import DataError, KonomiError, RecipeError, printable, shortened
 from konomi.training.events import Warned
 
 NASTY = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202egnp.exe\u2066\r\nPASSED"
@@ -23,6 +23,18 @@ def test_what_a_terminal_obeys_becomes_visible() -> None:
     shown = printable(NASTY)
     assert shown.isprintable()
     assert shown == "\\x1b[2J\\x1b]0;owned\\x07\\x9b31m\\u202egnp.exe\\u2066\\r\\nPASSED"
+
+
+def test_a_value_is_shown_in_a_few_characters_whatever_it_is() -> None:
+    deep: object = 0
+    for _ in range(100_000):
+        deep = [deep]
+    assert shortened(deep) == "a list too long to be shown"
+    assert shortened(10**5000) == "a int too long to be shown"
+    assert shortened("x" * 500, 40) == "x" * 37 + "..."
+    assert (shortened("5"), shortened("5", quoted=True), shortened(5, quoted=True)) == ("5", "'5'", "5")
+    while isinstance(deep, list):  # Else Python takes it apart by recursion.
+        deep = deep.pop()
 
 
 @pytest.mark.parametrize("text", ["夏の\u3000浜辺 ♪", "👩\u200d🎨", "naïve\u00a0café", "עברית", "C:\\new\\x1b"])

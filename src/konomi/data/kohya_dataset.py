@@ -14,9 +14,8 @@ from konomi.config.sections import SourceConfig
 from konomi.data.captions import CAPTION_SUFFIXES
 from konomi.data.containers import read_bytes
 from konomi.data.encodings import decode_text
-from konomi.data.metadata import shortened
 from konomi.data.tree import Place
-from konomi.errors import DataError, printable
+from konomi.errors import DataError, printable, shortened
 from konomi.storage.home import expanded
 
 _MAX_NUMBER = 1_000_000
@@ -156,9 +155,11 @@ def _check(table: dict[str, Any], path: Path, where: str, known: dict[str, Any],
         elif key not in known:
             raise DataError(f"{_at(path, f'{where}.{key}')} {_advice(key, known)}")
         elif not isinstance(value, known[key]) or (isinstance(value, bool) and known[key] is not bool):
-            raise DataError(f"{_at(path, f'{where}.{key}')} is {shortened(value)}: wrong kind of value")
+            raise DataError(f"{_at(path, f'{where}.{key}')} is {shortened(value, quoted=True)}: wrong kind of value")
         elif isinstance(value, int | float) and not abs(value) <= _MAX_NUMBER:
-            raise DataError(f"{_at(path, f'{where}.{key}')} is {shortened(value)}; at most {_MAX_NUMBER:,}")
+            raise DataError(
+                f"{_at(path, f'{where}.{key}')} is {shortened(value, quoted=True)}; at most {_MAX_NUMBER:,}"
+            )
 
 
 def _advice(key: str, known: dict[str, Any]) -> str:
@@ -211,7 +212,9 @@ def _recipe_values(settings: list[dict[str, Any]], path: Path, problems: list[st
         if not values:
             continue
         if any(setting.get(key) != values[0] for setting in settings):
-            problems.append(f"{_at(path, key)} differs between subsets; {shortened(values[0])} is used for all")
+            problems.append(
+                f"{_at(path, key)} differs between subsets; {shortened(values[0], quoted=True)} is used for all"
+            )
         found[key] = values[0]
     adopted = [(name, found[key]) for key, name in _RECIPE_NAMES.items() if key in found]
     if "resolution" in found:
@@ -231,5 +234,5 @@ def _recipe_values(settings: list[dict[str, Any]], path: Path, problems: list[st
 def _resolution(value: Any, path: Path) -> str:
     sides = value if isinstance(value, list) else [value]
     if len(sides) not in (1, 2) or not all(type(side) is int and 1 <= side <= 9999 for side in sides):
-        raise DataError(f"{_at(path, 'resolution')} is {shortened(value)}; write 512 or [768, 512]")
+        raise DataError(f"{_at(path, 'resolution')} is {shortened(value, quoted=True)}; write 512 or [768, 512]")
     return "x".join(map(str, sides))

@@ -8,7 +8,7 @@ from typing import Any
 from konomi.config.parse import parse_json
 from konomi.data.containers import Entry, read_bytes
 from konomi.data.encodings import decode_text
-from konomi.errors import DataError, printable
+from konomi.errors import DataError, printable, shortened
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 CAPTION_COLUMNS = ("text", "caption", "texts", "captions", "prompt", "description")
@@ -100,18 +100,9 @@ def captions_of(row: dict[str, Any], place: str) -> tuple[str, ...]:
     return tuple(filter(None, (_clean(value, place) for value in others)))
 
 
-def shortened(value: object) -> str:
-    """A value of a stranger's file as a message may show it: neither 400 digits nor a list in a list in a list."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):
-        return f"a {type(value).__name__} too long to be shown"
-    return text if len(text) <= 80 else f"{text[:76]} ..."
-
-
 def _clean(value: object, place: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{place}: the caption is {shortened(value)}, expected a text")
+        raise DataError(f"{place}: the caption is {shortened(value, quoted=True)}, expected a text")
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -111,28 +111,22 @@ def lms(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
 
 def dpmpp_2m(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2); the first and the last step are of first order."""
-    sigmas = run.levels.sigmas
-    (alpha, sigma), h = alpha_sigma(sigmas[i + 1]), _log_snr(sigmas[i + 1]) - _log_snr(sigmas[i])
-    _, begin = alpha_sigma(sigmas[i])
-    denoised = _denoised_vp(run, i, x, answer)
-    run.earlier = [*run.earlier[-1:], denoised]
+    alpha, sigma, begin, h = _interval(run, i)
+    denoised = _estimated(run, i, x, answer)
     grown = alpha * (torch.exp(-h) - 1.0)
     following = (sigma / begin) * x - grown * denoised
-    if i + 1 < len(run.levels.timesteps) and len(run.earlier) == 2:
+    if _has_second_order(run, i):
         following = following - 0.5 * grown * _difference(run, i, h)
     return following
 
 
 def dpmpp_2m_sde(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022b, appendix)."""
-    sigmas = run.levels.sigmas
-    (alpha, sigma), h = alpha_sigma(sigmas[i + 1]), _log_snr(sigmas[i + 1]) - _log_snr(sigmas[i])
-    _, begin = alpha_sigma(sigmas[i])
-    denoised = _denoised_vp(run, i, x, answer)
-    run.earlier = [*run.earlier[-1:], denoised]
+    alpha, sigma, begin, h = _interval(run, i)
+    denoised = _estimated(run, i, x, answer)
     grown = alpha * (1 - torch.exp(-2.0 * h))
     following = (sigma / begin * torch.exp(-h)) * x + grown * denoised
-    if i + 1 < len(run.levels.timesteps) and len(run.earlier) == 2:
+    if _has_second_order(run, i):
         following = following + 0.5 * grown * _difference(run, i, h)
     return following + sigma * torch.sqrt(1.0 - torch.exp(-2 * h)) * run.draw()
 
@@ -152,8 +146,7 @@ def unipc(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
 def _unipc_step(run: Run, i: int, x: Tensor, *, order: int, after: Tensor | None) -> Tensor:
     """From level i to the next; with the estimate made `after` it the corrector, else the predictor."""
     sigmas, newest = run.levels.sigmas, run.earlier[-1]
-    (alpha, sigma), (_, begin) = alpha_sigma(sigmas[i + 1]), alpha_sigma(sigmas[i])
-    h = _log_snr(sigmas[i + 1]) - _log_snr(sigmas[i])
+    alpha, sigma, begin, h = _interval(run, i)
     grown = torch.expm1(-h)
     following = sigma / begin * x - alpha * grown * newest
     if order == 1 and after is None:
@@ -170,6 +163,25 @@ def _unipc_step(run: Run, i: int, x: Tensor, *, order: int, after: Tensor | None
     first, second = phi / grown, 2 * (phi / -h - 0.5) / grown
     weight = (first - second) / (1 - ratio)
     return following - alpha * grown * (weight * difference + (first - weight) * (after - newest))
+
+
+def _interval(run: Run, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the step from level i to the next: alpha and sigma where it ends, sigma where it begins, change of log-SNR."""
+    sigmas = run.levels.sigmas
+    (alpha, sigma), (_, begin) = alpha_sigma(sigmas[i + 1]), alpha_sigma(sigmas[i])
+    return alpha, sigma, begin, _log_snr(sigmas[i + 1]) - _log_snr(sigmas[i])
+
+
+def _estimated(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
+    """The estimate of z_0 at an evaluation, kept with the one before it."""
+    denoised = _denoised_vp(run, i, x, answer)
+    run.earlier = [*run.earlier[-1:], denoised]
+    return denoised
+
+
+def _has_second_order(run: Run, i: int) -> bool:
+    """Whether two estimates are there, and the step is not the last, which ends where the log-SNR is infinite."""
+    return i + 1 < len(run.levels.timesteps) and len(run.earlier) == 2
 
 
 def _difference(run: Run, i: int, h: Tensor) -> Tensor:

@@ -5,15 +5,14 @@ and the parts of kohya's and LyCORIS' files (`alpha`, `diff`, `diff_b`, `set_wei
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from konomi.adapters.adapter import Adapter, LayerUpdate
+from konomi.adapters.adapter import Adapter
 from konomi.formats.family import family_of
+from konomi.formats.grouping import assemble, group
 from konomi.formats.kohya import context_widths
 from konomi.formats.kohya_keys import layout_for
-from konomi.formats.layers import LayerError, layer_from_parts, split_name
+from konomi.formats.layers import split_name
 from konomi.formats.ldm_keys import UNetLayout, unet_to_diffusers
-from konomi.formats.source import Parsed, Source, fault
+from konomi.formats.source import Parsed, Source
 
 NAME = "comfyui"
 _DENOISER = "diffusion_model."
@@ -36,31 +35,9 @@ def recognise(source: Source) -> bool:
 def parse(source: Source) -> Parsed:
     """Read it. Raises FileFormatError naming the layer whose tensors do not fit together."""
     tensors = source.tensors()
-    grouped: dict[str, dict[str, Tensor]] = {}
-    names: dict[str, list[str]] = {}
-    unknown = []
-    for name, tensor in tensors.items():
-        found = split_name(name)
-        if found is None:
-            unknown.append(name)
-        elif found[1] in grouped.setdefault(found[0], {}):
-            raise fault(source.path, name, "stands for what another tensor of this layer is, too")
-        else:
-            grouped[found[0]][found[1]] = tensor
-            names.setdefault(found[0], []).append(name)
-    layout = layout_for([name.replace(".", "_") for name in grouped], context_widths(grouped))
-    layers: dict[str, LayerUpdate] = {}
-    for name, parts in grouped.items():
-        key = _key(name, layout)
-        if key is None:
-            unknown += names[name]
-            continue
-        if key in layers:
-            raise fault(source.path, name, f"names the same layer as another entry ({key})")
-        try:
-            layers[key] = layer_from_parts(parts)
-        except LayerError as error:
-            raise fault(source.path, f"{name}.{error.part}".rstrip("."), error.what) from error
+    grouped = group(source.path, tensors, split_name)
+    layout = layout_for([name.replace(".", "_") for name in grouped.parts], context_widths(grouped.parts))
+    layers, unknown = assemble(source.path, grouped, lambda name: _key(name, layout))
     adapter = Adapter(layers, {}, dict(source.metadata), "", source.name)
     adapter = Adapter(layers, {}, dict(source.metadata), family_of(adapter), source.name)
     return Parsed(adapter, tuple(sorted(unknown)), used=frozenset(tensors))

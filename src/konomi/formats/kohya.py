@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
+from konomi.adapters.adapter import Adapter, LowRank
 from konomi.errors import FileFormatError
 from konomi.formats.accounting import accounted, prefixed
 from konomi.formats.family import family_by_layers, family_of
+from konomi.formats.grouping import assemble, group
 from konomi.formats.kohya_keys import PREFIXES, has_numbered_text_encoders, is_norm, key_of, layout_for, name_of
 from konomi.formats.kohya_metadata import with_hashes, with_minimum
-from konomi.formats.layers import LayerError, folded, layer_from_parts, part_of, parts_from_layer, per_output
+from konomi.formats.layers import folded, part_of, parts_from_layer, per_output
 from konomi.formats.ldm_keys import UNetLayout
 from konomi.formats.learned_words import NEGATIVE
 from konomi.formats.source import Parsed, Source, fault, open_source
@@ -44,42 +45,26 @@ def recognise(source: Source) -> bool:
 def parse(source: Source) -> Parsed:
     """Read every variant. Raises FileFormatError naming the tensor whose partner, rank or width is wrong."""
     tensors = source.tensors()
-    grouped: dict[str, dict[str, Tensor]] = {}
-    names: dict[str, list[str]] = {}
     embeddings: dict[str, dict[str, Tensor]] = {}
-    unknown = []
-    for name, tensor in tensors.items():
-        if name.startswith(_BUNDLE):
-            if not _add_embedding(source, embeddings, name, tensor):
-                unknown.append(name)
-            continue
-        layer, _, ending = name.partition(".")
-        part = part_of(ending)
-        if not part:
-            unknown.append(name)
-        elif part in grouped.setdefault(layer, {}):
-            raise fault(source.path, name, "stands for what another tensor of this layer is, too")
-        else:
-            grouped[layer][part] = tensor
-            names.setdefault(layer, []).append(name)
-    layout = layout_for(grouped, context_widths(grouped))
-    layers: dict[str, LayerUpdate] = {}
-    for layer, parts in grouped.items():
-        key = key_of(layer, layout)
-        if key is None:
-            unknown += names[layer]
-            continue
-        if key in layers:
-            raise fault(source.path, layer, f"names the same layer as another entry ({key})")
-        try:
-            layers[key] = layer_from_parts(parts)
-        except LayerError as error:
-            raise fault(source.path, f"{layer}.{error.part}".rstrip("."), error.what) from error
+    lost = []
+    for name in filter(lambda name: name.startswith(_BUNDLE), tensors):
+        if not _add_embedding(source, embeddings, name, tensors[name]):
+            lost.append(name)
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(_BUNDLE)}
+    grouped = group(source.path, rest, _split)
+    layout = layout_for(grouped.parts, context_widths(grouped.parts))
+    layers, unknown = assemble(source.path, grouped, lambda layer: key_of(layer, layout))
     adapter = Adapter(layers, embeddings, dict(source.metadata), "", source.name)
     # A lone te1 fits several families by its widths; only its name tells, and is not lost on writing.
-    numbered = "sdxl" if has_numbered_text_encoders(grouped) else ""
+    numbered = "sdxl" if has_numbered_text_encoders(grouped.parts) else ""
     adapter = replace(adapter, family=family_by_layers(layers) or numbered or family_of(adapter))
-    return _with_negative(source, Parsed(adapter, tuple(sorted(unknown)), used=frozenset(tensors)))
+    return _with_negative(source, Parsed(adapter, tuple(sorted([*unknown, *lost])), used=frozenset(tensors)))
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    layer, _, ending = name.partition(".")
+    part = part_of(ending)
+    return (layer, part) if part else None
 
 
 def context_widths(grouped: Mapping[str, Mapping[str, Tensor]]) -> set[int]:

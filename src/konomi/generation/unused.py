@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 
 from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
+from konomi.errors import shortened
 from konomi.generation.adapter_request import AdapterRequest
 from konomi.generation.request import Request
 from konomi.models.prompt_syntax import TAG_KINDS, extract_tags, find_words
@@ -103,4 +104,4 @@ def _says(request: Request, words: Sequence[str]) -> bool:
 
 
 def _short(piece: str) -> str:
-    return piece if len(piece) <= _LONGEST else piece[: _LONGEST - 3] + "..."
+    return shortened(piece, _LONGEST)

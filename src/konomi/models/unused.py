@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from konomi.diffusion.noise import NoiseSchedule
-from konomi.errors import printable
+from konomi.errors import printable, shortened
 from konomi.models.family import VAE_PREFIX, Family
 from konomi.models.prediction import V_MARKER, ZERO_SNR_MARKER
 from konomi.models.tensor_files import TensorFile
@@ -109,15 +109,10 @@ def unused_settings(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if config.get("timestep_spacing") == "trailing" and not config.get("rescale_betas_zero_snr"):
             odd.append("timestep_spacing")
         if odd:
-            said = ", ".join(f"{setting} = {_short(config[setting])}" for setting in odd[:6])
+            said = ", ".join(f"{setting} = {shortened(config[setting], 40)}" for setting in odd[:6])
             more = f" and {len(odd) - 6} more" if len(odd) > 6 else ""
             lines.append(printable(f"the config of {name} has settings that are not used: {said}{more}."))
     return lines
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _kind(name: str) -> str:
