@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from konomi.data.images import read_mask
+from konomi.errors import RecipeError
 from konomi.generation.adapter_request import adapters_of_prompt
 from konomi.generation.infotext import parse_infotext
 from konomi.generation.job import with_size
 from konomi.generation.prompt_file import read_prompt_file
 from konomi.generation.request import Request
 from konomi.generation.unused import unused_in_request
-from konomi.models.prompt_syntax import extract_tags, find_words, parse_emphasis, parse_mixture, prompt_per_step
+from konomi.models.prompt_switching import prompt_per_step
+from konomi.models.prompt_syntax import extract_tags, find_words, parse_emphasis, parse_mixture
 from konomi.models.tokenizer import Tokenizer, clip_vocabulary
 
 TOKENIZER = Tokenizer(clip_vocabulary())
@@ -97,13 +99,46 @@ def test_a_picture_to_start_from_has_a_size_that_can_be_drawn(size, width, heigh
             assert sized.width * sized.height <= 1.3 * 64**2
 
 
-@pytest.mark.parametrize(
-    "opening", ["(a", *(pytest.param(one, marks=pytest.mark.slow) for one in ("[a", "[a|", "[a:", "<lora:x", "a:0.5|"))]
-)
+SIDE_BY_SIDE = ("[|]", "[a|b]", "[a:b:0.5]", "(a:1.1)", " BREAK ", "<lora:x:1>", "a:0.5|", "a:" + "9" * 400 + "|")
+NESTED = ("(a", "[a", "[a|", "[a:", "<lora:x", "a:0.5|")
+NUMBERS = ("(a:N)", "(a:N", "[a:b:N]", "[a:b:N", "a:N|b", "a:Nx|b", "<lora:x:N>", "<lora:x:1:lbw=Nx>")
+
+
+def many(prompts, *, quick):
+    """One of them by default, the others with the slow tests."""
+    return [one if quick in one else pytest.param(one, marks=pytest.mark.slow) for one in prompts]
+
+
+def read_in_proportion(prompt):
+    with bounded(), TemporaryDirectory() as folder:
+        (Path(folder) / "x.safetensors").touch()
+        plain, _ = extract_tags(prompt)
+        parse_emphasis(plain)
+        parse_mixture(plain)
+        prompt_per_step(plain, 20)
+        adapters_of_prompt(prompt, [Path(folder)])
+
+
+@pytest.mark.parametrize("group", many(SIDE_BY_SIDE, quick="[|]"))
+def test_groups_side_by_side_take_time_in_proportion(group):
+    """100,000 of `[|]` took twenty seconds."""
+    read_in_proportion(group * (40_000 if len(group) < 20 else 2_000))
+
+
+@pytest.mark.parametrize("opening", many(NESTED, quick="(a"))
 def test_deeply_nested_prompts_take_time_in_proportion(opening):
     """30,000 brackets took a minute; ten seconds are allowed."""
     for prompt in (opening * 30_000, opening * 30_000 + "b" + ("])}>"[("[({<".find(opening[0])) % 4]) * 30_000):
-        with bounded():
-            parse_emphasis(prompt)
-            parse_mixture(prompt)
-            prompt_per_step(extract_tags(prompt)[0], 20)
+        read_in_proportion(prompt)
+
+
+@pytest.mark.parametrize("written", many(NUMBERS, quick="(a:N)"))
+def test_numbers_of_a_hundred_thousand_digits_take_time_in_proportion(written):
+    for digits in ("9" * 400, "9" * 100_000, "." * 100_000, "1." * 50_000):
+        read_in_proportion(written.replace("N", digits))
+
+
+def test_a_prompt_longer_than_any_base_reads_is_refused_in_one_line():
+    for request in (Request(prompt="[|]" * 100_000), Request(prompt="", negative="(" * 100_000)):
+        with pytest.raises(RecipeError, match="characters; at most 20,000"):
+            request.check()

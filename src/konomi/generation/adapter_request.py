@@ -1,9 +1,10 @@
 """Which adapters to attach at which weights: `--add FILE:0.8` on the command line, `<lora:name:0.8>` in a prompt."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from math import isfinite
 from pathlib import Path
 
@@ -15,15 +16,14 @@ from konomi.formats.source import CUSTOM_DIFFUSION_NAMES, open_source
 from konomi.formats.writer import Content
 from konomi.generation.block_weights import layer_weights, parse_block_weights
 from konomi.generation.request import UsedAdapter
-from konomi.models.prompt_syntax import Tag, extract_tags
+from konomi.models.prompt_syntax import NUMBER, Tag, extract_tags
 
 FOLDER_MARKS = ("adapter_config.json", *CUSTOM_DIFFUSION_NAMES)
 """What a folder holds that is an adapter."""
 SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
 
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
-_NAMED_WEIGHTS = re.compile(rf"(.+?)((?::(?:unet|denoiser|te|text)=(?:{_NUMBER}))+)", re.DOTALL)
-_ONE_WEIGHT = re.compile(rf"(.+):({_NUMBER})", re.DOTALL)
+_NAMED_WEIGHTS = re.compile(rf"(.+?)((?::(?:unet|denoiser|te|text)=(?:{NUMBER}))+)", re.DOTALL)
+_ONE_WEIGHT = re.compile(rf"(.+):({NUMBER})", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,8 @@ def adapters_of_prompt(prompt: str, folders: Sequence[Path]) -> tuple[AdapterReq
     blocks (`konomi.generation.block_weights`). What else a tag says is in `unused`.
     Raises RecipeError for a weight that is no number, or a name that is in none of the folders.
     """
-    return tuple(_request(tag, folders) for tag in extract_tags(prompt)[1])
+    find = cache(lambda name, kind: find_adapter(name, folders, kind))  # It looks through all the folders.
+    return tuple(_request(tag, find) for tag in extract_tags(prompt)[1])
 
 
 def strengths(request: AdapterRequest, adapter: Adapter, layers_per_block: int) -> tuple[Strengths, tuple[str, ...]]:
@@ -130,7 +131,7 @@ def format_tag(adapter: UsedAdapter) -> str:
     return f"<{adapter.kind}:{adapter.name}:{weights}>"
 
 
-def _request(tag: Tag, folders: Sequence[Path]) -> AdapterRequest:
+def _request(tag: Tag, find: Callable[[str, str], Path]) -> AdapterRequest:
     positional = [argument for argument in tag.arguments if argument and "=" not in argument]
     named = dict(argument.split("=", 1) for argument in tag.arguments if "=" in argument)
     text = _weight(tag, named.get("te", positional[0] if positional else "1"))
@@ -139,7 +140,7 @@ def _request(tag: Tag, folders: Sequence[Path]) -> AdapterRequest:
     blocks = parse_block_weights(named["lbw"], words) if "lbw" in named and tag.kind != "hypernet" else {}
     used = {"te", "unet", *(("lbw",) if blocks else ())}
     unused = [*positional[2:], *(f"{name}={value}" for name, value in named.items() if name not in used)]
-    path = find_adapter(tag.name, folders, tag.kind)
+    path = find(tag.name, tag.kind)
     return AdapterRequest(path, denoiser, text, tag.kind, tuple(blocks.items()), tuple(unused))
 
 
@@ -151,8 +152,8 @@ def _holds_hypernetwork(path: Path) -> bool:
 
 
 def _weight(tag: Tag, written: str) -> float:
-    if not re.fullmatch(_NUMBER, written.strip()):
-        raise RecipeError(f"<{tag.kind}:{tag.name}:...>: the weight {written!r} is no number.")
+    if not re.fullmatch(NUMBER, written.strip()):
+        raise RecipeError(f"<{tag.kind}:{tag.name}:...>: the weight {written[:40]!r} is no number.")
     if not isfinite(float(written)):
         raise RecipeError(f"<{tag.kind}:{tag.name}:...>: the weight is too large a number.")
     return float(written)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from math import isfinite
 
 from konomi.errors import RecipeError
+from konomi.models.prompt_syntax import NUMBER
 
 
 def _numbered(*numbers: int, name: str) -> tuple[str, ...]:
@@ -22,7 +23,6 @@ _LISTS = {
 }
 """Length -> blocks: attention of SD1 and SD2, of SDXL, then the same with convolutions."""
 _PRESETS = {"ALL": 1.0, "NONE": 0.0}
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 
 
 def parse_block_weights(written: str, tag: str) -> dict[str, float]:
@@ -30,8 +30,8 @@ def parse_block_weights(written: str, tag: str) -> dict[str, float]:
     values = [value.strip() for value in written.split(",")]
     if values[0].upper() in _PRESETS and len(values) == 1:
         return dict.fromkeys(_LISTS[26], _PRESETS[values[0].upper()])
-    if wrong := next((value for value in values if not re.fullmatch(_NUMBER, value)), None):
-        raise RecipeError(f"{tag}: lbw={wrong!r} is no number; of presets only ALL and NONE are known.")
+    if wrong := next((value for value in values if not re.fullmatch(NUMBER, value)), None):
+        raise RecipeError(f"{tag}: lbw={wrong[:40]!r} is no number; of presets only ALL and NONE are known.")
     if not all(isfinite(float(value)) for value in values):
         raise RecipeError(f"{tag}: lbw holds too large a number.")
     if len(values) not in _LISTS:

@@ -18,7 +18,8 @@ from konomi.errors import RecipeError
 from konomi.generation.picture_input import fitted_size, init_to_pixels, mask_to_pixels
 from konomi.generation.request import Request
 from konomi.models.base import BaseModel
-from konomi.models.prompt_syntax import extract_tags, find_words, prompt_per_step
+from konomi.models.prompt_switching import prompt_per_step
+from konomi.models.prompt_syntax import extract_tags, find_words
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from konomi.errors import RecipeError
 
 MAX_STEPS = 1000
 MAX_SIDE = 9999
+MAX_PROMPT = 20_000
+"""Characters of a prompt: about 5,000 tokens, of which no base has learned to read more than a few hundred."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,11 @@ class Request:
             raise RecipeError(f"steps is {self.steps}; at most {MAX_STEPS}, as many as the noise has levels.")
         if max(self.width, self.height) > MAX_SIDE:
             raise RecipeError(f"size is {self.width}x{self.height}; at most {MAX_SIDE} pixels a side can be drawn.")
+        for name, text in (("prompt", self.prompt), ("negative prompt", self.negative)):
+            if len(text) > MAX_PROMPT:
+                raise RecipeError(
+                    f"the {name} has {len(text):,} characters; at most {MAX_PROMPT:,}. Shorten it: {text[:40]!r}..."
+                )
         if self.clip_skip < 0:
             raise RecipeError(f"clip_skip is {self.clip_skip}; 0 (the base's own choice) or a layer from the end.")
         if not 0 < self.strength <= 1:

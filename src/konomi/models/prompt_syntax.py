@@ -1,13 +1,13 @@
 """What people write in a prompt besides words. Plain text in, plain data out; nothing here raises.
 
-Emphasis `(x)` `((x))` `[x]` `{x}` `(x:1.3)`, escapes `\\(`, `BREAK`, prompt switching `[a:b:0.5]` and `[a|b]`, mixing
-`a:0.7 | b:0.3`, and tags `<lora:name:0.8>`. What does not form one of these is text.
+Emphasis `(x)` `((x))` `[x]` `{x}` `(x:1.3)`, escapes `\\(`, `BREAK`, mixing `a:0.7 | b:0.3`, and tags
+`<lora:name:0.8>`. What does not form one of these is text. Switching, `[a:b:0.5]` and `[a|b]`, is beside this in
+`konomi.models.prompt_switching`.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from math import isfinite
 
 ROUND, SQUARE, CURLY = 1.1, 1 / 1.1, 1.05
@@ -15,13 +15,14 @@ ROUND, SQUARE, CURLY = 1.1, 1 / 1.1, 1.05
 
 _FACTORS = {"(": ROUND, "[": SQUARE, "{": CURLY}
 _CLOSES = {")": "(", "]": "[", "}": "{"}
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
+NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
+"""A number as it is written in prompts; no two ways to read it, so that no match goes back and forth."""
+
 _PIECE = re.compile(
-    rf"(?P<escaped>\\[()\[\]{{}}\\:|<>])|(?P<weight>:\s*(?P<number>{_NUMBER})\s*\))|(?P<open>[(\[{{])|(?P<close>[)\]}}])"
+    rf"(?P<escaped>\\[()\[\]{{}}\\:|<>])|(?P<weight>:\s*(?P<number>{NUMBER})\s*\))|(?P<open>[(\[{{])|(?P<close>[)\]}}])"
     r"|(?P<break>\s*\bBREAK\b\s*)|(?P<text>\\|:|[^\\()\[\]{}:\sB]+|\s+|B)"
 )
-_STRUCTURE = re.compile(r"\\.|[()\[\]{}<>|:]", re.DOTALL)
-_MAX_DEPTH = 8
+STRUCTURE = re.compile(r"\\.|[()\[\]{}<>|:]", re.DOTALL)
 _MOST = 1e4
 """Nested factors end here: a thousand brackets are a mistake, and no reason for infinite numbers."""
 
@@ -104,7 +105,7 @@ def parse_mixture(prompt: str) -> tuple[tuple[str, float], ...]:
         return ((prompt, 1.0),)
     mixture = []
     for part in parts:
-        match = re.fullmatch(rf"(.*?)(?<!\\):\s*({_NUMBER})\s*", part, re.DOTALL)
+        match = re.fullmatch(rf"(.*?)(?<!\\):\s*({NUMBER})\s*", part, re.DOTALL)
         weight = float(match[2]) if match else 1.0
         mixture.append((match[1].strip(), weight) if match and isfinite(weight) else (part.strip(), 1.0))
     total = sum(weight for _, weight in mixture)
@@ -113,86 +114,12 @@ def parse_mixture(prompt: str) -> tuple[tuple[str, float], ...]:
     return tuple((text, weight / total) for text, weight in mixture)
 
 
-def prompt_per_step(prompt: str, num_steps: int) -> tuple[str, ...]:
-    """The prompt of each sampling step, with `[from:to:when]`, `[to:when]`, `[from::when]` and `[a|b]` resolved.
-
-    `when` is a share of the steps where it is written with a point (0.5; 1.0 is all of them) or is 0, else a number of
-    steps; `from` is drawn for that many steps. `[a|b|c]` takes turns, a new one each step.
-    """
-    partners = _partners(prompt)
-    if not partners:
-        return (prompt,) * num_steps
-    parts = cache(lambda start, end, separator: _split(prompt[start:end], separator))
-    return tuple(_resolve(prompt, 0, len(prompt), partners, parts, step, num_steps, 0) for step in range(num_steps))
-
-
-_Parts = Callable[[int, int, str], list[str]]
-"""(start, end, separator) -> `_split` of that piece of the prompt; asked for at every step."""
-
-
-def _resolve(
-    prompt: str, start: int, end: int, partners: dict[int, int], parts: _Parts, step: int, num_steps: int, depth: int
-) -> str:
-    """prompt[start:end] as it reads at a step (from 0)."""
-    result = []
-    at = start
-    while at < end:
-        close = partners.get(at, end)
-        if close >= end or depth >= _MAX_DEPTH:
-            upcoming = next((i for i in range(at + 1, end) if i in partners), end) if depth < _MAX_DEPTH else end
-            result.append(prompt[at:upcoming])
-            at = upcoming
-            continue
-        chosen = _choose(parts, at + 1, close, step, num_steps)
-        if chosen is None:
-            inner = _resolve(prompt, at + 1, close, partners, parts, step, num_steps, depth + 1)
-            result.append(f"[{inner}]")
-        else:
-            result.append(_resolve(prompt, *chosen, partners, parts, step, num_steps, depth + 1))
-        at = close + 1
-    return "".join(result)
-
-
-def _choose(parts_of: _Parts, start: int, end: int, step: int, num_steps: int) -> tuple[int, int] | None:
-    """Which part of a square bracket's inside counts at a step; None where it is no switch."""
-    options = parts_of(start, end, "|")
-    if len(options) > 1:
-        index = step % len(options)
-        first = start + sum(len(option) + 1 for option in options[:index])
-        return first, first + len(options[index])
-    parts = parts_of(start, end, ":")
-    if len(parts) not in (2, 3) or not re.fullmatch(rf"\s*{_NUMBER}\s*", parts[-1]):
-        return None
-    when = float(parts[-1])
-    steps = when * num_steps if ("." in parts[-1] and when <= 1) or when == 0 else when
-    before = (start, start + len(parts[0])) if len(parts) == 3 else (start, start)
-    after_start = end - len(parts[-1]) - 1 - len(parts[-2])
-    # A hair of slack: 0.3 * 10 is 3.0000000000000004 the other way round in some products.
-    return before if step + 1 <= steps + 1e-6 else (after_start, after_start + len(parts[-2]))
-
-
-def _partners(prompt: str) -> dict[int, int]:
-    """Position of each `[` -> position of its `]`, escaped ones left out."""
-    found: dict[int, int] = {}
-    opened: list[int] = []
-    at = 0
-    while at < len(prompt):
-        if prompt[at] == "\\":
-            at += 1
-        elif prompt[at] == "[":
-            opened.append(at)
-        elif prompt[at] == "]" and opened:
-            found[opened.pop()] = at
-        at += 1
-    return found
-
-
 def _split(text: str, separator: str) -> list[str]:
     """At separators outside brackets and tags, not escaped. Joined by the separator they are the text again."""
     if separator not in text:
         return [text]
     parts, start, depth = [], 0, 0
-    for match in _STRUCTURE.finditer(text):
+    for match in STRUCTURE.finditer(text):
         character = match[0]
         if character in "([{<":
             depth += 1

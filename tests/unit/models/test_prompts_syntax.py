@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from konomi.models.prompt_switching import prompt_per_step
 from konomi.models.prompt_syntax import (
     Span,
     Tag,
@@ -10,7 +11,6 @@ from konomi.models.prompt_syntax import (
     find_words,
     parse_emphasis,
     parse_mixture,
-    prompt_per_step,
 )
 
 TRICKY = st.text(alphabet="ab ()[]{}\\:|<>.0159-+\nBREAKé猫", max_size=60)
@@ -89,6 +89,17 @@ def test_the_rest_never_raises(prompt, num_steps):
     cleaned, tags = extract_tags(prompt)
     assert len(tags) == 0 or len(cleaned) < len(prompt)
     assert "".join(piece for piece, _ in find_words(prompt, ["ab", "<s1>", "é"])) == prompt
+
+
+def test_switches_are_followed_at_any_depth():
+    deep = "[" * 5000 + "a|b" + "]" * 5000
+    assert [one.strip("[]") for one in prompt_per_step(deep, 2)] == ["a", "b"]
+    chosen = "[x:" * 500 + "a" + ":0]" * 500
+    assert prompt_per_step(chosen, 3) == ("a",) * 3
+
+
+def test_brackets_within_a_part_do_not_reach_beyond_it():
+    assert prompt_per_step("[x[(]|y]", 2) == ("x[(]", "y")
 
 
 def test_deep_nesting_is_no_problem():
