@@ -269,6 +269,12 @@ def test_going_on_from_a_file(kit, tmp_path):
         start(kit, replace(config, structure=(1, 2, 2, 1), start=str(path)))
     with pytest.raises(RecipeError, match=r"has networks of width 16, 32; .* none of 16\. Set method.widths"):
         start(kit, replace(config, start=str(path)), "sdxl")
+    # When the method is made, so `check` says it as well, before anything is loaded or encoded.
+    base = kit.base("sdxl")
+    for odd in (replace(config, start=str(path)), HypernetworkConfig(widths=(7,))):
+        with pytest.raises(RecipeError, match=r"method\.(start|widths)"):
+            kit.method_type("hypernetwork")(base, kit.recipe(odd))
+    assert base.loaded_parts() == ()
     from konomi.adapters.adapter import LowRank
 
     key = "denoiser.mid_block.attentions.0.transformer_blocks.0.attn1.to_k"

@@ -17,7 +17,7 @@ from konomi.adapters.delta import bias_delta, delta
 from konomi.adapters.hypernetwork import attach_hypernetwork
 from konomi.errors import ModelError
 
-__all__ = ["Attachment", "Strengths", "attach", "bias_delta", "delta", "fold"]
+__all__ = ["Attachment", "Strengths", "attach", "bias_delta", "check_fits", "delta", "fold"]
 
 
 class HasModules(Protocol):
@@ -138,6 +138,17 @@ def attach(base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]], *, k
                 )
         undo.pop_all()
     return attachment
+
+
+def check_fits(base: HasModules, adapter: Adapter, strengths: Strengths) -> None:
+    """Raises ModelError, as `attach` would, where a layer is missing or of another shape. Changes nothing; the base may
+    be an outline without numbers."""
+    for both in (adapter, adapter.negative):
+        for key, uses in _collect([(both, strengths)] if both is not None else []).items():
+            _checked(base, key, uses)
+    for word, vectors in adapter.embeddings.items() if strengths.text != 0.0 else ():
+        for part, vectors_nD in vectors.items():
+            _check_width(base, adapter, word, part, vectors_nD)
 
 
 def fold(base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]]) -> tuple[str, ...]:

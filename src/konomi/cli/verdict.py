@@ -64,10 +64,10 @@ def _trigger(report: "FileReport") -> str:
 
 def _prediction(metadata: Mapping[str, str]) -> str:
     """Only where it is not the usual noise: a model that is sampled the other way draws nothing but noise."""
-    says = metadata.get("prediction_type") or metadata.get("modelspec.prediction_type", "")
-    if metadata.get("ss_v_parameterization") == "True":
-        says = says or "v"
-    zero = "True" in (metadata.get("ss_zero_terminal_snr"), metadata.get("zero_terminal_snr"))
+    from konomi.formats.trained_for import said_prediction, said_zero_snr
+
+    says = metadata.get("prediction_type") or said_prediction(metadata)
+    zero = said_zero_snr(metadata) or metadata.get("zero_terminal_snr", "").lower() == "true"
     if says in ("", "epsilon") and not zero:
         return ""
     what = {"v": "v (velocity), not noise", "v_prediction": "v (velocity), not noise", "": "noise"}.get(says, says)

@@ -5,8 +5,10 @@ from collections.abc import Collection, Iterable, Sequence
 
 from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
 from konomi.errors import shortened
+from konomi.formats.trained_for import other_process
 from konomi.generation.adapter_request import AdapterRequest
 from konomi.generation.request import Request
+from konomi.models.base import BaseModel
 from konomi.models.prompt_syntax import TAG_KINDS, extract_tags, find_words
 
 _LONGEST = 60
@@ -89,6 +91,16 @@ def unused_in_adapter(
     if trigger and not words and not any(_says(one, [trigger]) for one in requests):
         notes.append(f"{name} was trained with the trigger {_short(trigger)}, which no prompt says.")
     return notes
+
+
+def trained_otherwise(name: str, adapter: Adapter, base: BaseModel) -> list[str]:
+    """Where the file of an adapter says that it was trained for another noise process than the base has. Learned words
+    alone live in the text encoder, which has none."""
+    if not adapter.layers and adapter.hypernetwork is None:
+        return []
+    other = other_process(adapter.metadata, prediction=base.prediction, zero_terminal_snr=base.zero_terminal_snr)
+    advice = "it may draw noise or grey. Use a base like the one it was trained on"
+    return [f"{name} says that it was trained {other}: {advice}."] if other else []
 
 
 def _is_zero(update: LayerUpdate) -> bool:

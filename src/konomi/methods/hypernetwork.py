@@ -33,6 +33,7 @@ from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import RecipeError
 from konomi.formats import read_adapter
 from konomi.methods.denoising import DenoisingLoss
+from konomi.methods.lora_start import trained_for_notes
 from konomi.methods.method import Needs, ParameterGroup, Phase, Result, for_width, learning_rates
 from konomi.methods.preservation import PreservingLoss
 from konomi.models.base import BaseModel
@@ -108,10 +109,13 @@ class HypernetworkMethod:
         self.base = base
         self.recipe = recipe
         self.config = recipe.method
-        self.started, self.start_notes = _read_start(self.config)
+        self.started, self.start_notes = _read_start(self.config, base)
         self.spec = _spec(self.config)
         if self.started is not None:
             self.spec = replace(self.spec, **{name: getattr(self.started, name) for name in _STRUCTURE})
+        if self.started is not None or self.config.widths:
+            # What does not fit is said before anything is loaded or encoded.
+            self._widths(base.outline())
         self.denoising = DenoisingLoss(base, recipe)
         self.preserving = PreservingLoss(
             base, recipe, self.denoising, untouched=lambda: self.networks.pause(), trains_text=False
@@ -136,7 +140,7 @@ class HypernetworkMethod:
         layers = self.base.targets("attention.kv")
         started = self.started
         pairs = {}
-        for width in self._widths():
+        for width in self._widths(self.base):
             like = next(layer.weight for layer in layers.values() if width_of(layer) == width)
             assert isinstance(like, Tensor)
             k, v = (self._network(width, half, like) for half in HALVES)
@@ -185,9 +189,10 @@ class HypernetworkMethod:
         initialise(network, self.config.initialization, self.config.activation, torch.Generator().manual_seed(seed))
         return network
 
-    def _widths(self) -> tuple[int, ...]:
+    def _widths(self, base: BaseModel) -> tuple[int, ...]:
+        """Those that are trained, in order. Raises RecipeError for widths that the base has not."""
         word = "attention.kv" if self.config.layers == "all" else "cross_attention.kv"
-        known = sorted({width_of(layer) for layer in self.base.targets(word).values()})
+        known = sorted({width_of(layer) for layer in base.targets(word).values()})
         for width in self.config.widths:
             if width not in known:
                 raise RecipeError(
@@ -268,7 +273,7 @@ def _spec(config: HypernetworkConfig) -> Hypernetwork:
     )
 
 
-def _read_start(config: HypernetworkConfig) -> tuple[Hypernetwork | None, tuple[str, ...]]:
+def _read_start(config: HypernetworkConfig, base: BaseModel) -> tuple[Hypernetwork | None, tuple[str, ...]]:
     """The networks to go on from, and what of their file is not used. Raises RecipeError where the recipe asks for
     another structure."""
     if not config.start:
@@ -285,7 +290,7 @@ def _read_start(config: HypernetworkConfig) -> tuple[Hypernetwork | None, tuple[
                 f"method.start: {config.start} has {name} {_written(theirs)}, the recipe {_written(ours)}. "
                 f"Leave method.{name} out to go on with the file's."
             )
-    return found, adapter.notes
+    return found, (*adapter.notes, *trained_for_notes(config.start, adapter, base))
 
 
 def _unused(config: HypernetworkConfig) -> dict[str, str]:

@@ -89,7 +89,7 @@ class Lora:
         self.section = section
         self.config = recipe.method
         self.dora_axis = dora_axis(self.config, recipe.save.format)
-        self.start = read_start(self.config.start, section) if self.config.start else None
+        self.start = read_start(self.config.start, section, base) if self.config.start else None
         check_words(self.config.targets)
         self.start_specs = {} if self.start is None else self._specs_of(self.start)
         self.denoising = DenoisingLoss(base, recipe)

@@ -1,12 +1,16 @@
 """A LoRA file to go on from: which layers it has, and that they keep their ranks unless the recipe says otherwise."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from konomi.adapters.adapter import LowRank
+from konomi.adapters.adapter import Adapter, LowRank
+from konomi.adapters.apply import Strengths, check_fits
 from konomi.adapters.lora import LoraSpec
-from konomi.errors import RecipeError
+from konomi.errors import ModelError, RecipeError
 from konomi.formats import read_adapter
+from konomi.formats.trained_for import other_process
+from konomi.models.base import BaseModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +66,9 @@ class Start:
         )
 
 
-def read_start(path: str, section: str) -> Start:
-    """The LoRA in a file. Raises RecipeError where it is none that can be trained on, FileFormatError."""
+def read_start(path: str, section: str, base: BaseModel) -> Start:
+    """The LoRA in a file. Loads nothing of the base. Raises RecipeError where it is none that can be trained on,
+    ModelError where it is for another base, FileFormatError."""
     adapter = read_adapter(path)
     if adapter.negative is not None:
         raise RecipeError(f"{section}.start: {path} is of two branches of guidance (DreamArtist), not a plain LoRA.")
@@ -77,4 +82,20 @@ def read_start(path: str, section: str) -> Start:
     if biased:
         raise RecipeError(f"{section}.start: {path} changes biases ({biased[0]}), which would be lost in training.")
     layers = {key: update for key, update in adapter.layers.items() if isinstance(update, LowRank)}
-    return Start(path, layers, words=tuple(adapter.embeddings), section=section, notes=adapter.notes)
+    check_start(path, section, base, replace(adapter, embeddings={}, name=adapter.name or Path(path).stem))
+    notes = (*adapter.notes, *trained_for_notes(path, adapter, base))
+    return Start(path, layers, words=tuple(adapter.embeddings), section=section, notes=notes)
+
+
+def check_start(path: str, section: str, base: BaseModel, adapter: Adapter) -> None:
+    """Raises ModelError where layers to go on from are not the base's: before images are encoded for a day."""
+    try:
+        check_fits(base.outline(), adapter, Strengths())
+    except ModelError as error:
+        raise ModelError(f"{section}.start: {path}: {error}") from error
+
+
+def trained_for_notes(path: str, adapter: Adapter, base: BaseModel) -> tuple[str, ...]:
+    """A line where the file says that it was trained for another noise process than the base has."""
+    other = other_process(adapter.metadata, prediction=base.prediction, zero_terminal_snr=base.zero_terminal_snr)
+    return (f"{path} says that it was trained {other}: what it learned does not carry over.",) if other else ()

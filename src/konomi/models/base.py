@@ -157,6 +157,11 @@ class BaseModel(Protocol):
         """The module of a canonical key. Raises ModelError if this base has none."""
         ...
 
+    def outline(self) -> "BaseModel":
+        """The same base with layers that have shapes and no numbers (on the meta device): loads nothing, and shows what
+        fits."""
+        ...
+
     def state(self, part: Part) -> dict[str, Tensor]:
         """Canonical names (diffusers / classic transformers layout, with `text_model.`) -> tensors of a part."""
         ...

@@ -19,7 +19,7 @@ from konomi.models.clip_text import TextEncoder
 from konomi.models.families import shipped_config
 from konomi.models.family import Family, TowerSpec
 from konomi.models.noise_config import noise_schedule, with_zero_terminal_snr
-from konomi.models.parts import build_part
+from konomi.models.parts import build_part, empty_part
 from konomi.models.source import PartSource, component
 from konomi.models.targets import DENOISER_WORDS, TEXT_WORDS, matching, unknown_word
 from konomi.models.text_encoding import NO_WORDS, TextTower, Words, count_chunks, encode_text, token_vectors
@@ -242,6 +242,13 @@ class LatentDiffusion:
                 except AttributeError as error:
                     raise ModelError(f"{self.name} ({self.spec.title}) has no layer {key}.") from error
         raise ModelError(f"{self.name} ({self.spec.title}) has no part {name!r}; its parts: {', '.join(self.parts)}.")
+
+    def outline(self) -> "LatentDiffusion":
+        outline = LatentDiffusion(self.source, name=self.name)
+        for part in self.parts:
+            config = self.source.configs[component(part)]
+            outline._modules[part] = empty_part(part, config, where=self.source.where)
+        return outline
 
     def state(self, part: Part) -> dict[str, Tensor]:
         return dict(self._part(part).state_dict())

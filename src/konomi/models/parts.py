@@ -31,12 +31,17 @@ def build_part(part: Part, config: Mapping[str, Any], tensors: Mapping[str, Tens
 
     Raises ModelError naming the first missing, unknown or misshapen tensor.
     """
-    with torch.device("meta"):
-        module = _empty_module(part, config, where)
+    module = empty_part(part, config, where=where)
     named = {name: tensor for name, tensor in tensors.items() if name not in _IGNORED}
     _check_tensors(part, module, named, where)
     module.load_state_dict(named, strict=False, assign=True)
     return module.requires_grad_(False).eval()
+
+
+def empty_part(part: Part, config: Mapping[str, Any], *, where: str) -> nn.Module:
+    """The module of a part without numbers, on the meta device. Raises ModelError for a config of no model."""
+    with torch.device("meta"):
+        return _empty_module(part, config, where)
 
 
 def random_part(part: Part, config: Mapping[str, Any], *, seed: int) -> dict[str, Tensor]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from konomi.adapters import hypernetwork
 from konomi.adapters.adapter import Adapter
-from konomi.adapters.apply import Strengths, attach, fold
-from konomi.adapters.hypernetwork import check_fits
+from konomi.adapters.apply import Strengths, attach, check_fits, fold
 from konomi.data.buckets import parse_size
 from konomi.data.images import read_image, read_mask
 from konomi.errors import RecipeError
@@ -26,7 +26,7 @@ from konomi.generation.infotext import save_png, save_sheet
 from konomi.generation.job import with_size
 from konomi.generation.prompt_file import read_prompt_file
 from konomi.generation.request import Origin, Picture, Request, UsedAdapter
-from konomi.generation.unused import resized, unused_in_adapter, unused_in_request
+from konomi.generation.unused import resized, trained_otherwise, unused_in_adapter, unused_in_request
 from konomi.hardware.device import choose_device
 from konomi.hardware.precision import choose_precision, slow_precision_notes
 from konomi.models.base import BaseModel
@@ -170,6 +170,8 @@ def _notes(
     """What has no effect, or is not drawn as it is given."""
     yield from base.notes
     yield from slow_precision_notes(base.dtype, base.device)
+    for name, adapter in {path.name: adapter for path, adapter in files.items()}.items():
+        yield from trained_otherwise(name, adapter, base)
     for request in requests:
         yield from unused_in_request(request)
     for request in requests[:1]:
@@ -195,7 +197,8 @@ def _check_all(base: BaseModel, wanted: Sequence[AdapterRequest], files: Mapping
         adapter = files[request.path]
         request.check(content_of(adapter))
         if adapter.hypernetwork is not None and request.denoiser_weight != 0.0:
-            check_fits(base, adapter.hypernetwork, adapter.name, adapter.family)
+            hypernetwork.check_fits(base, adapter.hypernetwork, adapter.name, adapter.family)
+        check_fits(base, adapter, _strengths(base, request, adapter)[0])
 
 
 def _read_adapters(

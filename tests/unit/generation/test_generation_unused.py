@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from konomi.formats.ldm_keys import SD1_LAYOUT, SDXL_LAYOUT, unet_to_ldm
 from konomi.generation.adapter_request import AdapterRequest, adapters_of_prompt, strengths
 from konomi.generation.block_weights import block_of, parse_block_weights
 from konomi.generation.request import Request
-from konomi.generation.unused import unused_in_adapter, unused_in_request
+from konomi.generation.unused import trained_otherwise, unused_in_adapter, unused_in_request
 from konomi.models.scratch import random_base
 
 PLAIN = Request(prompt="a dog")
@@ -131,3 +132,33 @@ def test_block_weights_scale_layers():
     assert (without, asked.of(downsampler)) == ((downsampler,), 2.0)
     (note,) = unused_in_adapter(request, content, [PLAIN], without)
     assert "lbw says nothing about 1 layers" in note
+
+
+V = {"modelspec.prediction_type": "v"}
+EPSILON = {"modelspec.prediction_type": "epsilon"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "base", "said"),
+    [
+        ({}, ("epsilon", False), None),
+        ({}, ("v", True), None),
+        (V, ("v", False), None),
+        (V, ("epsilon", False), "base that predicts v (velocity), and this one predicts noise (epsilon)"),
+        (EPSILON, ("v", False), "base that predicts noise (epsilon), and this one predicts v (velocity)"),
+        ({"ss_base_model_version": "sd_v2_v"}, ("epsilon", False), "base that predicts v"),
+        ({"modelspec.architecture": "stable-diffusion-v2-768-v/lora"}, ("epsilon", False), "base that predicts v"),
+        (EPSILON | {"ss_v_parameterization": "True"}, ("v", False), None),
+        ({"ss_zero_terminal_snr": "True"}, ("v", False), "with zero terminal SNR, and this base has none"),
+        ({"ss_zero_terminal_snr": "False"}, ("v", True), "without zero terminal SNR, and this base has it"),
+        ({"ss_zero_terminal_snr": "maybe", "modelspec.prediction_type": "?"}, ("v", True), None),
+    ],
+)
+def test_an_adapter_of_another_noise_process_is_named(metadata, base, said):
+    prediction, zero = base
+    drawn = SimpleNamespace(prediction=prediction, zero_terminal_snr=zero)
+    lora = replace(adapter(ATTENTION), metadata=metadata)
+    notes = trained_otherwise("x.safetensors", lora, drawn)
+    assert [note.startswith("x.safetensors says") and said in note for note in notes] == ([True] if said else [])
+    # A word lives in the text encoder, which has no noise process.
+    assert trained_otherwise("x.pt", Adapter(embeddings={"w": {}}, metadata=metadata), drawn) == []

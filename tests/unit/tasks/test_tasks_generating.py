@@ -3,6 +3,14 @@
 import subprocess
 import sys
 
+import pytest
+import torch
+
+from konomi import tasks
+from konomi.adapters.adapter import Adapter, LowRank
+from konomi.errors import ModelError
+from konomi.formats import write_adapter
+
 HEAVY = ("diffusers", "transformers", "accelerate", "torch._dynamo", "sympy")
 """What a picture does not need, and what would take most of the time of a small one to import."""
 
@@ -17,3 +25,27 @@ print([name for name in {HEAVY} if name in sys.modules])
 """
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.stdout == "[]\n", answer.stderr
+
+
+KEY = "denoiser.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def lora(path, width, **metadata):
+    layers = {KEY: LowRank(torch.ones(2, width), torch.zeros(width, 2), 2.0)}
+    write_adapter(Adapter(layers, family="sd1", metadata=metadata), path)
+
+
+def test_an_adapter_of_a_later_prompt_that_does_not_fit_is_refused_before_the_first_picture(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lora(tmp_path / "wide.safetensors", 1280)
+    with pytest.raises(ModelError, match=r"wide does not fit"):
+        list(tasks.generate(["a cat", "a dog <lora:wide:1>"], base="tiny", steps=1, size="64", output="out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lora_for_another_noise_process_is_told(tmp_path):
+    lora(tmp_path / "v.safetensors", 160, ss_zero_terminal_snr="True")
+    told = []
+    options = {"base": "tiny", "steps": 1, "size": "64", "output": tmp_path, "tell": told.append}
+    list(tasks.generate(["a cat"], add=[str(tmp_path / "v.safetensors")], **options))
+    assert any("v.safetensors says that it was trained with zero terminal SNR" in line for line in told)

@@ -1,0 +1,46 @@
+"""What kind of noise process an adapter was trained for, by what its file says of itself.
+
+An adapter's tensors fit any base of its family. Whether the base predicts noise or v, and whether its process ends in
+pure noise (Lin et al. 2023), the tensors do not tell, and pictures show too late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_WORDS = {"epsilon": "epsilon", "v": "v", "v_prediction": "v", "velocity": "v"}
+_SAID = {"True": True, "true": True, "False": False, "false": False}
+_MEANING = {"v": "v (velocity)", "epsilon": "noise (epsilon)", "sample": "the picture itself (sample)"}
+
+
+def said_prediction(metadata: Mapping[str, str]) -> str:
+    """`v`, `epsilon`, or "" where the file does not say. An entry that says v outweighs one that says epsilon, which
+    programs also write where they do not know."""
+    versions = (metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", ""))
+    if _SAID.get(metadata.get("ss_v_parameterization", "")) or any(
+        version.partition("/")[0] in ("sd_v2_v", "stable-diffusion-v2-768-v") for version in versions
+    ):
+        return "v"
+    return _WORDS.get(metadata.get("modelspec.prediction_type", "").lower(), "")
+
+
+def said_zero_snr(metadata: Mapping[str, str]) -> bool | None:
+    """Whether training had a process that ends in pure noise; None where the file does not say."""
+    return _SAID.get(metadata.get("ss_zero_terminal_snr", ""))
+
+
+def other_process(metadata: Mapping[str, str], *, prediction: str, zero_terminal_snr: bool) -> str:
+    """In which way a base is not what the file was trained for, as the end of a sentence; "" where nothing is said.
+
+    `prediction`, `zero_terminal_snr`: the base's.
+    """
+    differences = []
+    trained = said_prediction(metadata)
+    if trained and trained != prediction:
+        asked, has = _MEANING[trained], _MEANING[prediction]
+        differences.append(f"for a base that predicts {asked}, and this one predicts {has}")
+    with_zero = said_zero_snr(metadata)
+    if with_zero is not None and with_zero != zero_terminal_snr:
+        how, has = ("with", "has none") if with_zero else ("without", "has it")
+        differences.append(f"{how} zero terminal SNR, and this base {has}")
+    return " and ".join(differences)
