@@ -7,6 +7,7 @@ import pytest
 
 from konomi.config.prior import PriorConfig
 from konomi.config.sections import RunConfig
+from konomi.errors import RecipeError
 from konomi.methods.custom_diffusion import CustomDiffusionConfig
 from konomi.methods.hypernetwork import HypernetworkConfig
 from konomi.methods.method import Needs
@@ -53,7 +54,8 @@ def test_a_hypernetwork_learns_by_the_practice_on_published_widths(kit):
 
 
 @pytest.mark.parametrize(
-    ("batch", "prior", "expected"), [(1, "none", 1e-5), (1, "generate", 2e-5), (4, "none", 4e-5), (2, "generate", 4e-5)]
+    ("batch", "prior", "expected"),
+    [(1, "none", 1e-5), (1, "images", 2e-5), (1, "generate", 2e-5), (4, "none", 4e-5), (2, "generate", 4e-5)],
 )
 def test_custom_diffusions_rate_is_for_each_picture_of_a_step(kit, batch, prior, expected):
     base = kit.base("sd1", configs=PUBLISHED)
@@ -69,3 +71,22 @@ def test_class_images(kit, width, images, count):
     recipe = kit.recipe(kit.method_type("dreambooth").config_type())
     filled = with_prior(recipe, Needs(prior="generate", identifier=True), records, SimpleNamespace(width=width))
     assert filled.prior.count == count
+
+
+@pytest.mark.parametrize("asked", ["auto", "none", "images"])
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_class_images_in_the_data_count_however_they_came_there(kit, asked, weight):
+    """A source of role `prior`, kohya's reg/ folder, `is_reg` of a dataset file: all are records of that role."""
+    records = [SimpleNamespace(role=role, trigger="sks", class_noun="", captions=()) for role in ("train", "prior")]
+    recipe = replace(kit.recipe(CustomDiffusionConfig()), prior=PriorConfig(source=asked))
+    recipe = replace(recipe, objective=replace(recipe.objective, prior_weight=weight))
+    filled = with_prior(recipe, Needs(), records, SimpleNamespace(width=320))
+    assert filled.prior.source == ("images" if weight else "none")
+    assert with_prior(filled, Needs(), records, SimpleNamespace(width=320)) == filled
+
+
+def test_class_images_that_are_not_there_are_asked_for_in_vain(kit):
+    recipe = replace(kit.recipe(CustomDiffusionConfig()), prior=PriorConfig(source="images"))
+    records = [SimpleNamespace(role="train", trigger="sks", class_noun="dog", captions=())]
+    with pytest.raises(RecipeError, match="reg/"):
+        with_prior(recipe, Needs(), records, SimpleNamespace(width=320))

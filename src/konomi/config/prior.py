@@ -7,7 +7,7 @@ from pydantic import Field
 
 from konomi.config.sections import STRICT, NonNegative, Positive
 
-PriorSource = Literal["none", "generate", "prediction", "transparent"]
+PriorSource = Literal["none", "images", "generate", "prediction", "transparent"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,11 +16,12 @@ class PriorConfig:
 
     __pydantic_config__ = STRICT
 
-    source: Literal["auto", "none", "generate", "prediction", "transparent"] = "auto"
-    """`generate`: class images that the untouched base draws before training, kept for later runs; `prediction`: no
+    source: Literal["auto", "none", "images", "generate", "prediction", "transparent"] = "auto"
+    """`images`: class images among the data, from a source of role `prior` or kohya's `reg/`; they count in any case.
+    `generate`: class images that the untouched base draws before training, kept for later runs; `prediction`: no
     images, the untouched base's own answer to the class prompt on the noise of the subject; `transparent`: an empty
-    picture on `data.images.background`; `none`. `auto`: nothing where a source of role `prior` is given, else
-    `generate` for dreambooth, nothing for the other methods. Sources of role `prior` count in any case."""
+    picture on `data.images.background`; `none`. `auto`: `images` where there are such, else `generate` for dreambooth,
+    nothing for the other methods."""
     count: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Class images to draw for each class noun; 0: forty for each training image, at least 100 and at most 200 (on a
     base narrower than Stable Diffusion, such as `tiny`, ten, at least 20)."""

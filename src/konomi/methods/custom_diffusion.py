@@ -146,8 +146,7 @@ class CustomDiffusion:
 
 def _pictures_in_a_step(recipe: Recipe) -> int:
     """Subjects, and as many class images where there are any that count."""
-    sources = any(source.role == "prior" for source in recipe.data.sources)
-    beside = sources or recipe.prior.source in ("generate", "transparent")
+    beside = recipe.prior.source in ("images", "generate", "transparent")
     return recipe.run.batch_size * (2 if beside and recipe.objective.prior_weight else 1)
 
 

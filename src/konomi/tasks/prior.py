@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from konomi.config.prior import PriorSource
 from konomi.config.recipe import Recipe
 from konomi.data.buckets import Bucket
 from konomi.data.images import read_image
@@ -57,11 +58,7 @@ def with_prior(recipe: Recipe, needs: Needs, records: Sequence[Record], base: Ba
     Raises RecipeError where the method cannot do what is asked, or the identifier or class noun it takes is not known.
     """
     prior = recipe.prior
-    source = prior.source
-    if source == "auto":
-        source = "none" if any(record.role == "prior" for record in records) else needs.prior
-        # Nothing would come of it.
-        source = source if recipe.objective.prior_weight else "none"
+    source = _source(recipe, needs, records)
     if source == "prediction" and not needs.predicts_prior:
         raise RecipeError(
             f'prior.source is "prediction", which {recipe.method.kind} cannot do. Use "generate" or "none".'
@@ -77,7 +74,8 @@ def with_prior(recipe: Recipe, needs: Needs, records: Sequence[Record], base: Ba
             f"{recipe.method.kind} needs an identifier, a rare word that will mean the subject. Say --trigger WORD "
             f"(trigger of the source); `konomi identifiers --base {recipe.base}` lists such words."
         )
-    if source != "none" and "[class]" in prior.prompt and any(not record.class_noun for record in training):
+    speaks_of_class = source not in ("none", "images") and "[class]" in prior.prompt
+    if speaks_of_class and any(not record.class_noun for record in training):
         raise RecipeError(
             f"{recipe.method.kind} needs a class noun, what the subject is in plain words."
             f"{_proposed(recipe, training)} Say --class NOUN (class_noun of the source), or prior.source=none to train "
@@ -87,6 +85,21 @@ def with_prior(recipe: Recipe, needs: Needs, records: Sequence[Record], base: Ba
     least, each = for_width(base, published=(100, 40), narrow=(20, 10))
     count = prior.count or min(max(each * len(training), least), 200)
     return replace(recipe, prior=replace(prior, source=source, count=count))
+
+
+def _source(recipe: Recipe, needs: Needs, records: Sequence[Record]) -> PriorSource:
+    """What speaks for the class, with nothing left open. What counts nothing is not made."""
+    asked = recipe.prior.source
+    if asked == "generate" or asked == "prediction" or asked == "transparent":
+        return asked
+    if any(record.role == "prior" for record in records):
+        return "images" if recipe.objective.prior_weight else "none"
+    if asked == "images":
+        raise RecipeError(
+            'prior.source is "images", and the data has no class images. Give a source of role "prior", or a folder '
+            'reg/ beside img/; "generate" has them drawn.'
+        )
+    return needs.prior if asked == "auto" and recipe.objective.prior_weight else "none"
 
 
 def class_images_of(recipe: Recipe, records: Iterable[Record], size: Bucket) -> ClassImages:

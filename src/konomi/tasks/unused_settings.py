@@ -187,7 +187,7 @@ def _of_prior(run: Situation) -> Reasons:
     if prior.source != "generate":
         reason = f'prior.source is "{prior.source}", so no class image is drawn.'
         found |= {f"prior.{name}": reason for name in ("count", "steps", "guidance", "seed")}
-    if prior.source == "none":
+    if prior.source in ("none", "images"):
         found["prior.prompt"] = "nothing is made or asked of the class (prior.source)."
     if all(record.class_noun or record.captions for record in run.training):
         found["prior.clip"] = "no class noun is missing."
