@@ -16,11 +16,12 @@ from konomi.config.recipe import Recipe
 from konomi.config.sections import STRICT
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
+from konomi.families.family import Part
 from konomi.hardware.precision import PRECISIONS
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.method import Needs, ParameterGroup, Phase, Result, Weights, learning_rates, rate_for_width
 from konomi.methods.preservation import PreservingLoss
-from konomi.models.base import BaseModel, Part
+from konomi.models.base import BaseModel
 
 _NO_TEXT = "method.text_encoder is off, so the text encoder is not trained."
 

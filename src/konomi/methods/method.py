@@ -14,8 +14,9 @@ from konomi.config.recipe import Recipe
 from konomi.config.sections import OptimizerConfig
 from konomi.data.batch import Batch, Examples
 from konomi.diffusion.random import Rng
+from konomi.families.family import Part
 from konomi.formats.writer import Content
-from konomi.models.base import BaseModel, Part
+from konomi.models.base import BaseModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ class PreservingLoss:
             if prompt not in self._encoded:
                 with torch.no_grad():
                     self._encoded[prompt] = self.base.encode_captions([prompt], self.denoising.text)
-        self.base.unload(*(part for part in self.base.text_encoders if part not in there))  # type: ignore[arg-type]
+        self.base.unload(*(part for part in self.base.text_encoders if part not in there))
         return concatenate([self._encoded[prompt] for prompt in prompts])
 
 

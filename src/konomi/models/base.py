@@ -13,9 +13,8 @@ from konomi.config.sections import TextConfig
 from konomi.data.batch import Latents
 from konomi.diffusion.conditioning import Conditioning
 from konomi.diffusion.noise import NoiseSchedule, Prediction
+from konomi.families.family import Family, Part
 from konomi.models.text_encoding import NO_WORDS, Words
-
-Part = Literal["denoiser", "text_encoder", "text_encoder_2", "vae"]
 
 
 class BaseModel(Protocol):
@@ -24,7 +23,9 @@ class BaseModel(Protocol):
     name: str
     """Name to show: `tiny`, a file's stem, a hub id."""
     family: str
-    """`sd1`, `sd2`, `sdxl`."""
+    """Name of its family."""
+    spec: Family
+    """What is known of its family."""
     notes: tuple[str, ...]
     """What its files hold and konomi does not use, a line each: for people, before anything is done with it."""
     prediction: Prediction
@@ -35,7 +36,7 @@ class BaseModel(Protocol):
     resolution: int
     """Native side in pixels."""
     latent_factor: int
-    """Pixels per latent cell (8)."""
+    """Pixels per latent cell."""
     latent_channels: int
     inpainting: bool
     """The denoiser takes 9 channels: noisy latents, mask, masked image."""

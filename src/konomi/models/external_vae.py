@@ -9,10 +9,10 @@ from torch import Tensor
 
 from konomi.diffusion.noise import Prediction
 from konomi.errors import ModelError
+from konomi.families import published_config
+from konomi.families.autoencoder import VAE_PREFIX
+from konomi.families.family import Family, Part, Shapes
 from konomi.formats.ldm_keys import vae_to_diffusers
-from konomi.models.base import Part
-from konomi.models.families import shipped_config
-from konomi.models.family import VAE_PREFIX, Family, Shapes
 from konomi.models.folder import complete_vae_config, component_tensors
 from konomi.models.hub import download, is_hub_id, wanted_vae_files
 from konomi.models.infer import TOLD, infer_vae
@@ -51,10 +51,10 @@ class WithVae:
         if part != "vae":
             return self.main.tensors(part)
         if self.path.is_dir():
-            return canonical_tensors("vae", component_tensors(self.path))
+            return canonical_tensors(self.family.vae, component_tensors(self.path))
         file = open_tensor_file(self.path)
         if self.prefix is None:
-            return canonical_tensors("vae", file.read(file.shapes))
+            return canonical_tensors(self.family.vae, file.read(file.shapes))
         return vae_tensors(file, self.prefix, self.configs["vae"])
 
     def missing_layers(self, part: Part) -> int:
@@ -92,7 +92,7 @@ def with_vae(main: PartSource, source: str | Path) -> WithVae:
     wanted = main.configs["vae"]["latent_channels"]
     if config["latent_channels"] != wanted:
         raise ModelError(f"{path}: this VAE has {config['latent_channels']} channels; the base needs {wanted}.")
-    scale, usual = config.get("scaling_factor"), main.family.latent_scale
+    scale, usual = config.get("scaling_factor"), main.family.vae.latent_scale
     if path.is_dir() and scale not in (None, usual, main.configs["vae"].get("scaling_factor")):
         notes.append(
             f"{path}: its latents are scaled by {scale}, those of {main.family.title} by {usual}: it is probably "
@@ -112,7 +112,7 @@ def _found(source: str | Path) -> Path:
 
 def _told(main: PartSource, file: TensorFile) -> dict[str, Any]:
     """What shapes do not tell: said by the file, or else by the base where its VAE is not the published one."""
-    shipped, own = shipped_config(main.family, "vae"), main.configs["vae"]
+    shipped, own = published_config(main.family, "vae"), main.configs["vae"]
     unusual = {name: own[name] for name in TOLD["vae"] if name in own and own[name] != shipped.get(name)}
     return {**unusual, **told_configs(file).get("vae", {})}
 

@@ -9,15 +9,13 @@ from torch import Tensor
 
 from konomi.diffusion.noise import Prediction
 from konomi.errors import ModelError
-from konomi.models.base import Part
+from konomi.families import FAMILIES, published_config
+from konomi.families.family import Family, Part
 from konomi.models.config_check import check_configs, short, without_nulls
-from konomi.models.families import FAMILIES, shipped_config
-from konomi.models.family import Family
 from konomi.models.identify import check_channels
 from konomi.models.noise_config import prediction_of, prediction_word
 from konomi.models.parts import canonical_tensors
 from konomi.models.single_file import NO_VAE
-from konomi.models.source import component
 from konomi.models.tensor_files import open_component, read_json
 from konomi.models.tokenizer import Vocabulary, read_vocabulary
 from konomi.models.unused import unused_settings
@@ -47,7 +45,8 @@ class FolderSource:
         return str(self.path)
 
     def tensors(self, part: Part) -> dict[str, Tensor]:
-        return canonical_tensors(part, component_tensors(self.path / component(part)))
+        spec = self.family.part(part)
+        return canonical_tensors(spec, component_tensors(self.path / spec.folder))
 
     def missing_layers(self, part: Part) -> int:
         return 0
@@ -69,13 +68,13 @@ def open_folder(path: Path, *, prediction: Prediction | None = None, needs_vae: 
     if not (path / "unet").is_dir():
         raise ModelError(f"{path}: {_not_a_base(path)}")
     unet = read_json(path / "unet" / "config.json")
-    second = (path / "text_encoder_2").is_dir()
-    family = next((family for family in FAMILIES if family.recognise_folder(unet, second)), None)
+    folders = frozenset(child.name for child in path.iterdir() if child.is_dir())
+    family = next((family for family in FAMILIES if family.recognise_folder(unet, folders)), None)
     if family is None:
         kind = short(unet.get("addition_embed_type"))
         raise ModelError(f"{path}: its UNet (addition_embed_type {kind}) is of no family that konomi knows.")
     configs: dict[str, dict[str, Any]] = {"unet": unet}
-    for tower in family.towers:
+    for tower in family.text_encoders:
         text = configs[tower.part] = read_json(path / tower.part / "config.json")
         if text.get("model_type", "clip_text_model") != "clip_text_model":
             kind = short(text["model_type"]).strip("'")
@@ -85,12 +84,12 @@ def open_folder(path: Path, *, prediction: Prediction | None = None, needs_vae: 
     elif needs_vae:
         raise ModelError(f"{path}: {NO_VAE}")
     else:
-        configs["vae"] = shipped_config(family, "vae")
+        configs["vae"] = published_config(family, "vae")
     scheduler = path / "scheduler" / "scheduler_config.json"
-    configs["scheduler"] = read_json(scheduler) if scheduler.is_file() else shipped_config(family, "scheduler")
+    configs["scheduler"] = read_json(scheduler) if scheduler.is_file() else published_config(family, "scheduler")
     try:
         _complete(family, configs)
-        for tower in family.towers:
+        for tower in family.text_encoders:
             text = configs[tower.part]
             if text.get("eos_token_id") == _LEGACY_END and text.get("vocab_size", 0) > _CLIP_END:
                 text["eos_token_id"] = _CLIP_END
@@ -115,7 +114,7 @@ def _complete(family: Family, configs: dict[str, dict[str, Any]]) -> None:
     """Fill in what old configs leave out (diffusers' own defaults), and check the types of what is read."""
     for name, config in configs.items():
         configs[name] = without_nulls(name, config)
-    unet = {"sample_size": shipped_config(family, "unet")["sample_size"], "in_channels": 4, "out_channels": 4}
+    unet = {"sample_size": published_config(family, "unet")["sample_size"], "in_channels": 4, "out_channels": 4}
     _fill(configs["unet"], unet)
     _fill(configs["vae"], _VAE_DEFAULTS)
     check_configs(configs)

@@ -3,8 +3,9 @@
 import re
 
 from konomi.errors import ModelError
-from konomi.models.families import FAMILIES
-from konomi.models.family import UNET_PREFIX, Family, Shapes
+from konomi.families import FAMILIES
+from konomi.families.family import Family, Shapes
+from konomi.families.unet import UNET_PREFIX
 
 _OTHERS: tuple[tuple[str, str], ...] = (
     (r"lora_(up|down|A|B)|\.lora\.|lora_unet_|^unet:\d+:|lokr_|hada_|lora_linear_layer",
@@ -31,7 +32,7 @@ def recognise(shapes: Shapes, where: str) -> Family:
     edm = any(name.startswith(("edm_mean", "edm_std", "edm_vpred.")) for name in shapes)
     if unet and not edm and f"{UNET_PREFIX}input_blocks.0.0.weight" in shapes:
         for family in FAMILIES:
-            if family.recognise_ldm(shapes):
+            if family.recognise_single_file(shapes):
                 return family
     for pattern, name in _OTHERS:
         expression = re.compile(pattern)

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from konomi.errors import ModelError
-from konomi.models.families import shipped_config
-from konomi.models.family import UNET_PREFIX, VAE_PREFIX, Family, Shapes, TowerSpec
+from konomi.families import published_config
+from konomi.families.autoencoder import VAE_PREFIX
+from konomi.families.family import Family, Shapes, TextEncoderSpec
 
 TOLD: Mapping[str, tuple[str, ...]] = {
     "unet": ("attention_head_dim", "norm_num_groups", "sample_size", "norm_eps", "act_fn"),
@@ -30,9 +31,9 @@ TOLD: Mapping[str, tuple[str, ...]] = {
 
 def infer_unet(family: Family, shapes: Shapes, told: Mapping[str, Any], *, check: bool = True) -> dict[str, Any]:
     """`UNet2DConditionModel`'s config from LDM names."""
-    config = shipped_config(family, "unet")
+    config = published_config(family, "unet")
     published = dict(config)
-    table = _under(shapes, UNET_PREFIX)
+    table = _under(shapes, family.denoiser.file_prefix)
     levels = _levels(table)
     widths = [level["width"] for level in levels]
     attention = [level["depth"] > 0 for level in levels]
@@ -59,7 +60,7 @@ def infer_unet(family: Family, shapes: Shapes, told: Mapping[str, Any], *, check
     config["use_linear_projection"] = len(table[projections[0]]) == 2
     if not config["use_linear_projection"] and "use_linear_projection" not in published:
         del config["use_linear_projection"]
-    if family.reads_sizes:
+    if family.denoiser.reads_sizes:
         config["projection_class_embeddings_input_dim"] = _shape(table, "label_emb.0.0.weight")[1]
     if widths != published["block_out_channels"]:
         per_level = isinstance(published["attention_head_dim"], list)
@@ -74,7 +75,7 @@ def infer_vae(
     family: Family, shapes: Shapes, told: Mapping[str, Any], *, prefix: str = VAE_PREFIX, check: bool = True
 ) -> dict[str, Any]:
     """`AutoencoderKL`'s config from LDM names."""
-    config = shipped_config(family, "vae")
+    config = published_config(family, "vae")
     table = _under(shapes, prefix)
     widths: list[int] = []
     layers = 0
@@ -95,11 +96,11 @@ def infer_vae(
     return config
 
 
-def infer_text(family: Family, tower: TowerSpec, shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
+def infer_text(family: Family, tower: TextEncoderSpec, shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
     """CLIP's text config from names in transformers' or OpenCLIP's layout."""
-    config = shipped_config(family, tower.part)
+    config = published_config(family, tower.part)
     width = config["hidden_size"]
-    table = _under(shapes, tower.ldm_prefix)
+    table = _under(shapes, tower.file_prefix)
     if tower.open_clip:
         tokens, positions = "token_embedding.weight", "positional_embedding"
         layers, inner = "transformer.resblocks", "mlp.c_fc.weight"
@@ -124,7 +125,7 @@ def infer_text(family: Family, tower: TowerSpec, shapes: Shapes, told: Mapping[s
     return config
 
 
-def num_layers(tower: TowerSpec, held: int, used: int | None) -> int:
+def num_layers(tower: TextEncoderSpec, held: int, used: int | None) -> int:
     """Layers that a text encoder has in diffusers' sense, for a file that holds `held` of them.
 
     LDM reads a fixed layer of a fixed architecture (SD2: the last but one of 24), whatever a file holds besides. `used`
@@ -132,7 +133,7 @@ def num_layers(tower: TowerSpec, held: int, used: int | None) -> int:
     may lack those at the end that nothing reads: `missing_layers` of them are made up by `SingleFileSource`.
     """
     if used is None:
-        return max(held - tower.ldm_extra_layers, 0)
+        return max(held - tower.file_extra_layers, 0)
     if held >= used or tower.pooled or used - held <= tower.unread_layers:
         return used
     return held

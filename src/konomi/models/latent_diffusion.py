@@ -13,14 +13,13 @@ from konomi.config.sections import TextConfig
 from konomi.data.batch import Latents
 from konomi.diffusion.conditioning import Conditioning
 from konomi.errors import ModelError
+from konomi.families import published_config
+from konomi.families.family import Family, Part, TextEncoderSpec
 from konomi.hardware.allocator import keep_large_blocks
-from konomi.models.base import Part
 from konomi.models.clip_text import TextEncoder
-from konomi.models.families import shipped_config
-from konomi.models.family import Family, TowerSpec
 from konomi.models.noise_config import noise_schedule, with_zero_terminal_snr
 from konomi.models.parts import build_part, empty_part
-from konomi.models.source import PartSource, component
+from konomi.models.source import PartSource
 from konomi.models.targets import DENOISER_WORDS, TEXT_WORDS, matching, unknown_word
 from konomi.models.text_encoding import NO_WORDS, TextTower, Words, count_chunks, encode_text, token_vectors
 from konomi.models.tokenizer import END, Tokenizer, clip_vocabulary
@@ -35,9 +34,9 @@ class LatentDiffusion:
     """Implements `konomi.models.base.BaseModel`; all that differs between families is in its `spec`."""
 
     def __init__(self, source: PartSource, *, name: str) -> None:
-        unet, vae = source.configs["unet"], source.configs["vae"]
         self.source = source
         self.spec: Family = source.family
+        unet, vae = source.configs[self.spec.denoiser.folder], source.configs[self.spec.vae.folder]
         self.name = name
         self.family = self.spec.name
         self.notes = source.notes
@@ -48,11 +47,12 @@ class LatentDiffusion:
         self.zero_terminal_snr = self.schedule.ends_in_pure_noise
         self.latent_channels = int(vae["latent_channels"])
         self.latent_factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        self.latent_scale = float(vae.get("scaling_factor") or self.spec.latent_scale)
+        self.latent_scale = float(vae.get("scaling_factor") or self.spec.vae.latent_scale)
         self.resolution = int(unet["sample_size"]) * self.latent_factor
         self.inpainting = int(unet["in_channels"]) == 2 * self.latent_channels + 1
-        self.num_positions = int(source.configs["text_encoder"].get("max_position_embeddings", 77))
-        self.vae_dtype: torch.dtype | None = torch.float32 if self.spec.float32_vae else None
+        first = self.spec.text_encoders[0]
+        self.num_positions = int(source.configs[first.folder].get("max_position_embeddings", first.max_length))
+        self.vae_dtype: torch.dtype | None = torch.float32 if self.spec.vae.float32 else None
         """Set it to compute the VAE in another precision than the rest; None follows `place`."""
         self.width = int(unet["block_out_channels"][0])
         self.words: dict[str, Mapping[str, Tensor]] = {}
@@ -82,7 +82,7 @@ class LatentDiffusion:
     @property
     def parts(self) -> tuple[Part, ...]:
         """All parts, in the order denoiser, text encoders, VAE."""
-        return ("denoiser", *(tower.part for tower in self.spec.towers), "vae")
+        return tuple(spec.part for spec in self.spec.parts)
 
     @property
     def denoiser(self) -> nn.Module:
@@ -94,7 +94,7 @@ class LatentDiffusion:
 
     @property
     def text_encoders(self) -> Mapping[str, nn.Module]:
-        return _LazyParts(self._part, tuple(tower.part for tower in self.spec.towers))
+        return _LazyParts(self._part, tuple(tower.part for tower in self.spec.text_encoders))
 
     @property
     def device(self) -> torch.device:
@@ -121,7 +121,7 @@ class LatentDiffusion:
             self._modules.pop(part, None)
 
     def fingerprint(self, part: Literal["denoiser", "vae", "text"]) -> str:
-        names: tuple[Part, ...] = tuple(t.part for t in self.spec.towers) if part == "text" else (part,)
+        names: tuple[Part, ...] = tuple(t.part for t in self.spec.text_encoders) if part == "text" else (part,)
         key = f"{part} {self._dtype_of(names[0])}"
         if key not in self._fingerprints:
             # No cache depends on the denoiser; that another one has come in its place shows in a sample of each tensor.
@@ -129,9 +129,9 @@ class LatentDiffusion:
             hashes = [hashed(self.source.tensors(name)) for name in names]
             # Paths, versions and the like in a config change nothing.
             settings = []
-            for name in map(component, names):
-                known = shipped_config(self.spec, name)
-                settings.append(str(sorted((k, v) for k, v in self.source.configs[name].items() if k in known)))
+            for folder in (self.spec.part(name).folder for name in names):
+                known = published_config(self.spec, folder)
+                settings.append(str(sorted((k, v) for k, v in self.source.configs[folder].items() if k in known)))
             extra = [str(self._dtype_of(names[0])), self.family, str(self.latent_scale)]
             extra += self._reading() if part == "text" else []
             if part == "denoiser" and (self.zero_terminal_snr or self.prediction != self.spec.predictions[0]):
@@ -158,10 +158,10 @@ class LatentDiffusion:
         return token_vectors(self.text_towers(), text)
 
     def tokens(self, text: str) -> dict[str, tuple[str, ...]]:
-        return {tower.part: tuple(self.tokenizer(tower).pieces(text)) for tower in self.spec.towers}
+        return {tower.part: tuple(self.tokenizer(tower).pieces(text)) for tower in self.spec.text_encoders}
 
     def vocabularies(self) -> dict[str, dict[str, int]]:
-        return {tower.part: self.tokenizer(tower).vocabulary() for tower in self.spec.towers}
+        return {tower.part: self.tokenizer(tower).vocabulary() for tower in self.spec.text_encoders}
 
     def text_towers(self) -> tuple[TextTower, ...]:
         """The text encoders as `konomi.models.text_encoding` reads them; loads them."""
@@ -175,10 +175,10 @@ class LatentDiffusion:
                 pooled=spec.pooled,
                 missing_layers=self.source.missing_layers(spec.part),
             )
-            for spec in self.spec.towers
+            for spec in self.spec.text_encoders
         )
 
-    def tokenizer(self, spec: TowerSpec) -> Tokenizer:
+    def tokenizer(self, spec: TextEncoderSpec) -> Tokenizer:
         """The tokenizer of a text encoder."""
         if spec.tokenizer not in self._tokenizers:
             vocabulary, pad = self.source.vocabulary(spec.tokenizer)
@@ -196,7 +196,7 @@ class LatentDiffusion:
         return self._tokenizers[spec.tokenizer]
 
     def with_sizes(self, conditioning: Conditioning, sizes: Tensor) -> Conditioning:
-        if not self.spec.reads_sizes:
+        if not self.spec.denoiser.reads_sizes:
             return conditioning
         return Conditioning(conditioning.states, conditioning.pooled, sizes, conditioning.inpaint)
 
@@ -209,7 +209,7 @@ class LatentDiffusion:
                 raise ModelError(f"{self.name} is an inpainting base: it needs a mask and the masked image's latents.")
             inputs = torch.cat([inputs, conditioning.inpaint.to(dtype)], dim=1)
         added = None
-        if self.spec.reads_sizes:
+        if self.spec.denoiser.reads_sizes:
             if conditioning.pooled is None or conditioning.sizes is None:
                 raise ModelError(f"{self.name} needs pooled text and image sizes in its conditioning.")
             added = {"text_embeds": conditioning.pooled.to(dtype), "time_ids": conditioning.sizes}
@@ -226,7 +226,7 @@ class LatentDiffusion:
         if word not in TEXT_WORDS:
             raise unknown_word(word)
         modules = {}
-        for tower in self.spec.towers:
+        for tower in self.spec.text_encoders:
             encoder = self._part(tower.part)
             for path, module in matching(encoder, TEXT_WORDS[word]).items():
                 modules[f"{tower.part}.{path}"] = module
@@ -246,8 +246,9 @@ class LatentDiffusion:
     def outline(self) -> "LatentDiffusion":
         outline = LatentDiffusion(self.source, name=self.name)
         for part in self.parts:
-            config = self.source.configs[component(part)]
-            outline._modules[part] = empty_part(part, config, where=self.source.where)
+            spec = self.spec.part(part)
+            config = self.source.configs[spec.folder]
+            outline._modules[part] = empty_part(spec, config, where=self.source.where)
         return outline
 
     def state(self, part: Part) -> dict[str, Tensor]:
@@ -256,7 +257,7 @@ class LatentDiffusion:
     def _reading(self) -> list[str]:
         """What text states depend on besides weights: which numbers a text becomes."""
         read = []
-        for tower in self.spec.towers:
+        for tower in self.spec.text_encoders:
             vocabulary, pad = self.source.vocabulary(tower.tokenizer)
             own = vocabulary != clip_vocabulary()
             read.append(f"{pad} is a word" if pad != END else "")
@@ -266,13 +267,14 @@ class LatentDiffusion:
     def _part(self, part: Part) -> nn.Module:
         module = self._modules.get(part)
         if module is None:
-            config = self.source.configs[component(part)]
+            spec = self.spec.part(part)
             dtype = self._dtype_of(part)
             tensors = {
                 name: tensor.to(self._device, dtype if tensor.is_floating_point() else None)
                 for name, tensor in self.source.tensors(part).items()
             }
-            module = build_part(part, config, tensors, where=self.source.where).to(self._device)
+            config = self.source.configs[spec.folder]
+            module = build_part(spec, config, tensors, where=self.source.where).to(self._device)
             self._modules[part] = module
         return module
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from konomi.errors import ModelError
+from konomi.families.family import PartSpec, TextEncoderSpec, VaeSpec
 from konomi.models.autoencoder import Autoencoder
-from konomi.models.base import Part
 from konomi.models.clip_text import TextEncoder
 from konomi.models.unet import UNet, is_plain
 
@@ -26,55 +26,62 @@ _MOST = 1 << 20
 """No count or width of a real model comes near; a config that claims more is refused before anything is built."""
 
 
-def build_part(part: Part, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, where: str) -> nn.Module:
+def build_part(spec: PartSpec, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, where: str) -> nn.Module:
     """The module of a part around the given tensors (not copied), frozen and in evaluation mode.
 
     Raises ModelError naming the first missing, unknown or misshapen tensor.
     """
-    module = empty_part(part, config, where=where)
+    module = empty_part(spec, config, where=where)
     named = {name: tensor for name, tensor in tensors.items() if name not in _IGNORED}
-    _check_tensors(part, module, named, where)
+    _check_tensors(spec.part, module, named, where)
     module.load_state_dict(named, strict=False, assign=True)
     return module.requires_grad_(False).eval()
 
 
-def empty_part(part: Part, config: Mapping[str, Any], *, where: str) -> nn.Module:
+def empty_part(spec: PartSpec, config: Mapping[str, Any], *, where: str) -> nn.Module:
     """The module of a part without numbers, on the meta device. Raises ModelError for a config of no model."""
     with torch.device("meta"):
-        return _empty_module(part, config, where)
+        return _empty_module(spec, config, where)
 
 
-def random_part(part: Part, config: Mapping[str, Any], *, seed: int) -> dict[str, Tensor]:
+def random_part(spec: PartSpec, config: Mapping[str, Any], *, seed: int) -> dict[str, Tensor]:
     """Freshly initialised tensors of a part under their canonical names; the global generator is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = _empty_module(part, config, "random")
+        module = _empty_module(spec, config, "random")
         if isinstance(module, TextEncoder):
             module.initialise()
     return dict(module.state_dict())
 
 
-def _empty_module(part: Part, config: Mapping[str, Any], where: str) -> nn.Module:
-    _check_config(config, f"{where}: {part}")
+def _empty_module(spec: PartSpec, config: Mapping[str, Any], where: str) -> nn.Module:
+    _check_config(config, f"{where}: {spec.part}")
     try:
-        return _construct(part, config)
+        return _construct(spec, config)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError) as error:
         # PyTorch and diffusers raise all of these for configs that do not fit together.
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(f"{where}: the config of {part} describes no model that can be built ({reason}).") from error
+        raise ModelError(
+            f"{where}: the config of {spec.part} describes no model that can be built ({reason})."
+        ) from error
 
 
-def _construct(part: Part, config: Mapping[str, Any]) -> nn.Module:
-    if part == "denoiser":
-        if is_plain(config):
-            return UNet(config)
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+def _construct(spec: PartSpec, config: Mapping[str, Any]) -> nn.Module:
+    match spec.class_name:
+        case "UNet2DConditionModel":
+            return UNet(config) if is_plain(config) else _unusual_unet(config)
+        case "AutoencoderKL":
+            return Autoencoder(config)
+        case "CLIPTextModel" | "CLIPTextModelWithProjection":
+            return TextEncoder(config, projection=spec.class_name.endswith("WithProjection"))
+    raise ModelError(f"konomi has no {spec.class_name}.")
 
-        unet: nn.Module = UNet2DConditionModel.from_config(_public(config))
-        return unet
-    if part == "vae":
-        return Autoencoder(config)
-    return TextEncoder(config, projection=part == "text_encoder_2")
+
+def _unusual_unet(config: Mapping[str, Any]) -> nn.Module:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    unet: nn.Module = UNet2DConditionModel.from_config(_public(config))
+    return unet
 
 
 def _public(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,24 +97,22 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
             raise ModelError(f"{where}: the config says {name} = {str(value)[:60]}, which no model of this kind has.")
 
 
-def complete_config(part: Part, config: Mapping[str, Any]) -> dict[str, Any]:
+def complete_config(spec: PartSpec, config: Mapping[str, Any]) -> dict[str, Any]:
     """A part's config with the class it belongs to, for a diffusers folder. Nothing local (paths) is kept."""
-    named = {"denoiser": "UNet2DConditionModel", "vae": "AutoencoderKL"}
     public = _public(config)
-    if part in named:
-        return {"_class_name": named[part], "_diffusers_version": "0.36.0", **public}
-    architecture = "CLIPTextModelWithProjection" if part == "text_encoder_2" else "CLIPTextModel"
-    return {**public, "architectures": [architecture], "model_type": "clip_text_model"}
+    if isinstance(spec, TextEncoderSpec):
+        return {**public, "architectures": [spec.class_name], "model_type": "clip_text_model"}
+    return {"_class_name": spec.class_name, "_diffusers_version": "0.36.0", **public}
 
 
-def canonical_tensors(part: Part, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def canonical_tensors(spec: PartSpec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a diffusers folder, of any age, under canonical names."""
     result: dict[str, Tensor] = {}
     for original, tensor in tensors.items():
         name = original
-        if part in ("text_encoder", "text_encoder_2"):
+        if isinstance(spec, TextEncoderSpec):
             name = name if name.startswith((TEXT_ROOT, _PROJECTION, "logit_scale")) else TEXT_ROOT + name
-        elif part == "vae":
+        elif isinstance(spec, VaeSpec):
             head, _, leaf = name.rpartition(".")
             stem, _, last = head.rpartition(".")
             if ".attentions." in name and last in _OLD_VAE_ATTENTION:
@@ -117,7 +122,7 @@ def canonical_tensors(part: Part, tensors: Mapping[str, Tensor]) -> dict[str, Te
     return result
 
 
-def _check_tensors(part: Part, module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+def _check_tensors(part: str, module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
     """Every tensor of the module is there in its shape, and nothing else."""
     wanted = module.state_dict()
     missing = [name for name in wanted if name not in tensors]

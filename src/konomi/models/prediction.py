@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 
 from konomi.diffusion.noise import Prediction
-from konomi.models.family import Family
+from konomi.families.family import Family
 from konomi.models.noise_config import prediction_of
 from konomi.models.tensor_files import TensorFile
 
 V_MARKER = "v_pred"
 ZERO_SNR_MARKER = "ztsnr"
-_EPSILON_STEPS = (875000,)
-"""`global_step` of SD2-base's .ckpt; the 768-v models have others."""
 
 
 def marker_tensors(prediction: Prediction, *, zero_terminal_snr: bool) -> dict[str, Tensor]:
@@ -32,7 +30,8 @@ def marker_tensors(prediction: Prediction, *, zero_terminal_snr: bool) -> dict[s
 
 def default_prediction(family: Family, in_channels: int) -> Prediction:
     """What is assumed where nothing tells: the family's first, but epsilon for inpainting models, as published."""
-    return "epsilon" if in_channels > 4 and "epsilon" in family.predictions else family.predictions[0]
+    inpainting = in_channels > family.vae.latent_channels
+    return "epsilon" if inpainting and "epsilon" in family.predictions else family.predictions[0]
 
 
 def told_prediction(file: TensorFile, family: Family, told: Mapping[str, Mapping[str, Any]]) -> Prediction | None:
@@ -48,16 +47,14 @@ def told_prediction(file: TensorFile, family: Family, told: Mapping[str, Mapping
     if word:
         return "v" if word.startswith("v") else "epsilon"
     architecture = file.metadata.get("modelspec.architecture", "").partition("/")[0]
-    if architecture == "stable-diffusion-v2-768-v":
-        return "v"
-    if architecture == "stable-diffusion-v2-512":
-        return "epsilon"
+    published = {variant.prediction for variant in family.variants if variant.architecture == architecture}
+    if len(published) == 1:
+        return published.pop()
     beside = _parameterization(file.path)
     if beside is not None:
         return beside
-    if len(set(family.resolution.values())) > 1 and file.global_step in _EPSILON_STEPS:
-        return "epsilon"
-    return None
+    steps = file.global_step
+    return next((variant.prediction for variant in family.variants if steps in variant.global_steps), None)
 
 
 def _parameterization(path: Path) -> Prediction | None:

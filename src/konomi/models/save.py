@@ -9,18 +9,17 @@ import torch
 from torch import Tensor
 
 from konomi.errors import ModelError
+from konomi.families import published_config
+from konomi.families.family import DENOISER, VAE, Part, TextEncoderSpec
 from konomi.formats.ldm_keys import UNetLayout, transformers_to_openclip, unet_to_ldm, vae_to_ldm
 from konomi.formats.writer import check_ending
-from konomi.models.base import BaseModel, Part
-from konomi.models.families import shipped_config
-from konomi.models.family import UNET_PREFIX, VAE_PREFIX, TowerSpec
+from konomi.models.base import BaseModel
 from konomi.models.infer import TOLD, infer_text, infer_unet, infer_vae
 from konomi.models.latent_diffusion import LatentDiffusion
 from konomi.models.noise_config import with_zero_terminal_snr
 from konomi.models.parts import complete_config
 from konomi.models.prediction import marker_tensors
 from konomi.models.single_file import CONFIGS_KEY, VOCABULARY_KEY, SingleFileSource
-from konomi.models.source import component
 from konomi.models.tokenizer import clip_vocabulary, write_tokenizer
 from konomi.storage.atomic import check_free_space, write_folder
 from konomi.storage.tensor_file import check_finite, write_tensors
@@ -28,14 +27,6 @@ from konomi.storage.tensor_file import check_finite, write_tensors
 _SLACK = 16 << 20
 _LOGIT_SCALE = 4.6052
 """ln 100, what every CLIP ends up with; unused here, but other tools look for it."""
-_MODULE_CLASS = {
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "tokenizer_2": ["transformers", "CLIPTokenizer"],
-}
 
 
 def save_folder(
@@ -59,16 +50,17 @@ def save_folder(
     with write_folder(path, replace=replace) as folder:
         for part in base.parts:
             state = _final(base, part, replaced.get(part, {}), dtype)
-            target = folder / component(part)
+            spec = base.spec.part(part)
+            target = folder / spec.folder
             target.mkdir()
-            text = part in ("text_encoder", "text_encoder_2")
+            text = isinstance(spec, TextEncoderSpec)
             file = "model.safetensors" if text else "diffusion_pytorch_model.safetensors"
             write_tensors(target / file, state, {"format": "pt"})
-            config = complete_config(part, base.source.configs[component(part)])
+            config = complete_config(spec, base.source.configs[spec.folder])
             if text:
                 config["torch_dtype"] = config["dtype"] = str(dtype).removeprefix("torch.")
             _write_json(target / "config.json", config)
-        for tower in base.spec.towers:
+        for tower in base.spec.text_encoders:
             vocabulary, pad = base.source.vocabulary(tower.tokenizer)
             write_tokenizer(folder / tower.tokenizer, vocabulary, pad_token=pad, length=base.num_positions)
         scheduler = {**_published_scheduler(base), **base.scheduler}
@@ -149,36 +141,37 @@ def _size(base: LatentDiffusion, dtype: torch.dtype) -> int:
 
 
 def _to_ldm(base: LatentDiffusion, part: Part, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    config = base.source.configs[component(part)]
-    if part == "denoiser":
+    spec = base.spec.part(part)
+    config = base.source.configs[spec.folder]
+    if part == DENOISER:
         layout = UNetLayout.from_config(config)
-        return {f"{UNET_PREFIX}{_known(unet_to_ldm(name, layout), name)}": t for name, t in state.items()}
-    if part == "vae":
+        return {f"{spec.file_prefix}{_known(unet_to_ldm(name, layout), name)}": t for name, t in state.items()}
+    if part == VAE:
         levels, layers = len(config["block_out_channels"]), int(config["layers_per_block"])
         named = {_known(vae_to_ldm(name, levels=levels, layers=layers), name): t for name, t in state.items()}
-        return {f"{VAE_PREFIX}{name}": _as_convolution(name, tensor) for name, tensor in named.items()}
-    tower = next(tower for tower in base.spec.towers if tower.part == part)
+        return {f"{spec.file_prefix}{name}": _as_convolution(name, tensor) for name, tensor in named.items()}
+    tower = base.spec.text_encoder(part)
     if not tower.open_clip:
-        return {f"{tower.ldm_prefix}{name}": tensor for name, tensor in state.items()}
-    result = {f"{tower.ldm_prefix}{name}": tensor for name, tensor in transformers_to_openclip(state).items()}
+        return {f"{tower.file_prefix}{name}": tensor for name, tensor in state.items()}
+    result = {f"{tower.file_prefix}{name}": tensor for name, tensor in transformers_to_openclip(state).items()}
     return {**_openclip_rest(base, tower, result), **result}
 
 
-def _openclip_rest(base: LatentDiffusion, tower: TowerSpec, result: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _openclip_rest(base: LatentDiffusion, tower: TextEncoderSpec, result: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What OpenCLIP's layout has and transformers' lacks: from the base's own file, or the nearest thing to it."""
-    dtype = result[f"{tower.ldm_prefix}token_embedding.weight"].dtype
+    dtype = result[f"{tower.file_prefix}token_embedding.weight"].dtype
     source: Any = base.source
     source = getattr(source, "main", source)  # The VAE may be from elsewhere.
     kept: dict[str, Tensor] = {}
     if isinstance(source, SingleFileSource):
-        kept = {n: t.to(dtype) for n, t in source.leftovers().items() if n.startswith(tower.ldm_prefix)}
-    rest = {f"{tower.ldm_prefix}logit_scale": torch.tensor(_LOGIT_SCALE, dtype=dtype)}
+        kept = {n: t.to(dtype) for n, t in source.leftovers().items() if n.startswith(tower.file_prefix)}
+    rest = {f"{tower.file_prefix}logit_scale": torch.tensor(_LOGIT_SCALE, dtype=dtype)}
     if not tower.pooled:
         width = base.source.configs[tower.part]["hidden_size"]
-        rest[f"{tower.ldm_prefix}text_projection"] = torch.eye(int(width), dtype=dtype)
+        rest[f"{tower.file_prefix}text_projection"] = torch.eye(int(width), dtype=dtype)
     last = int(base.source.configs[tower.part]["num_hidden_layers"]) - 1
-    block = f"{tower.ldm_prefix}transformer.resblocks."
-    for extra in range(tower.ldm_extra_layers):
+    block = f"{tower.file_prefix}transformer.resblocks."
+    for extra in range(tower.file_extra_layers):
         for name, tensor in result.items():
             if name.startswith(f"{block}{last}."):
                 rest[name.replace(f"{block}{last}.", f"{block}{last + 1 + extra}.")] = tensor.clone()
@@ -201,7 +194,7 @@ def _own_metadata(base: LatentDiffusion, content: Mapping[str, Tensor]) -> dict[
     side = base.resolution
     result = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": base.spec.modelspec_architecture[base.prediction],
+        "modelspec.architecture": base.spec.variant(base.prediction).architecture,
         "modelspec.prediction_type": base.prediction,
         "modelspec.resolution": f"{side}x{side}",
     }
@@ -210,22 +203,22 @@ def _own_metadata(base: LatentDiffusion, content: Mapping[str, Tensor]) -> dict[
         "unet": infer_unet(base.spec, shapes, {}, check=False),
         "vae": infer_vae(base.spec, shapes, {}, check=False),
         "scheduler": _published_scheduler(base),
-        **{tower.part: infer_text(base.spec, tower, shapes, {}) for tower in base.spec.towers},
+        **{tower.part: infer_text(base.spec, tower, shapes, {}) for tower in base.spec.text_encoders},
     }
-    inferred["unet"]["sample_size"] = base.spec.resolution[base.prediction] // 8
+    inferred["unet"]["sample_size"] = base.spec.variant(base.prediction).resolution // base.spec.vae.latent_factor
     inferred["scheduler"]["prediction_type"] = base.scheduler.get("prediction_type", "epsilon")
     unusual = {}
     for name, settings in TOLD.items():
         actual = base.scheduler if name == "scheduler" else base.source.configs.get(name, {})
         differing = {s: actual[s] for s in settings if s in actual and actual[s] != inferred[name].get(s)}
-        if name in inferred and actual.get("hidden_size") != shipped_config(base.spec, name).get("hidden_size"):
+        if name in inferred and actual.get("hidden_size") != published_config(base.spec, name).get("hidden_size"):
             # A tool that drops the layers nobody reads must not change which one is read.
             differing["num_hidden_layers"] = actual["num_hidden_layers"]
         if differing:
             unusual[name] = differing
     if unusual:
         result[CONFIGS_KEY] = json.dumps(unusual, sort_keys=True)
-    vocabulary, _ = base.source.vocabulary(base.spec.towers[0].tokenizer)
+    vocabulary, _ = base.source.vocabulary(base.spec.text_encoders[0].tokenizer)
     if vocabulary != clip_vocabulary():
         result[VOCABULARY_KEY] = json.dumps(vocabulary.to_json(), ensure_ascii=False)
     return result
@@ -233,31 +226,25 @@ def _own_metadata(base: LatentDiffusion, content: Mapping[str, Tensor]) -> dict[
 
 def _published_scheduler(base: LatentDiffusion) -> dict[str, Any]:
     """The family's, with a process that ends in pure noise where the base has that."""
-    config = shipped_config(base.spec, "scheduler")
+    config = published_config(base.spec, "scheduler")
     return with_zero_terminal_snr(config) if base.zero_terminal_snr else config
 
 
 def _model_index(base: LatentDiffusion, scheduler_class: str) -> dict[str, Any]:
-    sdxl = base.spec.reads_sizes
+    pipeline = base.spec.pipeline
     index: dict[str, Any] = {
-        "_class_name": base.spec.inpaint_pipeline if base.inpainting else base.spec.pipeline,
+        "_class_name": pipeline.inpaint_class_name if base.inpainting else pipeline.class_name,
         "_diffusers_version": "0.36.0",
         "feature_extractor": [None, None],
         "scheduler": ["diffusers", scheduler_class],
-        "unet": _MODULE_CLASS["unet"],
-        "vae": _MODULE_CLASS["vae"],
+        **pipeline.entries,
+        **(pipeline.inpaint_entries if base.inpainting else {}),
     }
-    for tower in base.spec.towers:
-        index[tower.part] = _MODULE_CLASS[tower.part]
-        index[tower.tokenizer] = _MODULE_CLASS[tower.tokenizer]
-    if sdxl:
-        index["image_encoder"] = [None, None]
-        index["force_zeros_for_empty_prompt"] = True
-        if base.inpainting:
-            index["requires_aesthetics_score"] = False
-    else:
-        index["safety_checker"] = [None, None]
-        index["requires_safety_checker"] = False
+    for part in (base.spec.denoiser, base.spec.vae):
+        index[part.folder] = ["diffusers", part.class_name]
+    for tower in base.spec.text_encoders:
+        index[tower.folder] = ["transformers", tower.class_name]
+        index[tower.tokenizer] = ["transformers", tower.tokenizer_class]
     return dict(sorted(index.items()))
 
 

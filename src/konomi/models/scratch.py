@@ -9,56 +9,14 @@ from torch import Tensor
 from konomi.diffusion.noise import Prediction
 from konomi.diffusion.random import stable_hash
 from konomi.errors import ModelError
-from konomi.models.base import Part
-from konomi.models.families import family_named, shipped_config
-from konomi.models.family import Family
+from konomi.families import family_named, published_config
+from konomi.families.family import Family, Part
 from konomi.models.latent_diffusion import LatentDiffusion
 from konomi.models.noise_config import prediction_word
 from konomi.models.parts import random_part
-from konomi.models.source import component
 from konomi.models.tokenizer import Vocabulary, clip_vocabulary
 
 Size = Literal["tiny", "full"]
-
-_TINY_VAE = {
-    "block_out_channels": [8, 16, 16, 16],
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-}
-_TINY_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
-_TINY: dict[str, dict[str, dict[str, Any]]] = {
-    "sd1": {
-        "unet": {
-            "block_out_channels": [16, 32, 32],
-            "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-            "layers_per_block": 1,
-            "norm_num_groups": 8,
-            "attention_head_dim": 2,
-            "cross_attention_dim": 32,
-            "sample_size": 8,
-        },
-        "vae": _TINY_VAE,
-        "text_encoder": {**_TINY_TEXT, "projection_dim": 32},
-    },
-    "sdxl": {
-        "unet": {
-            "block_out_channels": [16, 32, 32],
-            "layers_per_block": 1,
-            "norm_num_groups": 8,
-            "attention_head_dim": [2, 2, 4],
-            "transformer_layers_per_block": [1, 1, 2],
-            "cross_attention_dim": 64,
-            "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": 6 * 8 + 32,
-            "sample_size": 8,
-        },
-        "vae": _TINY_VAE,
-        "text_encoder": {**_TINY_TEXT, "projection_dim": 32},
-        "text_encoder_2": {**_TINY_TEXT, "projection_dim": 32},
-    },
-}
-_TINY["sd2"] = {**_TINY["sd1"], "unet": {**_TINY["sd1"]["unet"], "attention_head_dim": [2, 4, 4]}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +34,15 @@ class RandomSource:
 
     def tensors(self, part: Part) -> dict[str, Tensor]:
         seed = stable_hash("scratch", self.seed, part) & (2**63 - 1)
-        return random_part(part, self.configs[component(part)], seed=seed)
+        spec = self.family.part(part)
+        return random_part(spec, self.configs[spec.folder], seed=seed)
 
     def missing_layers(self, part: Part) -> int:
         return 0
 
     def vocabulary(self, tokenizer: str) -> tuple[Vocabulary, str]:
-        tower = next(tower for tower in self.family.towers if tower.tokenizer == tokenizer)
-        return self.vocabularies.get(tokenizer) or clip_vocabulary(), tower.pad_token
+        pad = self.family.text_encoder(tokenizer).pad_token
+        return self.vocabularies.get(tokenizer) or clip_vocabulary(), pad
 
 
 def random_base(
@@ -107,28 +66,27 @@ def random_base(
     spec = family_named(family)
     if size not in ("tiny", "full"):
         raise ModelError(f"there is no size {size!r}; known: tiny, full.")
-    components = ["unet", "vae", "scheduler", *(tower.part for tower in spec.towers)]
+    components = [*(part.folder for part in spec.parts), "scheduler"]
     unknown = [component for component in configs or {} if component not in components]
     if unknown:
         raise ModelError(f"{spec.title} has no component {unknown[0]!r}; known: {', '.join(components)}.")
     prediction = prediction or spec.predictions[0]
     merged: dict[str, dict[str, Any]] = {}
     for component_name in components:
-        merged[component_name] = shipped_config(spec, component_name)
+        merged[component_name] = published_config(spec, component_name)
         if size == "tiny":
-            merged[component_name].update(_TINY[family].get(component_name, {}))
-    if size == "tiny":
-        merged["vae"]["down_block_types"] = ["DownEncoderBlock2D"] * 4
-    elif component_sizes := spec.resolution[prediction]:
-        merged["unet"]["sample_size"] = component_sizes // 8
-    merged["unet"]["in_channels"] = 9 if inpainting else 4
+            merged[component_name].update(spec.random_configs.get(component_name, {}))
+    denoiser, channels = merged[spec.denoiser.folder], spec.vae.latent_channels
+    if size == "full":
+        denoiser["sample_size"] = spec.variant(prediction).resolution // spec.vae.latent_factor
+    denoiser["in_channels"] = 2 * channels + 1 if inpainting else channels
     merged["scheduler"]["prediction_type"] = prediction_word(prediction)
     for component_name, changes in (configs or {}).items():
         merged[component_name].update(changes)
     if vocabulary is not None:
         _fit_vocabulary(spec, merged, vocabulary)
     vocabularies: dict[str, Vocabulary] = (
-        {} if vocabulary is None else {tower.tokenizer: vocabulary for tower in spec.towers}
+        {} if vocabulary is None else {tower.tokenizer: vocabulary for tower in spec.text_encoders}
     )
     source = RandomSource(spec, prediction, merged, seed, vocabularies)
     return LatentDiffusion(source, name=name or f"random-{family}")
@@ -137,7 +95,7 @@ def random_base(
 def _fit_vocabulary(spec: Family, configs: dict[str, dict[str, Any]], vocabulary: Vocabulary) -> None:
     from konomi.models.tokenizer import END, START
 
-    for tower in spec.towers:
+    for tower in spec.text_encoders:
         configs[tower.part].update(
             vocab_size=max(vocabulary.tokens.values()) + 1,
             bos_token_id=vocabulary.tokens[START],

@@ -11,6 +11,10 @@ from torch import Tensor
 from konomi.config.parse import parse_json
 from konomi.diffusion.noise import Prediction
 from konomi.errors import FileFormatError, ModelError
+from konomi.families import published_config
+from konomi.families.autoencoder import VAE_PREFIX
+from konomi.families.family import Family, Part, Shapes, TextEncoderSpec
+from konomi.families.unet import UNET_PREFIX
 from konomi.formats.ldm_keys import (
     UNetLayout,
     ema_name_to_dotted,
@@ -18,10 +22,7 @@ from konomi.formats.ldm_keys import (
     unet_to_diffusers,
     vae_to_diffusers,
 )
-from konomi.models.base import Part
 from konomi.models.config_check import check_configs, without_nulls
-from konomi.models.families import shipped_config
-from konomi.models.family import UNET_PREFIX, VAE_PREFIX, Family, Shapes, TowerSpec
 from konomi.models.identify import check_channels, recognise
 from konomi.models.infer import TOLD, infer_text, infer_unet, infer_vae, time_embedding_width
 from konomi.models.noise_config import noise_schedule, prediction_word, with_zero_terminal_snr
@@ -62,11 +63,10 @@ class SingleFileSource:
             if not self.has_vae:
                 raise ModelError(f"{self.where}: {NO_VAE}")
             return vae_tensors(self.file, VAE_PREFIX, self.configs["vae"])
-        tower = next(tower for tower in self.family.towers if tower.part == part)
-        return self._text(tower)
+        return self._text(self.family.text_encoder(part))
 
     def vocabulary(self, tokenizer: str) -> tuple[Vocabulary, str]:
-        tower = next(tower for tower in self.family.towers if tower.tokenizer == tokenizer)
+        tower = self.family.text_encoder(tokenizer)
         told = self.file.metadata.get(VOCABULARY_KEY)
         vocabulary = clip_vocabulary() if told is None else _told_vocabulary(told, self.where)
         size = self.configs[tower.part]["vocab_size"]
@@ -81,14 +81,14 @@ class SingleFileSource:
         """Text tensors that no module uses but other tools expect (SD2's last layer, `logit_scale`)."""
         names = [
             name
-            for tower in self.family.towers
+            for tower in self.family.text_encoders
             if tower.open_clip
             for name in self.file.shapes
-            if name.startswith(tower.ldm_prefix) and self.is_leftover(name[len(tower.ldm_prefix) :], tower)
+            if name.startswith(tower.file_prefix) and self.is_leftover(name[len(tower.file_prefix) :], tower)
         ]
         return self.file.read(names)
 
-    def is_leftover(self, name: str, tower: TowerSpec) -> bool:
+    def is_leftover(self, name: str, tower: TextEncoderSpec) -> bool:
         """Whether a text encoder's tensor, named without its prefix, is read by no module."""
         number = _layer_number(name)
         if number is not None:
@@ -97,10 +97,10 @@ class SingleFileSource:
 
     def missing_layers(self, part: Part) -> int:
         """Layers at the end of a text encoder that the file lacks, and that nothing reads by default."""
-        tower = next((tower for tower in self.family.towers if tower.part == part), None)
+        tower = next((tower for tower in self.family.text_encoders if tower.part == part), None)
         if tower is None:
             return 0
-        names = (name[len(tower.ldm_prefix) :] for name in self.file.shapes if name.startswith(tower.ldm_prefix))
+        names = (name[len(tower.file_prefix) :] for name in self.file.shapes if name.startswith(tower.file_prefix))
         held = {number for name in names if (number := _layer_number(name)) is not None}
         missing = int(self.configs[part]["num_hidden_layers"]) - len(held)
         return missing if 0 < missing <= tower.unread_layers else 0
@@ -116,12 +116,12 @@ class SingleFileSource:
             result[path or name] = stored[alias]
         return result
 
-    def _text(self, tower: TowerSpec) -> dict[str, Tensor]:
-        names = [name for name in self.file.shapes if name.startswith(tower.ldm_prefix)]
-        names = [name for name in names if not self.is_leftover(name[len(tower.ldm_prefix) :], tower)]
+    def _text(self, tower: TextEncoderSpec) -> dict[str, Tensor]:
+        names = [name for name in self.file.shapes if name.startswith(tower.file_prefix)]
+        names = [name for name in names if not self.is_leftover(name[len(tower.file_prefix) :], tower)]
         result: dict[str, Tensor] = {}
         for name, tensor in self.file.read(names).items():
-            inner = name[len(tower.ldm_prefix) :]
+            inner = name[len(tower.file_prefix) :]
             if tower.open_clip:
                 result.update(openclip_to_transformers(inner, tensor))
             elif "position_ids" not in inner:
@@ -151,7 +151,7 @@ def open_single_file(path: Path, *, prediction: Prediction | None = None) -> Sin
     told = told_configs(file)
     try:
         configs: dict[str, dict[str, Any]] = {
-            tower.part: infer_text(family, tower, shapes, told.get(tower.part, {})) for tower in family.towers
+            tower.part: infer_text(family, tower, shapes, told.get(tower.part, {})) for tower in family.text_encoders
         }
         unet: dict[str, Any] = infer_unet(family, shapes, told.get("unet", {}))
         has_vae = any(name.startswith(f"{VAE_PREFIX}encoder.") for name in shapes)
@@ -159,13 +159,13 @@ def open_single_file(path: Path, *, prediction: Prediction | None = None) -> Sin
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     check_channels(unet["in_channels"], vae["latent_channels"], str(path))
-    if family.reads_sizes:
+    if family.denoiser.reads_sizes:
         unet["addition_time_embed_dim"] = time_embedding_width(unet, configs["text_encoder_2"]["projection_dim"])
     given = prediction
     prediction = prediction or told_prediction(file, family, told) or default_prediction(family, unet["in_channels"])
     if "sample_size" not in told.get("unet", {}):
-        unet["sample_size"] = family.resolution[prediction] // 8
-    scheduler = {**shipped_config(family, "scheduler"), **told.get("scheduler", {})}
+        unet["sample_size"] = family.variant(prediction).resolution // family.vae.latent_factor
+    scheduler = {**published_config(family, "scheduler"), **told.get("scheduler", {})}
     scheduler["prediction_type"] = prediction_word(prediction)
     if given == "epsilon":
         scheduler.pop("rescale_betas_zero_snr", None)
@@ -183,7 +183,7 @@ def open_single_file(path: Path, *, prediction: Prediction | None = None) -> Sin
 
 def _absent_vae(family: Family, told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What a file that holds no VAE expects of one."""
-    return {**shipped_config(family, "vae"), **told.get("vae", {})}
+    return {**published_config(family, "vae"), **told.get("vae", {})}
 
 
 def _unused(source: SingleFileSource) -> list[str]:
@@ -192,15 +192,15 @@ def _unused(source: SingleFileSource) -> list[str]:
     used = {name for name in file.shapes if name.startswith(prefixes)} | set(source.aliases.values())
     if source.aliases:
         used |= {"model_ema.decay", "model_ema.num_updates"}
-    for tower in family.towers:
+    for tower in family.text_encoders:
         for name in file.shapes:
-            if name.startswith(tower.ldm_prefix) and not source.is_leftover(name[len(tower.ldm_prefix) :], tower):
+            if name.startswith(tower.file_prefix) and not source.is_leftover(name[len(tower.file_prefix) :], tower):
                 used.add(name)
     lines = unused_tensors(file, family, source.configs, used)
     lines += other_schedule(file, noise_schedule(source.configs["scheduler"]))
     if ZERO_SNR_MARKER in file.shapes and source.prediction == "epsilon":
         lines.append(f"{ZERO_SNR_MARKER} marks zero terminal SNR, which a model that predicts epsilon cannot have.")
-    for tower in family.towers:
+    for tower in family.text_encoders:
         if missing := source.missing_layers(tower.part):
             lines.append(f"lacks the last {missing} of the layers of its {tower.part}; nothing reads them by default.")
     return lines

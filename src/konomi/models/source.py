@@ -6,8 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from konomi.diffusion.noise import Prediction
-from konomi.models.base import Part
-from konomi.models.family import Family
+from konomi.families.family import Family, Part
 from konomi.models.tokenizer import Vocabulary
 
 
@@ -30,7 +29,7 @@ class PartSource(Protocol):
 
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:
-        """`unet`, `vae`, `text_encoder`, `text_encoder_2`, `scheduler` -> config in diffusers' terms."""
+        """Folder of a part in the diffusers layout, or `scheduler` -> config in diffusers' terms."""
         ...
 
     def tensors(self, part: Part) -> dict[str, Tensor]:
@@ -44,8 +43,3 @@ class PartSource(Protocol):
     def vocabulary(self, tokenizer: str) -> tuple[Vocabulary, str]:
         """Vocabulary and padding token of `tokenizer` or `tokenizer_2`."""
         ...
-
-
-def component(part: Part) -> str:
-    """Name of a part's config and folder in the diffusers layout."""
-    return "unet" if part == "denoiser" else part

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError, ModelError
-from konomi.models.family import Shapes
+from konomi.families.family import Shapes
 from konomi.storage.pickles import read_pickle
 from konomi.storage.sniff import FileKind, refuse, sniff
 from konomi.storage.tensor_file import read_header, read_tensors

@@ -39,7 +39,7 @@ class ReadsText(Protocol):
 class TextTower:
     """One text encoder and how a family reads it."""
 
-    part: Literal["text_encoder", "text_encoder_2"]
+    part: str
     tokenizer: ReadsText
     """Its pad token fills chunks up (SD1, SDXL's first: end of text; SD2, SDXL's second: `!`)."""
     module: TextEncoder

@@ -14,7 +14,7 @@ from typing import Any
 
 from konomi.config.parse import parse_json
 from konomi.errors import ModelError
-from konomi.models.families import CONFIGS
+from konomi.families import CONFIGS
 
 START = "<|startoftext|>"
 END = "<|endoftext|>"

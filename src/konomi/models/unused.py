@@ -9,7 +9,8 @@ import torch
 
 from konomi.diffusion.noise import NoiseSchedule
 from konomi.errors import printable, shortened
-from konomi.models.family import VAE_PREFIX, Family
+from konomi.families.autoencoder import VAE_PREFIX
+from konomi.families.family import Family
 from konomi.models.prediction import V_MARKER, ZERO_SNR_MARKER
 from konomi.models.tensor_files import TensorFile
 
@@ -128,11 +129,11 @@ def _expected(name: str, family: Family, configs: Mapping[str, Any]) -> bool:
     """Whether a tensor that no module takes tells nothing that is lost."""
     if name in (V_MARKER, ZERO_SNR_MARKER) or _SCHEDULE.fullmatch(name) or _BUFFER.fullmatch(name):
         return True
-    for tower in family.towers:
-        if tower.open_clip and name.startswith(tower.ldm_prefix):
-            inner = name[len(tower.ldm_prefix) :]
+    for tower in family.text_encoders:
+        if tower.open_clip and name.startswith(tower.file_prefix):
+            inner = name[len(tower.file_prefix) :]
             layer = re.match(r"transformer\.resblocks\.(\d+)\.", inner)
-            last = int(configs[tower.part]["num_hidden_layers"]) + tower.ldm_extra_layers
+            last = int(configs[tower.part]["num_hidden_layers"]) + tower.file_extra_layers
             # SD2's 24th layer is in every file of SD2, and written again.
             return inner in _KEPT_BACK or (layer is not None and int(layer[1]) < last)
     return False

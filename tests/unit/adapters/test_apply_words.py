@@ -28,7 +28,7 @@ def test_a_word_stands_for_its_vectors_until_it_is_taken_off():
     adapter = word()
     with attach(base, [(adapter, Strengths())]):
         table = base.module("text_encoder.text_model.embeddings.token_embedding")
-        ids = base.tokenizer(base.spec.towers[0]).ids("a photo of")
+        ids = base.tokenizer(base.spec.text_encoders[0]).ids("a photo of")
         # The oracle: the same vectors written into rows of the table, called by their ids.
         kept = table.weight.detach().clone()
         with torch.no_grad():

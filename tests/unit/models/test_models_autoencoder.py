@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from konomi.errors import ModelError
+from konomi.families import CONFIGS
+from konomi.families.sd1 import SD1
 from konomi.models.autoencoder import Autoencoder
-from konomi.models.families import CONFIGS
 from konomi.models.parts import build_part
 from twins import assert_same_gradients, listed
 
@@ -63,4 +64,4 @@ def test_same_names_order_and_shapes_at_full_size(family: str) -> None:
 )
 def test_other_kinds_are_refused(change: dict[str, Any], named: str) -> None:
     with pytest.raises(ModelError, match=f"config of vae .*unlike Stable Diffusion's: {named}"):
-        build_part("vae", SMALL | change, {}, where="model.safetensors")
+        build_part(SD1.vae, SMALL | change, {}, where="model.safetensors")

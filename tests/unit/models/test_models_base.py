@@ -25,7 +25,7 @@ def conditioning_for(base: LatentDiffusion, batch: int = 2) -> Conditioning:
     width = base.source.configs["unet"]["cross_attention_dim"]
     states = torch.randn(batch, 77, width, generator=generator)
     pooled = sizes = inpaint = None
-    if base.spec.reads_sizes:
+    if base.spec.denoiser.reads_sizes:
         pooled = torch.randn(batch, base.source.configs["text_encoder_2"]["projection_dim"], generator=generator)
         sizes = torch.tensor([[64, 48, 3, 5, 64, 64]] * batch)
     if base.inpainting:
@@ -197,7 +197,7 @@ def test_full_size_targets_are_kohyas_counts() -> None:
     for family, expected in (("sd1", 192), ("sd2", 192), ("sdxl", 722)):
         base = random_base(family, size="full")
         with torch.device("meta"):
-            module = _empty_module("denoiser", base.source.configs["unet"], "test")
+            module = _empty_module(base.spec.denoiser, base.source.configs["unet"], "test")
         assert len(matching(module, DENOISER_WORDS["transformer"])) == expected
 
 

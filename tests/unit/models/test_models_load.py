@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from konomi.errors import FileFormatError, KonomiError, ModelError
+from konomi.families import FAMILIES, published_config
 from konomi.formats.ldm_keys import ema_name_to_dotted
-from konomi.models.families import FAMILIES, shipped_config
 from konomi.models.hub import is_hub_id, wanted_files
 from konomi.models.infer import infer_text, infer_unet, infer_vae
 from konomi.models.latent_diffusion import LatentDiffusion
@@ -208,19 +208,19 @@ def test_published_shapes_give_the_published_configs() -> None:
         base = random_base(family.name, size="full")
         shapes: dict[str, tuple[int, ...]] = {}
         with torch.device("meta"):
-            unet = _empty_module("denoiser", base.source.configs["unet"], "test").state_dict()
-            vae = _empty_module("vae", base.source.configs["vae"], "test").state_dict()
+            unet = _empty_module(base.spec.denoiser, base.source.configs["unet"], "test").state_dict()
+            vae = _empty_module(base.spec.vae, base.source.configs["vae"], "test").state_dict()
         layout = UNetLayout.from_config(base.source.configs["unet"])
         for name, tensor in unet.items():
             shapes[f"model.diffusion_model.{unet_to_ldm(name, layout)}"] = tuple(tensor.shape)
         for name, tensor in vae.items():
             shapes[f"first_stage_model.{vae_to_ldm(name, levels=4)}"] = tuple(tensor.shape)
         inferred = infer_unet(family, shapes, {})
-        assert inferred == shipped_config(family, "unet")
-        assert infer_vae(family, shapes, {}) == shipped_config(family, "vae")
-        for tower in family.towers:
-            published = shipped_config(family, tower.part)
-            width, layers = published["hidden_size"], published["num_hidden_layers"] + tower.ldm_extra_layers
+        assert inferred == published_config(family, "unet")
+        assert infer_vae(family, shapes, {}) == published_config(family, "vae")
+        for tower in family.text_encoders:
+            published = published_config(family, tower.part)
+            width, layers = published["hidden_size"], published["num_hidden_layers"] + tower.file_extra_layers
             if tower.open_clip:
                 text = {"token_embedding.weight": (49408, width), "positional_embedding": (77, width)}
                 text |= {f"transformer.resblocks.{i}.mlp.c_fc.weight": (4 * width, width) for i in range(layers)}
@@ -230,7 +230,7 @@ def test_published_shapes_give_the_published_configs() -> None:
                 text = {f"{root}embeddings.token_embedding.weight": (49408, width)}
                 text[f"{root}embeddings.position_embedding.weight"] = (77, width)
                 text |= {f"{root}encoder.layers.{i}.mlp.fc1.weight": (4 * width, width) for i in range(layers)}
-            named = {tower.ldm_prefix + name: shape for name, shape in text.items()}
+            named = {tower.file_prefix + name: shape for name, shape in text.items()}
             assert infer_text(family, tower, named, {}) == published
 
 

@@ -75,7 +75,7 @@ def test_single_files_load_in_diffusers(family: str, tmp_path: Path) -> None:
     base = random_base(family)
     save_folder(base, tmp_path / "model", dtype=torch.float32)
     save_single_file(base, tmp_path / "model.safetensors", dtype=torch.float32)
-    kind: Any = getattr(diffusers, base.spec.pipeline)
+    kind: Any = getattr(diffusers, base.spec.pipeline.class_name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded = kind.from_single_file(
@@ -196,13 +196,13 @@ def test_nothing_bad_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_own_vocabulary_travels_in_both_layouts(tmp_path: Path) -> None:
     vocabulary = vocabulary_of_merges((("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>")))
     base = random_base("sd1", vocabulary=vocabulary)
-    ids = base.tokenizer(base.spec.towers[0]).ids("a cat dog")
+    ids = base.tokenizer(base.spec.text_encoders[0]).ids("a cat dog")
     assert ids == [320, 513, 515]
     save_folder(base, tmp_path / "a", dtype=torch.float32)
     save_single_file(base, tmp_path / "a.safetensors", dtype=torch.float32)
     for path in (tmp_path / "a", tmp_path / "a.safetensors"):
         found = load_base(path)
-        assert found.tokenizer(found.spec.towers[0]).ids("a cat dog") == ids
+        assert found.tokenizer(found.spec.text_encoders[0]).ids("a cat dog") == ids
         assert found.state("text_encoder")["text_model.embeddings.token_embedding.weight"].shape == (518, 32)
 
 
@@ -211,7 +211,7 @@ def test_shipped_vocabulary_is_clips() -> None:
     assert len(vocabulary.tokens) == 49408
     assert vocabulary.tokens["<|startoftext|>"] == 49406
     base = random_base("sdxl")
-    first, second = (base.tokenizer(tower) for tower in base.spec.towers)
+    first, second = (base.tokenizer(tower) for tower in base.spec.text_encoders)
     assert first.ids("a photo of a cat") == second.ids("a photo of a cat") == [320, 1125, 539, 320, 2368]
     assert (first.bos_token_id, first.eos_token_id, first.pad_token_id) == (49406, 49407, 49407)
     assert (second.bos_token_id, second.eos_token_id, second.pad_token_id) == (49406, 49407, 0)

@@ -11,7 +11,7 @@ import torch
 
 from konomi.config.sections import TextConfig
 from konomi.errors import ModelError, RecipeError
-from konomi.models.families import family_named
+from konomi.families import family_named
 from konomi.models.infer import infer_text
 from konomi.models.load import load_base
 from konomi.models.save import save_folder, save_single_file
@@ -54,7 +54,7 @@ def layer_table(family: str, layers: int) -> dict[str, tuple[int, ...]]:
 def test_layers_are_counted_from_the_file(family: str, held: int, count: int) -> None:
     """31 of SDXL's 32 are an incomplete file: its last layer is pooled."""
     spec = family_named(family)
-    assert infer_text(spec, spec.towers[-1], layer_table(family, held), {})["num_hidden_layers"] == count
+    assert infer_text(spec, spec.text_encoders[-1], layer_table(family, held), {})["num_hidden_layers"] == count
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from konomi.models.families import CONFIGS
+from konomi.families import CONFIGS
 from konomi.models.scratch import random_base
 from konomi.models.unet import UNet, is_plain
 from twins import assert_same_gradients, listed

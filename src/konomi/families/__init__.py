@@ -1,0 +1,45 @@
+"""The families of models that konomi knows. A new one is a file beside `sd1.py` and a line in `FAMILIES`.
+
+What a family is called, is recognised by, names its tensors and says in metadata lies in its file and nowhere else.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from konomi.config.parse import parse_json
+from konomi.errors import ModelError
+from konomi.families.family import Family
+from konomi.families.sd1 import SD1
+from konomi.families.sd2 import SD2
+from konomi.families.sdxl import SDXL
+
+FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL)
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def family_named(name: str) -> Family:
+    """Raises ModelError naming the known families."""
+    found = known_family(name)
+    if found is None:
+        raise ModelError(f"there is no model family {name!r}. Known: {', '.join(family.name for family in FAMILIES)}.")
+    return found
+
+
+def known_family(name: str) -> Family | None:
+    """The family of a name that an adapter has; None for "" and for a name of something else."""
+    return next((family for family in FAMILIES if family.name == name), None)
+
+
+def published_config(family: Family, folder: str) -> dict[str, Any]:
+    """The published config of a part, by its folder in a diffusers folder, or of the `scheduler`."""
+    config: dict[str, Any] = parse_json(_config_text(family.name, folder))
+    return config
+
+
+@lru_cache
+def _config_text(family: str, folder: str) -> str:
+    return (CONFIGS / family / f"{folder}.json").read_text(encoding="utf-8")
