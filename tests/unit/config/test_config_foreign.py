@@ -71,6 +71,75 @@ def test_sd_scripts_own_defaults_where_they_differ(tmp_path):
     assert (recipe.method.rank, recipe.method.alpha, recipe.method.text_rank) == (8, 1.0, 0)
 
 
+LORA = 'network_module = "networks.lora"\nnetwork_dim = 4\nlearning_rate = 1e-4\ntrain_data_dir = "img"\n'
+FULL = 'learning_rate = 1e-5\ntrain_data_dir = "img"\n'
+
+
+@pytest.mark.parametrize(
+    ("start", "line", "setting", "value"),
+    [
+        (LORA, 'vae = "vae.safetensors"', "vae", "vae.safetensors"),
+        (LORA, "v_parameterization = true", "prediction", "v_prediction"),
+        (LORA, "v_parameterization = false", "prediction", "auto"),
+        (LORA, "save_every_n_epochs = 2", "run.save_every_epochs", 2),
+        (LORA, "weighted_captions = true", "text.emphasis", True),
+        (LORA, "alpha_mask = true", "data.images.alpha", "mask"),
+        (LORA, "masked_loss = false", "objective.masked", False),
+        (LORA, "torch_compile = true", "memory.compile", True),
+        (LORA, 'sample_sampler = "k_euler_a"', "preview.sampler", "euler_a"),
+        (LORA, 'log_with = "all"', "run.trackers", ("tensorboard", "wandb")),
+        (LORA, "random_crop = true", "data.cache.latents", "off"),
+        (LORA, "enable_bucket = false", "data.buckets.kind", "fixed"),
+        (LORA, "", "data.buckets.kind", "fixed"),
+        (LORA, "enable_bucket = true", "data.buckets.kind", "area"),
+        (LORA, "", "run.steps", 1600),
+        (LORA, "epoch = 7", "run.epochs", 7),
+        (LORA, "", "optimizer.text_learning_rate", 1e-4),
+        (LORA, "text_encoder_lr = 1e-5", "optimizer.text_learning_rate", 1e-5),
+        (LORA, 'network_args = ["conv_dim=8"]', "method.conv_alpha", 1.0),
+        (LORA, 'dim_from_weights = true\nnetwork_weights = "x.safetensors"', "method.rank", 16),
+        (LORA, "min_snr_gamma = 0", "objective.weighting", "none"),
+        (FULL, "train_text_encoder = true", "method.text_encoder", True),
+        (FULL, 'save_model_as = "diffusers"', "save.format", "diffusers"),
+    ],
+)
+def test_a_field_of_sd_scripts_means_the_same(start, line, setting, value, tmp_path):
+    (tmp_path / "config.toml").write_text(start + line)
+    _, recipe = recipe_of(str(tmp_path / "config.toml"), tmp_path)
+    found = recipe
+    for name in setting.split("."):
+        found = getattr(found, name)
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("cache_latents = false", "konomi caches them in any case"),
+        ("save_state = false", "run.keep_checkpoints"),
+        ("xformers = false\nflip_aug = false\nzero_terminal_snr = false", ""),
+        ("network_dim = 5000", "at most 1024"),
+        ("noise_offset = 3.0\nmin_timestep = 5000", "min_timestep"),
+        ('network_args = ["algo=loha"]', "whatever it says"),
+        ("sample_every_n_epochs = 1", "counted in steps"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_no_reason_to_refuse_the_rest(line, named, tmp_path):
+    text = LORA.replace("network_dim = 4\n", "") if "network_dim" in line else LORA
+    (tmp_path / "config.toml").write_text(text + line)
+    found, _ = recipe_of(str(tmp_path / "config.toml"), tmp_path)
+    assert any(named in line for line in found.left) if named else not found.left
+
+
+def test_a_command_line_that_names_a_file_takes_its_settings(tmp_path):
+    (tmp_path / "config.toml").write_text(LORA + "seed = 7\nmax_train_steps = 50")
+    command = f"accelerate launch train_network.py --config_file {tmp_path}/config.toml --seed 9"
+    _, recipe = recipe_of(command, tmp_path)
+    assert (recipe.method.kind, recipe.method.rank, recipe.run.steps, recipe.run.seed) == ("lora", 4, 50, 9)
+    with pytest.raises(RecipeError, match="cannot be read"):
+        import_settings("accelerate launch train_network.py --config_file gone.toml", METHOD_CONFIGS)
+
+
 def test_sd_scripts_toml_with_sections(tmp_path):
     file = tmp_path / "config.toml"
     file.write_text('[a]\npretrained_model_name_or_path = "m.ckpt"\n[b]\nlearning_rate = 5e-6\nxformers = true\n')
@@ -97,6 +166,33 @@ def test_a_preset_of_onetrainer(tmp_path):
     left = "\n".join(found.left)
     expected = ("something_new", "embedding.token_count", "optimizer.fused", "concepts.image")
     assert all(name in left for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "setting", "value"),
+    [
+        ({"vae": {"model_name": "owner/vae"}}, "vae", "owner/vae"),
+        ({"force_v_prediction": True}, "prediction", "v_prediction"),
+        ({"aspect_ratio_bucketing": False}, "data.buckets.kind", "fixed"),
+        ({"latent_caching": False}, "data.cache.latents", "off"),
+        ({"sample_after": 50, "sample_after_unit": "STEP"}, "run.preview_every", 50),
+        ({"backup_after": 30, "backup_after_unit": "STEP"}, "run.checkpoint_every", 30),
+        ({"validation": True, "validate_after": 20, "validate_after_unit": "STEP"}, "run.validate_every", 20),
+        ({"validation": False, "validate_after": 20, "validate_after_unit": "STEP"}, "run.validate_every", 0),
+        ({"mse_strength": 0.0, "mae_strength": 1.0}, "objective.loss", "l1"),
+        ({"masked_training": False}, "objective.masked", False),
+        ({"concepts": [{"path": "p", "image": {"enable_random_flip": True}}]}, "data.images.flip", True),
+        ({"training_method": "FINE_TUNE", "text_encoder": {"train": True}}, "method.text_encoder", True),
+    ],
+)
+def test_a_field_of_onetrainer_means_the_same(fields, setting, value, tmp_path):
+    (tmp_path / "preset.json").write_text(
+        json.dumps({"training_method": "LORA", "base_model_name": "owner/name"} | fields)
+    )
+    found, recipe = recipe_of(str(tmp_path / "preset.json"), tmp_path)
+    for name in setting.split("."):
+        recipe = getattr(recipe, name)
+    assert recipe == value and not found.left
 
 
 AI_TOOLKIT_YAML = """
@@ -127,6 +223,21 @@ def test_a_configuration_of_ai_toolkit(tmp_path):
     assert (source.trigger, source.repeats, recipe.data.captions.dropout) == ("sks", 2, 0.05)
     assert (recipe.data.resolution, recipe.preview.prompts) == ("768", ("a", "b"))
     assert any("datasets.resolution" in line for line in found.left)
+
+
+def test_more_of_ai_toolkit(tmp_path):
+    text = AI_TOOLKIT_YAML.replace("type: lora,", "type: lokr, rank_dropout: 0.1,").replace(
+        "is_xl: true", "is_v_pred: true, vae_path: owner/vae"
+    )
+    text = text.replace("lr: 1e-4", "lr: 1e-4, disable_sampling: true, loss_type: mae, min_snr_gamma: 0")
+    text = text.replace("num_repeats: 2}", "num_repeats: 2}\n        - {folder_path: more, caption_dropout_rate: 0.1}")
+    (tmp_path / "config.yaml").write_text(text)
+    found, recipe = recipe_of(str(tmp_path / "config.yaml"), tmp_path)
+    assert (recipe.vae, recipe.prediction, recipe.method.rank_dropout) == ("owner/vae", "v_prediction", 0.1)
+    assert (recipe.run.preview_every, recipe.objective.loss, recipe.objective.weighting) == (0, "l1", "none")
+    assert recipe.data.captions.dropout == 0.05 and len(recipe.data.sources) == 2
+    left = "\n".join(found.left)
+    assert "'lokr': konomi trains" in left and "the first one's" in left
 
 
 @pytest.mark.parametrize(

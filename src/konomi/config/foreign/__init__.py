@@ -1,5 +1,6 @@
 """Recipes of other tools' settings: sd-scripts (TOML, command line), OneTrainer (JSON), ai-toolkit (YAML, JSON)."""
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,8 +39,20 @@ def import_settings(source: str, method_configs: Sequence[type]) -> Imported:
         del method[name]
     method["kind"] = found.kind
     found.data.setdefault("data", {}).setdefault("sources", [{"path": "photos"}])
-    parse_recipe(found.data, method_configs)
+    _take_back_the_impossible(found, method_configs)
     return found
+
+
+def _take_back_the_impossible(found: Imported, method_configs: Sequence[type]) -> None:
+    """What lies beyond konomi's bounds is named, and no reason to refuse the rest. Raises RecipeError for others."""
+    for _ in range(len(found.taken) + 1):
+        try:
+            parse_recipe(found.data, method_configs)
+            return
+        except RecipeError as error:
+            places = [(re.match(r"[\w.]+", str(line)), str(line)) for line in error.args]
+            if not any(place is not None and found.drop(place[0], line) for place, line in places):
+                raise
 
 
 def imported_recipe(found: Imported, source: str) -> str:
@@ -55,17 +68,35 @@ def imported_recipe(found: Imported, source: str) -> str:
 
 def _import(source: str) -> Imported:
     if "--" in source and (".py" in source or source.lstrip().startswith(("accelerate", "python"))):
-        return import_sd_scripts(from_command(source))
+        return import_sd_scripts(_with_its_file(from_command(source)))
     path = Path(source)
+    return _import_file(path, _text(path, source))
+
+
+def _with_its_file(fields: dict[str, Any]) -> dict[str, Any]:
+    """The settings of `--config_file`, and over them those of the command line."""
+    if not isinstance(name := fields.pop("config_file", None), str):
+        return fields
+    path = Path(name if name.endswith(".toml") else f"{name}.toml")
+    flat: dict[str, Any] = {}
+    for key, value in parse_toml(_text(path, f"... --config_file {name}")).items():
+        flat |= value if isinstance(value, Mapping) else {key: value}
+    return flat | fields
+
+
+def _text(path: Path, source: str) -> str:
     try:
         if path.stat().st_size > LARGEST:
             raise RecipeError(f"--from {path}: is {path.stat().st_size} bytes long, too much for settings.")
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise RecipeError(
             f"--from {source[:80]}: cannot be read ({error.strerror}). Give a .toml, .json or .yaml file of another "
             'trainer, or its command line in quotes: --from "accelerate launch train_network.py --..."'
         ) from error
+
+
+def _import_file(path: Path, text: str) -> Imported:
     fields = _parsed(path, text)
     if not isinstance(fields, Mapping):
         raise RecipeError(f"--from {path}: holds no table of settings.")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from konomi.config.foreign.table import (
+    ITSELF,
     OPTIMIZERS,
     PRECISIONS,
     SCHEDULES,
@@ -12,12 +13,12 @@ from konomi.config.foreign.table import (
     Table,
     To,
     flattened,
+    one_of,
     switch,
     whole,
 )
 from konomi.errors import RecipeError
 
-ITSELF = Left("konomi sees to it by itself")
 TABLE: Table = {
     "model.name_or_path": To("base"),
     "network.linear": To("method.rank", whole),
@@ -49,12 +50,22 @@ TABLE: Table = {
     "sample.seed": To("preview.seed", whole),
     "sample.guidance_scale": To("preview.guidance", float),
     "sample.sample_steps": To("preview.steps", whole),
-    "network.type": ITSELF,
-    "train.train_unet": ITSELF,
+    "network.rank_dropout": To("method.rank_dropout", float),
+    "network.module_dropout": To("method.module_dropout", float),
+    "network.pretrained_lora_path": To("method.start"),
+    "train.loss_type": To("objective.loss", one_of(mse="mse", mae="l1", l1="l1", huber="huber")),
+    "train.reg_weight": To("objective.prior_weight", float),
+    "train.min_denoising_steps": To("objective.min_timestep", whole),
+    "train.max_denoising_steps": To("objective.max_timestep", lambda value: whole(value) - 1),
+    "model.vae_path": To("vae"),
+    "model.is_v_pred": To("prediction", lambda value: "v_prediction" if switch(value) else "auto"),
     "train.noise_scheduler": ITSELF,
+    "train.cache_text_embeddings": ITSELF,
+    "train.unload_text_encoder": ITSELF,
+    "train.xformers": ITSELF,
+    "train.skip_first_sample": ITSELF,
     "model.is_xl": ITSELF,
     "model.is_v2": ITSELF,
-    "model.is_v_pred": ITSELF,
     "model.arch": ITSELF,
     "device": To("run.device", lambda value: str(value).split(",")[0]),
     "type": ITSELF,
@@ -74,12 +85,15 @@ _SET: Table = {
     "caption_ext": ITSELF,
     "cache_latents_to_disk": Left("konomi caches latents on disk by default"),
     "cache_latents": Left("konomi caches latents on disk by default"),
-    "buckets": ITSELF,
+    "buckets": To("data.buckets.kind", lambda value: "area" if switch(value) else "fixed"),
+    "bucket_tolerance": To("data.buckets.step", whole),
+    "alpha_mask": To("data.images.alpha", lambda value: "mask" if switch(value) else "background"),
+    "mask_path": Left("masks lie beside the images, as x-masklabel.png; see objective.masked"),
 }
 _HANDLED = frozenset((
     "training_folder", "train.batch_size", "train.gradient_accumulation_steps", "train.gradient_accumulation",
     "train.train_text_encoder", "train.ema_config.use_ema", "train.ema_config.ema_decay", "sample.width",
-    "sample.height",
+    "sample.height", "network.type", "train.train_unet", "train.disable_sampling", "logging.use_wandb",
 ))  # fmt: skip
 _OTHER_FAMILIES = ("is_flux", "is_v3", "is_pixart", "is_auraflow", "is_lumina2")
 
@@ -98,6 +112,8 @@ def import_ai_toolkit(fields: Mapping[str, Any]) -> Imported:
         raise RecipeError(f"model.{other or 'arch'}: konomi trains Stable Diffusion 1, 2 and XL, not this family.")
     found = Imported("ai-toolkit", "lora" if process.get("network") else "full")
     flat = {name: value for name, value in flattened(process) if name not in ("datasets", "trigger_word")}
+    if not flat.get("train.min_snr_gamma"):
+        flat.pop("train.min_snr_gamma", None)
     own_rate_last = dict(sorted(flat.items(), key=lambda pair: pair[0] == "train.unet_lr"))
     found.apply(TABLE, own_rate_last, handled=_HANDLED)
     for index in range(1, len(processes) if isinstance(processes, list) else 1):
@@ -114,6 +130,16 @@ def _rest(found: Imported, flat: Mapping[str, Any], name: str) -> None:
         found.put("train.gradient_accumulation_steps", "memory.accumulation", passes)
     if switch(flat.get("train.ema_config.use_ema", False)):
         found.put("train.ema_config", "optimizer.ema_decay", float(flat.get("train.ema_config.ema_decay") or 0.99))
+    if str(flat.get("network.type") or "lora").lower() not in ("lora", "locon"):
+        found.leave("network.type", f"{flat['network.type']!r}: konomi trains a LoRA or LoCon in its place")
+    if "train.train_unet" in flat and not switch(flat["train.train_unet"]):
+        found.leave("train.train_unet", "konomi trains the denoiser in any case")
+    if switch(flat.get("train.disable_sampling", False)):
+        found.put("train.disable_sampling", "run.preview_every", 0)
+    if switch(flat.get("logging.use_wandb", False)):
+        found.put("logging.use_wandb", "run.trackers", ["wandb"])
+    if found.kind == "full" and switch(flat.get("train.train_text_encoder", False)):
+        found.put("train.train_text_encoder", "method.text_encoder", True)
     if flat.get("train.min_snr_gamma"):
         found.put("train.min_snr_gamma", "objective.weighting", "min_snr")
     if found.kind == "lora" and switch(flat.get("train.train_text_encoder", False)):
@@ -127,7 +153,8 @@ def _rest(found: Imported, flat: Mapping[str, Any], name: str) -> None:
 
 
 def _datasets(found: Imported, datasets: Any, trigger: str) -> None:
-    sources = []
+    sources: list[dict[str, Any]] = []
+    first: dict[str, Any] = {}
     for entry in datasets if isinstance(datasets, list) else ():
         if not isinstance(entry, Mapping) or not entry.get("folder_path"):
             continue
@@ -140,7 +167,11 @@ def _datasets(found: Imported, datasets: Any, trigger: str) -> None:
         if isinstance(entry.get("resolution"), list) and len(entry["resolution"]) > 1:
             found.leave("datasets.resolution", f"{entry['resolution']}: konomi trains one, the largest")
         handled = frozenset(("folder_path", "is_reg", "num_repeats", "default_caption"))
-        found.apply(_SET, entry, handled=handled)
+        differing = [name for name in entry if first and name in _SET and entry[name] != first.get(name)]
+        for name in differing:
+            found.leave(f"datasets.{name}", f"{entry[name]!r}: konomi has one for all sources, the first one's")
+        found.apply(_SET, entry if not first else {n: v for n, v in entry.items() if n not in _SET}, handled=handled)
+        first = first or dict(entry)
     if sources:
         found.data.setdefault("data", {})["sources"] = sources
         found.taken.append(f"datasets -> data.sources ({len(sources)})")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from konomi.config.foreign.table import (  # fmt: skip
+    ITSELF,
     OPTIMIZERS,
     PRECISIONS,
     SCHEDULES,
@@ -16,8 +17,6 @@ from konomi.config.foreign.table import (  # fmt: skip
     switch,
     whole,
 )
-
-ITSELF = Left("konomi sees to it by itself")
 
 
 def _timestep(value: Any) -> int:
@@ -63,8 +62,22 @@ TABLE: Table = {
     "dropout_probability": To("method.dropout", float),
     "embedding.token_count": To("method.vectors", whole),
     "embedding.initial_embedding_text": To("method.initial"),
-    **dict.fromkeys(("model_type", "latent_caching", "only_cache", "attention_mechanism", "weight_dtype"), ITSELF),
-    **dict.fromkeys(("aspect_ratio_bucketing", "train_device", "temp_device", "output_model_format"), ITSELF),
+    "vae.model_name": To("vae"),
+    "force_v_prediction": To("prediction", lambda value: "v_prediction" if switch(value) else "auto"),
+    "force_epsilon_prediction": To("prediction", lambda value: "epsilon" if switch(value) else "auto"),
+    "aspect_ratio_bucketing": To("data.buckets.kind", lambda value: "area" if switch(value) else "fixed"),
+    "latent_caching": To("data.cache.latents", lambda value: "disk" if switch(value) else "off"),
+    "output_model_format": To("save.format", one_of(safetensors="auto", diffusers="diffusers")),
+    "compile": To("memory.compile", switch),
+    "train_device": To("run.device"),
+    "tensorboard": To("run.trackers", lambda value: ["tensorboard"] if switch(value) else []),
+    "rolling_backup_count": To("run.keep_checkpoints", whole),
+    **dict.fromkeys(("model_type", "only_cache", "attention_mechanism", "weight_dtype", "temp_device"), ITSELF),
+    "text_encoder_layer_skip": Left("see text.clip_skip, for which 1 is the last layer"),
+    "preserve_embedding_norm": Left("see method.keep_norm"),
+    "workspace_dir": Left("everything lies in the run folder, run.output"),
+    "text_encoder_2.train": Left("method.text_rank is for both text encoders"),
+    "text_encoder_2.learning_rate": Left("both text encoders have one rate, optimizer.text_learning_rate"),
     "concept_file_name": Left("name the folders in data.sources"),
     "cache_dir": Left("konomi has a cache folder of its own, data.cache.folder"),
 }
@@ -89,7 +102,9 @@ def import_onetrainer(fields: Mapping[str, Any]) -> Imported:
     # The part's own rate counts where it is given, so it comes last.
     flat = dict(sorted(flat.items(), key=lambda pair: pair[0].endswith(".learning_rate")))
     handled = {"output_model_destination", "gradient_accumulation_steps", "ema", "optimizer.beta1", "optimizer.beta2",
-               "save_every", "save_every_unit", "text_encoder.train", "unet.train"}  # fmt: skip
+               "save_every", "save_every_unit", "text_encoder.train", "unet.train", "validation", "sample_after",
+               "sample_after_unit", "backup_after", "backup_after_unit", "validate_after", "validate_after_unit",
+               "mse_strength", "mae_strength", "huber_strength", "huber_delta"}  # fmt: skip
     if str(flat.get("ema", "OFF")).upper() == "OFF":
         handled.add("ema_decay")
     found.apply(TABLE, flat, handled=frozenset(handled))
@@ -112,6 +127,10 @@ def _rest(found: Imported, flat: Mapping[str, Any], kind: str) -> None:
         found.put("save_every", setting, whole(flat["save_every"]))
     elif "save_every" in flat:
         found.leave("save_every", "its unit is none that konomi has, steps or epochs")
+    _at_intervals(found, flat)
+    _loss(found, flat)
+    if kind == "full" and switch(flat.get("text_encoder.train", False)):
+        found.put("text_encoder.train", "method.text_encoder", True)
     if kind == "lora" and switch(flat.get("text_encoder.train", False)):
         found.put("text_encoder.train", "method.text_rank", whole(flat.get("lora_rank") or 16))
     if "unet.train" in flat and not switch(flat["unet.train"]):
@@ -120,18 +139,56 @@ def _rest(found: Imported, flat: Mapping[str, Any], kind: str) -> None:
         found.leave("output_model_destination", "the result lies in the run folder; name it with run.output, run.name")
 
 
+def _at_intervals(found: Imported, flat: Mapping[str, Any]) -> None:
+    for name, setting in (("sample_after", "run.preview_every"), ("backup_after", "run.checkpoint_every"),
+                          ("validate_after", "run.validate_every")):  # fmt: skip
+        wanted = name != "validate_after" or switch(flat.get("validation", False))
+        unit = str(flat.get(f"{name}_unit", "NEVER")).upper()
+        if not flat.get(name) or not wanted or unit == "NEVER":
+            continue
+        if unit == "STEP":
+            found.put(name, setting, whole(flat[name]))
+        else:
+            found.leave(name, f"{flat[name]!r} {unit.lower()}: {setting} is counted in steps")
+
+
+def _loss(found: Imported, flat: Mapping[str, Any]) -> None:
+    strengths = {loss: float(flat.get(f"{loss}_strength") or 0) for loss in ("mse", "mae", "huber")}
+    used = [loss for loss, strength in strengths.items() if strength]
+    if len(used) == 1:
+        found.put(f"{used[0]}_strength", "objective.loss", {"mae": "l1"}.get(used[0], used[0]))
+    elif used:
+        found.leave(", ".join(f"{loss}_strength" for loss in used), "konomi has one loss, objective.loss, no mixture")
+    if used == ["huber"] and flat.get("huber_delta"):
+        found.put("huber_delta", "objective.huber_delta", float(flat["huber_delta"]))
+
+
+_OF_CONCEPTS: Table = {
+    "image.enable_random_flip": To("data.images.flip", switch),
+    "text.enable_tag_shuffling": To("data.captions.shuffle", switch),
+    "text.tag_delimiter": To("data.captions.separator"),
+    "text.keep_tags_count": To("data.captions.keep_tokens", whole),
+}
+
+
 def _concepts(found: Imported, concepts: Any) -> None:
     sources = []
     for concept in concepts if isinstance(concepts, list) else ():
         if not isinstance(concept, Mapping) or not concept.get("path"):
+            continue
+        if concept.get("enabled") is False:
+            found.leave(f"concepts: {concept['path']}", "it is switched off")
             continue
         role = "prior" if "PRIOR" in str(concept.get("type", "")) else "train"
         source: dict[str, Any] = {"path": str(concept["path"]), "role": role}
         if str(concept.get("balancing_strategy", "REPEATS")) == "REPEATS" and concept.get("balancing"):
             source["repeats"] = max(1, round(float(concept["balancing"])))
         sources.append(source)
-        for name in concept:
-            if name not in ("path", "balancing", "balancing_strategy", "name", "type"):
+        own = ("path", "balancing", "balancing_strategy", "name", "type", "enabled", "seed")
+        for name, value in flattened({name: value for name, value in concept.items() if name not in own}):
+            if name in _OF_CONCEPTS:
+                found.apply(_OF_CONCEPTS, {name: value})
+            elif value not in (None, "", False):
                 found.leave(f"concepts.{name}", "look at data.captions and data.images")
     if sources:
         found.data.setdefault("data", {})["sources"] = sources

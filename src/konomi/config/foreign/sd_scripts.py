@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from konomi.config.foreign.table import (
+    ITSELF,
     OPTIMIZERS,
     PRECISIONS,
     SCHEDULES,
@@ -14,12 +15,12 @@ from konomi.config.foreign.table import (
     Left,
     Table,
     To,
+    one_of,
     switch,
     unless,
     whole,
 )
 
-ITSELF = Left("konomi sees to it by itself")
 ALWAYS = Left("konomi always does")
 
 
@@ -40,6 +41,13 @@ def _loss(value: Any) -> str:
         raise ValueError("konomi has l2, huber and l1")
     return names[value]
 
+
+_SAMPLERS = one_of(
+    ddim="ddim", pndm="pndm", lms="lms", k_lms="lms", euler="euler", k_euler="euler", euler_a="euler_a",
+    k_euler_a="euler_a", heun="heun", **{"dpmsolver++": "dpmpp_2m"},
+)  # fmt: skip
+_TRACKERS = one_of(tensorboard=["tensorboard"], wandb=["wandb"], all=["tensorboard", "wandb"])
+_FORMATS = one_of(safetensors="auto", diffusers="diffusers", diffusers_safetensors="diffusers")
 
 TABLE: Table = {
     "pretrained_model_name_or_path": To("base"),
@@ -92,24 +100,49 @@ TABLE: Table = {
     "network_weights": To("method.start"),
     "num_vectors_per_token": To("method.vectors", whole),
     "init_word": To("method.initial"),
-    **dict.fromkeys(("xformers", "sdpa", "mem_eff_attn", "lowram", "highvram", "torch_compile"), ITSELF),
-    **dict.fromkeys(("v2", "v_parameterization", "sdxl", "no_half_vae", "save_model_as", "dim_from_weights"), ITSELF),
+    "use_object_template": To("method.templates", lambda value: "object"),
+    "use_style_template": To("method.templates", lambda value: "style"),
+    "train_text_encoder": To("method.text_encoder", switch),
+    "learning_rate_te": To("optimizer.text_learning_rate", float),
+    "learning_rate_te1": To("optimizer.text_learning_rate", float),
+    "learning_rate_te2": Left("both text encoders have one rate, optimizer.text_learning_rate"),
+    "vae": To("vae"),
+    "v_parameterization": To("prediction", lambda value: "v_prediction"),
+    "weighted_captions": To("text.emphasis", switch),
+    "alpha_mask": To("data.images.alpha", lambda value: "mask"),
+    "torch_compile": To("memory.compile", switch),
+    "opt_channels_last": To("memory.channels_last", switch),
+    "sample_sampler": To("preview.sampler", _SAMPLERS),
+    "log_with": To("run.trackers", _TRACKERS),
+    "save_model_as": To("save.format", _FORMATS),
+    "max_resolution": To("data.resolution", _size),
+    "optimizer": To("optimizer.kind", OPTIMIZERS),
+    **dict.fromkeys(("xformers", "sdpa", "mem_eff_attn", "lowram", "highvram"), ITSELF),
+    **dict.fromkeys(("v2", "sdxl", "no_half_vae", "sample_at_first"), ITSELF),
     **dict.fromkeys(("caption_extension", "prior_loss", "persistent_data_loader_workers", "use_safetensors"), ITSELF),
     **dict.fromkeys(("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "vae_batch_size"), ITSELF),
     **dict.fromkeys(("cache_latents", "cache_latents_to_disk"), Left("konomi caches latents on disk by default")),
-    "save_state": ALWAYS,
+    **dict.fromkeys(("save_state", "save_state_on_train_end"), ALWAYS),
+    **dict.fromkeys(
+        ("save_last_n_epochs", "save_last_n_steps", "save_n_epoch_ratio"),
+        Left("konomi keeps every result that it saves"),
+    ),
+    **dict.fromkeys(
+        ("save_last_n_epochs_state", "save_last_n_steps_state"), Left("see run.keep_checkpoints, a number of states")
+    ),
+    "sample_every_n_epochs": Left("previews are counted in steps, see run.preview_every"),
+    "enable_wildcard": Left('konomi picks none of {a|b}; a line of several is data.captions.lines = "alternatives"'),
+    "conditioning_data_dir": Left("masks lie beside the images, as x-masklabel.png; see objective.masked"),
     "resume": Left("a state of sd-scripts cannot be resumed here; `konomi resume RUN` goes on with a run of konomi"),
     "sample_prompts": Left("name the prompts in preview.prompts, or draw the file: konomi generate --prompt-file"),
     "logging_dir": Left("the log lies in the run folder"),
-    "log_with": Left("TensorBoard is on by default; see run.trackers"),
-    "vae": Left("say it with konomi's own setting for another VAE, see `konomi train --help`"),
     "in_json": Left("give a metadata.jsonl or caption files beside the images"),
 }
 _HANDLED = frozenset((
     "train_data_dir", "reg_data_dir", "dataset_config", "output_dir", "train_batch_size",
     "gradient_accumulation_steps", "network_dim", "network_alpha", "network_module", "network_args",
     "network_train_unet_only", "network_train_text_encoder_only", "optimizer_args", "token_string", "enable_bucket",
-    "debiased_estimation_loss", "use_8bit_adam", "use_lion_optimizer",
+    "debiased_estimation_loss", "use_8bit_adam", "use_lion_optimizer", "dim_from_weights", "epoch",
 ))  # fmt: skip
 _NETWORK_ARGS: Table = {
     "conv_dim": To("method.conv_rank", whole),
@@ -119,11 +152,25 @@ _NETWORK_ARGS: Table = {
     "loraplus_lr_ratio": To("method.b_rate_ratio", float),
     "loraplus_unet_lr_ratio": To("method.b_rate_ratio", float),
     "dora_wd": To("method.dora", switch),
+    "algo": Left("konomi trains a LoRA (LoCon with conv_dim), whatever it says"),
 }
 _OPTIMIZER_ARGS: Table = {
     "weight_decay": To("optimizer.weight_decay", float),
     "betas": To("optimizer.betas", lambda value: [float(part) for part in str(value).strip("()[]").split(",")]),
+    "d_coef": Left("give it as optimizer.learning_rate, the factor of the step that prodigy finds"),
+    **dict.fromkeys(
+        ("relative_step", "scale_parameter", "warmup_init"), Left("konomi's adafactor takes its rate as it is")
+    ),
 }
+_NONE_IF_ZERO = ("min_snr_gamma", "max_timestep", "max_train_steps", "max_train_epochs")
+_OFF: Table = {
+    "masked_loss": To("objective.masked", switch),
+    "cache_latents": Left(
+        'konomi caches them in any case, which changes no result; data.cache.latents = "off" does not'
+    ),
+    "save_state": Left("konomi always keeps states to resume from, as many as run.keep_checkpoints says"),
+}
+"""What it means that something is off, where that is not what konomi does by itself."""
 
 
 def from_command(text: str) -> dict[str, Any]:
@@ -148,11 +195,14 @@ def import_sd_scripts(fields: Mapping[str, Any]) -> Imported:
     flat: dict[str, Any] = {}
     for name, value in fields.items():
         flat |= value if isinstance(value, Mapping) else {name: value}
-    # A flag that is off says the default, which is not konomi's to repeat.
-    flat = {name: value for name, value in flat.items() if value is not False or name == "enable_bucket"}
+    off = {name: value for name, value in flat.items() if value is False and name in _OFF}
+    # Any other flag that is off says what konomi does by itself.
+    flat = {name: value for name, value in flat.items() if value is not False}
+    flat = {name: value for name, value in flat.items() if value or name not in _NONE_IF_ZERO}
     kind = _method(flat, str(flat.pop("script", "")))
     found = Imported("sd-scripts", kind)
     found.apply(TABLE, {name: value for name, value in flat.items() if name != "unet_lr"}, handled=_HANDLED)
+    found.apply(_OFF, off)
     if "unet_lr" in flat:
         found.apply(TABLE, {"unet_lr": flat["unet_lr"]})
     _sources(found, flat)
@@ -168,9 +218,13 @@ def import_sd_scripts(fields: Mapping[str, Any]) -> Imported:
         found.put("min_snr_gamma", "objective.weighting", "min_snr")
     if "debiased_estimation_loss" in flat:
         found.put("debiased_estimation_loss", "objective.weighting", "debiased")
-    if flat.get("enable_bucket") is False:
-        found.put("enable_bucket", "data.buckets.kind", "fixed")
-    found.apply(_OPTIMIZER_ARGS, _pairs(flat.get("optimizer_args")))
+    if not flat.get("enable_bucket") and not flat.get("dataset_config"):
+        found.put("no enable_bucket", "data.buckets.kind", "fixed")
+    if flat.get("random_crop"):
+        # A crop that is cached is the same each time.
+        found.put("random_crop", "data.cache.latents", "off")
+    arguments = _pairs(flat.get("optimizer_args"))
+    found.apply(_OPTIMIZER_ARGS, {name: value for name, value in arguments.items() if value.lower() != "false"})
     return found
 
 
@@ -207,8 +261,12 @@ def _length(found: Imported, flat: Mapping[str, Any]) -> None:
     if passes > 1:
         found.put("gradient_accumulation_steps", "memory.accumulation", passes)
     run = found.data.get("run", {})
-    if run.get("epochs") and run.pop("steps", None):
-        found.leave("max_train_steps", "max_train_epochs counts where both are given, as in sd-scripts")
+    if run.get("epochs"):
+        found.drop("run.steps", "max_train_epochs counts where both are given, as in sd-scripts")
+    elif not run.get("steps") and flat.get("epoch"):  # The name in settings of its graphical surfaces.
+        found.put("epoch", "run.epochs", whole(flat["epoch"]))
+    elif not run.get("steps"):
+        found.put("no max_train_steps (sd-scripts' default)", "run.steps", 1600)
 
 
 def _network(found: Imported, flat: Mapping[str, Any]) -> None:
@@ -217,14 +275,22 @@ def _network(found: Imported, flat: Mapping[str, Any]) -> None:
         found.leave("network_module", f"{module!r}: konomi trains a LoRA or LoCon in its place")
     # Their defaults: width 4 and alpha 1, which is not konomi's.
     rank, alpha = whole(flat.get("network_dim") or 4), float(flat.get("network_alpha") or 1)
-    found.put("network_dim", "method.rank", rank)
-    found.put("network_alpha", "method.alpha", alpha)
-    if not switch(flat.get("network_train_unet_only", False)):
-        found.put("network_dim", "method.text_rank", rank)
-        found.put("network_alpha", "method.text_alpha", alpha)
+    text = not switch(flat.get("network_train_unet_only", False))
+    if not flat.get("dim_from_weights"):  # With it the file of network_weights decides, as method.start does.
+        found.put("network_dim", "method.rank", rank)
+        found.put("network_alpha", "method.alpha", alpha)
+        if text:
+            found.put("network_dim", "method.text_rank", rank)
+            found.put("network_alpha", "method.text_alpha", alpha)
+    if text and not flat.get("text_encoder_lr") and flat.get("learning_rate"):
+        # There, the text encoder has the same rate; here, half of it.
+        found.put("learning_rate", "optimizer.text_learning_rate", float(flat["learning_rate"]))
     if switch(flat.get("network_train_text_encoder_only", False)):
         found.leave("network_train_text_encoder_only", "konomi trains the denoiser in any case")
-    found.apply(_NETWORK_ARGS, _pairs(flat.get("network_args")))
+    arguments = _pairs(flat.get("network_args"))
+    found.apply(_NETWORK_ARGS, arguments)
+    if "conv_dim" in arguments and "conv_alpha" not in arguments:
+        found.put("no conv_alpha (sd-scripts' default)", "method.conv_alpha", 1.0)
 
 
 def _pairs(words: Any) -> dict[str, str]:

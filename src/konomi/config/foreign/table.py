@@ -26,6 +26,7 @@ class Left:
 
 
 Table = Mapping[str, To | Left]
+ITSELF = Left("konomi sees to it by itself")
 
 
 @dataclass(slots=True)
@@ -50,18 +51,39 @@ class Imported:
         here[last] = value
         self.taken.append(f"{name} -> {setting} = {value!r}")
 
+    def drop(self, setting: str, reason: str) -> bool:
+        """Take back what konomi cannot hold, or what it is part of; whether there was such a thing."""
+        *sections, last = setting.split(".")
+        if not sections or setting == "data.sources":
+            return False
+        here: Any = self.data
+        for section in sections:
+            here = here.get(section) if isinstance(here, dict) else None
+        if not isinstance(here, dict) or last not in here or isinstance(here[last], dict):
+            return self.drop(".".join(sections), reason)
+        del here[last]
+        names = [line.partition(" -> ")[0] for line in self.taken if f" -> {setting} = " in line]
+        self.taken = [line for line in self.taken if f" -> {setting} = " not in line]
+        self.leave(", ".join(dict.fromkeys(names)) or setting, reason)
+        return True
+
     def leave(self, name: str, reason: str) -> None:
         """Say why a field is not taken over."""
         self.left.append(f"{name}: {reason}")
 
     def apply(self, table: Table, fields: Mapping[str, Any], *, handled: frozenset[str] = frozenset()) -> None:
-        """Take over what the table knows, and name the rest; `handled` is what was seen to already."""
+        """Take over what the table knows, and name the rest; `handled` is what was seen to already.
+
+        Nothing is lost with a switch that is off where konomi decides by itself.
+        """
         for name, value in fields.items():
             if name in handled:
                 continue
             if value is None or value == "":
                 continue
             entry = table.get(name, Left(NO_SUCH))
+            if value is False and entry == ITSELF:
+                continue
             if isinstance(entry, Left):
                 self.leave(name, entry.reason)
                 continue
