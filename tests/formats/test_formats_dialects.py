@@ -190,6 +190,6 @@ def test_a_word_without_vectors_is_one_line(tmp_path: Path) -> None:
     for shape in ((), (0,), (2, 2, 2)):
         tensors = {"<t>": torch.ones(shape), "unet:0:up": torch.ones(1)}
         path = stored(tmp_path / "x.safetensors", tensors, **{"<t>": "<embed>"})
-        for read in (inspect_file, read_adapter):
-            with pytest.raises(FileFormatError, match="<t> is"):
-                read(path)
+        assert "<t> is" in inspect_file(path).problem
+        with pytest.raises(FileFormatError, match="<t> is"):
+            read_adapter(path)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
+from konomi.cli.main import main
 from konomi.errors import FileFormatError
 from konomi.formats import inspect_file, read_adapter, write_adapter
 from konomi.formats.layers import KNOWN_PARTS
@@ -219,3 +220,53 @@ def test_odd_tables_end_in_an_adapter_or_a_named_fault(table: dict[str, tuple[li
             assert read_adapter(Path(folder, "y.safetensors")).layers.keys() == adapter.layers.keys()
         except FileFormatError as error:
             assert "\n" not in str(error)
+
+
+def broken_lora(what: str) -> dict[str, Tensor]:
+    layer = "lora_unet_mid_block_attentions_0_proj_in"
+    tensors = {f"{layer}.lora_down.weight": torch.ones(4, 8), f"{layer}.lora_up.weight": torch.ones(8, 4)}
+    if what == "half":
+        del tensors[f"{layer}.lora_up.weight"]
+    elif what == "rank":
+        tensors[f"{layer}.lora_up.weight"] = torch.ones(8, 3)
+    elif what == "unknown":
+        tensors["lora_unet_no_such_place.lora_down.weight"] = torch.ones(4, 8)
+        tensors["lora_unet_no_such_place.lora_up.weight"] = torch.ones(8, 4)
+    elif what == "nan":
+        tensors[f"{layer}.lora_up.weight"] = torch.full((8, 4), float("nan"))
+    elif what == "flux":
+        tensors["lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"] = torch.ones(4, 8)
+        tensors["lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight"] = torch.ones(8, 4)
+    elif what == "nothing known":
+        tensors = {"some.thing": torch.ones(2)}
+    return tensors
+
+
+@pytest.mark.parametrize("what", ["half", "rank", "unknown", "nan", "flux", "nothing known"])
+def test_a_file_that_is_refused_is_reported_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    tensors, path = broken_lora(what), tmp_path / "x.safetensors"
+    save_file(tensors, path, {"ss_output_name": "mine", "ss_base_model_version": "sd_v1"})
+    with pytest.raises(FileFormatError) as caught:
+        read_adapter(path)
+    report = inspect_file(path)
+    assert report.problem.startswith(f"{path}: ")
+    if what not in ("flux", "nothing known"):
+        assert report.problem == str(caught.value) and report.family == "sd1"
+    assert report.num_tensors == len(tensors)
+    assert report.num_parameters == sum(tensor.numel() for tensor in tensors.values())
+    assert report.metadata["ss_output_name"] == "mine" and len(report.hashes["sha256"]) == 64
+    assert report.health.checked and bool(report.health.nonfinite) == (what == "nan")
+    assert main(["inspect", str(path)]) == 1
+    output = capsys.readouterr()
+    assert "problem" in output.out and output.err == f"{report.problem}\n"
+    assert main(["inspect", str(path), "--json"]) == 1
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["problem"] == entry["error"] == report.problem and entry["num_tensors"] == len(tensors)
+
+
+def test_a_sound_file_has_no_problem(tmp_path: Path) -> None:
+    save_file(broken_lora(""), tmp_path / "x.safetensors")
+    assert inspect_file(tmp_path / "x.safetensors").problem == ""
+    assert main(["inspect", str(tmp_path / "x.safetensors")]) == 0

@@ -39,10 +39,15 @@ def inspect(arguments: list[str]) -> int:
             entries.append({"path": str(path), "error": str(error)})
             continue
         entries.append({"path": str(path), **plain(report)})
+        if problem := getattr(report, "problem", ""):
+            failed = True
+            entries[-1]["error"] = problem
         if not options.json:
             from konomi.cli.report_view import print_file
 
             print_file(path, report, everything=options.all)
+        if problem:
+            print(translated(printable(problem)), file=sys.stderr)
     if options.json:
         print(json_text(entries))
     return 1 if failed else 0

@@ -13,6 +13,8 @@ _FEW = 3
 
 def verdict(report: "FileReport") -> Iterator[tuple[str, list[str]]]:
     """Label and lines: what it is, what calls it, where it works, whether it is sound, what else is to be known."""
+    if report.problem:
+        yield "problem", [report.problem.removeprefix(f"{report.path}: ")]
     yield "what", [_what(report)]
     if trigger := _trigger(report):
         yield "trigger", [trigger]

@@ -26,7 +26,16 @@ from konomi.formats.accounting import accounted, lines
 from konomi.formats.family import odd_context_layer
 from konomi.formats.layers import tensors_of
 from konomi.formats.recognition import stranger_of
-from konomi.formats.report import FileReport, adapter_report, named_tensors, other_report
+from konomi.formats.report import (
+    FileReport,
+    adapter_report,
+    named_tensors,
+    not_finite,
+    other_report,
+    other_width,
+    refused_report,
+    unknown_layers,
+)
 from konomi.formats.source import Parsed, Source, open_source
 from konomi.formats.writer import TARGETS, Content, Target, WriteOptions, Writer, content_of
 from konomi.storage.tensor_file import is_finite
@@ -93,10 +102,9 @@ def read_adapter(path: Path | str) -> Adapter:
         raise FileFormatError(f"{path}: holds no LoRA that konomi knows; it is a file of kind {report.kind!r}.")
     parsed = accounted(source, found.parse(source))
     if parsed.unknown:
-        more = f" and {len(parsed.unknown) - 1} more" if len(parsed.unknown) > 1 else ""
-        raise FileFormatError(f"{path}: {parsed.unknown[0]}{more}: konomi knows no such layer, so nothing was loaded.")
+        raise FileFormatError(unknown_layers(path, parsed.unknown))
     if odd := odd_context_layer(parsed.adapter.layers):
-        raise FileFormatError(f"{path}: {odd} reads text states of another width than the layers before it.")
+        raise FileFormatError(other_width(path, odd))
     _check_numbers(path, source, parsed.adapter)
     return replace(parsed.adapter, notes=lines(str(path), parsed))
 
@@ -151,13 +159,19 @@ def convert_adapter(source: Path | str, target: Path | str, to: Target | None = 
 def inspect_file(path: Path | str, *, check: bool = True) -> FileReport:
     """What a model or adapter file is. With `check`, its numbers and hashes too, which reads the whole file.
 
+    Where the file cannot be used, `problem` says why, and the report has what can be told all the same.
+
     Raises FileFormatError if it is no model file at all (a web page, a git-LFS pointer, cut short, hostile ...).
     """
     source = open_source(path)
     found = adapter_format(source)
     if found is None:
         return other_report(source, check=check)
-    return adapter_report(source, found.NAME, accounted(source, found.parse(source)), check=check)
+    try:
+        parsed = accounted(source, found.parse(source))
+    except FileFormatError as error:
+        return refused_report(source, found.NAME, str(error), check=check)
+    return adapter_report(source, found.NAME, parsed, check=check)
 
 
 def adapter_format(source: Source) -> AdapterFormat | None:
@@ -176,4 +190,4 @@ def _check_numbers(path: Path | str, source: Source, adapter: Adapter) -> None:
         return
     for name, tensor in named_tensors(source, adapter).items():
         if not is_finite(tensor):
-            raise FileFormatError(f"{path}: {name} holds NaN or infinity; the file is broken. Use another save of it.")
+            raise FileFormatError(not_finite(path, name))

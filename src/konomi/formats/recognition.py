@@ -45,6 +45,8 @@ class Recognised:
     notes: tuple[str, ...] = ()
     tensors: Callable[[], dict[str, Tensor]] = dict
     """Reads the tensors, named, for a look at their numbers."""
+    problem: str = ""
+    """Why nothing can be done with it, as the end of a sentence on the file."""
 
 
 def recognise(source: Source) -> Recognised:
@@ -79,7 +81,9 @@ def _table(source: Source) -> Recognised:
     shapes = source.shapes
     if what := stranger_of(source):
         kind, family = other_kind(shapes)[1], _other_family(source)
-        return Recognised(kind or "lora", "unknown", family, notes=(f"{what}.",), tensors=source.tensors)
+        return Recognised(
+            kind or "lora", "unknown", family, notes=(f"{what}.",), problem=f"{what}.", tensors=source.tensors
+        )
     if any(name.startswith("model.diffusion_model.") for name in shapes):
         return _ldm_checkpoint(source)
     if "conv_in.weight" in shapes and any(name.startswith("down_blocks.") for name in shapes):
@@ -94,9 +98,13 @@ def _table(source: Source) -> Recognised:
         return Recognised("text encoder", "transformers", tensors=source.tensors)
     if family := _other_family(source):
         note = f"is a model of {family}; konomi works with Stable Diffusion 1, 2 and XL."
-        return Recognised("model of another family", "checkpoint", family, notes=(note,), tensors=source.tensors)
+        return Recognised(
+            "model of another family", "checkpoint", family, notes=(note,), problem=note, tensors=source.tensors
+        )
     note = f"none of its {len(shapes)} names is known; the first is {next(iter(shapes), '(none)')}"
-    return Recognised("unknown tensors", str(source.kind.name).lower(), notes=(note,), tensors=source.tensors)
+    return Recognised(
+        "unknown tensors", str(source.kind.name).lower(), notes=(note,), problem=f"{note}.", tensors=source.tensors
+    )
 
 
 def _ldm_checkpoint(source: Source) -> Recognised:
@@ -140,7 +148,8 @@ def _folder(source: Source) -> Recognised:
     folder = source.path
     index = _json(folder / "model_index.json")
     if not index:
-        return Recognised("folder", "unknown", notes=("holds neither model_index.json nor adapter_config.json",))
+        note = "holds neither model_index.json nor adapter_config.json"
+        return Recognised("folder", "unknown", notes=(note,), problem=f"{note}.")
     components = {name: item for name, item in index.items() if isinstance(item, list) and item[:1] != [None]}
     unet = _json(folder / "unet" / "config.json")
     width = unet.get("cross_attention_dim")

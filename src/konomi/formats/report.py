@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from konomi.adapters.adapter import Adapter, LowRank
+from konomi.errors import FileFormatError
 from konomi.formats import hypernetwork
+from konomi.formats.family import family_by_metadata, odd_context_layer
 from konomi.formats.kohya_metadata import text
 from konomi.formats.layers import rank_of, tensors_of
 from konomi.formats.readers import Reading, checkpoint_readings, readings
 from konomi.formats.recognition import Recognised, recognise
-from konomi.formats.source import Parsed, Source
+from konomi.formats.source import PEFT_WEIGHTS, Parsed, Source, open_source
 from konomi.formats.writer import content_of
 from konomi.storage.hashing import sha256_file, short_hash
 from konomi.storage.sniff import FileKind
@@ -81,6 +84,8 @@ class FileReport:
     """Tensors that have no place in what the file is, for which reason it is not loaded."""
     ignored: dict[str, str] = field(default_factory=dict)
     """Name of a tensor, field or header entry that is not used where the file is loaded -> why."""
+    problem: str = ""
+    """Why the file cannot be used as it is; "" where it can."""
     notes: tuple[str, ...] = ()
     readers: tuple[Reading, ...] = ()
     """What ComfyUI, A1111 and diffusers make of it."""
@@ -120,9 +125,67 @@ def adapter_report(source: Source, format_name: str, parsed: Parsed, *, check: b
         health=_health(tensors, adapter) if check else Health(checked=False),
         unknown=parsed.unknown,
         ignored=dict(parsed.ignored),
+        problem=_problem_of(source, parsed, tensors) if check else _problem_of(source, parsed, {}),
         notes=(*notes, *parsed.notes),
         readers=readings(source, format_name, adapter),
     )
+
+
+def refused_report(source: Source, format_name: str, problem: str, *, check: bool) -> FileReport:
+    """Report of a file that its own format's reader refuses: everything that can be told without reading it as one."""
+    tensors = _stored_tensors(source) if check else {}
+    shapes = source.shapes or {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return FileReport(
+        path=str(source.path),
+        kind="unreadable",
+        format=format_name,
+        family=family_by_metadata(source.metadata),
+        name=source.name,
+        size_bytes=_size(source),
+        num_tensors=len(shapes),
+        num_parameters=sum(torch.Size(shape).numel() for shape in shapes.values()),
+        dtypes=_declared_dtypes(source) or _dtypes(tensors),
+        metadata=dict(source.metadata),
+        hashes=_hashes(source) if check else {},
+        health=_health(tensors, None) if check else Health(checked=False),
+        problem=problem,
+        notes=tuple(_hash_notes(source)) if check else (),
+    )
+
+
+def _stored_tensors(source: Source) -> dict[str, Tensor]:
+    """What lies in the file, of a PEFT folder in its weights; nothing where that cannot be read either."""
+    inside = next((path for name in PEFT_WEIGHTS if (path := source.path / name).is_file()), None)
+    try:
+        return source.tensors() if inside is None else open_source(inside, alone=True).tensors()
+    except FileFormatError:
+        return {}
+
+
+def _problem_of(source: Source, parsed: Parsed, tensors: Mapping[str, Tensor]) -> str:
+    """Why an adapter that was read is not loaded, in the words of `read_adapter`."""
+    if parsed.unknown:
+        return unknown_layers(source.path, parsed.unknown)
+    if odd := odd_context_layer(parsed.adapter.layers):
+        return other_width(source.path, odd)
+    broken = next((name for name, t in tensors.items() if name not in parsed.ignored and not is_finite(t)), "")
+    return not_finite(source.path, broken) if broken else ""
+
+
+def unknown_layers(path: Path | str, names: Sequence[str]) -> str:
+    """The sentence on names that have no place in the layers of any model."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{path}: {names[0]}{more}: konomi knows no such layer, so nothing was loaded."
+
+
+def other_width(path: Path | str, key: str) -> str:
+    """The sentence on a layer that cannot be of the same model as the others."""
+    return f"{path}: {key} reads text states of another width than the layers before it."
+
+
+def not_finite(path: Path | str, name: str) -> str:
+    """The sentence on a tensor without numbers."""
+    return f"{path}: {name} holds NaN or infinity; the file is broken. Use another save of it."
 
 
 def other_report(source: Source, *, check: bool) -> FileReport:
@@ -144,6 +207,7 @@ def other_report(source: Source, *, check: bool) -> FileReport:
         metadata=dict(source.metadata) | found.facts,
         hashes=_hashes(source) if check else {},
         health=_health(tensors, None) if check else Health(checked=False),
+        problem=f"{source.path}: {found.problem}" if found.problem else "",
         notes=(*found.notes, *(_hash_notes(source) if check else [])),
         readers=_model_readings(source, found),
     )

@@ -33,7 +33,7 @@ def inspect(path: str | Path) -> FileReport:
     try:
         base = load_base(path, needs_vae=False)
     except KonomiError as error:
-        return replace(report, notes=(*report.notes, f"no base for konomi: {error}"))
+        return replace(report, problem=report.problem or str(error))
     facts = {"prediction_type": prediction_word(base.prediction)}
     facts |= {"zero_terminal_snr": "true"} if base.zero_terminal_snr else {}
     return replace(report, metadata={**report.metadata, **facts}, notes=(*report.notes, *base.notes))
@@ -114,7 +114,7 @@ def check_new(target: Path) -> None:
 def _is_model(source: Path) -> bool:
     if (source / "model_index.json").is_file():
         return True
-    return inspect_file(source).kind in _MODEL_KINDS
+    return inspect_file(source, check=False).kind in _MODEL_KINDS
 
 
 def _convert_model(
