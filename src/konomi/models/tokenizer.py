@@ -32,6 +32,9 @@ class Vocabulary:
     tokens: dict[str, int]
     merges: tuple[tuple[str, str], ...]
 
+    def __hash__(self) -> int:
+        return hash((len(self.tokens), len(self.merges)))
+
     def to_json(self) -> dict[str, Any]:
         """For embedding in a single file's metadata."""
         return {"tokens": self.tokens, "merges": [" ".join(pair) for pair in self.merges]}
@@ -70,32 +73,9 @@ class Tokenizer:
         are padded with `!`, and in OpenCLIP, sd-scripts and the web UIs an exclamation mark is read as one.
         transformers takes the padding token out of the text instead, together with the spaces around it.
         """
-        from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
-        from tokenizers import Tokenizer as Pipeline
-
-        _check(vocabulary)
+        self._pipeline = _pipeline(vocabulary)
         if pad_token not in vocabulary.tokens:
             raise ModelError(f"the tokenizer's padding token {pad_token!r} is not in its vocabulary.")
-        self._pipeline = Pipeline(
-            models.BPE(
-                vocab=vocabulary.tokens,
-                merges=list(vocabulary.merges),
-                continuing_subword_prefix="",
-                end_of_word_suffix="</w>",
-                fuse_unk=False,
-                unk_token=END,
-            )
-        )
-        self._pipeline.normalizer = normalizers.Sequence(
-            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-        )
-        words = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
-        self._pipeline.pre_tokenizer = pre_tokenizers.Sequence(
-            [words, pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-        # Wherever these stand in a text, they are one token.
-        marks = [AddedToken(token, special=True, normalized=False) for token in (START, END)]
-        self._pipeline.add_special_tokens(marks)
         self.bos_token_id = self._id(START)
         self.eos_token_id = self._id(END)
         self.pad_token_id = self._id(pad_token)
@@ -112,9 +92,35 @@ class Tokenizer:
         return dict(self._pipeline.get_vocab())
 
     def _id(self, token: str) -> int:
-        number = self._pipeline.token_to_id(token)
+        number: int | None = self._pipeline.token_to_id(token)
         assert number is not None, token
         return number
+
+
+@lru_cache(maxsize=2)
+def _pipeline(vocabulary: Vocabulary) -> Any:
+    """The `tokenizers` package's own, checked first: a tenth of a second, so all of one vocabulary share it."""
+    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    _check(vocabulary)
+    pipeline = Tokenizer(
+        models.BPE(
+            vocab=vocabulary.tokens,
+            merges=list(vocabulary.merges),
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            fuse_unk=False,
+            unk_token=END,
+        )
+    )
+    pipeline.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+    pipeline.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    # Wherever these stand in a text, they are one token.
+    pipeline.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (START, END)])
+    return pipeline
 
 
 def _encodable(text: str) -> str:
@@ -160,20 +166,34 @@ def read_vocabulary(folder: Path) -> tuple[Vocabulary, str]:
     try:
         pad = _pad_token(folder)
         if (folder / "vocab.json").is_file():
-            tokens = parse_json((folder / "vocab.json").read_text(encoding="utf-8"))
-            lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-            merges = tuple(_pair(line) for line in lines if line and not line.startswith("#version"))
+            vocabulary = _of_two_files((folder / "vocab.json").read_bytes(), (folder / "merges.txt").read_bytes())
         else:
-            model = parse_json((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-            tokens = model["vocab"]
-            merges = tuple(_pair(entry) for entry in model["merges"])
+            vocabulary = _of_one_file((folder / "tokenizer.json").read_bytes())
     except FileNotFoundError as error:
         raise ModelError(f"{folder}: the tokenizer lacks {Path(error.filename).name}.") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise ModelError(f"{folder}: the tokenizer's files are damaged ({str(error)[:200]}).") from error
+    return vocabulary, pad
+
+
+# By content: a run reads the same 1.5 MB several times, for both text encoders of SDXL and for its fingerprint.
+@lru_cache(maxsize=2)
+def _of_two_files(vocabulary: bytes, merges: bytes) -> Vocabulary:
+    lines = merges.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    pairs = tuple(_pair(line) for line in lines if line and not line.startswith("#version"))
+    return Vocabulary(_numbered(parse_json(vocabulary.decode("utf-8"))), pairs)
+
+
+@lru_cache(maxsize=2)
+def _of_one_file(content: bytes) -> Vocabulary:
+    model = parse_json(content.decode("utf-8"))["model"]
+    return Vocabulary(_numbered(model["vocab"]), tuple(_pair(entry) for entry in model["merges"]))
+
+
+def _numbered(tokens: Any) -> dict[str, int]:
     if not isinstance(tokens, dict) or not all(type(number) is int for number in tokens.values()):
-        raise ModelError(f"{folder}: the tokenizer's vocabulary is not a table of token numbers.")
-    return Vocabulary(tokens, merges), pad
+        raise ValueError("the vocabulary is not a table of token numbers")
+    return tokens
 
 
 def _pair(entry: str | list[str]) -> tuple[str, str]:

@@ -3,7 +3,16 @@
 import pytest
 
 from konomi.errors import ModelError
-from konomi.models.tokenizer import END, START, Tokenizer, Vocabulary, build_tokenizer, clip_vocabulary
+from konomi.models.tokenizer import (
+    END,
+    START,
+    Tokenizer,
+    Vocabulary,
+    build_tokenizer,
+    clip_vocabulary,
+    read_vocabulary,
+    write_tokenizer,
+)
 
 TEXTS = [
     "a photo of a cat", "", " ", "It's 1999!  we've", "東京 café, naïve", "cafe\u0301", "(masterpiece:1.2), <lora:x:1>",
@@ -58,3 +67,19 @@ def test_a_padding_token_outside_the_vocabulary_is_refused():
 def test_a_broken_vocabulary_is_refused(tokens, merges, message):
     with pytest.raises(ModelError, match=message.replace("|", r"\|")):
         Tokenizer(Vocabulary(tokens, merges))
+
+
+def test_a_folder_is_parsed_once_and_again_when_it_has_changed(tmp_path):
+    small = Vocabulary({"a": 0, "b</w>": 1, "ab</w>": 2, START: 3, END: 4}, (("a", "b</w>"),))
+    write_tokenizer(tmp_path / "tokenizer", small, pad_token="a")
+    first, pad = read_vocabulary(tmp_path / "tokenizer")
+    assert (first, pad) == (small, "a")
+    assert read_vocabulary(tmp_path / "tokenizer")[0] is first
+    renamed = (
+        (tmp_path / "tokenizer" / "vocab.json")
+        .read_text()
+        .replace('"b</w>": 1, "ab</w>": 2', '"b</w>": 2, "ab</w>": 1')
+    )
+    (tmp_path / "tokenizer" / "vocab.json").write_text(renamed)
+    second, _ = read_vocabulary(tmp_path / "tokenizer")
+    assert [Tokenizer(one).ids("AB") for one in (first, second)] == [[2], [1]]
