@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from konomi.adapters.delta import bias_delta, delta
@@ -138,3 +140,52 @@ def test_wrong_types_and_numbers_are_one_line(tmp_path: Path, changes: dict[str,
     with pytest.raises(FileFormatError, match=r"adapter_config\.json") as caught:
         read_adapter(config(tmp_path, **changes))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "loads"),
+    [
+        ({}, "", True),
+        ({"r": 4}, "rank 4 for attn1.to_q, the tensors have 2: read with the tensors' rank, at the scale 2.5", False),
+        ({"rank_pattern": {"to_q": 3}}, "rank 3 for attn1.to_q, the tensors have 2", False),
+        ({"rank_pattern": {r"attn\d\.to_[qk]": 3}}, "rank 3 for attn1.to_q, the tensors have 2", False),
+        ({"r": 4, "rank_pattern": {"to_q": 2}}, "", True),
+        ({"rank_pattern": {"to_x": 3}}, "rank_pattern 'to_x' is the name of no layer here", True),
+        ({"alpha_pattern": {"to_x": 3, "to_y": 3}}, "alpha_pattern 'to_x' and 1 more: is the name of no layer", True),
+    ],
+)
+def test_settings_that_contradict_the_tensors_are_said(
+    tmp_path: Path, changes: dict[str, Any], said: str, loads: bool
+) -> None:
+    base, weight, _ = trained(tmp_path)
+    folder = config(tmp_path, **changes)
+    adapter, module = read_adapter(folder), base.attn1["to_q"]
+    assert [said in note for note in adapter.notes] == ([True] if said else [])
+    # PEFT judges which of them it does not load; what is read is what the file was.
+    torch.testing.assert_close(module.weight + delta(adapter.layers[KEY], module.weight), weight, rtol=1e-5, atol=2e-6)
+    untouched = Model()
+    if loads:
+        with pytest.warns(RuntimeWarning, match="did not match any") if said else nullcontext():
+            PeftModel.from_pretrained(untouched, str(folder))
+    else:
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            PeftModel.from_pretrained(untouched, str(folder))
+
+
+@pytest.mark.parametrize("changes", [{"r": "four"}, {"r": True}, {"rank_pattern": [1]}, {"rank_pattern": {"a": "b"}},
+                                     {"rank_pattern": {"(?=a)": 1}},
+                                     {"rank_pattern": {f"{i}.*": 1 for i in range(2001)}}])  # fmt: skip
+def test_ranks_that_say_nothing_are_named_and_nothing_depends_on_them(tmp_path: Path, changes: dict[str, Any]) -> None:
+    trained(tmp_path)
+    (note,) = read_adapter(config(tmp_path, **changes)).notes
+    assert next(iter(changes)) in note and len(note) < 400
+
+
+def test_ranks_in_the_metadata_of_diffusers_are_compared_too(tmp_path: Path) -> None:
+    tensors = {
+        f"unet.attn1.to_q.lora_{half}.weight": torch.ones(*shape) for half, shape in (("A", (2, 4)), ("B", (4, 2)))
+    }
+    for rank, number in ((2, 0), (8, 1)):
+        settings = json.dumps({"unet.r": rank, "unet.lora_alpha": 2})
+        save_file(tensors, tmp_path / "x.safetensors", {"format": "pt", "lora_adapter_metadata": settings})
+        assert len(read_adapter(tmp_path / "x.safetensors").notes) == number

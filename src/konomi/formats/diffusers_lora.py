@@ -64,6 +64,7 @@ def parse(source: Source) -> Parsed:
             continue
         halves.setdefault(_key(match), {})[_role(match)] = tensor
     settings = _settings(source)
+    ranks: dict[str, dict[str, int]] = {part: {} for part in settings}
     layers: dict[str, LayerUpdate] = {}
     for key, parts in halves.items():
         magnitude = parts.pop("dora_scale", None)
@@ -77,10 +78,14 @@ def parse(source: Source) -> Parsed:
         part, _, path = key.partition(".")
         if part in settings and "alpha" not in parts:
             alpha = settings[part].alpha_of(path, layer.down.shape[0])
+        if part in settings:
+            ranks[part][path] = layer.down.shape[0]
         layers[key] = layer_from_peft(layer, magnitude, alpha)
     metadata = {name: value for name, value in source.metadata.items() if name not in ("format", _SETTINGS)}
     adapter = Adapter(layers, {}, metadata, "", source.name)
-    return Parsed(named(adapter), tuple(sorted(unknown)), used=frozenset([*source.shapes, f"{METADATA}{_SETTINGS}"]))
+    notes = tuple(note for part, config in settings.items() for note in config.contradictions(ranks[part]))
+    used = frozenset([*source.shapes, f"{METADATA}{_SETTINGS}"])
+    return Parsed(named(adapter), tuple(sorted(unknown)), notes=notes, used=used)
 
 
 def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,9 @@ class PeftConfig:
     """`init_lora_weights`, where it took something off the base: the tensors fit what was left of it."""
     ignored: Mapping[str, str] = field(default_factory=dict)
     """Fields without effect here -> why."""
+    rank: int | None = None
+    """`r`, where it is said; tensors tell the rank of each layer all the same."""
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
 
     def alpha_of(self, path: str, rank: int) -> float:
         """Numerator of the scale over the rank; PEFT's pattern is a regular expression over the end of the path."""
@@ -73,16 +76,65 @@ class PeftConfig:
                 ) from error
         return alpha * math.sqrt(rank) if self.use_rslora else alpha
 
+    def contradictions(self, ranks: Mapping[str, int]) -> tuple[str, ...]:
+        """A sentence where `r` and `rank_pattern` are not the tensors' ranks, which PEFT does not load, and one where a
+        pattern means no layer. `ranks`: module path -> the tensors'."""
+        if _too_many(self.rank_pattern, ranks):
+            return (f"rank_pattern has {len(self.rank_pattern)} patterns, too many to compare with the tensors.",)
+        try:
+            wrong = {path: said for path, rank in ranks.items() if (said := self._said_rank(path)) not in (None, rank)}
+            idle = [
+                f"{name} {pattern!r}"
+                for name, table in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern))
+                for pattern in table
+                if not any(matches(pattern, path) for path in ranks)
+            ]
+        except PatternError as error:
+            return (f"rank_pattern cannot be compared with the tensors: a pattern of it {error}.",)
+        found = []
+        if wrong:
+            path, said = next(iter(wrong.items()))
+            others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            scale = self.alpha_of(path, ranks[path]) / ranks[path]
+            found.append(
+                f"the settings say rank {said} for {path}{others}, the tensors have {ranks[path]}: read with the "
+                f"tensors' rank, at the scale {scale:g}. PEFT does not load it; mend r or rank_pattern."
+            )
+        found += [f"{_first(idle)} is the name of no layer here, so it changes nothing."] if idle else []
+        return tuple(found)
+
+    def _said_rank(self, path: str) -> int | None:
+        return next((rank for pattern, rank in self.rank_pattern.items() if matches(pattern, path)), self.rank)
+
     def check_patterns(self, paths: Collection[str]) -> None:
         """Raises FileFormatError where matching all patterns with all paths would take for ever."""
-        cost = sum(map(len, self.alpha_pattern)) * sum(map(len, paths))
-        real = sum(1 for pattern in self.alpha_pattern if set(pattern) & SIGNS)
-        too_many = real > _MOST_PATTERNS or (real and cost > _MOST_STEPS)
-        if len(self.alpha_pattern) * len(paths) > _MOST_NAMES or too_many:
+        if _too_many(self.alpha_pattern, paths):
             raise FileFormatError(
                 f"{self.where}: alpha_pattern has {len(self.alpha_pattern)} patterns for {len(paths)} layers, too much "
                 "to match. Write module paths instead."
             )
+
+
+def _too_many(patterns: Collection[str], paths: Collection[str]) -> bool:
+    cost = sum(map(len, patterns)) * sum(map(len, paths))
+    real = sum(1 for pattern in patterns if set(pattern) & SIGNS)
+    too_many = real > _MOST_PATTERNS or (real > 0 and cost > _MOST_STEPS)
+    return len(patterns) * len(paths) > _MOST_NAMES or too_many
+
+
+def _first(names: Sequence[str]) -> str:
+    return names[0][:120] if len(names) == 1 else f"{names[0][:120]} and {len(names) - 1} more:"
+
+
+def _ranks(table: Mapping[str, Any]) -> tuple[int | None, dict[str, int], dict[str, str]]:
+    """`r`, `rank_pattern`, and which of them are of a wrong type, with the reason: nothing depends on them."""
+    rank, pattern = table.get("r"), table.get("rank_pattern") or {}
+    wrong = {}
+    if not isinstance(rank, int | None) or isinstance(rank, bool):
+        rank, wrong["r"] = None, "it is no whole number; the tensors tell the rank"
+    if not isinstance(pattern, dict) or not all(type(value) is int for value in pattern.values()):
+        pattern, wrong["rank_pattern"] = {}, "it is no table of whole numbers; the tensors tell the rank"
+    return rank, pattern, wrong
 
 
 def read_config(table: Mapping[str, Any], where: str) -> PeftConfig:
@@ -112,13 +164,21 @@ def read_config(table: Mapping[str, Any], where: str) -> PeftConfig:
             raise FileFormatError(f"{where}: {name} is {str(table[name])[:40]!r}; true or false is wanted.")
     init = table.get("init_lora_weights")
     init = init if isinstance(init, str) and init.lower().startswith(SUBTRACTED) else ""
-    ignored = {
+    rank, rank_pattern, wrong = _ranks(table)
+    ignored = wrong | {
         name: "a setting that konomi does not know"
         for name, value in table.items()
         if value and name not in _TRAINING_ONLY and name not in _CHANGING
     }
     return PeftConfig(
-        None if alpha is None else float(alpha), pattern, bool(table.get("use_rslora")), where, init, ignored
+        None if alpha is None else float(alpha),
+        pattern,
+        bool(table.get("use_rslora")),
+        where,
+        init,
+        ignored,
+        rank,
+        rank_pattern,
     )
 
 

@@ -200,6 +200,7 @@ def _read_weights(source: Source, part: str, config: PeftConfig) -> Parsed:
     config.check_patterns(halves)
     part = part or _part_of(source.path.parent, halves)
     layers: dict[str, LayerUpdate] = {}
+    ranks: dict[str, int] = {}
     whole = part
     for module, parts in halves.items():
         magnitude = parts.pop("dora_scale", None)
@@ -216,7 +217,9 @@ def _read_weights(source: Source, part: str, config: PeftConfig) -> Parsed:
             canonical = f"{part}.{inner}"
         alpha = config.alpha_of(module, layer.down.shape[0])
         layers[canonical] = layer_from_peft(layer, magnitude, alpha)
-    return Parsed(Adapter(layers), tuple(unknown), prefixed(config.ignored, CONFIG), used=frozenset(tensors))
+        ranks[module] = layer.down.shape[0]
+    notes = config.contradictions(ranks)
+    return Parsed(Adapter(layers), tuple(unknown), prefixed(config.ignored, CONFIG), notes, used=frozenset(tensors))
 
 
 def _part_of(folder: Path, paths: Iterable[str]) -> str:
