@@ -1,4 +1,9 @@
-"""Small random bases and examples that every method is held against."""
+"""Small random bases and examples that every method is held against.
+
+`KONOMI_TEST_DEVICE=cuda` puts the bases of `test_contracts_methods.py` on a card (bench/gpu does).
+"""
+
+import os
 
 import pytest
 import torch
@@ -9,6 +14,7 @@ from konomi.data.batch import Batch, Examples, Latents
 from konomi.methods import METHODS
 
 FAMILIES = ["sd1", "sd2", "sdxl"]
+DEVICE = torch.device(os.environ.get("KONOMI_TEST_DEVICE", "cpu"))
 METHOD_KINDS = [method.config_type().kind for method in METHODS]
 
 
@@ -30,6 +36,12 @@ def make_recipe(config, **optimizer):
     )
 
 
+if DEVICE.type == "cuda":
+    # The same bits twice, as on a CPU; without TF32.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
 class FixedStream:
     """The same two examples in every step."""
 
@@ -46,6 +58,7 @@ class FixedStream:
 @pytest.fixture
 def kit():
     class Kit:
+        device = DEVICE
         examples = staticmethod(make_examples)
         recipe = staticmethod(make_recipe)
         stream = FixedStream
@@ -63,7 +76,7 @@ def kit():
             from konomi.models.scratch import random_base
 
             base = random_base(family, **options)
-            base.place("cpu", torch.float32)
+            base.place(DEVICE, torch.float32)
             return base
 
     return Kit

@@ -45,7 +45,8 @@ def answer(base, kit):
     examples = kit.examples(seed=9)
     conditioning = base.with_sizes(base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes)
     with torch.no_grad():
-        return base.predict(examples.latents.mean, torch.tensor([500, 20]), conditioning)
+        latents, timesteps = examples.latents.mean.to(base.device), torch.tensor([500, 20], device=base.device)
+        return base.predict(latents, timesteps, conditioning)
 
 
 def start(kit, family, kind, *, seed=0, total=4, **optimizer):
@@ -53,7 +54,7 @@ def start(kit, family, kind, *, seed=0, total=4, **optimizer):
     method_type = kit.method_type(kind)
     recipe = kit.recipe(method_type.config_type(), **optimizer)
     method = method_type(base, recipe)
-    trainer = Trainer(method.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=total)
+    trainer = Trainer(method.plan(), recipe, processes=Processes(0, 1, kit.device), total_steps=total)
     return base, method, trainer
 
 
