@@ -112,6 +112,33 @@ def test_a_longer_run_says_that_its_schedule_moves_and_can_keep_it(make_recipe, 
     assert set(rates(konomi.resume(tmp_path / "kept", steps=9)).values()) == {rates(first)[4]}
 
 
+@pytest.mark.slow
+def test_a_longer_run_says_that_a_phase_moves_and_can_keep_it(make_recipe, tmp_path):
+    """The word of pivotal tuning takes a share of the run."""
+    options = {
+        "method": "pivotal",
+        "overrides": ["method.word_steps=0.5", "run.checkpoint_every=1", "run.preview_every=0"],
+    }
+
+    def stopped_at(step, folder):
+        for event in (events := konomi.train(make_recipe(folder, steps=4, **options))):
+            if isinstance(event, Step) and event.step == step:
+                events.close()
+                break
+
+    stopped_at(2, tmp_path / "word")  # Its checkpoint would come after the event: the newest is that of step 1.
+    shutil.copytree(tmp_path / "word", tmp_path / "kept")
+    (note,) = notes(list(konomi.resume(tmp_path / "word", steps=8)))
+    assert note == (
+        "with 8 steps in place of 4 the phase 'word' ends after step 4, and was to end after step 2. "
+        "--keep-schedule keeps it."
+    )
+    assert notes(list(konomi.resume(tmp_path / "kept", steps=8, keep_schedule=True))) == []
+    # A phase that is over stays as it was.
+    stopped_at(4, tmp_path / "lora")
+    assert notes(list(konomi.resume(tmp_path / "lora", steps=8))) == []
+
+
 def test_a_constant_rate_does_not_move(make_recipe, tmp_path):
     list(konomi.train(make_recipe(tmp_path / "run", steps=1)))
     assert notes(list(konomi.resume(tmp_path / "run", steps=2))) == []

@@ -1,8 +1,10 @@
 """Whether what is resumed is the run that was stopped: what it is made of, and what another length does to it."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from konomi.methods.method import Phase
 from konomi.tasks.preparing import Job, place
 from konomi.training.checkpoint import Checkpoint
 from konomi.training.identity import run_identity
@@ -16,14 +18,35 @@ def schedule_steps(job: Job) -> int:
 
 def with_schedule(job: Job, checkpoint: Checkpoint, *, keep: bool) -> tuple[Job, str]:
     """The job with the schedule that the run had, if that is to be kept; else what another length does to it."""
-    then = checkpoint.run.get("schedule_steps")
+    then = _schedule_then(checkpoint)
     optimizer, done = job.recipe.optimizer, checkpoint.state.numbers["step"]
     now = schedule_length(optimizer, job.total_steps)
-    if type(then) is not int or not 0 < then < 2**53 or then == now:
+    if then is None or then == now:
         return job, ""
     if keep:
         return replace(job, recipe=replace(job.recipe, optimizer=replace(optimizer, schedule_steps=then))), ""
     return job, moved_schedule(optimizer, done, then, now)
+
+
+def moved_phases(phases: Sequence[Phase], checkpoint: Checkpoint, now: int) -> Iterator[str]:
+    """What another length does to phases that are a share of the run: those that have not ended, but for the last.
+
+    `now`: the schedule's length in steps.
+    """
+    then = _schedule_then(checkpoint)
+    for index in range(checkpoint.state.numbers["phase"], len(phases) - 1):
+        was, will = (sum(phase.length(length) for phase in phases[: index + 1]) for length in (then or now, now))
+        if was != will:
+            yield (
+                f"with {now} steps in place of {then} the phase {phases[index].name!r} ends after step {will}, and was "
+                f"to end after step {was}. --keep-schedule keeps it."
+            )
+
+
+def _schedule_then(checkpoint: Checkpoint) -> int | None:
+    """The schedule's length when the checkpoint was written; None where it does not say so."""
+    then = checkpoint.run.get("schedule_steps")
+    return then if type(then) is int and 0 < then < 2**53 else None
 
 
 def most_bytes(job: Job) -> float:

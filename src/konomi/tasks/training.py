@@ -37,7 +37,7 @@ from konomi.tasks.run_folder import (
     was_validated,
     write_inputs,
 )
-from konomi.tasks.same_run import identity_of, most_bytes, schedule_steps, with_schedule
+from konomi.tasks.same_run import identity_of, most_bytes, moved_phases, schedule_steps, with_schedule
 from konomi.tasks.saving import When, check_way_is_free, result_path, save_result, saves_due, stem_of
 from konomi.training.checkpoint import MARGIN, Checkpoint, newest_good, write_checkpoint
 from konomi.training.events import Checkpointed, Event, Finished, Previewed, Saved, Started, Step, Validated, Warned
@@ -179,6 +179,7 @@ def _loop(
     if checkpoint is not None:
         trainer.restore(checkpoint.state)
         work.checkpoint = checkpoint.path
+        yield from (Warned(note) for note in moved_phases(phases, checkpoint, schedule_steps(job)))
     work.trainer = trainer
     work.check_space()
     work.modules = tuple(module for phase in phases for module in phase.modules)

@@ -6,8 +6,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from konomi.config.sections import CaptionConfig, DataConfig, SourceConfig
@@ -222,6 +223,30 @@ def test_heic_is_read_where_its_package_is_installed(tmp_path: Path) -> None:
     pixels = read_image(manifest.records[0].locator).pixels
     assert abs(pixels.astype(int) - [200, 40, 30]).max() < 8
     assert "HEIC" in manifest.excluded[0].reason
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_phones_heic_is_turned_once(tmp_path: Path, orientation: int) -> None:
+    """Phones write the rotation twice, in EXIF and as the container's own (irot, imir), which the reader applies."""
+    pytest.importorskip("pillow_heif")
+    assert heif_format() == "HEIF"
+    lying = Image.new("RGB", (64, 32), "white")
+    lying.paste((255, 0, 0), (0, 0, 16, 8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data, upright = io.BytesIO(), io.BytesIO()
+    lying.save(data, "HEIF", exif=exif.tobytes(), quality=95)
+    lying.save(upright, "PNG", exif=exif)
+    content = data.getvalue()
+    tiff = content[content.rindex(b"Exif\0\0") + 6 :]
+    written = int.from_bytes(tiff[18:20], "big" if tiff.startswith(b"MM") else "little")
+    assert (b"irot" in content or b"imir" in content) == (orientation > 1) and written == orientation
+    write(tmp_path, {"phone.heic": content})
+    (record,) = scanned(tmp_path, trigger="sks").records
+    pixels = read_image(record.locator).pixels
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(upright)))
+    assert (record.width, record.height) == (expected.shape[1], expected.shape[0])
+    assert abs(pixels.astype(int) - expected).mean() < 6
 
 
 def test_without_the_package_the_message_names_the_extra(tmp_path: Path, without_heif: None) -> None:
