@@ -138,7 +138,7 @@ def test_diffusers_folders(tmp_path: Path) -> None:
     (tmp_path / "scheduler").mkdir()
     index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet"], "safety_checker": [None, None]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    (tmp_path / "unet" / "config.json").write_text('{"cross_attention_dim": 1024, "in_channels": 9}')
+    (tmp_path / "unet" / "config.json").write_text('{"use_linear_projection": true, "in_channels": 9}')
     (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
     save_file({"a": ones(2), "b": ones(3) * float("inf")}, tmp_path / "unet" / "model.safetensors")
     report = inspect_file(tmp_path)

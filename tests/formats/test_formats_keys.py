@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from konomi.formats.kohya_keys import is_norm, key_of, layout_of, name_of
-from konomi.formats.ldm_keys import SD1_LAYOUT, SDXL_LAYOUT
+from konomi.formats.ldm_keys import published_layout
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 UNETS = {
@@ -67,7 +67,7 @@ def test_sdxl_is_written_with_the_original_names_and_read_in_both() -> None:
     assert len(written) == 1050
     assert all(name.removeprefix("lora_unet_").startswith(LDM_STARTS) for name in written)
     assert {name: key_of(name) for name in written} == written
-    assert layout_of(written) == SDXL_LAYOUT
+    assert layout_of(written) == published_layout("sdxl")
 
 
 LDM_STARTS = ("input_blocks_", "middle_block_", "output_blocks_", "time_embed_", "label_emb_", "out_")
@@ -75,10 +75,10 @@ LDM_STARTS = ("input_blocks_", "middle_block_", "output_blocks_", "time_embed_",
 
 def test_original_names_of_sd1_are_read_too() -> None:
     keys = [f"denoiser.{path}" for path in unet_modules("sd1")]
-    names = {name_of(key, "sdxl", SD1_LAYOUT): key for key in keys}
-    assert layout_of(names) == SD1_LAYOUT
-    assert {name: key_of(name, SD1_LAYOUT) for name in names} == names
-    assert layout_of(name for name in names if "attn" in name) == SD1_LAYOUT
+    names = {name_of(key, "sdxl", published_layout("sd1")): key for key in keys}
+    assert layout_of(names) == published_layout("sd1")
+    assert {name: key_of(name, published_layout("sd1")) for name in names} == names
+    assert layout_of(name for name in names if "attn" in name) == published_layout("sd1")
 
 
 def test_original_names_equal_the_measured_map() -> None:

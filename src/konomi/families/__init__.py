@@ -34,6 +34,22 @@ def known_family(name: str) -> Family | None:
     return next((family for family in FAMILIES if family.name == name), None)
 
 
+def title_of(name: str) -> str:
+    """What to call a family in a message, by its name; "" for a name that is none."""
+    family = known_family(name)
+    return "" if family is None else family.title
+
+
+def titles(last: str) -> str:
+    """All families in a sentence, `last` before the last of them: `Stable Diffusion 1, 2 and XL`."""
+    said, before = [], ""
+    for family in FAMILIES:
+        kind, _, version = family.title.rpartition(" ")
+        said.append(version if kind == before else family.title)
+        before = kind
+    return f"{', '.join(said[:-1])} {last} {said[-1]}"
+
+
 def published_config(family: Family, folder: str) -> dict[str, Any]:
     """The published config of a part, by its folder in a diffusers folder, or of the `scheduler`."""
     config: dict[str, Any] = parse_json(_config_text(family.name, folder))

@@ -18,6 +18,7 @@ PATH_WORDS = frozenset((
     "layer_norm1", "layer_norm2", "final_layer_norm", "embeddings", "token_embedding", "position_embedding",
     "text_projection",
 ))  # fmt: skip
+INNER_LAYERS = re.compile(r".*(_proj|\.fc1)")
 SMALL = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -47,6 +48,7 @@ def clip_vit_l(
         width=768,
         selectors=SELECTORS,
         path_words=PATH_WORDS,
+        inner_layers=INNER_LAYERS,
         file_prefix=file_prefix,
         layer=layer,
         final_norm=final_norm,

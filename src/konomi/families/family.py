@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from re import Pattern
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from konomi.errors import ModelError
 
@@ -38,6 +38,8 @@ class DenoiserSpec:
     """diffusers' class."""
     file_prefix: str
     """What its tensors' names start with in a single file."""
+    file_layout: Literal["ldm", "diffusers"]
+    """How the single file names them: as the original code, or as diffusers."""
     selectors: Selectors
     path_words: frozenset[str]
     """The names that its modules' paths are made of, numbers aside: kohya's keys have `_` in place of the dots between
@@ -80,6 +82,8 @@ class TextEncoderSpec:
     selectors: Selectors
     path_words: frozenset[str]
     """As the denoiser's."""
+    inner_layers: Pattern[str]
+    """Paths of layers that read states of its width."""
     file_prefix: str
     """What its tensors' names start with in a single file."""
     open_clip: bool = False
@@ -194,6 +198,11 @@ class Family:
     def parts(self) -> tuple[PartSpec, ...]:
         """In the order denoiser, text encoders, VAE."""
         return (self.denoiser, *self.text_encoders, self.vae)
+
+    @property
+    def adapted_parts(self) -> tuple[DenoiserSpec | TextEncoderSpec, ...]:
+        """Those that adapters change: denoiser, text encoders."""
+        return (self.denoiser, *self.text_encoders)
 
     def part(self, name: Part) -> PartSpec:
         """The part of a canonical name. Raises ModelError naming those there are."""

@@ -54,6 +54,7 @@ SD2 = Family(
             width=1024,
             selectors=clip.SELECTORS,
             path_words=clip.PATH_WORDS,
+            inner_layers=clip.INNER_LAYERS,
             file_prefix="cond_stage_model.model.",
             open_clip=True,
             file_extra_layers=1,  # The last of 24.

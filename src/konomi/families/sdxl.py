@@ -59,6 +59,7 @@ SDXL = Family(
             width=1280,
             selectors=clip.SELECTORS,
             path_words=clip.PATH_WORDS,
+            inner_layers=clip.INNER_LAYERS,
             file_prefix="conditioner.embedders.1.model.",
             open_clip=True,
             pooled=True,

@@ -53,6 +53,7 @@ def unet(
         folder="unet",
         class_name="UNet2DConditionModel",
         file_prefix=UNET_PREFIX,
+        file_layout="ldm",
         selectors=SELECTORS,
         path_words=PATH_WORDS,
         convolutions=re.compile(_CONVOLUTIONS + projections),

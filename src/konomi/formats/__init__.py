@@ -134,8 +134,8 @@ def write_adapter(
 ) -> None:
     """Write an adapter for other tools; `webui` is what every web UI reads, and for LoRA the same as `kohya`.
 
-    `to` None takes what most programs read. `dtype` None keeps each tensor's type. `layout` names the blocks of an
-    SDXL-like UNet that is not SDXL's size. `replace_folder`: a folder of that name is replaced; otherwise it is an
+    `to` None takes what most programs read. `dtype` None keeps each tensor's type. `layout` names the blocks of a
+    UNet that is not of its family's size. `replace_folder`: a folder of that name is replaced; otherwise it is an
     error. Raises FileFormatError for what the format cannot hold and for NaN, RunError for the disk's refusals.
     """
     options = WriteOptions(dtype=dtype, layout=layout, replace_folder=replace_folder)

@@ -6,6 +6,8 @@ and the parts of kohya's and LyCORIS' files (`alpha`, `diff`, `diff_b`, `set_wei
 from __future__ import annotations
 
 from konomi.adapters.adapter import Adapter
+from konomi.families.family import DENOISER
+from konomi.families.foreign_names import part_of_comfyui_name, path_words
 from konomi.formats.family import family_of
 from konomi.formats.grouping import assemble, group
 from konomi.formats.kohya import context_widths
@@ -17,14 +19,12 @@ from konomi.formats.source import Parsed, Source
 NAME = "comfyui"
 _DENOISER = "diffusion_model."
 _TEXT = {
-    "text_encoders.clip_l.transformer.": "text_encoder",
-    "text_encoders.clip_h.transformer.": "text_encoder",
-    "text_encoders.clip_g.transformer.": "text_encoder_2",
-    "clip_l.transformer.": "text_encoder",
-    "clip_h.transformer.": "text_encoder",
-    "clip_g.transformer.": "text_encoder_2",
+    f"{root}{name}.transformer.": part
+    for root in ("text_encoders.", "")
+    for name, part in part_of_comfyui_name().items()
 }
-_DIFFUSERS = ("down_blocks.", "up_blocks.", "mid_block.", "conv_", "time_embedding.", "add_embedding.")
+_DIFFUSERS = path_words(DENOISER)
+"""What a path begins with under diffusers' names; others are the original ones."""
 
 
 def recognise(source: Source) -> bool:
@@ -47,7 +47,7 @@ def _key(name: str, layout: UNetLayout) -> str | None:
     if name.startswith(_DENOISER):
         path: str | None = name.removeprefix(_DENOISER)
         assert path is not None
-        if not path.startswith(_DIFFUSERS):
+        if path.partition(".")[0] not in _DIFFUSERS:
             path = unet_to_diffusers(path, layout)
         return None if path is None else f"denoiser.{path}"
     for prefix, part in _TEXT.items():

@@ -25,6 +25,8 @@ from konomi.adapters.adapter import Adapter, Difference, LayerUpdate, LowRank, R
 from konomi.adapters.replacement import difference_of
 from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
+from konomi.families.foreign_names import part_of_embedding_name
+from konomi.families.recognition import reads_text
 from konomi.formats import kohya
 from konomi.formats.family import family_of
 from konomi.formats.source import CUSTOM_DIFFUSION_NAMES, Parsed, Source, fault, open_source
@@ -46,7 +48,7 @@ _TEXT_LAYER = re.compile(
 _TEXT_FROZEN = re.compile(r"(?:text_model\.)?embeddings\.(?:token_embedding|position_embedding)\.weight|.*position_ids")
 """The authors train no more of these than the rows of the words, which stand under `modifier_token`."""
 _TOKEN_FILE = re.compile(r"<[^<>]+>\.(?:safetensors|bin)")
-_EMBEDDING_PARTS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+_EMBEDDING_PARTS = part_of_embedding_name()
 _NEEDS_BASE = "what was learned cannot be told from the weights without the base. Name it: --base BASE."
 
 
@@ -184,7 +186,7 @@ def _check_width(source: Source, layers: Mapping[str, LayerUpdate], words: Mappi
     """The text encoders' widths add up to what cross-attention reads, and all of it reads the same."""
     width = 0
     for key, update in layers.items():
-        if not key.endswith((".attn2.to_k", ".attn2.to_v")):
+        if not reads_text(key):
             continue
         read = update.down.shape[1] if isinstance(update, LowRank) else update.weight.shape[1]  # type: ignore[union-attr]
         if width and read != width:

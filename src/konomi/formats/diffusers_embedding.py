@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from konomi.adapters.adapter import Adapter
+from konomi.families.recognition import embedding_widths
 from konomi.formats import webui_embedding
 from konomi.formats.learned_words import WORD, file_metadata, trained_word, vectors, with_family
 from konomi.formats.source import Parsed, Source, fault
@@ -15,7 +16,6 @@ from konomi.formats.writer import Writer
 from konomi.storage.tensor_file import write_tensors
 
 NAME = "diffusers"
-_WIDTHS = (768, 1024, 1280)
 _MAX_WORDS, _MAX_VECTORS = 64, 256
 _WORD_IN_BRACKETS = re.compile(r"<[^<>]+>")
 _NO_WORDS = re.compile(
@@ -61,7 +61,7 @@ def _words(source: Source) -> list[str]:
         name
         for name, shape in source.shapes.items()
         if _WORD_IN_BRACKETS.fullmatch(name)
-        or (_is_vectors(shape) and (told or shape[-1] in _WIDTHS) and (told or _may_be_word(name)))
+        or (_is_vectors(shape) and (told or shape[-1] in embedding_widths()) and (told or _may_be_word(name)))
     ]
 
 
@@ -74,10 +74,10 @@ def _is_vectors(shape: tuple[int, ...]) -> bool:
 
 
 def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = None) -> None:
-    """All words in one safetensors file; for SDXL, whose words have two sets of vectors, as web UIs and diffusers'
+    """All words in one safetensors file; for families whose words have two sets of vectors, as web UIs and diffusers'
     examples have it: one file a word. Raises FileFormatError for another ending and for NaN."""
     path = Path(path)
-    if any("text_encoder_2" in found for found in adapter.embeddings.values()):
+    if any(set(found) != {"text_encoder"} for found in adapter.embeddings.values()):
         webui_embedding.write(adapter, path, dtype=dtype)
         return
     tensors = {

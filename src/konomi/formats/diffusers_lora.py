@@ -21,6 +21,8 @@ from torch import Tensor
 from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
 from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
+from konomi.families.family import DENOISER
+from konomi.families.foreign_names import folder_of_part, part_of_folder
 from konomi.formats.accounting import METADATA
 from konomi.formats.family import family_of
 from konomi.formats.kohya import cast_floats, embedding_parts
@@ -32,10 +34,10 @@ from konomi.storage.tensor_file import write_tensors
 
 NAME = "diffusers"
 _SETTINGS = "lora_adapter_metadata"
-_PARTS = {"unet": "denoiser", "text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2"}
-_COMPONENTS = {part: component for component, part in _PARTS.items()}
+_PARTS = part_of_folder()
+_COMPONENT = "|".join(_PARTS)
 _TENSOR = re.compile(
-    r"(?:(?P<component>unet|text_encoder|text_encoder_2)\.)?(?:base_model\.model\.)?(?P<path>.+?)\.(?:"
+    rf"(?:(?P<component>{_COMPONENT})\.)?(?:base_model\.model\.)?(?P<path>.+?)\.(?:"
     r"(?:(?:processor\.)?(?P<projection>to_q|to_k|to_v|to_out)_lora|lora|lora_linear_layer)\.(?P<old>down|up)\.weight"
     r"|lora_(?P<new>[AB])(?:\.[^.]+)?\.weight|(?P<bias>lora_B)(?:\.[^.]+)?\.bias"
     r"|(?P<magnitude>lora_magnitude_vector)(?:\.[^.]+)?(?:\.weight)?"
@@ -43,7 +45,7 @@ _TENSOR = re.compile(
 )
 _RECOGNISED = re.compile(
     r".*(_lora|\.lora|\.lora_linear_layer)\.(down|up)\.weight"
-    r"|(unet|text_encoder|text_encoder_2)\..*\.lora_[AB]\.(\w+\.)?weight"
+    rf"|({_COMPONENT})\..*\.lora_[AB]\.(\w+\.)?weight"
 )
 _TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
@@ -98,11 +100,11 @@ def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = Non
     if path.suffix.lower() != ".safetensors":
         path = path / DIFFUSERS_LORA_NAME
     tensors: dict[str, Tensor] = {}
-    family = adapter.family or family_of(adapter)
+    family, components = adapter.family or family_of(adapter), folder_of_part()
     for part, layers in split_parts(adapter, str(path)).items():
         scaled = {name: folded(layer, dtype) for name, layer in layers.items()}
         for name, tensor in peft_tensors(scaled, family if part == "denoiser" else "").items():
-            tensors[f"{_COMPONENTS[part]}.{name}"] = tensor
+            tensors[f"{components[part]}.{name}"] = tensor
     if not tensors:
         raise FileFormatError(f"{path}: the adapter has no layers, so there is no LoRA to write.")
     kept = {name: value for name, value in adapter.metadata.items() if not name.startswith(("sshs_", "modelspec.hash"))}
@@ -115,8 +117,8 @@ def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = Non
 
 
 def _key(match: re.Match[str]) -> str:
-    component, path, projection = match["component"] or "unet", match["path"], match["projection"]
-    part = _PARTS[component]
+    path, projection = match["path"], match["projection"]
+    part = _PARTS[match["component"]] if match["component"] else DENOISER
     if projection and part == "denoiser":
         path = f"{path}.{projection.replace('to_out', 'to_out.0')}"
     elif projection:

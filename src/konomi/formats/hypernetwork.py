@@ -22,7 +22,8 @@ from konomi.adapters.adapter import Adapter, Hypernetwork, Perceptron
 from konomi.adapters.hypernetwork import ACTIVATIONS, HALVES, build_network
 from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
-from konomi.formats.family import CONTEXT_WIDTH, family_by_metadata
+from konomi.families.recognition import families_of_contexts
+from konomi.formats.family import family_of
 from konomi.formats.kohya import cast_floats
 from konomi.formats.kohya_metadata import base_model_version, text
 from konomi.formats.source import Parsed, Source, fault
@@ -70,9 +71,8 @@ def parse(source: Source) -> Parsed:
         metadata = _texts(table.get("metadata"))
     hypernetwork = _hypernetwork(source.path, table, halves)
     name = str(table.get("name") or "") or source.name
-    widths = {CONTEXT_WIDTH[width] for width in halves if width in CONTEXT_WIDTH}
-    family = family_by_metadata(metadata) or (widths.pop() if len(widths) == 1 else "")
-    adapter = Adapter(hypernetwork=hypernetwork, metadata=metadata, family=family, name=name)
+    adapter = Adapter(hypernetwork=hypernetwork, metadata=metadata, name=name)
+    adapter = replace(adapter, family=family_of(adapter))
     return Parsed(adapter, tuple(unknown), used=frozenset(entry for entry in source.names if _is_read(entry)))
 
 
@@ -286,7 +286,8 @@ def _own_metadata(adapter: Adapter) -> dict[str, str]:
     kept = {name: value for name, value in adapter.metadata.items() if not name.startswith(("ss_network_", "sshs_"))}
     if "modelspec.architecture" in kept:
         kept["modelspec.architecture"] = kept["modelspec.architecture"].partition("/")[0] + "/hypernetwork"
-    if adapter.family and adapter.family not in {CONTEXT_WIDTH.get(w) for w in adapter.hypernetwork.pairs}:  # type: ignore[union-attr]
+    told = families_of_contexts(adapter.hypernetwork.pairs) if adapter.hypernetwork is not None else ()
+    if adapter.family and adapter.family not in [family.name for family in told]:
         kept.setdefault("ss_base_model_version", base_model_version(adapter.family, "epsilon"))
     return kept
 

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from konomi.adapters.adapter import Adapter, LowRank
 from konomi.errors import FileFormatError
+from konomi.families.foreign_names import embedding_names, part_of_embedding_name
+from konomi.families.recognition import family_of_kohya_names
 from konomi.formats.accounting import accounted, prefixed
 from konomi.formats.family import family_by_layers, family_of
 from konomi.formats.grouping import assemble, group
-from konomi.formats.kohya_keys import PREFIXES, has_numbered_text_encoders, is_norm, key_of, layout_for, name_of
+from konomi.formats.kohya_keys import PREFIXES, is_norm, key_of, layout_for, name_of
 from konomi.formats.kohya_metadata import with_hashes, with_minimum
 from konomi.formats.layers import folded, part_of, parts_from_layer, per_output
 from konomi.formats.ldm_keys import UNetLayout
@@ -29,11 +31,8 @@ from konomi.storage.tensor_file import is_finite, write_tensors
 
 NAME = "kohya"
 _BUNDLE = "bundle_emb."
-_EMBEDDING_PARTS = {
-    ".emb_params": "text_encoder",
-    ".string_to_param.*": "text_encoder",
-    ".clip_l": "text_encoder",
-    ".clip_g": "text_encoder_2",
+_EMBEDDING_PARTS = {f".{name}": part for name, part in part_of_embedding_name().items()} | {
+    ".string_to_param.*": "text_encoder"
 }
 
 
@@ -56,8 +55,9 @@ def parse(source: Source) -> Parsed:
     layers, unknown = assemble(source.path, grouped, lambda layer: key_of(layer, layout))
     adapter = Adapter(layers, embeddings, dict(source.metadata), "", source.name)
     # A lone te1 fits several families by its widths; only its name tells, and is not lost on writing.
-    numbered = "sdxl" if has_numbered_text_encoders(grouped.parts) else ""
-    adapter = replace(adapter, family=family_by_layers(layers) or numbered or family_of(adapter))
+    numbered = family_of_kohya_names(grouped.parts)
+    family = family_by_layers(layers) or (numbered.name if numbered else family_of(adapter))
+    adapter = replace(adapter, family=family)
     return _with_negative(source, Parsed(adapter, tuple(sorted([*unknown, *lost])), used=frozenset(tensors)))
 
 
@@ -80,7 +80,8 @@ def context_widths(grouped: Mapping[str, Mapping[str, Tensor]]) -> set[int]:
 def write(
     adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = None, layout: UNetLayout | None = None
 ) -> None:
-    """Write with complete metadata and hashes. `dtype` None keeps every tensor's; `layout` is for SDXL-like UNets.
+    """Write with complete metadata and hashes. `dtype` None keeps every tensor's; `layout` is of a UNet that
+    is not of its family's size.
 
     Raises FileFormatError for DoRA magnitudes per output: ComfyUI, Forge and LyCORIS read them, but A1111 takes every
     `dora_scale` for one per input, so that the file would mean two things.
@@ -117,9 +118,7 @@ def write(
 
 def embedding_parts(vectors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Part names of an embedding file: `emb_params`, or `clip_l` and `clip_g` with two text encoders."""
-    if "text_encoder_2" not in vectors:
-        return {"emb_params": vectors["text_encoder"]}
-    names = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+    names = embedding_names(vectors)
     return {names[part]: tensor for part, tensor in vectors.items()}
 
 

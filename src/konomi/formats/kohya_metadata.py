@@ -17,12 +17,10 @@ from typing import Literal
 from torch import Tensor
 
 from konomi.adapters.adapter import Adapter, LowRank
+from konomi.families import known_family
 from konomi.formats.layers import rank_of
 from konomi.storage.hashing import SHORT_HASH_LENGTH, SHORT_HASH_START
 from konomi.storage.tensor_file import serialised
-
-_ARCHITECTURE = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512", "sdxl": "stable-diffusion-xl-v1-base"}
-_VERSION = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +64,9 @@ def training_metadata(facts: TrainingFacts) -> dict[str, str]:
     """Metadata of a trained file, without the hashes, which `write` adds. Values are texts, tables as JSON."""
     when = (facts.finished or datetime.now(UTC)).astimezone(UTC)
     width, height = facts.resolution
+    family = known_family(facts.family)
     entries: dict[str, object] = {
-        "ss_v2": str(facts.family == "sd2"),
+        "ss_v2": ss_v2(facts.family),
         "ss_base_model_version": base_model_version(facts.family, facts.prediction),
         "ss_network_module": facts.network_module,
         "ss_network_dim": facts.rank,
@@ -91,9 +90,7 @@ def training_metadata(facts: TrainingFacts) -> dict[str, str]:
         "ss_training_finished_at": f"{when.timestamp():.0f}",
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": architecture(facts.family, facts.prediction, facts.kind),
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models"
-        if facts.family == "sdxl"
-        else "https://github.com/CompVis/stable-diffusion",
+        "modelspec.implementation": None if family is None else family.implementation,
         "modelspec.title": facts.name,
         "modelspec.resolution": f"{width}x{height}",
         "modelspec.date": when.strftime("%Y-%m-%dT%H:%M:%S"),
@@ -109,7 +106,7 @@ def with_minimum(adapter: Adapter, family: str, title: str) -> dict[str, str]:
     """An adapter's own metadata, completed by the least that other tools need to sort the file."""
     metadata = {name: value for name, value in adapter.metadata.items() if name != "format"}
     if family:
-        metadata.setdefault("ss_v2", str(family == "sd2"))
+        metadata.setdefault("ss_v2", ss_v2(family))
         metadata.setdefault("ss_base_model_version", base_model_version(family, "epsilon"))
         metadata.setdefault("modelspec.sai_model_spec", "1.0.1")
         metadata.setdefault("modelspec.architecture", architecture(family, "epsilon", "lora"))
@@ -146,16 +143,21 @@ def with_hashes(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> d
 
 
 def base_model_version(family: str, prediction: str) -> str:
-    """`sd_v1`, `sd_v2`, `sd_v2_v`, `sdxl_base_v1-0`."""
-    return "sd_v2_v" if family == "sd2" and prediction == "v_prediction" else _VERSION.get(family, family)
+    """`sd_v1`, `sd_v2_v` and so on; the name itself of a family that is not known."""
+    known = known_family(family)
+    return family if known is None else known.variant(prediction).base_model_version
+
+
+def ss_v2(family: str) -> str:
+    """`True` or `False`: of the one family that sd-scripts has an argument for."""
+    known = known_family(family)
+    return str(known is not None and known.ss_v2)
 
 
 def architecture(family: str, prediction: str, kind: str) -> str:
     """ModelSpec's word, e.g. `stable-diffusion-v1/lora`."""
-    base = _ARCHITECTURE.get(family, family)
-    if family == "sd2" and prediction == "v_prediction":
-        base = "stable-diffusion-v2-768-v"
-    return f"{base}/{kind}"
+    known = known_family(family)
+    return f"{family if known is None else known.variant(prediction).architecture}/{kind}"
 
 
 def last_part(name: str) -> str:

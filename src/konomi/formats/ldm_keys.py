@@ -1,8 +1,9 @@
 """Names of Stable Diffusion's original (LDM) layout and of the diffusers/transformers layout, both ways.
 
-Nothing here holds a table of a particular model: the maps are computed from the block structure, so they serve any
-UNet or VAE of these architectures. Part prefixes (`model.diffusion_model.`, `first_stage_model.`) are the caller's.
-A name is a tensor's (`input_blocks.1.0.in_layers.0.weight`) or a module's; what no rule covers gives None.
+Nothing here holds a table of a particular model: the maps are computed from the block structure, which published
+configs give, so they serve any UNet or VAE of these architectures. Part prefixes (`model.diffusion_model.`,
+`first_stage_model.`) are the caller's. A name is a tensor's (`input_blocks.1.0.in_layers.0.weight`) or a module's; what
+no rule covers gives None.
 """
 
 import re
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from konomi.families import FAMILIES, family_named, published_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,20 @@ class UNetLayout:
         return cls(resnets, tuple("CrossAttn" in name for name in types))
 
 
-SD1_LAYOUT = UNetLayout((2, 2, 2, 2), (True, True, True, False))
-"""Of SD2 too."""
-SDXL_LAYOUT = UNetLayout((2, 2, 2), (False, True, True))
+@lru_cache
+def published_layout(family: str) -> UNetLayout:
+    """Of the published U-Net of a family."""
+    spec = family_named(family)
+    return UNetLayout.from_config(published_config(spec, spec.denoiser.folder))
+
+
+@lru_cache
+def published_layouts() -> tuple[UNetLayout, ...]:
+    """Those of all families; first that of the family whose LoRA files have the original names."""
+    known = [family for family in FAMILIES if family.denoiser.file_layout == "ldm"]
+    known.sort(key=lambda family: not family.denoiser.kohya_original_names)
+    return tuple(dict.fromkeys(published_layout(family.name) for family in known))
+
 
 _RESNET = {
     "in_layers.0": "norm1",
@@ -141,11 +155,13 @@ def _transformer_module(flat: str) -> str | None:
     return f"transformer_blocks.{block}.{inner}"
 
 
-def ldm_unet_module_to_diffusers(name: str, layout: UNetLayout = SDXL_LAYOUT) -> str | None:
+def ldm_unet_module_to_diffusers(name: str, layout: UNetLayout | None = None) -> str | None:
     """Path of a UNet module from its LDM name, dotted or flattened with underscores as in kohya's LoRA files.
 
     `input_blocks_4_1_transformer_blocks_0_attn1_to_q` -> `down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`.
+    Without a layout, that of the family whose LoRA files have such names.
     """
+    layout = layout or published_layouts()[0]
     if "." in name:
         return unet_to_diffusers(name, layout)
     flat_modules = _unet_modules_flat(layout)
@@ -161,9 +177,9 @@ def ldm_unet_module_to_diffusers(name: str, layout: UNetLayout = SDXL_LAYOUT) ->
     return None
 
 
-def diffusers_unet_module_to_ldm(path: str, layout: UNetLayout = SDXL_LAYOUT) -> str | None:
-    """Dotted LDM name of a UNet module; kohya's SDXL files write it with underscores."""
-    return unet_to_ldm(path, layout)
+def diffusers_unet_module_to_ldm(path: str, layout: UNetLayout | None = None) -> str | None:
+    """Dotted LDM name of a UNet module; kohya's files write it with underscores. Without a layout as above."""
+    return unet_to_ldm(path, layout or published_layouts()[0])
 
 
 _VAE_SHARED = {

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from konomi.adapters.adapter import Adapter
 from konomi.formats.family import family_of
-from konomi.formats.kohya_metadata import architecture, base_model_version, with_hashes
+from konomi.formats.kohya_metadata import architecture, base_model_version, ss_v2, with_hashes
 from konomi.formats.source import fault
 
 WORD = "konomi.word"
@@ -64,7 +64,7 @@ def file_metadata(
     }
     family = adapter.family or family_of(adapter)
     if family:
-        metadata.setdefault("ss_v2", str(family == "sd2"))
+        metadata.setdefault("ss_v2", ss_v2(family))
         metadata.setdefault("ss_base_model_version", base_model_version(family, "epsilon"))
         metadata.setdefault("modelspec.sai_model_spec", "1.0.1")
         base = metadata.get("modelspec.architecture", architecture(family, "epsilon", "")).split("/")[0]

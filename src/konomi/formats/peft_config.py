@@ -12,6 +12,7 @@ from torch import Tensor
 
 from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank, axis_of_magnitude
 from konomi.errors import FileFormatError
+from konomi.families.foreign_names import is_convolution
 from konomi.formats.family import family_of
 from konomi.formats.module_patterns import SIGNS, PatternError, matches
 
@@ -235,14 +236,6 @@ def layer_from_peft(layer: LowRank, magnitude: Tensor | None, alpha: float) -> L
     # As read, the bias was scaled by the layer's own alpha.
     bias = None if layer.bias is None else layer.bias * (alpha / layer.alpha)
     return LowRank(layer.down, layer.up, alpha, None, magnitude, bias)
-
-
-def is_convolution(path: str, family: str) -> bool:
-    """Whether a module of the denoiser is a convolution, by its name; the projections of SD1's transformers are."""
-    last = path.rpartition(".")[2]
-    if last in ("proj_in", "proj_out"):
-        return family == "sd1"
-    return last in ("conv", "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut")
 
 
 def split_parts(adapter: Adapter, where: str) -> dict[str, dict[str, LowRank]]:

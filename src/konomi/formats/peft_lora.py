@@ -19,6 +19,7 @@ from torch import Tensor
 from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
 from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
+from konomi.families.foreign_names import folder_of_part, part_of_folder
 from konomi.formats.accounting import accounted, joined, prefixed
 from konomi.formats.family import family_of
 from konomi.formats.kohya import cast_floats
@@ -39,7 +40,7 @@ from konomi.storage.sniff import FileKind
 from konomi.storage.tensor_file import write_tensors
 
 NAME = "peft"
-_FOLDERS = {"unet": "denoiser", "text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2"}
+_FOLDERS = part_of_folder()
 _ROLES = {
     ("lora_A", "weight"): "lora_down.weight",
     ("lora_B", "weight"): "lora_up.weight",
@@ -101,7 +102,7 @@ def write(
     if not parts:
         raise FileFormatError(f"{path}: the adapter has no layers, so there is no LoRA to write.")
     family = adapter.family or family_of(adapter)
-    names = {part: folder for folder, part in _FOLDERS.items()}
+    names = folder_of_part()
     with write_folder(path, replace=replace_folder) as temporary:
         for part, layers in parts.items():
             folder = temporary if list(parts) == ["denoiser"] else temporary / names[part]

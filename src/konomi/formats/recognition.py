@@ -11,7 +11,16 @@ from typing import Any
 from torch import Tensor
 
 from konomi.config.parse import parse_json
-from konomi.formats.family import CONTEXT_WIDTH
+from konomi.families import FAMILIES, titles
+from konomi.families.family import Family
+from konomi.families.recognition import (
+    denoiser_folders,
+    embedding_widths,
+    family_of_context,
+    family_of_folder,
+    family_of_single_file,
+    family_of_vectors,
+)
 from konomi.formats.source import Source
 from konomi.formats.strangers import holds_updates, other_family, other_kind
 from konomi.storage.sniff import FileKind
@@ -19,15 +28,7 @@ from konomi.storage.tensor_file import read_tensors
 
 _TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"
 _LDM_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
-_EMBEDDING_WIDTHS = (768, 1024, 1280)
-_LDM_PARTS = {
-    "model.diffusion_model.": "denoiser",
-    "first_stage_model.": "vae",
-    "cond_stage_model.": "text_encoder",
-    "conditioner.embedders.0.": "text_encoder",
-    "conditioner.embedders.1.": "text_encoder_2",
-    "model_ema.": "denoiser (EMA)",
-}
+_EMA = {"model_ema.": "denoiser (EMA)"}
 _CHANNELS = {9: "inpainting (9 input channels)", 8: "image editing (8 input channels)"}
 
 
@@ -69,7 +70,7 @@ def stranger_of(source: Source) -> str:
     if kind:
         return f"{name} belongs to {kind}, a kind of update that konomi does not apply"
     family = _other_family(source) if holds_updates(names) else ""
-    return f"is for {family}; konomi works with Stable Diffusion 1, 2 and XL" if family else ""
+    return f"is for {family}; konomi works with {titles('and')}" if family else ""
 
 
 def _other_family(source: Source) -> str:
@@ -87,8 +88,7 @@ def _table(source: Source) -> Recognised:
     if any(name.startswith("model.diffusion_model.") for name in shapes):
         return _ldm_checkpoint(source)
     if "conv_in.weight" in shapes and any(name.startswith("down_blocks.") for name in shapes):
-        width = _context_width(shapes)
-        family, notes = CONTEXT_WIDTH.get(width, ""), _channel_notes(shapes["conv_in.weight"])
+        family, notes = _name(family_of_context(_context_width(shapes))), _channel_notes(shapes["conv_in.weight"])
         return Recognised("denoiser", "diffusers", family, notes=notes, tensors=source.tensors)
     if any(name.startswith("first_stage_model.") for name in shapes) or {"encoder.conv_in.weight"} <= set(shapes):
         return Recognised("vae", "checkpoint", tensors=source.tensors)
@@ -97,7 +97,7 @@ def _table(source: Source) -> Recognised:
     ):
         return Recognised("text encoder", "transformers", tensors=source.tensors)
     if family := _other_family(source):
-        note = f"is a model of {family}; konomi works with Stable Diffusion 1, 2 and XL."
+        note = f"is a model of {family}; konomi works with {titles('and')}."
         return Recognised(
             "model of another family", "checkpoint", family, notes=(note,), problem=note, tensors=source.tensors
         )
@@ -109,15 +109,12 @@ def _table(source: Source) -> Recognised:
 
 def _ldm_checkpoint(source: Source) -> Recognised:
     shapes = source.shapes
-    if any(name.startswith("conditioner.embedders.1.") for name in shapes):
-        family = "sdxl"
-    elif any(name.startswith("cond_stage_model.model.") for name in shapes):
-        family = "sd2"
-    else:
-        family = CONTEXT_WIDTH.get(_context_width(shapes), "")
+    # A denoiser without its text encoders is no whole model, but tells its family.
+    family = _name(family_of_single_file(shapes) or family_of_context(_context_width(shapes)))
+    prefixes = _part_prefixes()
     counts: Counter[str] = Counter()
     for name in shapes:
-        counts[next((part for prefix, part in _LDM_PARTS.items() if name.startswith(prefix)), "other")] += 1
+        counts[next((part for prefix, part in prefixes.items() if name.startswith(prefix)), "other")] += 1
     notes = list(_channel_notes(shapes.get(_LDM_INPUT, ())))
     missing = [part for part in ("vae", "text_encoder") if part not in counts]
     if missing:
@@ -137,7 +134,7 @@ def _pickled(source: Source) -> Recognised | None:
     if isinstance(value, Tensor):
         if not _is_vectors(tuple(value.shape)):
             return None
-        family = CONTEXT_WIDTH.get(value.shape[-1], "")
+        family = _name(family_of_vectors({"text_encoder": value.shape[-1]}))
         return Recognised("aesthetic embedding", "tensor", family, tensors=lambda: {"tensor": value})
     if not isinstance(value, dict):
         return None
@@ -151,15 +148,15 @@ def _folder(source: Source) -> Recognised:
         note = "holds neither model_index.json nor adapter_config.json"
         return Recognised("folder", "unknown", notes=(note,), problem=f"{note}.")
     components = {name: item for name, item in index.items() if isinstance(item, list) and item[:1] != [None]}
-    unet = _json(folder / "unet" / "config.json")
-    width = unet.get("cross_attention_dim")
-    family = CONTEXT_WIDTH.get(width, "") if isinstance(width, int) else ""
+    folders = {child.name for child in folder.iterdir() if child.is_dir()}
+    configs = {name: _json(folder / name / "config.json") for name in denoiser_folders() if name in folders}
+    family = _name(family_of_folder(folders, configs))
     scheduler = _json(folder / "scheduler" / "scheduler_config.json")
     facts = {"class": str(index.get("_class_name", ""))}
     if "prediction_type" in scheduler:
         facts["prediction_type"] = str(scheduler["prediction_type"])
-    channels = unet.get("in_channels")
-    notes = (_CHANNELS[channels],) if channels in _CHANNELS else ()
+    channels = [config.get("in_channels") for config in configs.values()]
+    notes = tuple(_CHANNELS[count] for count in channels if count in _CHANNELS)
     weights = sorted(path for path in folder.glob("*/*.safetensors"))
     layers = dict(Counter(path.parent.name for path in weights if path.parent.name in components))
 
@@ -167,6 +164,20 @@ def _folder(source: Source) -> Recognised:
         return {f"{p.parent.name}/{p.stem}:{name}": t for p in weights for name, t in read_tensors(p).items()}
 
     return Recognised("model folder", "diffusers", family, folder.name, layers, {}, facts, notes, tensors)
+
+
+def _name(family: Family | None) -> str:
+    return "" if family is None else family.name
+
+
+def _part_prefixes() -> dict[str, str]:
+    """What names in a single file begin with -> part. Of a text encoder, what stands before its layout's own name."""
+    prefixes: dict[str, str] = {}
+    for family in FAMILIES:
+        prefixes |= {family.denoiser.file_prefix: family.denoiser.part, family.vae.file_prefix: family.vae.part}
+        for encoder in family.text_encoders:
+            prefixes[f"{encoder.file_prefix.rstrip('.').rpartition('.')[0]}."] = encoder.part
+    return prefixes | _EMA
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -186,4 +197,4 @@ def _channel_notes(shape: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def _is_vectors(shape: tuple[int, ...]) -> bool:
-    return len(shape) in (1, 2) and shape[-1] in _EMBEDDING_WIDTHS and (len(shape) == 1 or shape[0] <= 256)
+    return len(shape) in (1, 2) and shape[-1] in embedding_widths() and (len(shape) == 1 or shape[0] <= 256)

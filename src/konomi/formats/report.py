@@ -62,7 +62,7 @@ class FileReport:
     """`lora`, `embedding`, `aesthetic embedding`, `hypernetwork`, `custom diffusion`, `checkpoint`, ..."""
     format: str
     family: str
-    """`sd1`, `sd2`, `sdxl`, or "" if the file does not tell."""
+    """Name of the family, or "" if the file does not tell."""
     name: str
     size_bytes: int
     num_tensors: int = 0

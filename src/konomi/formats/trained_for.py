@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from konomi.families.recognition import prediction_of_word
+
 _WORDS = {"epsilon": "epsilon", "v": "v", "v_prediction": "v", "velocity": "v"}
 _SAID = {"True": True, "true": True, "False": False, "false": False}
 _MEANING = {"v": "v (velocity)", "epsilon": "noise (epsilon)", "sample": "the picture itself (sample)"}
@@ -18,7 +20,7 @@ def said_prediction(metadata: Mapping[str, str]) -> str:
     programs also write where they do not know."""
     versions = (metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", ""))
     if _SAID.get(metadata.get("ss_v_parameterization", "")) or any(
-        version.partition("/")[0] in ("sd_v2_v", "stable-diffusion-v2-768-v") for version in versions
+        prediction_of_word(version.partition("/")[0]) == "v" for version in versions
     ):
         return "v"
     return _WORDS.get(metadata.get("modelspec.prediction_type", "").lower(), "")

@@ -1,8 +1,8 @@
 """Embeddings as web UIs keep them: one word a file, called by the file's name.
 
-`.safetensors` with `emb_params` [n, D], or for SDXL `clip_l` and `clip_g`; `.pt` with `string_to_param`; a PNG picture
-that carries the same. DreamArtist's negative half lies beside its file as `NAME-neg`. Where konomi trained several
-words at once, the further ones lie beside the first as `NAME.WORD`, and the first says so in its metadata.
+`.safetensors` with `emb_params` [n, D], or `clip_l` and `clip_g` for two text encoders; `.pt` with `string_to_param`; a
+PNG picture that carries the same. DreamArtist's negative half lies beside its file as `NAME-neg`. Where konomi trained
+several words at once, the further ones lie beside the first as `NAME.WORD`, and the first says so in its metadata.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from konomi.adapters.adapter import Adapter
 from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
+from konomi.families.foreign_names import embedding_names, part_of_embedding_name
 from konomi.formats.accounting import prefixed
 from konomi.formats.learned_words import (
     NEGATIVE,
@@ -37,11 +38,9 @@ from konomi.storage.tensor_file import check_finite, is_finite, write_tensors
 
 NAME = "webui"
 _PARTS = {
-    "emb_params": "text_encoder",
+    **part_of_embedding_name(),
     "emp_params": "text_encoder",  # As OneTrainer spells it.
-    "clip_l": "text_encoder",
-    "clip_g": "text_encoder_2",
-    # As cog's SDXL trainer spells them, which trains two tokens at once; their order is kept.
+    # As cog's trainer spells those of two text encoders, which trains two tokens at once; their order is kept.
     "text_encoders_0": "text_encoder",
     "text_encoders_1": "text_encoder_2",
 }
@@ -119,9 +118,7 @@ def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = Non
 
 def named_vectors(found: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
     """`emb_params`, or `clip_l` and `clip_g` where there is a second text encoder."""
-    names = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
-    if "text_encoder_2" not in found:
-        names = {"text_encoder": "emb_params"}
+    names = embedding_names(found)
     return {names[part]: tensor if dtype is None else tensor.to(dtype) for part, tensor in found.items()}
 
 

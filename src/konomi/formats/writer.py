@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from konomi.adapters.adapter import Adapter, Difference, Replacement
 from konomi.errors import FileFormatError
+from konomi.families.recognition import reads_text
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,7 @@ class WriteOptions:
     dtype: torch.dtype | None = None
     """None keeps each tensor's type."""
     layout: UNetLayout | None = None
-    """Names the blocks of an SDXL-like UNet that is not SDXL's size."""
+    """Names the blocks of a UNet that is not of its family's size."""
     replace_folder: bool = False
     """A folder of that name is replaced; otherwise it is an error."""
 
@@ -90,8 +91,7 @@ def content_of(adapter: Adapter) -> Content:
         return "custom diffusion"
     # As differences it is told from a LoRA by what it changes, and by the words that come with it.
     if adapter.embeddings and all(
-        isinstance(update, Difference) and key.endswith((".attn2.to_k", ".attn2.to_v"))
-        for key, update in adapter.layers.items()
+        isinstance(update, Difference) and reads_text(key) for key, update in adapter.layers.items()
     ):
         return "custom diffusion"
     return "lora"

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from konomi.diffusion.noise import Prediction
 from konomi.errors import ModelError
-from konomi.families import FAMILIES, published_config
+from konomi.families import published_config
 from konomi.families.family import Family, Part
+from konomi.families.recognition import denoiser_folders, family_of_folder
 from konomi.models.config_check import check_configs, short, without_nulls
 from konomi.models.identify import check_channels
 from konomi.models.noise_config import prediction_of, prediction_word
@@ -65,15 +66,14 @@ def component_tensors(folder: Path) -> dict[str, Tensor]:
 
 def open_folder(path: Path, *, prediction: Prediction | None = None, needs_vae: bool = True) -> FolderSource:
     """Read the configs of a diffusers folder. Raises ModelError naming the file that is missing or wrong."""
-    if not (path / "unet").is_dir():
+    folders = {child.name for child in path.iterdir() if child.is_dir()}
+    configs = {name: read_json(path / name / "config.json") for name in denoiser_folders() if name in folders}
+    if not configs:
         raise ModelError(f"{path}: {_not_a_base(path)}")
-    unet = read_json(path / "unet" / "config.json")
-    folders = frozenset(child.name for child in path.iterdir() if child.is_dir())
-    family = next((family for family in FAMILIES if family.recognise_folder(unet, folders)), None)
+    family = family_of_folder(folders, configs)
     if family is None:
-        kind = short(unet.get("addition_embed_type"))
+        kind = short(next(iter(configs.values())).get("addition_embed_type"))
         raise ModelError(f"{path}: its UNet (addition_embed_type {kind}) is of no family that konomi knows.")
-    configs: dict[str, dict[str, Any]] = {"unet": unet}
     for tower in family.text_encoders:
         text = configs[tower.part] = read_json(path / tower.part / "config.json")
         if text.get("model_type", "clip_text_model") != "clip_text_model":

@@ -3,8 +3,9 @@
 import re
 
 from konomi.errors import ModelError
-from konomi.families import FAMILIES
+from konomi.families import titles
 from konomi.families.family import Family, Shapes
+from konomi.families.recognition import family_of_single_file
 from konomi.families.unet import UNET_PREFIX
 
 _OTHERS: tuple[tuple[str, str], ...] = (
@@ -31,9 +32,9 @@ def recognise(shapes: Shapes, where: str) -> Family:
     unet = any(name.startswith(UNET_PREFIX) for name in shapes)
     edm = any(name.startswith(("edm_mean", "edm_std", "edm_vpred.")) for name in shapes)
     if unet and not edm and f"{UNET_PREFIX}input_blocks.0.0.weight" in shapes:
-        for family in FAMILIES:
-            if family.recognise_single_file(shapes):
-                return family
+        family = family_of_single_file(shapes)
+        if family is not None:
+            return family
     for pattern, name in _OTHERS:
         expression = re.compile(pattern)
         if any(expression.search(key) for key in shapes):
@@ -42,7 +43,7 @@ def recognise(shapes: Shapes, where: str) -> Family:
         raise ModelError(f"{where}: holds a UNet but no text encoder that konomi knows. Take the complete checkpoint.")
     example = next(iter(shapes), None)
     detail = "it holds no tensors" if example is None else f"its {len(shapes)} tensors are named like {example!r}"
-    raise ModelError(f"{where}: no Stable Diffusion 1, 2 or XL model that konomi recognises; {detail[:200]}.")
+    raise ModelError(f"{where}: no {titles('or')} model that konomi recognises; {detail[:200]}.")
 
 
 def check_channels(in_channels: int, latent_channels: int, where: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from konomi.diffusion.noise import Prediction
 from konomi.families.family import Family
+from konomi.families.recognition import prediction_of_word
 from konomi.models.noise_config import prediction_of
 from konomi.models.tensor_files import TensorFile
 
@@ -47,9 +48,8 @@ def told_prediction(file: TensorFile, family: Family, told: Mapping[str, Mapping
     if word:
         return "v" if word.startswith("v") else "epsilon"
     architecture = file.metadata.get("modelspec.architecture", "").partition("/")[0]
-    published = {variant.prediction for variant in family.variants if variant.architecture == architecture}
-    if len(published) == 1:
-        return published.pop()
+    if published := prediction_of_word(architecture):
+        return published
     beside = _parameterization(file.path)
     if beside is not None:
         return beside

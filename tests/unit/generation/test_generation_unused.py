@@ -9,7 +9,7 @@ import torch
 
 from konomi.adapters.adapter import Adapter, LowRank
 from konomi.errors import RecipeError
-from konomi.formats.ldm_keys import SD1_LAYOUT, SDXL_LAYOUT, unet_to_ldm
+from konomi.formats.ldm_keys import published_layout, unet_to_ldm
 from konomi.generation.adapter_request import AdapterRequest, adapters_of_prompt, strengths
 from konomi.generation.block_weights import block_of, parse_block_weights
 from konomi.generation.request import Request
@@ -101,7 +101,7 @@ def test_tags_that_mean_nothing_are_refused(folder, tag, message):
         adapters_of_prompt(f"a dog {tag}", [folder])
 
 
-@pytest.mark.parametrize(("family", "layout"), [("sd1", SD1_LAYOUT), ("sdxl", SDXL_LAYOUT)])
+@pytest.mark.parametrize(("family", "layout"), [("sd1", published_layout("sd1")), ("sdxl", published_layout("sdxl"))])
 def test_blocks_are_those_of_the_original_implementation(family, layout):
     """By the independent table that single files are read with."""
     ends = {"input_blocks": "IN", "output_blocks": "OUT"}

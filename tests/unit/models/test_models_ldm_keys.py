@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from konomi.formats.ldm_keys import (
-    SD1_LAYOUT,
-    SDXL_LAYOUT,
     UNetLayout,
     diffusers_unet_module_to_ldm,
     ldm_unet_module_to_diffusers,
     openclip_to_transformers,
+    published_layout,
     transformers_to_openclip,
     unet_to_diffusers,
     unet_to_ldm,
@@ -22,7 +21,11 @@ from konomi.formats.ldm_keys import (
 )
 
 REFERENCE = Path(__file__).parents[4] / "shared" / "reference"
-FAMILIES = [("sd1", SD1_LAYOUT, 859), ("sd2", SD1_LAYOUT, 859), ("sdxl", SDXL_LAYOUT, 2515)]
+FAMILIES = [
+    ("sd1", published_layout("sd1"), 859),
+    ("sd2", published_layout("sd1"), 859),
+    ("sdxl", published_layout("sdxl"), 2515),
+]
 
 
 def reference(family: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ PAIRS = {
     "a diffusers UNet alone. Give the folder that holds all parts": "diffusers の UNet 単体(すべての部品が入ったフォルダを指定してください)",
     "a learned word (Textual Inversion), not a base model. Use it with --add": "ベースモデルではなく学習した言葉(Textual Inversion)。--add で指定してください",
     "{where}: holds a UNet but no text encoder that konomi knows. Take the complete checkpoint.": "{where}: UNet はありますが、対応するテキストエンコーダがありません。完全なチェックポイントを使ってください。",
-    "{where}: no Stable Diffusion 1, 2 or XL model that konomi recognises; {why}.": "{where}: Stable Diffusion 1、2、XL のモデルとして認識できません。{why}",
+    "{where}: no {families} model that konomi recognises; {why}.": "{where}: konomi が扱えるモデル({families})として認識できません。{why}",
     "{where}: its UNet takes {count} channels: {what}, which konomi does not read.": "{where}: UNet の入力が {count} チャンネルです({what})。このモデルには対応していません。",
     "{where}: {missing} of the {count} tensors of {part} are missing, first {first}. The file is incomplete, or of another kind of model.": "{where}: {part} のテンソル {count} 個のうち {missing} 個がありません(最初は {first})。ファイルが不完全か、別の種類のモデルです。",
     "{where}: {count} tensors of {part} have no place in the model, first {first}. It is of a kind that konomi does not know.": "{where}: {part} のテンソル {count} 個がモデルのどこにも当てはまりません(最初は {first})。未対応の種類のモデルです。",

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from konomi.adapters.adapter import Adapter, LowRank, Replacement
+from konomi.families.family import VAE
+from konomi.families.foreign_names import embedding_names, part_of_folder
 from konomi.formats.readers import a1111, comfyui, diffusers
 from konomi.formats.readers.named_layers import layers_of
 from konomi.formats.readers.reading import Reading, counted, refused, sentences
@@ -49,7 +51,7 @@ def readings(source: Source, format_name: str, adapter: Adapter) -> tuple[Readin
 
 def checkpoint_readings(source: Source, parts: Mapping[str, int], family: str) -> tuple[Reading, ...]:
     """What each program makes of a whole model."""
-    names = [part for part in ("denoiser", "text_encoder", "text_encoder_2", "vae") if part in parts]
+    names = [part for part in (*part_of_folder().values(), VAE) if part in parts]
     if source.kind is FileKind.FOLDER:
         reason = "diffusers' folders are not read; convert with --to webui"
         found = [refused(who, names or ["model"], reason, unit="parts") for who in _WEB_UIS]
@@ -72,13 +74,12 @@ def _embedding(source: Source, format_name: str, adapter: Adapter) -> tuple[Read
         for word, parts in adapter.embeddings.items()
     }
     form = "table" if format_name == "diffusers" else "file"
+    several = next((parts for parts in words.values() if len(parts) > 1), None)
+    wanted = list(embedding_names(several).values()) if several else []
     suffix = source.path.suffix.lower()
-    if (
-        any(len(parts) > 1 for parts in words.values())
-        and source.shapes
-        and not {"clip_l", "clip_g"} <= set(source.shapes)
-    ):
-        reason = "the vectors of two text encoders are only known as clip_l and clip_g; convert with --to webui"
+    if source.shapes and not set(wanted) <= set(source.shapes):
+        known = " and ".join(wanted)
+        reason = f"the vectors of two text encoders are only known as {known}; convert with --to webui"
         found = [refused(who, words, reason, unit="words") for who in _WEB_UIS]
         return (*found, diffusers.embedding(words, suffix, form))
     return tuple(rule.embedding(words, suffix, form) for rule in (comfyui, a1111, diffusers))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from konomi.families import known_family
 from konomi.formats.readers.named_layers import NamedLayer
 from konomi.formats.readers.reading import Reading, counted, refused
 
@@ -37,6 +38,7 @@ def _has_type(layer: NamedLayer) -> bool:
 
 
 def _fault(layer: NamedLayer, family: str) -> str:
+    known = known_family(family)
     if layer.dialect == "bundle":
         return ""
     if layer.dialect != "kohya":
@@ -46,10 +48,11 @@ def _fault(layer: NamedLayer, family: str) -> str:
     if layer.is_text:
         if "_text_model_" not in layer.name:
             return "a text encoder's layer is only found with text_model in its name"
-        if family == "sdxl" and layer.name.startswith("lora_te_"):
-            return "SDXL's text encoders are lora_te1 and lora_te2 there"
-        if family in ("sd1", "sd2") and not layer.name.startswith("lora_te_"):
-            return "this model's one text encoder is lora_te there"
+        prefixes = [] if known is None else [encoder.kohya_prefix for encoder in known.text_encoders]
+        if known and not layer.name.startswith(tuple(f"{prefix}_" for prefix in prefixes)):
+            if len(prefixes) == 1:
+                return f"this model's one text encoder is {prefixes[0]} there"
+            return f"{known.title}'s text encoders are {' and '.join(prefixes)} there"
         if ".encoder.layers." not in layer.key:
             return "only the layers of a text encoder are found"
     scale = layer.parts.get("dora_scale")

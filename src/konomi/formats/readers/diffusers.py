@@ -9,6 +9,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from konomi.families import FAMILIES
+from konomi.families.foreign_names import part_of_folder
 from konomi.formats.readers.named_layers import NamedLayer
 from konomi.formats.readers.reading import Reading, counted, refused
 
@@ -41,7 +43,7 @@ def lora(layers: Sequence[NamedLayer], family: str, alphas: Mapping[str, float])
             faults[layer.name] = f"names of {layer.dialect} are not read beside others; convert with --to diffusers"
         elif not layer.key:
             faults[layer.name] = "no layer of the model has this name"
-        elif not layer.name.startswith(("unet.", "text_encoder.", "text_encoder_2.")):
+        elif not layer.name.startswith(tuple(f"{folder}." for folder in part_of_folder())):
             faults[layer.name] = "without unet. in front of its name it is passed over; convert with --to diffusers"
     return counted(NAME, names, faults, place=_LORA)
 
@@ -50,13 +52,15 @@ def _kohya_faults(layers: Sequence[NamedLayer], family: str, alphas: Mapping[str
     faults: dict[str, str] = {}
     names = {layer.name for layer in layers}
     both = {layer.writes_original_names for layer in layers if layer.key.startswith("denoiser.")} == {True, False}
-    usual = {part: _usual_alpha(layers, alphas, part) for part in ("denoiser", "text_encoder", "text_encoder_2")}
+    usual = {part: _usual_alpha(layers, alphas, part) for part in part_of_folder().values()}
+    original = [known for known in FAMILIES if known.denoiser.kohya_original_names]
     for layer in layers:
         part = layer.key.partition(".")[0]
         if not layer.key:
             faults[layer.name] = "no layer of the model has this name"
-        elif layer.writes_original_names and (family != "sdxl" or both):
-            faults[layer.name] = "the original names of a UNet's layers are only read for SDXL, and not beside others"
+        elif layer.writes_original_names and (both or family not in [known.name for known in original]):
+            who = ", ".join(known.title for known in original)
+            faults[layer.name] = f"the original names of a UNet's layers are only read for {who}, and not beside others"
         elif layer.is_text and "_text_model_" not in layer.name:
             faults[layer.name] = "a text encoder's layer is only found with text_model in its name"
         elif "dora_scale" in layer.parts:

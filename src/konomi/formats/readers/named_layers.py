@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from konomi.families.family import DENOISER
+from konomi.families.foreign_names import kohya_prefix, part_of_folder, part_of_kohya_prefix
 from konomi.formats.kohya_keys import key_of, layout_of
-from konomi.formats.ldm_keys import SDXL_LAYOUT, UNetLayout
+from konomi.formats.ldm_keys import UNetLayout
 
 Dialect = Literal["kohya", "lycoris", "comfyui", "diffusers", "diffusers 2023", "peft", "bundle", "unknown"]
 """`lora_unet_X_Y`, `lycoris_X_Y`, `diffusion_model.X.Y`, `unet.X.Y.lora_A`, `X.processor.to_q_lora`,
@@ -32,7 +34,7 @@ class NamedLayer:
     """As the file has it, without the part."""
     dialect: Dialect
     key: str
-    """`denoiser.…`, `text_encoder.…`; "" where the name names no module of a Stable Diffusion model."""
+    """`denoiser.…`, `text_encoder.…`; "" where the name names no module that konomi knows."""
     parts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Part as named in the file -> shape."""
 
@@ -95,12 +97,12 @@ def layers_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[NamedLayer, ...]:
     return tuple(_named(layer, parts, layout) for layer, parts in grouped.items())
 
 
-def _named(layer: str, parts: Mapping[str, tuple[int, ...]], layout: UNetLayout = SDXL_LAYOUT) -> NamedLayer:
+def _named(layer: str, parts: Mapping[str, tuple[int, ...]], layout: UNetLayout) -> NamedLayer:
     if layer.startswith("bundle_emb."):
         return NamedLayer(layer, "bundle", "", parts)
     if layer.startswith("base_model.model."):
         dialect: Dialect = "peft"
-    elif layer.startswith(("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")):
+    elif layer.startswith(tuple(part_of_kohya_prefix())):
         dialect = "kohya"
     elif layer.startswith("lycoris_"):
         dialect = "lycoris"
@@ -108,7 +110,7 @@ def _named(layer: str, parts: Mapping[str, tuple[int, ...]], layout: UNetLayout 
         dialect = "comfyui"
     elif {"up.weight", "down.weight"} & set(parts) or ".processor" in layer:
         dialect = "diffusers 2023"
-    elif layer.startswith(("unet.", "text_encoder.", "text_encoder_2.")):
+    elif layer.startswith(tuple(f"{folder}." for folder in part_of_folder())):
         dialect = "diffusers"
     else:
         dialect = "unknown"
@@ -119,13 +121,9 @@ def _named(layer: str, parts: Mapping[str, tuple[int, ...]], layout: UNetLayout 
 def _as_kohya(layer: str) -> str:
     """The name as kohya would write it."""
     name = layer.removeprefix("base_model.model.").replace(".processor.", ".")
-    for prefix, new in (
-        ("lycoris_", "lora_unet_"),
-        ("diffusion_model.", "lora_unet_"),
-        ("unet.", "lora_unet_"),
-        ("text_encoder_2.", "lora_te2_"),
-        ("text_encoder.", "lora_te_"),
-    ):
+    denoiser = kohya_prefix(DENOISER, "")
+    prefixes = {f"{folder}.": kohya_prefix(part, "") for folder, part in part_of_folder().items()}
+    for prefix, new in {"lycoris_": denoiser, "diffusion_model.": denoiser, **prefixes}.items():
         if name.startswith(prefix):
-            return new + name.removeprefix(prefix).replace(".", "_")
-    return name if name.startswith("lora_") else f"lora_unet_{name.replace('.', '_')}"
+            return f"{new}_{name.removeprefix(prefix).replace('.', '_')}"
+    return name if name.startswith("lora_") else f"{denoiser}_{name.replace('.', '_')}"
