@@ -209,7 +209,8 @@ def own_loop(job: Job) -> Callable[[int], Any]:
 
 
 def with_konomi_layers(unet: Any, rank: int) -> list[Any]:
-    from konomi.adapters.lora import LoraSpec, inject
+    from konomi.adapters.kinds.low_rank import LoraSpec
+    from konomi.adapters.layers import inject
 
     spec = LoraSpec(rank=rank, alpha=float(rank))
     return list(inject(transformer_layers(unet), lambda key: spec, seed=SEED).parameters.values())
@@ -220,12 +221,13 @@ def with_peft_layers(unet: Any, rank: int) -> list[Any]:
     import torch
     from peft import LoraConfig
 
-    from konomi.adapters.lora import LoraSpec, inject
+    from konomi.adapters.kinds.low_rank import LoraSpec
+    from konomi.adapters.layers import inject
 
     keys = transformer_layers(unet)
     spec = LoraSpec(rank=rank, alpha=float(rank))
     layers = inject(keys, lambda key: spec, seed=SEED)
-    start = layers.export()
+    start = layers.export().layers
     layers.detach()
     names = [key.removeprefix("denoiser.") for key in keys]
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=names, init_lora_weights="gaussian"))

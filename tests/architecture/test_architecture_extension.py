@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from konomi.adapters.adapter import Adapter, Difference
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import Difference
 from konomi.config.sections import STRICT
 from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
 from konomi.methods.method import Needs, ParameterGroup, Phase
@@ -71,7 +72,8 @@ class Bias:
 
 FORMAT = '''
 """A format made up for this test: every tensor is a difference of weights under its canonical key."""
-from konomi.adapters.adapter import Adapter, Difference
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import Difference
 from konomi.formats.source import Parsed, Source
 
 NAME = "plain differences"

@@ -275,7 +275,7 @@ def test_going_on_from_a_file(kit, tmp_path):
         with pytest.raises(RecipeError, match=r"method\.(start|widths)"):
             kit.method_type("hypernetwork")(base, kit.recipe(odd))
     assert base.loaded_parts() == ()
-    from konomi.adapters.adapter import LowRank
+    from konomi.adapters.kinds import LowRank
 
     key = "denoiser.mid_block.attentions.0.transformer_blocks.0.attn1.to_k"
     lora = Adapter(layers={key: LowRank(torch.ones(2, 32), torch.ones(32, 2), 2.0)}, family="sd1")

@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from konomi.adapters.adapter import LayerUpdate, LowRank
 from konomi.adapters.delta import delta
+from konomi.adapters.kinds import LayerUpdate, LowRank
 from konomi.formats import inspect_file, read_adapter, write_adapter
 from konomi.formats.cloneofsimo import text_paths, unet_paths
 

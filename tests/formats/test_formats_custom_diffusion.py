@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter, Difference, LowRank, Replacement
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import Difference, LowRank, Replacement
 from konomi.errors import FileFormatError
 from konomi.formats import content_of, inspect_file, read_adapter, write_adapter
 

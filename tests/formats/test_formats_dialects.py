@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from konomi.adapters.adapter import Difference, LowRank, Replacement
 from konomi.adapters.delta import bias_delta, delta
+from konomi.adapters.kinds import Difference, LowRank, Replacement
 from konomi.errors import FileFormatError
 from konomi.formats import inspect_file, read_adapter, write_adapter
 

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from konomi.adapters.adapter import Adapter, Hadamard, LayerUpdate, LowRank
+from konomi.adapters.adapter import Adapter
 from konomi.adapters.delta import delta
+from konomi.adapters.kinds import Hadamard, LayerUpdate, LowRank
 from konomi.errors import FileFormatError
 from konomi.formats import convert_adapter, inspect_file, read_adapter, write_adapter
 
@@ -298,7 +299,7 @@ def test_what_a_format_cannot_hold_is_said_and_nothing_is_written(tmp_path: Path
     key = "denoiser.mid_block.attentions.0.proj_in"
     loha: dict[str, LayerUpdate] = {key: Hadamard(*w, *w, alpha=1.0)}
     per_input: dict[str, LayerUpdate] = {key: LowRank(w[1], torch.ones(6, 1), 1.0, None, torch.ones(1, 4))}
-    for layers, message in ((loha, "Hadamard layer"), (per_input, "DoRA norms per input"), ({}, "no layers")):
+    for layers, message in ((loha, "kind loha"), (per_input, "DoRA norms per input"), ({}, "no layers")):
         for to in ("diffusers", "peft"):
             with pytest.raises(FileFormatError, match=message):
                 write_adapter(Adapter(layers, family="sd2"), tmp_path / "out", to)  # type: ignore[arg-type]

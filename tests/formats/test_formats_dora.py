@@ -14,9 +14,11 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from konomi.adapters.adapter import Adapter, LowRank
+from konomi.adapters.adapter import Adapter
 from konomi.adapters.delta import delta
-from konomi.adapters.lora import LoraLayers, LoraSpec, inject
+from konomi.adapters.kinds import LowRank
+from konomi.adapters.kinds.low_rank import LoraSpec
+from konomi.adapters.layers import TrainedLayers, inject
 from konomi.errors import FileFormatError, RecipeError
 from konomi.formats import read_adapter, write_adapter
 from konomi.methods.lora import LoraConfig, dora_axis
@@ -46,7 +48,7 @@ class Net(nn.Module):
         return {key: self.module(key).weight.detach().clone() for key in self.keys}  # type: ignore[union-attr]
 
 
-def trained(axis: str) -> tuple[Net, LoraLayers]:
+def trained(axis: str) -> tuple[Net, TrainedLayers]:
     """A net whose update has moved away from its start, by an alpha that is not the rank."""
     net = Net()
     spec = LoraSpec(rank=2, alpha=1.0, dora=True, dora_axis=axis)  # type: ignore[arg-type]
@@ -127,7 +129,7 @@ def lycoris(weight: Tensor, parts: dict[str, Tensor]) -> Tensor:
 def test_a_kohya_file_means_the_same_to_every_web_ui(tmp_path: Path, key: str, strength: float) -> None:
     net, layers = trained("input")
     live = forward(net.module(key))
-    write_adapter(Adapter(layers=dict(layers.export()), family="sd1"), tmp_path / "x.safetensors", "kohya")
+    write_adapter(Adapter(layers=layers.export().layers, family="sd1"), tmp_path / "x.safetensors", "kohya")
     layers.detach()
     weight, parts = net.weights()[key], kohya_parts(tmp_path / "x.safetensors")[key]
     read = read_adapter(tmp_path / "x.safetensors").layers[key]
@@ -149,9 +151,9 @@ def test_a_kohya_file_means_the_same_to_every_web_ui(tmp_path: Path, key: str, s
 
 def test_magnitudes_per_output_are_refused_for_kohya_because_the_web_uis_disagree(tmp_path: Path) -> None:
     net, layers = trained("output")
-    adapter = Adapter(layers=dict(layers.export()), family="sd1")
+    adapter = Adapter(layers=layers.export().layers, family="sd1")
     layers.detach()
-    weight, update = net.weights()[SQUARE], layers.export()[SQUARE]
+    weight, update = net.weights()[SQUARE], layers.export().layers[SQUARE]
     parts = {"lora_up.weight": update.up, "lora_down.weight": update.down, "alpha": torch.tensor(update.alpha)}
     parts["dora_scale"] = update.magnitude  # type: ignore[assignment]
     wanted = weight + delta(update, weight)
@@ -170,7 +172,7 @@ def test_what_others_wrote_per_output_becomes_plain_differences_with_the_base(
     net, layers = trained("output")
     layers.detach()
     tensors = {}
-    for key, update in layers.export().items():
+    for key, update in layers.export().layers.items():
         name = "lora_unet_" + key.removeprefix("denoiser.").replace(".", "_")
         tensors |= {f"{name}.lora_down.weight": update.down, f"{name}.lora_up.weight": update.up}
         tensors |= {f"{name}.alpha": torch.tensor(update.alpha), f"{name}.dora_scale": update.magnitude}
@@ -181,14 +183,14 @@ def test_what_others_wrote_per_output_becomes_plain_differences_with_the_base(
     convert(tmp_path / "lycoris.safetensors", tmp_path / "x.safetensors", to="webui", base="it")
     for key, parts in kohya_parts(tmp_path / "x.safetensors").items():
         assert set(parts) == {"diff"}
-        wanted = delta(layers.export()[key], net.weights()[key])
+        wanted = delta(layers.export().layers[key], net.weights()[key])
         torch.testing.assert_close(parts["diff"], wanted, rtol=1e-6, atol=1e-7)
 
 
 def test_peft_computes_what_was_trained_per_output(tmp_path: Path) -> None:
     net, layers = trained("output")
     live = {key: forward(module) for key, module in net.layers().items()}
-    write_adapter(Adapter(layers=dict(layers.export()), family="sd1"), tmp_path / "p", "peft")
+    write_adapter(Adapter(layers=layers.export().layers, family="sd1"), tmp_path / "p", "peft")
     layers.detach()
     tree = nn.Module()
     for key, module in net.layers().items():

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from konomi.adapters.adapter import Adapter, LowRank
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import LowRank
 from konomi.errors import FileFormatError
 from konomi.formats import inspect_file, read_adapter, write_adapter
 

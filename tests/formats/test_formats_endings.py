@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from konomi.adapters.adapter import Adapter, LowRank, Replacement
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import LowRank, Replacement
 from konomi.errors import FileFormatError
 from konomi.formats import WRITERS, write_adapter
 from konomi.formats.writer import Writer

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from test_formats_diffusers import random_adapter, tiny_pipeline, weights
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter, LowRank
+from konomi.adapters.adapter import Adapter
 from konomi.adapters.delta import delta
+from konomi.adapters.kinds import LowRank
 from konomi.cli.verdict import verdict
 from konomi.formats import inspect_file, read_adapter, write_adapter
 from konomi.formats.readers import Reading, sentences

@@ -135,7 +135,8 @@ def test_no_prompt_is_said(draw):
 def test_an_adapter_of_another_family_is_refused_by_name(draw, tmp_path):
     import torch
 
-    from konomi.adapters.adapter import Adapter, LowRank
+    from konomi.adapters.adapter import Adapter
+    from konomi.adapters.kinds import LowRank
     from konomi.formats import write_adapter
 
     key = "denoiser.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 import konomi
-from konomi.adapters.adapter import Adapter, Hypernetwork, LowRank, Perceptron
+from konomi.adapters.adapter import Adapter, Hypernetwork, Perceptron
 from konomi.adapters.hypernetwork import build_network
+from konomi.adapters.kinds import LowRank
 from konomi.errors import KonomiError
 from konomi.formats import read_adapter, write_adapter
 from konomi.generation.infotext import read_infotext

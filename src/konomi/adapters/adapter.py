@@ -5,106 +5,16 @@ diffusers (denoiser) or transformers (text encoder, always with `text_model.`) l
 `denoiser.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`,
 `text_encoder.text_model.encoder.layers.0.self_attn.q_proj`.
 
-Shapes: O output, I input channels or features, K kernel, R rank. A weight is [O, I] or [O, I, K, K].
+What a layer's update can be is in `kinds/`.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor
 
+from konomi.adapters.kinds import LayerUpdate
+
 PARTS = ("denoiser", "text_encoder", "text_encoder_2")
-
-
-@dataclass(frozen=True, slots=True)
-class LowRank:
-    """dW = up @ down * alpha / R (LoRA, Hu et al. 2021); LoCon's mid (Tucker); DoRA's magnitude (Liu et al. 2024)."""
-
-    down: Tensor
-    """[R, I] or [R, I, K, K]; with `mid` [R, I, 1, 1]."""
-    up: Tensor
-    """[O, R] or [O, R, 1, 1]."""
-    alpha: float
-    """Numerator of the scale; alpha = R means scale 1."""
-    mid: Tensor | None = None
-    """[R, R, K, K]."""
-    magnitude: Tensor | None = None
-    """DoRA: [O, 1(, 1, 1)] norms per output, or [1, I(, 1, 1)] norms per input."""
-    bias: Tensor | None = None
-    """db [O], given outright (PEFT's `lora_bias` with its scale multiplied in, `diff_b` of ComfyUI and LyCORIS)."""
-
-    @property
-    def scale(self) -> float:
-        """alpha / R."""
-        return self.alpha / self.down.shape[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Hadamard:
-    """LoHa: dW = (w1_a @ w1_b) * (w2_a @ w2_b) * alpha / R (Hyeon-Woo et al. 2021)."""
-
-    w1_a: Tensor
-    w1_b: Tensor
-    w2_a: Tensor
-    w2_b: Tensor
-    alpha: float
-    t1: Tensor | None = None
-    t2: Tensor | None = None
-    magnitude: Tensor | None = None
-    bias: Tensor | None = None
-    """db [O], given outright."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kronecker:
-    """LoKr: dW = kron(w1, w2) * scale; each factor is full, a product a @ b, or (w2) a Tucker product with t2."""
-
-    w1: Tensor | None = None
-    w1_a: Tensor | None = None
-    w1_b: Tensor | None = None
-    w2: Tensor | None = None
-    w2_a: Tensor | None = None
-    w2_b: Tensor | None = None
-    t2: Tensor | None = None
-    alpha: float | None = None
-    magnitude: Tensor | None = None
-    bias: Tensor | None = None
-    """db [O], given outright."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rescale:
-    """(IA)^3: W' = W * (1 + weight), on output rows or input columns (Liu et al. 2022)."""
-
-    weight: Tensor
-    on_input: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """dW and db given outright; norms too."""
-
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Replacement:
-    """W' = weight, whatever W is: a layer that is given whole (Custom Diffusion)."""
-
-    weight: Tensor
-    origin: Tensor | None = None
-    """The W it stands in for, where that is known: only then can the change be told without the base."""
-    bias: Tensor | None = None
-
-
-def axis_of_magnitude(magnitude: Tensor) -> Literal["output", "input"]:
-    """Whose lengths a DoRA magnitude holds, by its shape, as ComfyUI and Forge tell it: [1, I(, 1, 1)] is per input;
-    [O, 1(, 1, 1)], also of a square layer, and [O] are per output."""
-    return "input" if magnitude.dim() >= 2 and magnitude.shape[0] == 1 else "output"
-
-
-LayerUpdate = LowRank | Hadamard | Kronecker | Rescale | Difference | Replacement
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from konomi.adapters.adapter import Adapter, LayerUpdate
+from konomi.adapters.adapter import Adapter
 from konomi.adapters.branches import negative_branch
 from konomi.adapters.delta import bias_delta, delta
 from konomi.adapters.hypernetwork import attach_hypernetwork
+from konomi.adapters.kinds import LayerUpdate
 from konomi.errors import ModelError
 
 __all__ = ["Attachment", "Strengths", "attach", "bias_delta", "check_fits", "delta", "fold"]
@@ -263,7 +264,7 @@ def _bias_change(module: nn.Module, use: _Use, device: torch.device | str) -> Te
     bias = getattr(module, "bias", None)
     if isinstance(bias, Tensor):
         return bias_delta(use.update, bias.to(device))
-    if getattr(use.update, "bias", None) is not None:
+    if use.update.bias is not None:
         raise ModelError("it changes a bias, and this layer has none")
     return None
 

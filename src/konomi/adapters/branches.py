@@ -11,8 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from konomi.adapters.lora import LoraLayer, LoraLayers
-from konomi.adapters.pausing import paused
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import TrainableLayer
+from konomi.adapters.layers import TrainedLayers
+from konomi.adapters.live import paused
+from konomi.diffusion.random import Rng
 
 
 class HasBranches(Protocol):
@@ -41,28 +44,42 @@ def _swap(weights: dict[nn.Parameter, Tensor]) -> None:
 
 
 class BranchLayers:
-    """Low-rank layers of both branches on the same modules of a denoiser, for training.
+    """Trained layers of both branches on the same modules of a denoiser, as one `LiveAdapter`.
 
     While a module is in training mode its rows are the two branches; in evaluation mode they all are the positive one.
     There must be no change of mode between a forward pass and its backward pass: a checkpointed one computes again.
     """
 
-    def __init__(self, positive: LoraLayers, negative: LoraLayers) -> None:
+    def __init__(self, positive: TrainedLayers, negative: TrainedLayers) -> None:
         """Takes both over: by themselves they are attached no more."""
         assert positive.layers.keys() == negative.layers.keys()
         self.positive, self.negative = positive, negative
         for layers in (positive, negative):
             layers.detach()
-        self._attach()
+        self.attached = False
+        self.attach()
 
     @property
-    def parameters(self) -> Mapping[str, Mapping[str, nn.Parameter]]:
-        """`positive` and `negative` -> parameters by name."""
-        return {"positive": self.positive.parameters, "negative": self.negative.parameters}
+    def branches(self) -> Mapping[str, TrainedLayers]:
+        """`positive` and `negative` -> its layers, by themselves attached no more."""
+        return {"positive": self.positive, "negative": self.negative}
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """`BRANCH.KEY.NAME` -> parameter."""
+        return {
+            f"{branch}.{name}": parameter
+            for branch, layers in self.branches.items()
+            for name, parameter in layers.parameters.items()
+        }
+
+    def begin_step(self, rng: Rng) -> None:
+        """Each branch draws its own."""
+        for branch, layers in self.branches.items():
+            layers.begin_step(rng.fork(branch))
 
     def pause(self) -> AbstractContextManager[None]:
-        """Inside, the base computes as if it had never been touched."""
-        return paused(self.detach, self._attach)
+        return paused(self)
 
     @contextmanager
     def both_branches(self) -> Iterator[None]:
@@ -76,18 +93,27 @@ class BranchLayers:
             for module in changed:
                 module.training = False
 
-    def detach(self) -> None:
-        """Give the base back."""
-        for layer in self.positive.layers.values():
-            vars(layer.base).pop("forward", None)
-
-    def _attach(self) -> None:
+    def attach(self) -> None:
+        if self.attached:
+            return
         for key, layer in self.positive.layers.items():
             assert "forward" not in vars(layer.base), f"{key} already has a replaced forward"
             vars(layer.base)["forward"] = partial(_forward, layer, self.negative.layers[key])
+        self.attached = True
+
+    def detach(self) -> None:
+        if not self.attached:
+            return
+        for layer in self.positive.layers.values():
+            del vars(layer.base)["forward"]
+        self.attached = False
+
+    def export(self) -> Adapter:
+        """The positive branch's layers, with those of the negative one as `negative`."""
+        return Adapter(layers=self.positive.export().layers, negative=self.negative.export())
 
 
-def _forward(positive: LoraLayer, negative: LoraLayer, x: Tensor) -> Tensor:
+def _forward(positive: TrainableLayer, negative: TrainableLayer, x: Tensor) -> Tensor:
     if not positive.base.training:
         return positive.forward(x)
     below, above = x.chunk(2)

@@ -12,6 +12,7 @@ Shapes: B batch, T positions attended to, D their width.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -19,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from konomi.adapters.adapter import Hypernetwork, Perceptron
+from konomi.adapters.adapter import Adapter, Hypernetwork, Perceptron
 from konomi.adapters.dropout import dropped, for_batch
-from konomi.adapters.pausing import paused
+from konomi.adapters.live import paused
 from konomi.diffusion.random import Rng
 from konomi.errors import ModelError
 
@@ -86,12 +87,16 @@ class Network(nn.Module):
 Pairs = Mapping[int, tuple[Network, Network]]
 
 
-class HungNetworks:
-    """Networks before the projections of a base, by hooks. While attached, the base computes with them."""
+class LiveHypernetwork:
+    """Networks before the projections of a base, by hooks, as a `LiveAdapter`."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], pairs: Pairs, strength: float = 1.0) -> None:
+    def __init__(
+        self, layers: Mapping[str, nn.Module], pairs: Pairs, spec: Hypernetwork, *, strength: float = 1.0
+    ) -> None:
+        """`spec` is the structure of the pairs, whatever pairs it has itself."""
         self.layers = {key: layer for key, layer in layers.items() if width_of(layer) in pairs}
         self.pairs = dict(pairs)
+        self.spec = spec
         self.strength = strength
         self._rng: Rng | None = None
         self._recorded: tuple[frozenset[str], list[Tensor]] | None = None
@@ -109,11 +114,7 @@ class HungNetworks:
         }
 
     def begin_step(self, rng: Rng) -> None:
-        """Give dropout its randomness for all passes up to the next call. `rng` has a key per sample.
-
-        Dropout acts while the base is in training mode; each layer and position draws its own. There must be no
-        other call between a forward pass and its backward pass: a checkpointed backward pass draws its masks again.
-        """
+        """Dropout acts while the base is in training mode; each layer and position draws its own."""
         self._rng = rng
 
     @contextmanager
@@ -126,23 +127,28 @@ class HungNetworks:
         finally:
             self._recorded = None
 
+    @property
+    def attached(self) -> bool:
+        return bool(self._handles)
+
     def attach(self) -> None:
+        if self._handles:
+            return
         for key, layer in self.layers.items():
             self._handles.append(layer.register_forward_pre_hook(self._hook(key, self._network_of(key, layer))))
 
     def detach(self) -> None:
-        """Leave the base alone. May be called twice."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def pause(self) -> AbstractContextManager[None]:
-        """Inside, the base computes as if there were no networks."""
-        return paused(self.detach, self.attach) if self._handles else nullcontext()
+        return paused(self)
 
-    def export(self) -> dict[int, tuple[Perceptron, Perceptron]]:
-        """Width -> copies of (N_k, N_v)."""
-        return {width: (_copy(pair[0]), _copy(pair[1])) for width, pair in self.pairs.items()}
+    def export(self) -> Adapter:
+        """The networks with their structure."""
+        pairs = {width: (_copy(pair[0]), _copy(pair[1])) for width, pair in self.pairs.items()}
+        return Adapter(hypernetwork=replace(self.spec, pairs=pairs))
 
     def _network_of(self, key: str, layer: nn.Module) -> Network:
         return self.pairs[width_of(layer)][key.endswith("to_v")]
@@ -181,7 +187,7 @@ def attach_hypernetwork(
         k.load_state_dict(halves[0].tensors)
         v.load_state_dict(halves[1].tensors)
         pairs[width] = (k, v)
-    return HungNetworks(layers, pairs, strength).detach
+    return LiveHypernetwork(layers, pairs, hypernetwork, strength=strength).detach
 
 
 def make_network(width: int, spec: Hypernetwork, like: Tensor) -> Network:

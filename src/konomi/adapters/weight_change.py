@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from konomi.adapters.adapter import Replacement
-from konomi.adapters.pausing import paused
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import Replacement
+from konomi.adapters.live import paused
+from konomi.diffusion.random import Rng
 
 
 class WeightChanges:
-    """The changes of one training, by canonical key. While attached, the base computes with them."""
+    """The changes of one training, by canonical key, as a `LiveAdapter`."""
 
     def __init__(self, modules: Mapping[str, nn.Module], *, frozen_every: int = 0) -> None:
         """`frozen_every` L: what the layers answer at positions 0, L, 2L ... carries no gradient; 0 frees them all."""
@@ -29,27 +31,33 @@ class WeightChanges:
             dtype = torch.float64 if module.weight.dtype == torch.float64 else torch.float32
             self.parameters[key] = nn.Parameter(torch.zeros_like(module.weight, dtype=dtype))
         self._hooks = ExitStack()
-        self._attach()
+        self.attached = False
+        self.attach()
+
+    def begin_step(self, rng: Rng) -> None:
+        """They draw nothing."""
 
     def pause(self) -> AbstractContextManager[None]:
-        """Inside, the base computes as if it had never been touched."""
-        return paused(self.detach, self._attach)
+        return paused(self)
+
+    def attach(self) -> None:
+        if self.attached:
+            return
+        for key, module in self.modules.items():
+            self._hooks.callback(module.register_forward_hook(self._adder(self.parameters[key])).remove)
+        self.attached = True
 
     def detach(self) -> None:
-        """Give the base back."""
         self._hooks.close()
+        self.attached = False
 
-    def export(self) -> dict[str, Replacement]:
-        """Canonical key -> W + dW, a copy at least in float32, beside W itself."""
+    def export(self) -> Adapter:
+        """W + dW of each layer, at least in float32, beside W itself."""
         exported = {}
         for key, parameter in self.parameters.items():
             origin = self.modules[key].weight.detach()
             exported[key] = Replacement(origin.to(parameter.dtype) + parameter.detach(), origin)
-        return exported
-
-    def _attach(self) -> None:
-        for key, module in self.modules.items():
-            self._hooks.callback(module.register_forward_hook(self._adder(self.parameters[key])).remove)
+        return Adapter(layers=dict(exported))
 
     def _adder(self, change: nn.Parameter) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         def add(_: nn.Module, inputs: tuple[Any, ...], answer_BTO: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from konomi.adapters.pausing import paused
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.live import paused
+from konomi.diffusion.random import Rng
 
 KeepNorm = Literal["none", "clip", "rescale"]
 
@@ -19,7 +21,7 @@ Start = Mapping[str, Tensor]
 
 
 class TrainedWords:
-    """Vectors being learned, among the words of a base: whatever encodes captions finds them there."""
+    """Vectors being learned, as a `LiveAdapter`: whatever encodes captions finds them among the words of the base."""
 
     def __init__(
         self,
@@ -37,17 +39,16 @@ class TrainedWords:
         }
         self._keep_norm: KeepNorm = keep_norm
         self._norms = dict(norms or {})
-        self._attach()
+        self.attached = False
+        self.attach()
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """`PART.WORD` -> [n, D]."""
         return {f"{part}.{word}": vectors for word, parts in self._words.items() for part, vectors in parts.items()}
 
-    def train(self, active: bool) -> None:
-        """Whether gradients reach the vectors."""
-        for vectors in self.parameters.values():
-            vectors.requires_grad_(active)
+    def begin_step(self, rng: Rng) -> None:
+        """They draw nothing."""
 
     def kept(self, part: str, vectors_nD: Tensor) -> Tensor:
         """The vectors as captions use them: their lengths kept, as a function that training sees through."""
@@ -55,24 +56,26 @@ class TrainedWords:
             return vectors_nD
         return with_norm(vectors_nD, self._norms[part], only_shorten=self._keep_norm == "clip")
 
-    def export(self) -> dict[str, dict[str, Tensor]]:
-        """Word -> {part: copies as captions use them, float32 [n, D]}."""
-        return {
+    def export(self) -> Adapter:
+        """The vectors as captions use them, float32 [n, D]."""
+        embeddings = {
             word: {part: self.kept(part, vectors.detach()).clone() for part, vectors in parts.items()}
             for word, parts in self._words.items()
         }
+        return Adapter(embeddings=embeddings)
 
     def pause(self) -> AbstractContextManager[None]:
         """Inside, the base does not know these words."""
-        return paused(self.detach, self._attach)
+        return paused(self)
+
+    def attach(self) -> None:
+        self._known.update({word: _Live(self, parts) for word, parts in self._words.items()})
+        self.attached = True
 
     def detach(self) -> None:
-        """Take the words off the base for good."""
         for word in self._words:
             self._known.pop(word, None)
-
-    def _attach(self) -> None:
-        self._known.update({word: _Live(self, parts) for word, parts in self._words.items()})
+        self.attached = False
 
 
 class _Live(Mapping[str, Tensor]):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from konomi.adapters.kinds import tensors_of
 from konomi.errors import FileFormatError
 from konomi.formats import (
     cloneofsimo,
@@ -24,7 +25,6 @@ from konomi.formats import (
 )
 from konomi.formats.accounting import accounted, lines
 from konomi.formats.family import odd_context_layer
-from konomi.formats.layers import tensors_of
 from konomi.formats.recognition import stranger_of
 from konomi.formats.report import (
     FileReport,

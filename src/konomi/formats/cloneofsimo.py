@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import LayerUpdate
 from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
 from konomi.formats.layers import LayerError, layer_from_parts
@@ -54,7 +55,9 @@ def parse(source: Source) -> Parsed:
     adapter = named(Adapter(layers, embeddings, {}, "", source.name))
     if not adapter.family:
         # The format is older than SDXL, so a text encoder alone tells the family by its width.
-        adapter = replace(adapter, family="sd2" if any(_width(update) == 1024 for update in layers.values()) else "sd1")
+        adapter = replace(
+            adapter, family="sd2" if any(update.input_width == 1024 for update in layers.values()) else "sd1"
+        )
     return Parsed(adapter, tuple(sorted(unknown)), used=frozenset(source.names))
 
 
@@ -152,10 +155,6 @@ def _fits(name: str, outputs: int, inputs: int) -> bool:
     if name.endswith("ff.net.0.proj"):
         return outputs == 8 * width and inputs == width
     return outputs == width == inputs
-
-
-def _width(update: LayerUpdate) -> int:
-    return update.down.shape[1] if isinstance(update, LowRank) else 0
 
 
 def _companions(

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter, Difference, LayerUpdate, LowRank, Replacement
-from konomi.adapters.replacement import difference_of
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import Difference, LayerUpdate, LowRank, Replacement
 from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
 from konomi.families.foreign_names import part_of_embedding_name
@@ -188,7 +188,8 @@ def _check_width(source: Source, layers: Mapping[str, LayerUpdate], words: Mappi
     for key, update in layers.items():
         if not reads_text(key):
             continue
-        read = update.down.shape[1] if isinstance(update, LowRank) else update.weight.shape[1]  # type: ignore[union-attr]
+        read = update.input_width
+        assert read is not None
         if width and read != width:
             raise fault(source.path, key, f"reads text states {read} wide, others {width}")
         width = read
@@ -235,7 +236,8 @@ def _word_files(adapter: Adapter) -> dict[str, str]:
 
 def write_delta(adapter: Adapter, path: Path, options: WriteOptions) -> None:
     """The authors' `delta.bin`; low-rank layers become `u` and `v`. Raises FileFormatError for what it cannot hold."""
-    low_rank = {key: layer for key, layer in adapter.layers.items() if isinstance(layer, LowRank)}
+    factored = ((key, layer.as_low_rank()) for key, layer in adapter.layers.items())
+    low_rank = {key: layer for key, layer in factored if layer is not None}
     whole = replace(adapter, layers={key: layer for key, layer in adapter.layers.items() if key not in low_rank})
     unet: dict[str, Any] = dict(kohya.cast_floats(_whole_weights(whole, path), options.dtype)) if whole.layers else {}
     for key, layer in low_rank.items():
@@ -267,11 +269,11 @@ def write_webui(adapter: Adapter, path: Path, options: WriteOptions) -> None:
     """A kohya file of differences (LyCORIS' `diff`) with bundled words. Raises FileFormatError without the base."""
     layers: dict[str, LayerUpdate] = {}
     for key, layer in adapter.layers.items():
-        difference = difference_of(layer)
-        if difference is None or getattr(layer, "bias", None) is not None:
+        difference = layer.difference()
+        if difference is None or layer.bias is not None:
             raise FileFormatError(f"{path}: {_NEEDS_BASE}")
         layers[key] = Difference(difference)
-    lycoris = {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "full"})}
+    lycoris = {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": Difference.about.algo})}
     differences = replace(adapter, layers=layers, metadata=adapter.metadata | lycoris)
     kohya.write(differences, path, dtype=options.dtype, layout=options.layout)
 
@@ -282,10 +284,10 @@ def _whole_weights(adapter: Adapter, path: Path) -> dict[str, Tensor]:
     for key, layer in adapter.layers.items():
         if not key.startswith("denoiser.") or ".attn2." not in key:
             raise FileFormatError(f"{path}: Custom Diffusion changes cross-attention alone; {key} has no place in it.")
-        if not isinstance(layer, Replacement):
+        if layer.whole is None:
             raise FileFormatError(f"{path}: it holds whole weights, and {_NEEDS_BASE}")
         name = key.removeprefix("denoiser.")
-        found[f"{name}.weight"] = layer.weight
+        found[f"{name}.weight"] = layer.whole
         if layer.bias is not None:
             found[f"{name}.bias"] = layer.bias
     return found

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import LayerUpdate
 from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
 from konomi.families.family import DENOISER
@@ -26,7 +27,7 @@ from konomi.families.foreign_names import folder_of_part, part_of_folder
 from konomi.formats.accounting import METADATA
 from konomi.formats.family import family_of
 from konomi.formats.kohya import cast_floats, embedding_parts
-from konomi.formats.layers import LayerError, folded, layer_from_parts
+from konomi.formats.layers import LayerError, layer_from_parts
 from konomi.formats.peft_config import PeftConfig, layer_from_peft, named, peft_tensors, read_config, split_parts
 from konomi.formats.source import DIFFUSERS_LORA_NAME, Parsed, Source, fault
 from konomi.formats.writer import Writer
@@ -71,11 +72,11 @@ def parse(source: Source) -> Parsed:
     for key, parts in halves.items():
         magnitude = parts.pop("dora_scale", None)
         try:
-            layer = layer_from_parts(parts)
+            layer = layer_from_parts(parts).as_low_rank()
         except LayerError as error:
             half = {"lora_down.weight": "down", "lora_up.weight": "up"}.get(error.part, error.part)
             raise fault(source.path, f"{key} ({half})" if half else key, error.what) from error
-        assert isinstance(layer, LowRank)
+        assert layer is not None
         alpha = layer.alpha
         part, _, path = key.partition(".")
         if part in settings and "alpha" not in parts:
@@ -102,7 +103,7 @@ def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = Non
     tensors: dict[str, Tensor] = {}
     family, components = adapter.family or family_of(adapter), folder_of_part()
     for part, layers in split_parts(adapter, str(path)).items():
-        scaled = {name: folded(layer, dtype) for name, layer in layers.items()}
+        scaled = {name: layer.folded(dtype) for name, layer in layers.items()}
         for name, tensor in peft_tensors(scaled, family if part == "denoiser" else "").items():
             tensors[f"{components[part]}.{name}"] = tensor
     if not tensors:

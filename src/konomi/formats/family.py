@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
-
-from konomi.adapters.adapter import Adapter, Difference, Hadamard, LayerUpdate, LowRank, Replacement
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import LayerUpdate
 from konomi.families.family import Family
 from konomi.families.recognition import (
     families_of_contexts,
@@ -19,7 +18,7 @@ from konomi.families.recognition import (
 
 def family_by_layers(layers: Mapping[str, LayerUpdate]) -> str:
     """From the widths of what layers read, and from layers that one family alone has; "" if nothing tells."""
-    return _name(family_of_layers({key: _input_width(update) for key, update in layers.items()}))
+    return _name(family_of_layers({key: update.input_width for key, update in layers.items()}))
 
 
 def family_by_metadata(metadata: Mapping[str, str]) -> str:
@@ -44,7 +43,7 @@ def odd_context_layer(layers: Mapping[str, LayerUpdate]) -> str:
     """The first layer that reads text states of another width than the first such layer; "" if all agree."""
     first = None
     for key, update in layers.items():
-        if reads_text(key) and (width := _input_width(update)) is not None:
+        if reads_text(key) and (width := update.input_width) is not None:
             first = width if first is None else first
             if width != first:
                 return key
@@ -53,14 +52,3 @@ def odd_context_layer(layers: Mapping[str, LayerUpdate]) -> str:
 
 def _name(family: Family | None) -> str:
     return "" if family is None else family.name
-
-
-def _input_width(update: LayerUpdate) -> int | None:
-    match update:
-        case LowRank():
-            return update.down.shape[1]
-        case Hadamard(t1=None):
-            return update.w1_b.shape[1]
-        case Difference(weight=Tensor() as weight) | Replacement(weight=weight) if weight.dim() >= 2:
-            return weight.shape[1]
-    return None

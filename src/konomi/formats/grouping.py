@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from konomi.adapters.adapter import LayerUpdate
+from konomi.adapters.kinds import LayerUpdate
 from konomi.formats.layers import LayerError, layer_from_parts
 from konomi.formats.source import fault
 

@@ -7,13 +7,15 @@ A layer is `{prefix}_{module path, dots as underscores}.{part}`; see `layers` fo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter, LowRank
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds.magnitude import per_output
 from konomi.errors import FileFormatError
 from konomi.families.foreign_names import embedding_names, part_of_embedding_name
 from konomi.families.recognition import family_of_kohya_names
@@ -22,7 +24,7 @@ from konomi.formats.family import family_by_layers, family_of
 from konomi.formats.grouping import assemble, group
 from konomi.formats.kohya_keys import PREFIXES, is_norm, key_of, layout_for, name_of
 from konomi.formats.kohya_metadata import with_hashes, with_minimum
-from konomi.formats.layers import folded, part_of, parts_from_layer, per_output
+from konomi.formats.layers import LayerError, layer_from_parts, part_of
 from konomi.formats.ldm_keys import UNetLayout
 from konomi.formats.learned_words import NEGATIVE
 from konomi.formats.source import Parsed, Source, fault, open_source
@@ -72,9 +74,10 @@ def context_widths(grouped: Mapping[str, Mapping[str, Tensor]]) -> set[int]:
     found = set()
     for layer, parts in grouped.items():
         if layer.endswith(("attn2_to_k", "attn2_to_v", "attn2.to_k", "attn2.to_v")):
-            inner = (parts.get(name) for name in ("lora_down.weight", "hada_w1_b", "diff", "set_weight"))
-            found |= {tensor.shape[1] for tensor in inner if tensor is not None and tensor.dim() > 1}
-    return found
+            # What is wrong with a layer is told where its name is known.
+            with suppress(LayerError):
+                found.add(layer_from_parts(parts).input_width)
+    return {width for width in found if width is not None}
 
 
 def write(
@@ -97,17 +100,14 @@ def write(
     family = adapter.family or family_of(adapter)
     tensors: dict[str, Tensor] = {}
     for key, update in adapter.layers.items():
-        if per_output(update):
+        if per_output(update.magnitude):
             raise FileFormatError(
                 f"{path}: {key} has DoRA magnitudes per output, which A1111 would take for magnitudes per input: the "
                 "file would not mean the same everywhere. Convert with --to peft or diffusers, or with --base BASE to "
                 "plain differences, which every program reads; or train with save.format kohya."
             )
-        if isinstance(update, LowRank) and update.magnitude is not None:
-            # Before version 1.10 A1111 multiplied by alpha / rank after taking the lengths, others before.
-            update = folded(update, None)
         name = name_of(key, family, layout)
-        for part, tensor in parts_from_layer(update, norm=is_norm(key)).items():
+        for part, tensor in update.to_parts(norm=is_norm(key)).items():
             tensors[f"{name}.{part}"] = tensor
     for token, vectors in adapter.embeddings.items():
         tensors |= {f"{_BUNDLE}{token}.{part}": tensor for part, tensor in embedding_parts(vectors).items()}

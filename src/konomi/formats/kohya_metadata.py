@@ -16,9 +16,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter, LowRank
+from konomi.adapters.adapter import Adapter
 from konomi.families import known_family
-from konomi.formats.layers import rank_of
 from konomi.storage.hashing import SHORT_HASH_LENGTH, SHORT_HASH_START
 from konomi.storage.tensor_file import serialised
 
@@ -111,16 +110,16 @@ def with_minimum(adapter: Adapter, family: str, title: str) -> dict[str, str]:
         metadata.setdefault("modelspec.sai_model_spec", "1.0.1")
         metadata.setdefault("modelspec.architecture", architecture(family, "epsilon", "lora"))
         metadata.setdefault("modelspec.title", adapter.name or title)
-    plain = all(isinstance(update, LowRank) for update in adapter.layers.values())
-    metadata.setdefault("ss_network_module", "networks.lora" if plain else "lycoris.kohya")
     updates = adapter.layers.values()
-    ranks = [str(rank) for rank in map(rank_of, updates) if rank is not None]
-    alphas = [text(update.alpha) for update in updates if isinstance(update, LowRank)]
+    algos = {update.about.algo for update in updates} - {""}
+    metadata.setdefault("ss_network_module", "lycoris.kohya" if algos else "networks.lora")
+    ranks = [str(update.rank) for update in updates if update.rank is not None]
+    alphas = [text(update.alpha) for update in updates if update.alpha is not None]
     for name, values in (("ss_network_dim", ranks), ("ss_network_alpha", alphas)):
         # A conversion on the way may have changed what the first program wrote here.
         if values and metadata.get(name) not in {*values, *(f"{value}.0" for value in values)}:
             metadata[name] = statistics.mode(values)
-    metadata.setdefault("ss_network_args", "{}")
+    metadata.setdefault("ss_network_args", text({"algo": min(algos)} if len(algos) == 1 else {}))
     metadata.setdefault("ss_output_name", adapter.name or title)
     return metadata
 

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank, axis_of_magnitude
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import KINDS, LayerUpdate, LowRank
+from konomi.adapters.kinds.magnitude import axis_of_magnitude
 from konomi.errors import FileFormatError
 from konomi.families.foreign_names import is_convolution
 from konomi.formats.family import family_of
@@ -141,9 +143,14 @@ def _ranks(table: Mapping[str, Any]) -> tuple[int | None, dict[str, int], dict[s
 def read_config(table: Mapping[str, Any], where: str) -> PeftConfig:
     """From a parsed `adapter_config.json`. Raises FileFormatError for another kind than LoRA, improper values, and
     settings under which the tensors mean something that konomi does not do."""
-    kind = table.get("peft_type") or "LORA"
-    if kind != "LORA":
-        raise FileFormatError(f"{where}: PEFT type {str(kind)[:40]} is not read; only LORA is.")
+    wanted = LowRank.about.peft_type
+    said = table.get("peft_type") or wanted
+    if said != wanted:
+        known = next(
+            (f" konomi reads {kind.about.name} from LyCORIS' files." for kind in KINDS if kind.about.peft_type == said),
+            "",
+        )
+        raise FileFormatError(f"{where}: PEFT type {str(said)[:40]} is not read; only {wanted} is.{known}")
     for name, why in _CHANGING.items():
         if table.get(name):
             raise FileFormatError(f"{where}: {name} is set, and konomi does not do that: {why}.")
@@ -188,22 +195,23 @@ def peft_layer(update: LayerUpdate, key: str, where: str) -> LowRank:
 
     Raises FileFormatError for kinds that are not low rank and for DoRA norms per input, which need the base's weights.
     """
-    if not isinstance(update, LowRank):
+    low_rank = update.as_low_rank()
+    if low_rank is None:
         raise FileFormatError(
-            f"{where}: {key} is a {type(update).__name__} layer, which this format cannot hold. "
+            f"{where}: {key} is a layer of kind {update.about.name}, which this format cannot hold. "
             "Convert with --to kohya."
         )
-    down = update.down
-    if update.mid is not None:
+    down = low_rank.down
+    if low_rank.mid is not None:
         flat = down.reshape(down.shape[0], -1).double()
-        down = torch.einsum("rskl,si->rikl", update.mid.double(), flat).to(down.dtype)
-    magnitude = update.magnitude
+        down = torch.einsum("rskl,si->rikl", low_rank.mid.double(), flat).to(down.dtype)
+    magnitude = low_rank.magnitude
     if magnitude is not None and axis_of_magnitude(magnitude) == "input":
         raise FileFormatError(
             f"{where}: {key} has DoRA norms per input; this format wants them per output, and changing that needs the "
             "base model. Convert with --to kohya."
         )
-    return LowRank(down, update.up, update.alpha, None, magnitude, update.bias)
+    return LowRank(down, low_rank.up, low_rank.alpha, None, magnitude, low_rank.bias)
 
 
 def peft_tensors(layers: Mapping[str, LowRank], family: str) -> dict[str, Tensor]:

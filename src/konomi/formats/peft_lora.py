@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import LayerUpdate, LowRank
 from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
 from konomi.families.foreign_names import folder_of_part, part_of_folder
@@ -129,7 +130,7 @@ def _config(layers: dict[str, LowRank], base_name: str) -> dict[str, Any]:
         "lora_bias": any(layer.bias is not None for layer in layers.values()),
         "lora_dropout": 0.0,
         "modules_to_save": None,
-        "peft_type": "LORA",
+        "peft_type": LowRank.about.peft_type,
         "r": rank,
         "rank_pattern": {path: value for path, value in ranks.items() if value != rank},
         "target_modules": sorted(layers),
@@ -176,13 +177,14 @@ def _less_initial(parsed: Parsed, part: str, folder: Path, config: PeftConfig) -
     start = _read_weights(open_source(weights, alone=True), part, replace(config, ignored={})).adapter.layers
     layers: dict[str, LayerUpdate] = {}
     for key, layer in parsed.adapter.layers.items():
-        first = start.get(key)
-        if not isinstance(layer, LowRank) or not isinstance(first, LowRank) or layer.magnitude is not None:
+        first = start[key].as_low_rank() if key in start else None
+        last = layer.as_low_rank()
+        if last is None or first is None or last.magnitude is not None:
             raise FileFormatError(f"{found}: does not tell how {key} started, so it cannot be converted.")
-        if layer.down.shape != first.down.shape or layer.up.shape != first.up.shape:
+        if last.down.shape != first.down.shape or last.up.shape != first.up.shape:
             raise FileFormatError(f"{found}: {key} is of another size there, so it is another adapter's start.")
-        down, up = torch.cat([layer.down, first.down]), torch.cat([layer.up, -first.up], dim=1)
-        layers[key] = LowRank(down, up, 2 * layer.alpha, None, None, layer.bias)
+        down, up = torch.cat([last.down, first.down]), torch.cat([last.up, -first.up], dim=1)
+        layers[key] = LowRank(down, up, 2 * last.alpha, None, None, last.bias)
     note = f"{config.init}: converted to plain LoRA of twice the rank with the start in {found}."
     return replace(parsed, adapter=replace(parsed.adapter, layers=layers), notes=(*parsed.notes, note))
 
@@ -206,10 +208,10 @@ def _read_weights(source: Source, part: str, config: PeftConfig) -> Parsed:
     for module, parts in halves.items():
         magnitude = parts.pop("dora_scale", None)
         try:
-            layer = layer_from_parts(parts)
+            layer = layer_from_parts(parts).as_low_rank()
         except LayerError as error:
             raise fault(source.path, f"{module} ({error.part})" if error.part else module, error.what) from error
-        assert isinstance(layer, LowRank)
+        assert layer is not None
         component, _, inner = module.partition(".")
         part, inner = (_FOLDERS[component], inner) if component in _FOLDERS and inner else (whole, module)
         if part != "denoiser" and inner.startswith(("encoder.", "embeddings.", "final_layer_norm")):

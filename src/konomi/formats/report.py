@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter, LowRank
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import LayerUpdate, tensors_of
 from konomi.errors import FileFormatError
 from konomi.formats import hypernetwork
 from konomi.formats.family import family_by_metadata, odd_context_layer
 from konomi.formats.kohya_metadata import text
-from konomi.formats.layers import rank_of, tensors_of
 from konomi.formats.readers import Reading, checkpoint_readings, readings
 from konomi.formats.recognition import Recognised, recognise
 from konomi.formats.source import PEFT_WEIGHTS, Parsed, Source, open_source
@@ -27,14 +28,6 @@ from konomi.storage.sniff import FileKind
 from konomi.storage.tensor_file import is_finite, read_header
 
 _MAX_NAMED = 50
-_KIND_NAMES = {
-    "LowRank": "lora",
-    "Hadamard": "loha",
-    "Kronecker": "lokr",
-    "Rescale": "ia3",
-    "Difference": "diff",
-    "Replacement": "whole",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +93,8 @@ def adapter_report(source: Source, format_name: str, parsed: Parsed, *, check: b
     adapter = parsed.adapter
     tensors = named_tensors(source, adapter)
     updates = list(adapter.layers.values())
-    ranks = Counter(str(rank) for rank in map(rank_of, updates) if rank is not None)
-    alphas = Counter(text(alpha) for update in updates if (alpha := getattr(update, "alpha", None)) is not None)
+    ranks = Counter(str(update.rank) for update in updates if update.rank is not None)
+    alphas = Counter(text(update.alpha) for update in updates if update.alpha is not None)
     notes = _hash_notes(source) if check else []
     if parsed.unknown:
         notes.append(f"{len(parsed.unknown)} tensors have no place in a known layer; the file would not be loaded.")
@@ -248,22 +241,12 @@ def _facts(source: Source, adapter: Adapter) -> dict[str, str]:
     return {name: text(value) for name, value in table.items() if value is not None} | adapter.metadata
 
 
-def update_norm(update: LowRank) -> float:
-    """Frobenius norm of up @ down * alpha / R without building the product: tr(up^T up down down^T) is its square."""
-    rank = update.down.shape[0]
-    down, up = update.down.reshape(rank, -1).double(), update.up.reshape(-1, rank).double()
-    if update.mid is not None:
-        down = torch.einsum("rsk,si->rik", update.mid.reshape(rank, rank, -1).double(), down).reshape(rank, -1)
-    square = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0)
-    return float(square.sqrt()) * abs(update.alpha) / rank
-
-
 def _health(tensors: Mapping[str, Tensor], adapter: Adapter | None) -> Health:
     nonfinite = tuple(name for name, tensor in tensors.items() if not is_finite(tensor))
     zero = tuple(name for name, tensor in tensors.items() if tensor.dim() and tensor.numel() and not tensor.any())
     updates = adapter.layers if adapter else {}
-    norms = {key: update_norm(update) for key, update in updates.items() if isinstance(update, LowRank)}
-    norms = {key: norm for key, norm in norms.items() if norm == norm and norm != float("inf")}
+    told = {key: update.norm() for key, update in updates.items()}
+    norms = {key: norm for key, norm in told.items() if norm is not None and math.isfinite(norm)}
     if not norms:
         return Health(True, nonfinite[:_MAX_NAMED], zero[:_MAX_NAMED])
     largest = max(norms, key=lambda key: norms[key])
@@ -304,8 +287,8 @@ def _token_shapes(embeddings: Mapping[str, Mapping[str, Tensor]]) -> dict[str, d
     return {token: {part: list(t.shape) for part, t in vectors.items()} for token, vectors in embeddings.items()}
 
 
-def _kind_name(update: object) -> str:
-    return _KIND_NAMES[type(update).__name__] + ("+dora" if getattr(update, "magnitude", None) is not None else "")
+def _kind_name(update: LayerUpdate) -> str:
+    return update.about.name + ("" if update.magnitude is None else "+dora")
 
 
 def _size(source: Source) -> int:

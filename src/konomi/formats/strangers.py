@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
+from konomi.formats.layers import part_of
+
 _UNET = re.compile(r"(?:^|[._])(?:down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block)[._]")
 """What only U-Nets have."""
 _FAMILIES: tuple[tuple[str, str], ...] = (
@@ -70,7 +72,7 @@ _KINDS = (
     (r"hydra\w*|lora_route\w*|moe_\w+", "a mixture of LoRAs"),
 )
 _OTHER_KINDS = tuple(
-    (re.compile(rf"(?:^|.*[._])(?:{pattern})(?:\.[^.]+)?(?:\.weight)?"), kind) for pattern, kind in _KINDS
+    (re.compile(rf"(?:^|.*[._])(?P<part>{pattern})(?:\.[^.]+)?(?:\.weight)?"), kind) for pattern, kind in _KINDS
 )
 _UPDATE = re.compile(
     r"(?:^|[._])(?:lora|hada|lokr|lycoris|dora|oft|boft|glora|vera|hra|ia3)_"
@@ -108,7 +110,8 @@ def other_kind(names: Collection[str]) -> tuple[str, str]:
     """(tensor, kind of update) where the file holds a kind that konomi does not apply; ("", "") otherwise."""
     for name in names:
         for pattern, kind in _OTHER_KINDS:
-            if len(name) <= _LONGEST and pattern.fullmatch(name):
+            match = pattern.fullmatch(name) if len(name) <= _LONGEST else None
+            if match and not part_of(match["part"]):
                 return name, kind
     return "", ""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from konomi.adapters.adapter import Adapter, Difference, Replacement
+from konomi.adapters.adapter import Adapter
 from konomi.errors import FileFormatError
 from konomi.families.recognition import reads_text
 
@@ -87,11 +87,12 @@ def content_of(adapter: Adapter) -> Content:
         return "hypernetwork"
     if not adapter.layers and adapter.embeddings:
         return "embedding"
-    if any(isinstance(update, Replacement) for update in adapter.layers.values()):
+    if any(update.whole is not None for update in adapter.layers.values()):
         return "custom diffusion"
     # As differences it is told from a LoRA by what it changes, and by the words that come with it.
     if adapter.embeddings and all(
-        isinstance(update, Difference) and reads_text(key) for key, update in adapter.layers.items()
+        update.rank is None and update.difference() is not None and reads_text(key)
+        for key, update in adapter.layers.items()
     ):
         return "custom diffusion"
     return "lora"

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-from konomi.adapters.adapter import Adapter, LayerUpdate, LowRank
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import LayerUpdate
 from konomi.errors import shortened
 from konomi.formats.trained_for import other_process
 from konomi.generation.adapter_request import AdapterRequest
@@ -104,10 +105,8 @@ def trained_otherwise(name: str, adapter: Adapter, base: BaseModel) -> list[str]
 
 
 def _is_zero(update: LayerUpdate) -> bool:
-    """A LoRA's layer that adds nothing. Other kinds have no start of zeros that a file could be left at."""
-    if not isinstance(update, LowRank) or update.magnitude is not None or update.bias is not None:
-        return False
-    return not (update.up.any() and update.down.any())
+    """Whether a layer adds nothing, as one that was never trained; of kinds whose norm is not told, that is unknown."""
+    return update.magnitude is None and update.bias is None and update.norm() == 0
 
 
 def _says(request: Request, words: Sequence[str]) -> bool:

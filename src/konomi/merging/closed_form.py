@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from konomi.adapters.adapter import Replacement
+from konomi.adapters.kinds import Replacement
 from konomi.errors import ModelError
 
 RIDGE = 1e-6

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
+from konomi.adapters.live import Together
 from konomi.adapters.weight_change import WeightChanges
 from konomi.adapters.words import TrainedWords
 from konomi.config.recipe import Recipe
@@ -83,6 +84,7 @@ class CustomDiffusion:
         # Each chunk begins with a start token of its own, unless the inner ones are stripped.
         every = self.base.num_positions if self.recipe.text.chunking == "novelai" else self.recipe.text.max_tokens + 2
         self.changes = WeightChanges(self.base.targets("cross_attention.kv"), frozen_every=every)
+        self.live = Together(self.words, self.changes)
         return (Phase("custom_diffusion", self._groups(), self.loss, modules=(self.base.denoiser,)),)
 
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
@@ -98,7 +100,7 @@ class CustomDiffusion:
         return loss + 0.0 * sum(vectors.sum() for vectors in self.words.parameters.values())
 
     def export(self) -> Adapter:
-        return Adapter(layers=dict(self.changes.export()), embeddings=self.words.export(), family=self.base.family)
+        return replace(self.live.export(), family=self.base.family)
 
     @contextmanager
     def as_loaded(self, result: Result) -> Iterator[None]:
@@ -108,8 +110,7 @@ class CustomDiffusion:
             yield
 
     def close(self) -> None:
-        self.changes.detach()
-        self.words.detach()
+        self.live.detach()
 
     def _with_mask_as_asked(self, examples: Examples) -> Examples:
         return examples if self.recipe.objective.masked else replace(examples, loss_mask=None)

@@ -23,7 +23,9 @@ from torch.nn import functional
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.branches import BranchLayers
-from konomi.adapters.lora import LoraLayers, LoraSpec, inject
+from konomi.adapters.kinds.low_rank import LoraSpec
+from konomi.adapters.layers import TrainedLayers, inject
+from konomi.adapters.live import LiveAdapter, Together
 from konomi.adapters.words import TrainedWords, repeated
 from konomi.config.recipe import Recipe
 from konomi.config.sections import STRICT
@@ -118,6 +120,7 @@ class DreamArtist:
         self.words = TrainedWords(self.base.words, start)
         if self.config.lora_rank:
             self.lora = BranchLayers(self._inject("positive"), self._inject("negative"))
+        self.live: LiveAdapter = self.words if self.lora is None else Together(self.words, self.lora)
         modules = (*self.base.text_encoders.values(), self.base.denoiser)
         return (Phase("dreamartist", self._groups(), self.loss, self.per_example, modules=modules),)
 
@@ -173,11 +176,9 @@ class DreamArtist:
         return error.flatten(1).mean(1)
 
     def export(self) -> Adapter:
-        adapter = Adapter(embeddings=self.words.export(), family=self.base.family)
-        if self.lora is None:
-            return adapter
-        negative = Adapter(layers=dict(self.lora.negative.export()), family=self.base.family)
-        return replace(adapter, layers=dict(self.lora.positive.export()), negative=negative)
+        learned, family = self.live.export(), self.base.family
+        negative = None if learned.negative is None else replace(learned.negative, family=family)
+        return replace(learned, negative=negative, family=family)
 
     @contextmanager
     def as_loaded(self, result: Result) -> Iterator[None]:
@@ -188,9 +189,7 @@ class DreamArtist:
             yield
 
     def close(self) -> None:
-        self.words.detach()
-        if self.lora is not None:
-            self.lora.detach()
+        self.live.detach()
 
     def _start(self, *, negative: bool) -> dict[str, Tensor]:
         """Part -> vectors [n, D]."""
@@ -203,7 +202,7 @@ class DreamArtist:
         spread = {part: rng.fork(part).normal(vectors.shape)[0].to(vectors.device) for part, vectors in start.items()}
         return {part: vectors + _SPREAD * spread[part] for part, vectors in start.items()}
 
-    def _inject(self, branch: str) -> LoraLayers:
+    def _inject(self, branch: str) -> TrainedLayers:
         modules: dict[str, nn.Module] = {}
         for word in self.config.targets:
             found = self.base.targets(word)
@@ -222,12 +221,12 @@ class DreamArtist:
         rate, _ = learning_rates(optimizer, self.default_learning_rate)
         # Decay would pull a word towards nothing.
         groups = [ParameterGroup("words", self.words.parameters, rate, weight_decay=0.0)]
-        branches = () if self.lora is None else self.lora.parameters.items()
+        branches = {} if self.lora is None else self.lora.branches
         rates = {"positive": self.config.lora_rate, "negative": self.config.negative_lora_rate}
-        for branch, parameters in branches:
+        for branch, layers in branches.items():
             # Also with `optimizer.rates`, which are the words' and whose course the LoRAs follow.
             own = own_rate(optimizer, rates[branch], self.default_learning_rate)
-            named = {f"{branch}.{name}": parameter for name, parameter in parameters.items()}
+            named = {f"{branch}.{name}": parameter for name, parameter in layers.parameters.items()}
             groups.append(ParameterGroup(branch, named, own))
         return tuple(groups)
 

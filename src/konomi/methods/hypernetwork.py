@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from konomi.adapters.adapter import Adapter, Hypernetwork
 from konomi.adapters.apply import Strengths, attach
-from konomi.adapters.hypernetwork import HALVES, HungNetworks, Network, make_network, width_of
+from konomi.adapters.hypernetwork import HALVES, LiveHypernetwork, Network, make_network, width_of
 from konomi.config.recipe import Recipe
 from konomi.config.sections import STRICT
 from konomi.data.batch import Batch
@@ -34,7 +34,7 @@ from konomi.errors import RecipeError
 from konomi.formats import read_adapter
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.lora_start import trained_for_notes
-from konomi.methods.method import Needs, ParameterGroup, Phase, Result, for_width, learning_rates
+from konomi.methods.method import Needs, ParameterGroup, Phase, Result, begin_step, for_width, learning_rates
 from konomi.methods.preservation import PreservingLoss
 from konomi.models.base import BaseModel
 
@@ -150,7 +150,7 @@ class HypernetworkMethod:
             pairs[width] = (k, v)
         for layer in layers.values():
             layer.requires_grad_(False)
-        self.networks = HungNetworks(layers, pairs)
+        self.networks = LiveHypernetwork(layers, pairs, self.spec)
         self.shallow = self._shallow()
         default = for_width(self.base, published=self.default_learning_rate, narrow=self.narrow_learning_rate)
         rate, _ = learning_rates(self.recipe.optimizer, default)
@@ -159,9 +159,7 @@ class HypernetworkMethod:
         return (Phase(name="hypernetwork", groups=(group,), loss=self.loss, modules=modules),)
 
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
-        # Dropout follows the subjects, so that a batch computed in several passes drops the same. Once for both losses:
-        # gradient checkpointing computes the first forward pass again after the second.
-        self.networks.begin_step(rng.fork("dropout").for_samples(batch.subject.sample_ids))
+        begin_step(self.networks, batch, rng)
         if self.config.shallow_penalty == 0:
             return self.preserving(batch, rng)
         with self.networks.recording(self.shallow) as added:
@@ -170,7 +168,7 @@ class HypernetworkMethod:
         return loss + self.config.shallow_penalty * torch.stack(squares).mean() if squares else loss
 
     def export(self) -> Adapter:
-        return Adapter(hypernetwork=replace(self.spec, pairs=self.networks.export()), family=self.base.family)
+        return replace(self.networks.export(), family=self.base.family)
 
     @contextmanager
     def as_loaded(self, result: Result) -> Iterator[None]:

@@ -7,7 +7,7 @@ only A and B are learned. Also here, as switches: a larger step for B (LoRA+, Ha
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
-from konomi.adapters.lora import LoraSpec, inject
+from konomi.adapters.kinds.low_rank import LoraSpec
+from konomi.adapters.layers import inject
 from konomi.config.recipe import Recipe
 from konomi.config.sections import STRICT, Fraction
 from konomi.data.batch import Batch
@@ -23,7 +24,16 @@ from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.lora_start import Start, read_start
-from konomi.methods.method import Needs, ParameterGroup, Phase, Result, for_width, learning_rates, rate_for_width
+from konomi.methods.method import (
+    Needs,
+    ParameterGroup,
+    Phase,
+    Result,
+    begin_step,
+    for_width,
+    learning_rates,
+    rate_for_width,
+)
 from konomi.methods.preservation import PreservingLoss
 from konomi.models.base import BaseModel
 from konomi.models.targets import check_words, is_conv
@@ -126,13 +136,11 @@ class Lora:
         return (Phase(name="lora", groups=self._groups(), loss=self.loss, modules=tuple(self._modules())),)
 
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
-        # Dropout follows the subjects, so that a batch computed in several passes drops the same. Once for both losses:
-        # gradient checkpointing computes the first forward pass again after the second.
-        self.layers.begin_step(rng.fork("dropout").for_samples(batch.subject.sample_ids))
+        begin_step(self.layers, batch, rng)
         return self.preserving(batch, rng)
 
     def export(self) -> Adapter:
-        return Adapter(layers=dict(self.layers.export()), family=self.base.family)
+        return replace(self.layers.export(), family=self.base.family)
 
     @contextmanager
     def as_loaded(self, result: Result) -> Iterator[None]:
@@ -217,7 +225,7 @@ class Lora:
         )
 
     def _modules(self) -> Iterator[nn.Module]:
-        yield from self.layers.layers.values()
+        yield from self.layers.modules
         yield self.base.denoiser
         if self.needs.trains_text:
             yield from self.base.text_encoders.values()

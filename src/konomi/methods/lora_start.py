@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from konomi.adapters.adapter import Adapter, LowRank
+from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, check_fits
-from konomi.adapters.lora import LoraSpec
+from konomi.adapters.kinds import LowRank
+from konomi.adapters.kinds.low_rank import LoraSpec
 from konomi.errors import ModelError, RecipeError
 from konomi.formats import read_adapter
 from konomi.formats.trained_for import other_process
@@ -75,13 +76,14 @@ def read_start(path: str, section: str, base: BaseModel) -> Start:
     if not adapter.layers:
         held = "a hypernetwork" if adapter.hypernetwork is not None else "learned words alone"
         raise RecipeError(f"{section}.start: {path} is {held}, no LoRA.")
-    others = [key for key, update in adapter.layers.items() if not isinstance(update, LowRank)]
+    factored = {key: update.as_low_rank() for key, update in adapter.layers.items()}
+    layers = {key: update for key, update in factored.items() if update is not None}
+    others = [key for key in factored if key not in layers]
     if others:
         raise RecipeError(f"{section}.start: {path} is no plain LoRA ({others[0]} is of another kind).")
-    biased = [key for key, update in adapter.layers.items() if getattr(update, "bias", None) is not None]
+    biased = [key for key, update in adapter.layers.items() if update.bias is not None]
     if biased:
         raise RecipeError(f"{section}.start: {path} changes biases ({biased[0]}), which would be lost in training.")
-    layers = {key: update for key, update in adapter.layers.items() if isinstance(update, LowRank)}
     check_start(path, section, base, replace(adapter, embeddings={}, name=adapter.name or Path(path).stem))
     notes = (*adapter.notes, *trained_for_notes(path, adapter, base))
     return Start(path, layers, words=tuple(adapter.embeddings), section=section, notes=notes)

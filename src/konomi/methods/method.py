@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 from torch import Tensor, nn
 
 from konomi.adapters.adapter import Adapter
+from konomi.adapters.live import LiveAdapter
 from konomi.config.prior import PriorSource
 from konomi.config.rates import highest_rate
 from konomi.config.recipe import Recipe
@@ -151,6 +152,15 @@ class RewordsCaptions(Protocol):
     def captioned(self, examples: Examples, rng: Rng) -> Examples:
         """Examples with the captions of one step. `rng` is the step's. Works before `plan`."""
         ...
+
+
+def begin_step(live: LiveAdapter, batch: Batch, rng: Rng) -> None:
+    """Give what is trained the randomness of a step. `rng` is the step's.
+
+    It follows the subjects, so that a batch computed in several passes drops the same. To be called once for all losses
+    of a step: gradient checkpointing computes the first forward pass again after the second.
+    """
+    live.begin_step(rng.fork("dropout").for_samples(batch.subject.sample_ids))
 
 
 class Method(Protocol):

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
+from konomi.adapters.live import set_learning
 from konomi.config.recipe import Recipe
 from konomi.config.sections import STRICT
 from konomi.data.batch import Batch, Examples
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.methods.lora import Lora, LoraConfig
-from konomi.methods.method import Needs, ParameterGroup, Phase, Result, own_rate, placed, rate_for_width
+from konomi.methods.method import Needs, ParameterGroup, Phase, Result, begin_step, own_rate, placed, rate_for_width
 from konomi.methods.textual_inversion import TextualInversion, TextualInversionConfig
 from konomi.models.base import BaseModel
 
@@ -116,7 +117,7 @@ class Pivotal:
     def word_loss(self, batch: Batch, rng: Rng) -> Tensor:
         """Of the first phase. The LoRA takes no part, unless it goes on from a file."""
         self._learn(words=True, lora=False)
-        self.lora.layers.begin_step(rng.fork("dropout").for_samples(batch.subject.sample_ids))
+        begin_step(self.lora.layers, batch, rng)
         return self.inversion.loss(batch, rng)
 
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
@@ -147,9 +148,8 @@ class Pivotal:
 
     def _learn(self, *, words: bool, lora: bool) -> None:
         """Gradients reach nothing that the phase's optimiser does not know: they would pile up."""
-        self.inversion.words.train(words)
-        for parameter in self.lora.layers.parameters.values():
-            parameter.requires_grad_(lora)
+        set_learning(self.inversion.words, words)
+        set_learning(self.lora.layers, lora)
         # At its start it changes nothing, and would only cost time.
         if lora or self.config.lora.start:
             self.lora.layers.attach()

@@ -136,7 +136,7 @@ class TextualInversion:
         return loss + sum((0.0 * vectors.sum() for vectors in self.words.parameters.values()), torch.zeros_like(loss))
 
     def export(self) -> Adapter:
-        return Adapter(embeddings=self.words.export(), family=self.base.family)
+        return replace(self.words.export(), family=self.base.family)
 
     @contextmanager
     def as_loaded(self, result: Result) -> Iterator[None]:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from konomi.adapters.replacement import as_differences, with_origins
-from konomi.adapters.replacement import compress as compressed
+from konomi.adapters.conversion import as_differences, with_origins
+from konomi.adapters.conversion import compress as compressed
+from konomi.adapters.kinds.magnitude import per_output
 from konomi.errors import KonomiError, RecipeError
 from konomi.formats import TARGETS, Target, content_of, inspect_file, read_adapter, write_adapter
-from konomi.formats.layers import per_output
 from konomi.formats.readers import sentences
 from konomi.formats.report import FileReport
 from konomi.hardware.precision import PRECISIONS
@@ -88,7 +88,7 @@ def convert(
     is_custom = content_of(adapter) == "custom diffusion"
     if base is not None and (is_custom or compress is not None):
         adapter = with_origins(load_base(base, needs_vae=False), adapter)
-    magnitudes = [key for key, update in adapter.layers.items() if per_output(update)]
+    magnitudes = [key for key, update in adapter.layers.items() if per_output(update.magnitude)]
     if base is not None and magnitudes and compress is None and to in (None, "kohya", "webui"):
         adapter = as_differences(load_base(base, needs_vae=False), adapter, magnitudes)
     if compress is not None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter, Replacement
-from konomi.adapters.replacement import with_origins
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.conversion import whole_layers
+from konomi.adapters.kinds import Replacement
 from konomi.config.sections import TextConfig
 from konomi.data.captions import captions_in, has_trigger
 from konomi.data.encodings import decode_text
@@ -107,8 +108,7 @@ def _layers(base: BaseModel, adapter: Adapter) -> Mapping[str, Replacement]:
     others = [key for key in adapter.layers if not key.endswith((".attn2.to_k", ".attn2.to_v"))]
     if others:
         raise RecipeError(f"{adapter.name}: changes {others[0]}; only keys and values of cross-attention are merged.")
-    whole = with_origins(base, adapter).layers
-    return {key: layer for key, layer in whole.items() if isinstance(layer, Replacement)}
+    return whole_layers(base, adapter)
 
 
 def _prompts_of(word: str, prompts: Sequence[str]) -> tuple[str, ...]:

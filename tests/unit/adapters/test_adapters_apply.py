@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from konomi.adapters.adapter import Adapter, Difference, LowRank, Rescale
+from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach, fold
+from konomi.adapters.kinds import Difference, LowRank, Rescale
 from konomi.errors import ModelError
 
 KEYS = ("denoiser.linear", "denoiser.conv", "text_encoder.linear")

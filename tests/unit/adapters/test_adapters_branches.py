@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from konomi.adapters.adapter import Adapter, LowRank
+from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach, fold
 from konomi.adapters.branches import negative_branch
+from konomi.adapters.kinds import LowRank
 from konomi.errors import ModelError
 from konomi.models.scratch import random_base
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from konomi.adapters.adapter import Difference, Hadamard, Kronecker, LayerUpdate, LowRank, Rescale
 from konomi.adapters.apply import bias_delta, delta
+from konomi.adapters.kinds import Difference, Hadamard, Kronecker, LayerUpdate, LowRank, Rescale
 from konomi.errors import ModelError
 
 OUT, IN, K, R = 6, 4, 3, 2

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from konomi.adapters.adapter import Adapter, Hypernetwork, Perceptron
 from konomi.adapters.apply import Strengths, attach
-from konomi.adapters.hypernetwork import ACTIVATIONS, HungNetworks, Network, build_network, check_fits, width_of
-from konomi.adapters.lora import LoraSpec, inject
+from konomi.adapters.hypernetwork import ACTIVATIONS, LiveHypernetwork, Network, build_network, check_fits, width_of
+from konomi.adapters.kinds.low_rank import LoraSpec
+from konomi.adapters.layers import inject
 from konomi.diffusion.random import Rng
 from konomi.errors import ModelError
 from konomi.models.scratch import random_base
@@ -182,7 +183,7 @@ def test_beside_a_lora_on_the_same_layers(build):
     with torch.no_grad():
         for parameter in layers.parameters.values():
             parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
-    exported = Adapter(layers=dict(layers.export()))
+    exported = layers.export()
     with attach(base, [(Adapter(hypernetwork=net), Strengths())]):
         live = answer(base)
     layers.detach()
@@ -210,7 +211,7 @@ def test_dropout_is_the_same_however_a_batch_is_cut():
     spec = Hypernetwork(pairs={}, structure=(1, 2, 1), activation="relu", dropout=(0, 0.5, 0))
     layer = torch.nn.Linear(10, 4)
     network = Network(10, spec)
-    hung = HungNetworks({"a.to_k": layer}, {10: (network, network)})
+    hung = LiveHypernetwork({"a.to_k": layer}, {10: (network, network)}, spec)
     x, rng = torch.randn(4, 3, 10), Rng.for_step(0, 0).for_samples(torch.arange(4))
     plain = network(x)
     hung.begin_step(rng)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from konomi.adapters.adapter import Adapter, LowRank
+from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
+from konomi.adapters.kinds import LowRank
 from konomi.config.sections import TextConfig
 from konomi.generation.generate import generate
 from konomi.generation.infotext import parse_infotext

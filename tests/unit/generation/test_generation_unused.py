@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from konomi.adapters.adapter import Adapter, LowRank
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import LowRank
 from konomi.errors import RecipeError
 from konomi.formats.ldm_keys import published_layout, unet_to_ldm
 from konomi.generation.adapter_request import AdapterRequest, adapters_of_prompt, strengths

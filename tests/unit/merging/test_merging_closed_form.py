@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from konomi.adapters.adapter import Replacement
+from konomi.adapters.kinds import Replacement
 from konomi.errors import ModelError
 from konomi.merging.closed_form import RIDGE, constraints, merge, merge_layer
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter, LowRank, Replacement
+from konomi.adapters.adapter import Adapter
 from konomi.families.family import VAE
 from konomi.families.foreign_names import embedding_names, part_of_folder
 from konomi.formats.readers import a1111, comfyui, diffusers
@@ -88,9 +88,7 @@ def _embedding(source: Source, format_name: str, adapter: Adapter) -> tuple[Read
 def _custom_diffusion(source: Source, adapter: Adapter) -> tuple[Reading, ...]:
     reason = "Custom Diffusion's own files are not read; convert with --to webui --base BASE"
     found = [refused(who, adapter.layers, reason) for who in _WEB_UIS]
-    if any("_custom_diffusion." in name for name in source.shapes) and any(
-        isinstance(update, Replacement | LowRank) for update in adapter.layers.values()
-    ):
+    if any("_custom_diffusion." in name for name in source.shapes) and adapter.layers:
         place = "pipe.unet.load_attn_procs(FOLDER, weight_name=...), pipe.load_textual_inversion for each word"
         return (*found, counted(diffusers.NAME, adapter.layers, {}, place=place))
     reason = "delta.bin is read by its authors' scripts alone; convert with --to diffusers --base BASE"

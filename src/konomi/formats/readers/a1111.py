@@ -30,10 +30,8 @@ def _has_type(layer: NamedLayer) -> bool:
     if layer.dialect == "bundle":
         return True
     parts = set(layer.parts)
-    if layer.kind == "full":
-        return "diff" in parts
-    if layer.kind == "norm":
-        return {"w_norm", "b_norm"} <= parts
+    if layer.kind == "diff":
+        return "diff" in parts or {"w_norm", "b_norm"} <= parts
     return layer.kind in ("lora", "loha", "lokr", "ia3", "glora", "oft")
 
 

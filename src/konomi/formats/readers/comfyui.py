@@ -12,7 +12,7 @@ from konomi.formats.readers.named_layers import NamedLayer
 from konomi.formats.readers.reading import Reading, counted
 
 NAME = "ComfyUI"
-_KINDS = ("lora", "loha", "lokr", "glora", "oft", "boft", "full", "norm")
+_KINDS = ("lora", "loha", "lokr", "glora", "oft", "boft", "diff")
 _TEXT_LAYER = re.compile(
     r"text_encoder(_2)?\.text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 )

@@ -7,22 +7,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from konomi.adapters.kinds import KINDS
 from konomi.families.family import DENOISER
 from konomi.families.foreign_names import kohya_prefix, part_of_folder, part_of_kohya_prefix
 from konomi.formats.kohya_keys import key_of, layout_of
+from konomi.formats.layers import KNOWN_PARTS, kind_of_parts, part_of
 from konomi.formats.ldm_keys import UNetLayout
 
 Dialect = Literal["kohya", "lycoris", "comfyui", "diffusers", "diffusers 2023", "peft", "bundle", "unknown"]
 """`lora_unet_X_Y`, `lycoris_X_Y`, `diffusion_model.X.Y`, `unet.X.Y.lora_A`, `X.processor.to_q_lora`,
 `base_model.model.X.Y`, `bundle_emb.WORD`."""
 
+_NAMES = sorted({*KNOWN_PARTS, *(name for kind in KINDS for name in kind.about.spellings)})
 _PART = re.compile(
     r"(?P<layer>.+?)(?:\.(?P<part>"
-    r"lora_(?:up|down|mid)\.weight|lora_[AB](?:\.(?!weight$|bias$)[^.]+)?\.(?:weight|bias)|lora_magnitude_vector.*"
-    r"|lora(?:_linear_layer)?\.(?:up|down)\.weight|alpha|dora_scale|diff|diff_b|w_norm|b_norm|on_input|weight|bias"
-    r"|(?:hada|lokr|glora|oft|boft)_\w+|[ab][12]\.weight|reshape_weight|set_weight)"
+    r"lora_[AB](?:\.(?!weight$|bias$)[^.]+)?\.(?:weight|bias)|lora_magnitude_vector.*|bias"
+    rf"|(?:hada|lokr|glora|oft|boft)_\w+|[ab][12]\.weight|{'|'.join(map(re.escape, _NAMES))})"
     r"|_lora\.(?P<old>(?:up|down)\.weight))"
 )
+_OLD = {"up.weight": "lora_up.weight", "down.weight": "lora_down.weight"}
+"""After `to_q_lora`."""
 _LDM = re.compile(r"(input_blocks|output_blocks|middle_block|time_embed_|label_emb|out_[02]$)")
 
 
@@ -44,11 +48,10 @@ class NamedLayer:
 
     @property
     def kind(self) -> str:
-        """What sort of update its parts make, in LyCORIS' words; "" where none is complete."""
+        """What kind of update its parts make, by its name in reports; "" where none is complete."""
         names = set(self.parts)
-        for kind, wanted in _KINDS:
-            if any(group <= names for group in wanted):
-                return kind
+        if found := kind_of_parts(frozenset(_OLD.get(name, part_of(name)) for name in names)):
+            return found.about.name
         prefix = next((name.split("_")[0] for name in names if name.startswith(("oft_", "boft_", "glora_"))), "")
         return prefix or ("glora" if "a1.weight" in names else "")
 
@@ -57,25 +60,6 @@ class NamedLayer:
         """Whether the UNet's layer is named as the original code names it (`input_blocks`), not as diffusers does."""
         flat = re.sub(r"^(lora_unet_|lycoris_|diffusion_model\.|unet\.)", "", self.name).replace(".", "_")
         return self.key.startswith("denoiser.") and _LDM.match(flat) is not None
-
-
-_KINDS: tuple[tuple[str, tuple[set[str], ...]], ...] = (
-    (
-        "lora",
-        (
-            {"lora_up.weight", "lora_down.weight"},
-            {"lora_A.weight", "lora_B.weight"},
-            {"lora.up.weight", "lora.down.weight"},
-            {"lora_linear_layer.up.weight", "lora_linear_layer.down.weight"},
-            {"up.weight", "down.weight"},
-        ),
-    ),
-    ("loha", ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},)),
-    ("lokr", ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"})),
-    ("ia3", ({"weight", "on_input"},)),
-    ("full", ({"diff"}, {"diff_b"})),
-    ("norm", ({"w_norm"}, {"b_norm"})),
-)
 
 
 def layers_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[NamedLayer, ...]:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from konomi.adapters.low_rank import Window, low_rank_conv, low_rank_linear, merging_pays
+from konomi.adapters.kinds.low_rank_product import Window, low_rank_conv, low_rank_linear, merging_pays
 
 SCALE = 0.7
 

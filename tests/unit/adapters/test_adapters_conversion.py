@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from konomi.adapters.adapter import Adapter, Difference, LowRank, Replacement
+from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
+from konomi.adapters.conversion import compress, with_origins
 from konomi.adapters.delta import delta
-from konomi.adapters.replacement import compress, difference_of, with_origins
+from konomi.adapters.kinds import Difference, LowRank, Replacement
 from konomi.errors import ModelError
 from konomi.models.scratch import random_base
 
@@ -55,8 +56,8 @@ def test_every_kind_becomes_a_whole_weight_and_a_difference_again():
         layer = with_origins(base, Adapter({KEY: update})).layers[KEY]
         assert isinstance(layer, Replacement)
         torch.testing.assert_close(layer.weight, weight + delta(update, weight))
-        torch.testing.assert_close(difference_of(layer), delta(update, weight), rtol=1e-5, atol=1e-6)
-    assert difference_of(Replacement(weight)) is None
+        torch.testing.assert_close(layer.difference(), delta(update, weight), rtol=1e-5, atol=1e-6)
+    assert Replacement(weight).difference() is None
 
 
 def test_half_precision_weights_stay_bit_for_bit():

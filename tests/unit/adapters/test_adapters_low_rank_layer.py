@@ -9,9 +9,11 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from konomi.adapters.adapter import Adapter, LowRank
+from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
-from konomi.adapters.lora import LoraLayers, LoraSpec, inject
+from konomi.adapters.kinds import LowRank
+from konomi.adapters.kinds.low_rank import LoraSpec
+from konomi.adapters.layers import TrainedLayers, inject
 from konomi.diffusion.random import Rng
 from konomi.errors import ModelError, RecipeError
 
@@ -47,11 +49,11 @@ def images(batch: int = 2) -> Tensor:
     return torch.randn(batch, 4, 16, 16, generator=torch.Generator().manual_seed(5))
 
 
-def add(net: Net, spec: LoraSpec = PLAIN, seed: int = 3) -> LoraLayers:
+def add(net: Net, spec: LoraSpec = PLAIN, seed: int = 3) -> TrainedLayers:
     return inject(net.layers(), lambda key: spec, seed=seed)
 
 
-def stir(layers: LoraLayers) -> None:
+def stir(layers: TrainedLayers) -> None:
     """Move the update away from its start, where it is nothing."""
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
@@ -76,7 +78,7 @@ def steps(net: nn.Module, parameters: list[nn.Parameter], count: int) -> list[fl
 def test_five_steps_equal_pefts(dora: bool, rs_lora: bool) -> None:
     net = Net()
     layers = add(net, LoraSpec(rank=4, alpha=2.0, rs_lora=rs_lora, dora=dora))
-    start = layers.export()
+    start = layers.export().layers
     config = LoraConfig(
         r=4, lora_alpha=2, use_rslora=rs_lora, use_dora=dora, target_modules=["conv", "proj", "first", "last"]
     )
@@ -89,7 +91,7 @@ def test_five_steps_equal_pefts(dora: bool, rs_lora: bool) -> None:
     wanted = steps(theirs, [p for p in theirs.parameters() if p.requires_grad], 5)
     assert losses == pytest.approx(wanted, rel=2e-6)
     assert losses[-1] < losses[0]
-    for key, update in layers.export().items():
+    for key, update in layers.export().layers.items():
         module = theirs.base_model.model.get_submodule(key.removeprefix("denoiser."))
         torch.testing.assert_close(update.down, module.lora_A["default"].weight.detach(), rtol=1e-4, atol=2e-5)
         torch.testing.assert_close(update.up, module.lora_B["default"].weight.detach(), rtol=1e-4, atol=2e-5)
@@ -136,7 +138,7 @@ def test_five_steps_per_input_equal_those_of_a1111s_formula() -> None:
 
 
 def test_a_file_per_input_is_not_gone_on_with_per_output() -> None:
-    exported = add(Net(), LoraSpec(rank=4, alpha=2.0, dora=True, dora_axis="input")).export()
+    exported = add(Net(), LoraSpec(rank=4, alpha=2.0, dora=True, dora_axis="input")).export().layers
     with pytest.raises(ModelError, match=r"per input, this recipe learns them per output. Set method.dora_axis"):
         add(Net(), LoraSpec(rank=4, alpha=2.0, dora=True)).load(exported)
 
@@ -156,7 +158,7 @@ def test_export_then_attach_reproduces_the_training_output(spec: LoraSpec) -> No
     layers = add(net, spec)
     stir(layers)
     trained = net(images()).detach()
-    exported = layers.export()
+    exported = layers.export().layers
     layers.detach()
     assert (trained - net(images())).abs().max() > 1e-3
     with attach(net, [(Adapter(layers=dict(exported)), Strengths())]):
@@ -164,7 +166,7 @@ def test_export_then_attach_reproduces_the_training_output(spec: LoraSpec) -> No
 
 
 def test_alpha_tells_the_scale_of_rank_stabilised_layers() -> None:
-    exported = add(Net(), LoraSpec(rank=4, alpha=2.0, rs_lora=True)).export()
+    exported = add(Net(), LoraSpec(rank=4, alpha=2.0, rs_lora=True)).export().layers
     assert all(update.alpha / 4 == pytest.approx(2.0 / math.sqrt(4)) for update in exported.values())
 
 
@@ -212,7 +214,7 @@ def test_export_is_a_copy_and_load_goes_on_from_it() -> None:
     net = Net()
     layers = add(net, LoraSpec(rank=4, alpha=2.0, dora=True))
     stir(layers)
-    exported = layers.export()
+    exported = layers.export().layers
     wanted = net(images()).detach()
     layers.detach()
     # Another alpha here: the function must still be the file's.
@@ -224,17 +226,17 @@ def test_export_is_a_copy_and_load_goes_on_from_it() -> None:
 
 def test_load_refuses_what_it_would_lose() -> None:
     layers = add(Net())
-    good = layers.export()
+    good = layers.export().layers
     with pytest.raises(ModelError, match=r"denoiser\.x is in the file .* not trained"):
         layers.load({"denoiser.x": good["denoiser.first"]})
-    small = add(Net(), LoraSpec(rank=2, alpha=2.0)).export()
+    small = add(Net(), LoraSpec(rank=2, alpha=2.0)).export().layers
     with pytest.raises(ModelError, match=r"denoiser\.conv\.down is \[2, 4, 3, 3\] .* another rank"):
         layers.load(small)
     mid = LowRank(good["denoiser.conv"].down, good["denoiser.conv"].up, 1.0, mid=torch.zeros(4, 4, 3, 3))
     with pytest.raises(ModelError, match="Tucker"):
         layers.load({"denoiser.conv": mid})
     with pytest.raises(ModelError, match="DoRA"):
-        layers.load(add(Net(), LoraSpec(rank=4, alpha=2.0, dora=True)).export())
+        layers.load(add(Net(), LoraSpec(rank=4, alpha=2.0, dora=True)).export().layers)
 
 
 def test_too_large_a_rank_and_a_wrong_module_are_named() -> None:

@@ -1,6 +1,6 @@
-"""Whole weights and differences: two ways to say what a layer became, and the base that links them.
+"""An adapter's layers as layers of another kind: whole weights, differences, low rank. Most ways need the base.
 
-Shapes: O output, I input, R rank.
+Shapes: O output, I input, K kernel, R rank.
 """
 
 from collections.abc import Collection, Mapping
@@ -10,8 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from konomi.adapters.adapter import Adapter, Difference, LayerUpdate, LowRank, Replacement
+from konomi.adapters.adapter import Adapter
 from konomi.adapters.delta import bias_delta, delta
+from konomi.adapters.kinds import Difference, LayerUpdate, LowRank, Replacement
 from konomi.errors import ModelError
 
 
@@ -26,7 +27,12 @@ def with_origins(base: HasModule, adapter: Adapter) -> Adapter:
 
     Raises ModelError where the base has no such layer, or one of another shape.
     """
-    layers: dict[str, LayerUpdate] = {}
+    return replace(adapter, layers=dict(whole_layers(base, adapter)))
+
+
+def whole_layers(base: HasModule, adapter: Adapter) -> dict[str, Replacement]:
+    """The same layers alone."""
+    layers = {}
     for key, update in adapter.layers.items():
         weight = getattr(base.module(key), "weight", None)
         if not isinstance(weight, Tensor):
@@ -38,16 +44,15 @@ def with_origins(base: HasModule, adapter: Adapter) -> Adapter:
             reason = str(error).splitlines()[0].rstrip(".")
             raise ModelError(f"{adapter.name or 'The adapter'} does not fit {key}: {reason}. Another base?") from error
         # A weight that is given whole stays as it is, bit for bit.
-        whole = update.weight.to(origin) if isinstance(update, Replacement) else origin + change
+        whole = origin + change if update.whole is None else update.whole.to(origin)
         layers[key] = Replacement(whole, origin, _whole_bias(update, base.module(key)))
-    return replace(adapter, layers=layers)
+    return layers
 
 
 def _whole_bias(update: LayerUpdate, module: nn.Module) -> Tensor | None:
     """b + db [O] at least in float32, or None where the update leaves the bias alone."""
-    given = getattr(update, "bias", None)
-    if given is None or isinstance(update, Replacement):
-        return given
+    if update.bias is None or update.whole is not None:
+        return update.bias
     bias = getattr(module, "bias", None)
     if not isinstance(bias, Tensor):
         raise ModelError("the update changes a bias, and the layer has none.")
@@ -62,23 +67,9 @@ def as_differences(base: HasModule, adapter: Adapter, keys: Collection[str]) -> 
     Raises ModelError where the base has no such layer, or one of another shape.
     """
     chosen = replace(adapter, layers={key: adapter.layers[key] for key in keys})
-    whole = with_origins(base, chosen).layers
-    biases = {key: getattr(adapter.layers[key], "bias", None) for key in keys}
-    differences = {key: Difference(difference_of(whole[key]), biases[key]) for key in keys}
+    whole = whole_layers(base, chosen)
+    differences = {key: Difference(whole[key].difference(), adapter.layers[key].bias) for key in keys}
     return replace(adapter, layers=adapter.layers | differences)
-
-
-def difference_of(update: LayerUpdate) -> Tensor | None:
-    """dW [O, I] of a layer where it is told without the base, at least in float32; None where the base is needed."""
-    match update:
-        case Replacement(origin=Tensor() as origin):
-            whole = _precise(update.weight)
-            return whole - origin.to(whole)
-        case Difference(weight=Tensor() as weight):
-            return _precise(weight)
-        case LowRank(mid=None, magnitude=None):
-            return _precise(update.up) @ _precise(update.down) * (update.alpha / update.down.shape[0])
-    return None
 
 
 def compress(layers: Mapping[str, LayerUpdate], share: float) -> dict[str, LayerUpdate]:
@@ -91,15 +82,13 @@ def compress(layers: Mapping[str, LayerUpdate], share: float) -> dict[str, Layer
 
 
 def _compress(key: str, update: LayerUpdate, share: float) -> LowRank:
-    difference = difference_of(update)
-    if difference is None or getattr(update, "bias", None) is not None:
+    difference = update.difference()
+    if difference is None or update.bias is not None:
         raise ModelError(f"{key} is given as a whole weight. To compress what was learned, name the base: --base BASE.")
     u, s, v = torch.linalg.svd(difference.flatten(1).double(), full_matrices=False)
     # Rounding in the sum must not cost a direction; a layer that learned nothing still needs one to be written.
     reached = s.cumsum(0) >= share * s.sum() * (1 - 1e-12)
     rank = int(reached.to(torch.int8).argmax()) + 1
-    return LowRank(v[:rank].float().contiguous(), (u[:, :rank] * s[:rank]).float().contiguous(), float(rank))
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    down = v[:rank].float().reshape(rank, *difference.shape[1:]).contiguous()
+    up = (u[:, :rank] * s[:rank]).float().reshape(len(u), rank, *[1] * (difference.dim() - 2)).contiguous()
+    return LowRank(down, up, float(rank))

@@ -1,0 +1,100 @@
+"""LoHa: the element-wise product of two low-rank products (Hyeon-Woo et al. 2021, "FedPara").
+
+Shapes: O output, I input, K kernel, R rank.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from torch import Tensor
+
+from konomi.adapters.kinds.closed_form import fit_bias, product
+from konomi.adapters.kinds.kind import About
+from konomi.adapters.kinds.magnitude import change_of
+from konomi.adapters.kinds.parts import SHARED, LayerError, alpha_of, bias_of, check_core, present, scalar
+
+_FACTORS = ("w1_a", "w1_b", "w2_a", "w2_b")
+
+
+@dataclass(frozen=True, slots=True)
+class Hadamard:
+    """dW = (w1_a @ w1_b) * (w2_a @ w2_b) * alpha / R.
+
+    With cores t1, t2 [R, R, K, K] the factors are [R, O] and [R, I], without [O, R] and [R, I K K].
+    """
+
+    about: ClassVar[About] = About(
+        name="loha",
+        parts={f"hada_{name}": (2,) for name in _FACTORS} | {"hada_t1": (4,), "hada_t2": (4,)} | SHARED,
+        complete=(frozenset(f"hada_{name}" for name in _FACTORS),),
+        peft_type="LOHA",
+        algo="loha",
+    )
+    whole: ClassVar[None] = None
+
+    w1_a: Tensor
+    w1_b: Tensor
+    w2_a: Tensor
+    w2_b: Tensor
+    alpha: float
+    t1: Tensor | None = None
+    t2: Tensor | None = None
+    magnitude: Tensor | None = None
+    bias: Tensor | None = None
+    """db [O], given outright."""
+
+    @classmethod
+    def from_parts(cls, parts: Mapping[str, Tensor]) -> Self:
+        """Raises LayerError for factors that are missing or of different rank or size."""
+        for name in _FACTORS:
+            if f"hada_{name}" not in parts:
+                raise LayerError("", f"has no hada_{name}")
+        w1_a, w1_b, w2_a, w2_b = (parts[f"hada_{name}"] for name in _FACTORS)
+        t1, t2 = parts.get("hada_t1"), parts.get("hada_t2")
+        if (t1 is None) != (t2 is None):
+            raise LayerError("hada_t1" if t2 is None else "hada_t2", "has no counterpart")
+        if t1 is not None:
+            check_core(parts, "hada_t1", "hada_w1_a", "hada_w1_b")
+            check_core(parts, "hada_t2", "hada_w2_a", "hada_w2_b")
+        for letter, a, b in (("1", w1_a, w1_b), ("2", w2_a, w2_b)):
+            inner = a.shape[1] if t1 is None else a.shape[0]
+            if inner != b.shape[0]:
+                raise LayerError(f"hada_w{letter}_a", f"has rank {inner}; hada_w{letter}_b has {b.shape[0]}")
+        if w1_a.shape != w2_a.shape or w1_b.shape != w2_b.shape:
+            raise LayerError("hada_w2_a", "and hada_w1_a belong to matrices of different size")
+        alpha = alpha_of(parts, w1_b.shape[0])
+        return cls(w1_a, w1_b, w2_a, w2_b, alpha, t1, t2, parts.get("dora_scale"), bias_of(parts))
+
+    def to_parts(self, *, norm: bool) -> dict[str, Tensor]:
+        del norm
+        found: dict[str, Tensor | None] = {f"hada_{name}": getattr(self, name) for name in (*_FACTORS, "t1", "t2")}
+        found |= {"alpha": scalar(self.alpha, self.w1_a), "dora_scale": self.magnitude, "diff_b": self.bias}
+        return present(found)
+
+    @property
+    def rank(self) -> int:
+        return self.w1_b.shape[0]
+
+    @property
+    def input_width(self) -> int | None:
+        # Without cores a convolution's I K K are one axis; the layers that are asked are linear.
+        return self.w1_b.shape[1] if self.t1 is None else None
+
+    def delta(self, weight: Tensor) -> Tensor:
+        first = product(self.w1_a, self.w1_b, self.t1)
+        change = first * product(self.w2_a, self.w2_b, self.t2) * (self.alpha / self.rank)
+        return change_of(change, self.magnitude, weight)
+
+    def bias_delta(self, bias: Tensor) -> Tensor | None:
+        return fit_bias(self.bias, bias)
+
+    def difference(self) -> None:
+        """Its shape is only told by the weight."""
+        return
+
+    def as_low_rank(self) -> None:
+        return None
+
+    def norm(self) -> None:
+        return None

@@ -1,0 +1,164 @@
+"""What every kind of update answers. A kind is a frozen data class; an update of one layer is an instance of it.
+
+Shapes: O output, I input channels or features, K kernel, R rank. A weight is [O, I] or [O, I, K, K].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+from torch import Tensor, nn
+
+from konomi.diffusion.random import Rng
+
+if TYPE_CHECKING:
+    from konomi.adapters.kinds.low_rank import LowRank
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What is known of a kind without an update: what it is called, here and elsewhere, and how it is trained."""
+
+    name: str
+    """In reports: `lora`, `loha`, ..."""
+    parts: Mapping[str, tuple[int, ...]]
+    """Its tensors as kohya's and LyCORIS' files name them -> how many axes each may have; () for any number."""
+    complete: tuple[frozenset[str], ...]
+    """Sets of parts that make an update; any of them does."""
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    """How other programs call the same parts -> kohya's name."""
+    peft_type: str = ""
+    """In PEFT's `adapter_config.json`; "" where PEFT has no such kind."""
+    algo: str = ""
+    """In LyCORIS' network arguments; "" for what kohya's own `networks.lora` trains."""
+    layer_spec: Callable[[int], LayerSpec] | None = None
+    """How it is trained, from the rank, with all else as usual; None where konomi does not train it."""
+
+
+class LayerUpdate(Protocol):
+    """The update of one layer."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    about: ClassVar[About]
+
+    @classmethod
+    def from_parts(cls, parts: Mapping[str, Tensor]) -> Self:
+        """Assemble it of a layer's tensors, whose types and numbers of axes have been checked.
+
+        Raises LayerError for halves that are missing or do not fit together.
+        """
+        ...
+
+    def to_parts(self, *, norm: bool) -> dict[str, Tensor]:
+        """The way back. `norm`: the module is a normalisation. Raises FileFormatError where kohya's files lack it."""
+        ...
+
+    @property
+    def alpha(self) -> float | None:
+        """Numerator of the scale, where there is one."""
+        ...
+
+    @property
+    def magnitude(self) -> Tensor | None:
+        """DoRA's learned lengths, see `magnitude`."""
+        ...
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What is done to the bias, [O]; see `bias_delta`."""
+        ...
+
+    @property
+    def whole(self) -> Tensor | None:
+        """W' itself, where it is given outright."""
+        ...
+
+    @property
+    def rank(self) -> int | None:
+        """Inner dimension of the factors; None where there is none."""
+        ...
+
+    @property
+    def input_width(self) -> int | None:
+        """I of the weight that it belongs to; None where its tensors do not tell."""
+        ...
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """W' - W, of the untouched weight's shape; all tensors are of the weight's dtype and on its device.
+
+        Raises ModelError where the update is of another shape.
+        """
+        ...
+
+    def bias_delta(self, bias: Tensor) -> Tensor | None:
+        """b' - b [O], in the untouched bias' dtype and on its device; None where it is left alone."""
+        ...
+
+    def difference(self) -> Tensor | None:
+        """W' - W at least in float32, where it is told without W; None where W is needed."""
+        ...
+
+    def as_low_rank(self) -> LowRank | None:
+        """The same update as two factors, for formats that hold nothing else; None where it is none."""
+        ...
+
+    def norm(self) -> float | None:
+        """Frobenius norm of W' - W, where it is cheaply told; DoRA's lengths do not count."""
+        ...
+
+
+Kind = type[LayerUpdate]
+
+
+class LayerSpec(Protocol):
+    """How one layer's update is trained: rank, scale, dropout and the like."""
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the layer draws anything in a step."""
+        ...
+
+    def layer(self, key: str, module: nn.Module, *, seed: int) -> TrainableLayer:
+        """The layer for a module of the base, at a start that depends on (seed, key) only and changes nothing.
+
+        Raises RecipeError for settings that the module does not allow, ModelError for a module of another sort.
+        """
+        ...
+
+
+class TrainableLayer(Protocol):
+    """An `nn.Module` whose `forward` stands in for that of one frozen module of the base while it is attached.
+
+    Its parameters are float32 whatever the base computes in; the base is no part of it.
+    """
+
+    rng: Rng | None
+    """This step's randomness, a key per sample; dropout acts while it is set and the base's module is in training."""
+
+    @property
+    def base(self) -> nn.Module: ...
+
+    @property
+    def spec(self) -> LayerSpec: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The base module's answer with the update."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def export(self) -> LayerUpdate:
+        """A float32 copy."""
+        ...
+
+    def load(self, update: LayerUpdate) -> None:
+        """Go on from an earlier update. Raises ModelError where it is of another kind, rank or shape."""
+        ...
+
+
+def tensors_of(update: LayerUpdate) -> dict[str, Tensor]:
+    """Field name -> tensor, for walking over any kind of update."""
+    found = ((name, getattr(update, name)) for name in update.__dataclass_fields__)
+    return {name: value for name, value in found if isinstance(value, Tensor)}

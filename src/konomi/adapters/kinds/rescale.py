@@ -1,0 +1,77 @@
+"""(IA)^3: rows or columns of a weight made larger or smaller (Liu et al. 2022).
+
+Shapes: O output, I input.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from konomi.adapters.kinds.kind import About
+from konomi.adapters.kinds.parts import LayerError
+from konomi.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Rescale:
+    """W' = W * (1 + weight), on output rows or input columns."""
+
+    about: ClassVar[About] = About(
+        name="ia3",
+        parts={"weight": (1, 2, 3, 4), "on_input": ()},
+        complete=(frozenset({"weight", "on_input"}),),
+        peft_type="IA3",
+        algo="ia3",
+    )
+    alpha: ClassVar[None] = None
+    magnitude: ClassVar[None] = None
+    bias: ClassVar[None] = None
+    whole: ClassVar[None] = None
+    rank: ClassVar[None] = None
+
+    weight: Tensor
+    on_input: bool
+
+    @classmethod
+    def from_parts(cls, parts: Mapping[str, Tensor]) -> Self:
+        """Raises LayerError where the axis is not told."""
+        if "weight" not in parts:
+            raise LayerError("on_input", "stands alone: the tensors it belongs to are missing")
+        if "on_input" not in parts:
+            raise LayerError("weight", "has no on_input beside it, so its axis is unknown")
+        if parts["on_input"].numel() != 1:
+            raise LayerError("on_input", f"has shape {list(parts['on_input'].shape)}; one truth value is wanted")
+        return cls(parts["weight"], bool(parts["on_input"].item()))
+
+    def to_parts(self, *, norm: bool) -> dict[str, Tensor]:
+        del norm
+        return {"weight": self.weight, "on_input": torch.tensor(self.on_input)}
+
+    @property
+    def input_width(self) -> int | None:
+        return self.weight.numel() if self.on_input else None
+
+    def delta(self, weight: Tensor) -> Tensor:
+        axis = 1 if self.on_input else 0
+        size = weight.shape[axis]
+        if self.weight.numel() != size:
+            side = "inputs" if self.on_input else "outputs"
+            raise ModelError(f"it rescales {self.weight.numel()} {side}, this weight has {size}")
+        shape = [1] * weight.dim()
+        shape[axis] = size
+        return weight * self.weight.reshape(shape)
+
+    def bias_delta(self, bias: Tensor) -> None:
+        del bias
+
+    def difference(self) -> None:
+        return None
+
+    def as_low_rank(self) -> None:
+        return None
+
+    def norm(self) -> None:
+        return None
