@@ -1,5 +1,7 @@
-"""Adding a method or a format touches its own file and one tuple: done here to a copy of the package, and used."""
+"""Adding a method, a format or a kind of update touches its own file and one tuple: done here to a copy of the package,
+and used."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-SOURCE = Path(__file__).parents[2] / "src" / "konomi"
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "konomi"
 
 METHOD = '''
 """Bias tuning: only the biases of the denoiser learn (a method made up for this test)."""
@@ -89,6 +92,141 @@ def parse(source: Source) -> Parsed:
 '''
 
 
+KIND = '''
+"""A kind made up for this test: every weight of a row, and every weight of a column, moves by the same amount."""
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from konomi.adapters.kinds.closed_form import fit
+from konomi.adapters.kinds.kind import About
+from konomi.adapters.kinds.parts import LayerError
+from konomi.errors import ModelError
+
+_PARTS = ("shift_rows", "shift_columns")
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftSpec:
+    has_dropout: ClassVar = False
+
+    def layer(self, key, module, *, seed):
+        return ShiftLayer(key, module, self)
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    about: ClassVar = About(
+        "shift",
+        parts={name: (1,) for name in _PARTS},
+        complete=(frozenset(_PARTS),),
+        algo="shift",
+        layer_spec=lambda rank: ShiftSpec(),
+    )
+    alpha: ClassVar[None] = None
+    magnitude: ClassVar[None] = None
+    bias: ClassVar[None] = None
+    whole: ClassVar[None] = None
+    rank: ClassVar[None] = None
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+    @classmethod
+    def from_parts(cls, parts):
+        for name in _PARTS:
+            if name not in parts:
+                raise LayerError("", f"has no {name}")
+        return cls(*(parts[name] for name in _PARTS))
+
+    def to_parts(self, *, norm):
+        return {"shift_rows": self.rows, "shift_columns": self.columns}
+
+    @property
+    def input_width(self):
+        return None
+
+    def delta(self, weight):
+        return fit(self.rows[:, None] + self.columns, weight)
+
+    def bias_delta(self, bias):
+        return None
+
+    def difference(self):
+        return None
+
+    def as_low_rank(self):
+        return None
+
+    def norm(self):
+        return None
+
+
+class ShiftLayer(nn.Module):
+    def __init__(self, key, base, spec):
+        super().__init__()
+        self._base, self.key, self.spec, self.rng = (base,), key, spec, None
+        outputs, inputs = base.weight.flatten(1).shape
+        self.rows, self.columns = nn.Parameter(torch.zeros(outputs)), nn.Parameter(torch.zeros(inputs))
+
+    @property
+    def base(self):
+        return self._base[0]
+
+    def forward(self, x):
+        weight = self.base.weight + (self.rows[:, None] + self.columns).reshape(self.base.weight.shape)
+        if isinstance(self.base, nn.Conv2d):
+            return self.base._conv_forward(x, weight, self.base.bias)
+        return functional.linear(x, weight, self.base.bias)
+
+    def export(self):
+        return Shift(self.rows.detach().clone(), self.columns.detach().clone())
+
+    @torch.no_grad()
+    def load(self, update):
+        if not isinstance(update, Shift) or update.rows.shape != self.rows.shape:
+            raise ModelError(f"{self.key} is of another kind or size in the file to go on from.")
+        self.rows.copy_(update.rows)
+        self.columns.copy_(update.columns)
+'''
+
+USE_OF_KIND = """
+import sys
+from pathlib import Path
+
+import torch
+
+from konomi import load_base
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.apply import Strengths, attach, fold
+from konomi.adapters.conversion import with_origins
+from konomi.adapters.delta import delta
+from konomi.adapters.kinds.shift import Shift
+from konomi.formats import read_adapter, write_adapter
+
+base, file = load_base("tiny", device="cpu"), Path(sys.argv[1])
+modules = base.targets("transformer")
+shift = {k: Shift(torch.randn(m.weight.shape[0]) / 9, torch.randn(m.weight.shape[1]) / 9) for k, m in modules.items()}
+write_adapter(Adapter(layers=shift, family=base.family), file, "kohya")
+read = read_adapter(file)
+assert all(torch.equal(read.layers[key].rows, update.rows) for key, update in shift.items())
+before = {key: module.weight.clone() for key, module in modules.items()}
+whole = with_origins(base, read).layers
+with attach(base, [(read, Strengths(0.5))]):
+    for key, module in modules.items():
+        torch.testing.assert_close(module.weight, before[key] + 0.5 * delta(shift[key], before[key]))
+assert all(torch.equal(module.weight, before[key]) for key, module in modules.items())
+fold(base, [(read, Strengths())])
+for key, module in modules.items():
+    torch.testing.assert_close(module.weight, whole[key].weight)
+    moved = before[key].flatten(1) + shift[key].rows[:, None] + shift[key].columns
+    torch.testing.assert_close(module.weight.flatten(1), moved)
+"""
+
+
 @pytest.fixture
 def copied(tmp_path):
     """A copy of the package that can be changed, and a way to run its command line."""
@@ -96,9 +234,11 @@ def copied(tmp_path):
     shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))
     environment = os.environ | {"PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
-    def run(*arguments):
-        command = [sys.executable, "-P", "-m", "konomi", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=240)
+    def run(*arguments, module="konomi", path=""):
+        command = [sys.executable, "-P", "-m", module, *map(str, arguments)]
+        path = os.pathsep.join([environment["PYTHONPATH"], *([str(path)] if path else [])])
+        surroundings = environment | {"PYTHONPATH": path}
+        return subprocess.run(command, capture_output=True, text=True, env=surroundings, cwd=tmp_path, timeout=240)
 
     return package, run
 
@@ -167,3 +307,42 @@ def test_a_new_format_is_its_file_and_one_tuple(copied, tmp_path):
     assert "plain differences" in told.stdout
     assert run("generate", "a cat", "--base", "tiny", "--add", file, "--steps", "2").returncode == 0
     assert run("convert", file, tmp_path / "out.safetensors").returncode == 0
+
+
+@pytest.mark.slow
+def test_a_new_kind_of_update_is_its_file_and_one_tuple(copied, tmp_path):
+    package, run = copied
+    (package / "adapters" / "kinds" / "shift.py").write_text(KIND, encoding="utf-8")
+    add_line(
+        package / "adapters" / "kinds" / "__init__.py",
+        "KINDS: tuple[Kind, ...] = (",
+        "from konomi.adapters.kinds.shift import Shift\n\nKINDS: tuple[Kind, ...] = (Shift, ",
+    )
+    script, file = tmp_path / "use_of_kind.py", tmp_path / "shift.safetensors"
+    script.write_text(USE_OF_KIND, encoding="utf-8")
+    used = run(file, module="use_of_kind", path=tmp_path)
+    assert used.returncode == 0, used.stderr
+
+    # The contract of all kinds, with its layer in training.
+    shutil.copy(ROOT / "tests" / "contracts" / "test_contracts_kinds.py", tmp_path / "test_kinds.py")
+    held = run("-p", "no:cacheprovider", "-q", "-k", "shift", "test_kinds.py", module="pytest")
+    assert held.returncode == 0 and "8 passed" in held.stdout, held.stdout
+
+    told = run("inspect", file, "--json")
+    assert told.returncode == 0, told.stderr
+    report = json.loads(told.stdout)
+    report = report[0] if isinstance(report, list) else report
+    assert list(report["layer_kinds"]) == ["shift"] and not report["unknown"]
+    assert report["metadata"]["ss_network_module"] == "lycoris.kohya"
+    assert json.loads(report["metadata"]["ss_network_args"]) == {"algo": "shift"}
+    pictures = []
+    for weight in ("0", "1"):
+        asked = ("generate", "a cat", "--base", "tiny", "--steps", "2", "--seed", "1", "--output", f"pictures-{weight}")
+        drawn = run(*asked, "--add", f"{file}:{weight}")
+        assert drawn.returncode == 0, drawn.stderr
+        (picture,) = (tmp_path / f"pictures-{weight}").glob("*.png")
+        pictures.append(Image.open(picture).tobytes())
+    assert pictures[0] != pictures[1]
+    assert run("convert", file, tmp_path / "again.safetensors").returncode == 0
+    refused = run("convert", file, tmp_path / "peft", "--to", "peft")
+    assert refused.returncode == 1 and "kind shift" in refused.stderr

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from konomi import tasks
-from konomi.adapters.adapter import Adapter, LowRank
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import LowRank
 from konomi.errors import ModelError
 from konomi.formats import write_adapter
 

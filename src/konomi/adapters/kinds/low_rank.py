@@ -166,7 +166,7 @@ class LowRank:
         mid = None if self.mid is None else precise(self.mid)
         return replace(self, down=precise(self.down), up=precise(self.up), mid=mid)._product()
 
-    def as_low_rank(self) -> "LowRank":
+    def as_low_rank(self) -> Self:
         return self
 
     def norm(self) -> float:
@@ -178,7 +178,7 @@ class LowRank:
         square = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0)
         return float(square.sqrt()) * abs(self.alpha) / rank
 
-    def folded(self, dtype: torch.dtype | None) -> "LowRank":
+    def folded(self, dtype: torch.dtype | None) -> Self:
         """The same update with alpha = R. A half that would lose precision in its type is kept in float32."""
         rank = self.rank
         wanted = dtype or self.up.dtype

@@ -1,0 +1,86 @@
+"""Kinds of update are listed in one place, and nobody asks an update of which kind it is: adding one is one file."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from konomi.adapters.kinds import KINDS
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "src" / "konomi").rglob("*.py"))
+KIND_NAMES = {kind.__name__ for kind in KINDS}
+PLACES_THAT_LIST_KINDS = ["src/konomi/adapters/kinds/__init__.py"]
+
+
+def kinds_in(node):
+    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)} & KIND_NAMES
+
+
+def lists_kinds(tree):
+    """Whether two kinds or more stand in one tuple, list, set, table, union or chain of cases."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Tuple | ast.List | ast.Set | ast.Dict | ast.BinOp | ast.Match | ast.If):
+            parts = {
+                ast.Match: lambda n: [case.pattern for case in n.cases],
+                ast.If: lambda n: [n.test, *(inner.test for inner in ast.walk(n) if isinstance(inner, ast.If))],
+            }.get(type(node), lambda n: [n])(node)
+            if len(set().union(*map(kinds_in, parts))) > 1:
+                return True
+    return False
+
+
+def asks_kind(tree):
+    """Names of the kinds that updates are compared with, by type or by the name of the class."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+            found |= kinds_in(node.args[1])
+        if isinstance(node, ast.MatchClass):
+            found |= kinds_in(node.cls)
+        if isinstance(node, ast.Compare):
+            found |= set().union(*map(kinds_in, [node.left, *node.comparators]))
+        if isinstance(node, ast.Constant) and node.value in KIND_NAMES:
+            found.add(node.value)
+    return found
+
+
+def test_one_place_lists_the_kinds_of_update():
+    listing = [path for path in SOURCES if lists_kinds(ast.parse(path.read_text(encoding="utf-8")))]
+    assert [str(path.relative_to(ROOT)) for path in listing] == PLACES_THAT_LIST_KINDS
+
+
+def test_nobody_asks_an_update_of_which_kind_it_is():
+    others = [path for path in SOURCES if path.parent.name != "kinds"]
+    assert len(SOURCES) - len(others) > len(KINDS)
+    asking = {path: asks_kind(ast.parse(path.read_text(encoding="utf-8"))) for path in others}
+    assert {str(path.relative_to(ROOT)): kinds for path, kinds in asking.items() if kinds} == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = (LowRank, Rescale)",
+        "a = {LowRank: 1, Rescale: 2}",
+        "def f(u: LowRank | Rescale): ...",
+        "match u:\n    case LowRank(): ...\n    case Rescale(): ...",
+        "if isinstance(u, LowRank): ...\nelif isinstance(u, Rescale): ...",
+    ],
+)
+def test_every_list_would_be_found(text):
+    assert lists_kinds(ast.parse(text))
+    assert not lists_kinds(ast.parse(text.replace("Rescale", "LowRank")))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "isinstance(u, LowRank)",
+        "type(u) is LowRank",
+        "type(u).__name__ == 'LowRank'",
+        "match u:\n    case LowRank(): ...",
+    ],
+)
+def test_every_question_would_be_found(text):
+    assert asks_kind(ast.parse(text)) == {"LowRank"}
+    assert asks_kind(ast.parse("x = LowRank(down, up, 1.0).about.name")) == set()
