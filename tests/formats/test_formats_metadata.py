@@ -5,8 +5,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+import torch
 
-from konomi.formats.kohya_metadata import TrainingFacts, last_part, training_metadata
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import Difference, Hadamard, Kronecker, LayerUpdate, Rescale
+from konomi.formats.family import family_of
+from konomi.formats.kohya_metadata import TrainingFacts, last_part, training_metadata, with_minimum
 
 FACTS = TrainingFacts(
     name="sks",
@@ -78,3 +82,31 @@ def test_paths_are_reduced_and_hub_names_kept() -> None:
         "b": "b",
     }
     assert {name: last_part(name) for name in names} == names
+
+
+KEY = "denoiser.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+LOKR = Kronecker(w1=torch.ones(2, 3), w2_a=torch.ones(5, 4), w2_b=torch.ones(4, 256), alpha=2.0)
+LOHA = Hadamard(torch.ones(9, 4), torch.ones(4, 1024), torch.ones(9, 4), torch.ones(4, 1024), alpha=2.0)
+
+
+@pytest.mark.parametrize(
+    ("update", "algo", "rank", "family"),
+    [
+        (LOKR, "lokr", "4", "sd1"),
+        (replace(LOKR, w1=torch.ones(2, 8)), "lokr", "4", "sdxl"),
+        (LOHA, "loha", "4", "sd2"),
+        (Rescale(torch.ones(768), on_input=True), "ia3", None, "sd1"),
+        (Difference(torch.ones(9, 2048)), "full", None, "sdxl"),
+    ],
+)
+def test_a_file_of_lycoris_kinds_says_which(update: LayerUpdate, algo: str, rank: str | None, family: str) -> None:
+    adapter = Adapter(layers={KEY: update})
+    assert family_of(adapter) == family
+    metadata = with_minimum(adapter, family, "x")
+    assert metadata["ss_network_module"] == "lycoris.kohya"
+    assert json.loads(metadata["ss_network_args"]) == {"algo": algo}
+    assert (metadata.get("ss_network_dim"), metadata.get("ss_network_alpha")) == (rank, "2" if rank else None)
+    said = {"ss_network_module": "mine", "ss_network_args": "{}"}
+    assert with_minimum(replace(adapter, metadata=said), family, "x").items() >= said.items()
+    mixed = Adapter(layers={KEY: update, f"{KEY}.0": replace(LOKR, alpha=None) if algo == "loha" else LOHA})
+    assert json.loads(with_minimum(mixed, family, "x")["ss_network_args"]) == {}

@@ -88,3 +88,12 @@ def test_nothing_learned_is_one_direction_of_zeros_and_unknown_is_refused():
     assert layer.down.shape == (1, 3) and not (layer.up @ layer.down).any()
     with pytest.raises(ModelError, match="--base BASE"):
         compress({KEY: Replacement(torch.ones(4, 3))}, 0.6)
+
+
+@pytest.mark.parametrize("mid", [None, random(3, 3, 3, 3, seed=3)])
+def test_compressing_a_convolution_keeps_its_kernel(mid):
+    down = random(3, 5, 3, 3) if mid is None else random(3, 5, 1, 1)
+    update, weight = LowRank(down, random(7, 3, 1, 1, seed=1), 6.0, mid), random(7, 5, 3, 3, seed=2)
+    found = compress({"x": update}, 1.0)["x"].as_low_rank()
+    assert found is not None and found.down.shape[1:] == (5, 3, 3) and found.up.shape == (7, found.rank, 1, 1)
+    torch.testing.assert_close(delta(found, weight), delta(update, weight), rtol=1e-4, atol=1e-4)
