@@ -56,6 +56,11 @@ class BaseModel(Protocol):
         """Share of guidance rescale that sampling should use where nobody says another: 0 for most models."""
         ...
 
+    @property
+    def clip_layer(self) -> int:
+        """The text encoder's layer that is read where nothing else is asked for, from the end; 0: several differ."""
+        ...
+
     def use_zero_terminal_snr(self) -> None:
         """From now on the noise process ends in pure noise (Lin et al. 2023), for training, sampling and saving.
 

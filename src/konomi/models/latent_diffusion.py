@@ -68,6 +68,11 @@ class LatentDiffusion:
     def guidance_rescale(self) -> float:
         return GUIDANCE_RESCALE if self.zero_terminal_snr else 0.0
 
+    @property
+    def clip_layer(self) -> int:
+        layers = {tower.layer for tower in self.spec.text_encoders}
+        return layers.pop() if len(layers) == 1 else 0
+
     def use_zero_terminal_snr(self) -> None:
         if self.prediction == "epsilon":
             raise ModelError(

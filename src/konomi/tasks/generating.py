@@ -115,6 +115,8 @@ def generate(
         mask=area,
     )
     requests = _requests(default, prompts, prompt_file, count)
+    if grid and len(requests) == 1:
+        tell("--grid has no effect with one picture. --count N draws several.")
     always = [parse_add(argument) for argument in add]
     groups, files = _read_adapters(requests, always, [Path.cwd(), output], tell)
     loaded = load_base(base, vae=vae, prediction=prediction, device=device, precision=precision)
@@ -174,6 +176,8 @@ def _notes(
         yield from trained_otherwise(name, adapter, base)
     for request in requests:
         yield from unused_in_request(request)
+    if any(request.clip_skip and request.clip_skip == base.clip_layer for request in requests):
+        yield f"--clip-skip {base.clip_layer} has no effect: it is the base's own choice."
     for request in requests[:1]:
         yield from resized(request, with_size(base, request))
     for one in always:

@@ -86,6 +86,7 @@ def prepare(recipe: Recipe) -> Job:
     precision = choose_precision(recipe.run.precision, processes.device)
     recipe = asked = _with_dataset_values(with_absolute_paths(recipe))
     base = load_base(recipe.base, vae=recipe.vae, prediction=recipe.prediction)
+    own_zero_snr = base.zero_terminal_snr
     if recipe.objective.zero_terminal_snr:
         check_objective(base, recipe.objective)
         # Previews and the saved file follow: a result that does not say so is sampled wrongly everywhere.
@@ -122,6 +123,8 @@ def prepare(recipe: Recipe) -> Job:
         summary=summary,
         num_processes=processes.world,
         drawn_class_images=class_images.total,
+        clip_layer=base.clip_layer,
+        zero_terminal_snr=own_zero_snr,
     )
     return Job(
         recipe=recipe,

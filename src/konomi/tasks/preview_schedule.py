@@ -1,7 +1,6 @@
 """When previews are drawn. By themselves they are drawn at the start, on the way and at the end, as long as that costs
 little beside the run."""
 
-import os
 import time
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from konomi.data.buckets import parse_size
 from konomi.models.modes import evaluating
 from konomi.tasks.preparing import Job
+from konomi.tasks.preview_switch import previews_switched_off
 from konomi.tasks.previewing import preview_prompts
 
 ON_THE_WAY = 4
@@ -20,8 +20,6 @@ SECONDS = 20.0
 """That it may take in any case: nobody minds them in a run of a minute."""
 PASSES_A_STEP = 3.0
 """What a training step costs in passes through the denoiser: forward, and about twice that backward."""
-SWITCH = "KONOMI_PREVIEWS"
-"""Environment variable; "off" leaves out what `auto` would draw, for runs that nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class PreviewPlan:
 def draws_previews(job: Job) -> bool:
     """Whether a finished run has previews."""
     every = job.recipe.run.preview_every
-    return os.environ.get(SWITCH) != "off" if every == "auto" else every > 0
+    return not previews_switched_off() if every == "auto" else every > 0
 
 
 def preview_plan(job: Job) -> PreviewPlan:

@@ -14,6 +14,7 @@ from konomi.data.captions import caption_varies, final_caption
 from konomi.data.manifest import Record
 from konomi.data.summary import DatasetSummary
 from konomi.methods.method import Needs
+from konomi.tasks.preview_switch import SWITCH, previews_switched_off
 
 Reasons = dict[str, str]
 """Path of a setting -> why it does nothing."""
@@ -33,6 +34,10 @@ class Situation:
     summary: DatasetSummary
     num_processes: int = 1
     drawn_class_images: int = 0
+    clip_layer: int = 0
+    """The base's own, from the end; 0: not known."""
+    zero_terminal_snr: bool = False
+    """Of the base, before the recipe asked for it."""
 
     @property
     def training(self) -> list[Record]:
@@ -176,6 +181,8 @@ def _of_objective(run: Situation) -> Reasons:
         found["objective.snr_gamma"] = f'objective.weighting is "{objective.weighting}"; only "min_snr" reads it.'
     if run.recipe.data.images.alpha != "mask" and not any(record.mask or record.attention for record in run.records):
         found["objective.masked"] = "no image has a mask."
+    if run.zero_terminal_snr:
+        found["objective.zero_terminal_snr"] = "the base says it of itself, and is trained so in any case."
     if not run.has_prior:
         found["objective.prior_weight"] = "there are no prior (class) images, and prior.source makes none."
     return found
@@ -250,6 +257,8 @@ def _of_memory(run: Situation) -> Reasons:
 def _of_text(run: Situation) -> Reasons:
     text = run.recipe.text
     found: Reasons = {}
+    if text.clip_skip == run.clip_layer:
+        found["text.clip_skip"] = "it is the base's own choice."
     if text.max_tokens == 75:
         found["text.chunking"] = "captions have one chunk (text.max_tokens is 75)."
     captions = [final_caption(replace(r, captions=(c,)), run.recipe.data.captions, None) for r in run.records
@@ -264,6 +273,9 @@ def _of_previews(run: Situation) -> Reasons:
     recipe = run.recipe
     if not recipe.run.preview_every:
         return {f"preview.{item.name}": "run.preview_every is 0: no previews." for item in fields(recipe.preview)}
+    if recipe.run.preview_every == "auto" and previews_switched_off():
+        reason = f"the environment says {SWITCH}=off. run.preview_every = N draws them all the same."
+        return {f"preview.{item.name}": reason for item in fields(recipe.preview)}
     if recipe.preview.guidance <= 1:
         return {"preview.negative": "preview.guidance is 1 or less, which leaves no room for it."}
     return {}

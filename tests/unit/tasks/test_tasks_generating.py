@@ -11,6 +11,7 @@ from konomi.adapters.adapter import Adapter
 from konomi.adapters.kinds import LowRank
 from konomi.errors import ModelError
 from konomi.formats import write_adapter
+from konomi.models.load import load_base as open_base
 
 HEAVY = ("diffusers", "transformers", "accelerate", "torch._dynamo", "sympy")
 """What a picture does not need, and what would take most of the time of a small one to import."""
@@ -50,3 +51,11 @@ def test_a_lora_for_another_noise_process_is_told(tmp_path):
     options = {"base": "tiny", "steps": 1, "size": "64", "output": tmp_path, "tell": told.append}
     list(tasks.generate(["a cat"], add=[str(tmp_path / "v.safetensors")], **options))
     assert any("v.safetensors says that it was trained with zero terminal SNR" in line for line in told)
+
+
+def test_what_the_base_does_by_itself_and_a_sheet_of_one_picture_are_named(tmp_path):
+    told = []
+    options = {"base": "tiny", "steps": 1, "size": "64", "output": tmp_path, "tell": told.append}
+    assert len(list(tasks.generate(["a cat"], clip_skip=open_base("tiny").clip_layer, grid=True, **options))) == 1
+    assert any("--clip-skip" in note and "no effect" in note for note in told)
+    assert any("--grid has no effect" in note for note in told)

@@ -2,17 +2,22 @@
 
 import json
 import shlex
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
 from konomi import recipe_from_flags
+from konomi.config.recipe import Recipe
 from konomi.config.schema import generic, recipe_settings
+from konomi.config.sections import ObjectiveConfig
 from konomi.methods import METHODS
+from konomi.methods.lora import LoraConfig
+from konomi.methods.method import Needs
 from konomi.tasks import preparing
 from konomi.tasks.preparing import prepare
-from konomi.tasks.unused_settings import reasons, unused_settings
+from konomi.tasks.unused_settings import Situation, reasons, unused_settings
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +114,9 @@ UNUSED = [
     ("custom_diffusion", "memory.offload=false", "in every step"),
     ("lora", 'text.chunking="sd_scripts"', "one chunk"),
     ("lora", "text.emphasis=true", "no caption has brackets"),
+    ("lora", "text.clip_skip=1", "the base's own"),
     # Of previews and validation.
+    ("lora", "preview.steps=9", "KONOMI_PREVIEWS=off"),
     ("lora", "run.preview_every=0 preview.steps=9", "run.preview_every"),
     ("lora", 'run.preview_every=10 preview.guidance=1 preview.negative="bad"', "preview.guidance"),
     ("lora", "validation.fraction=0.3", "run.validate_every"),
@@ -212,3 +219,13 @@ def test_check_shows_them_and_json_has_them(place, capsys):
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert code == 0
     assert any("memory.accumulation = 4 does nothing" in str(problem) for problem in problems)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_zero_terminal_snr_asked_of_a_base_that_has_it_is_named(marked):
+    recipe = Recipe(base="x", method=LoraConfig(), objective=ObjectiveConfig(zero_terminal_snr=True))
+    run = Situation(
+        asked=recipe, recipe=recipe, needs=Needs(), records=(), summary=SimpleNamespace(), zero_terminal_snr=marked
+    )
+    told = [line for line in unused_settings(run) if line.startswith("objective.zero_terminal_snr = true does nothing")]
+    assert len(told) == marked
