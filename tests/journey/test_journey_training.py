@@ -332,3 +332,26 @@ def test_another_denoiser_behind_the_same_name_is_noticed(make_recipe, base_fold
     save_file({name: tensor * 1.01 for name, tensor in load_file(file).items()}, file)
     with pytest.raises(RunError, match="the base model changed"):
         list(konomi.resume(tmp_path / "run", steps=4))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "lora",
+        *(
+            pytest.param(method, marks=pytest.mark.slow)
+            for method in ("custom_diffusion", "dreamartist", "hypernetwork", "pivotal", "textual_inversion")
+        ),
+    ],
+)
+def test_frozen_weights_in_half_the_memory_change_nothing_where_the_file_is_fp16(make_recipe, tmp_path, method):
+    from konomi.models.save import save_folder
+    from konomi.models.scratch import random_base
+
+    save_folder(random_base("sd1"), tmp_path / "base", dtype=torch.float16)
+    options = [f'base="{tmp_path / "base"}"', "run.precision=fp32"]
+    options += ["method.conv_rank=2", "method.module_dropout=0.2"] if method == "lora" else []
+    for storage in ("auto", "fp16"):
+        overrides = [*options, f"memory.storage_dtype={storage}"]
+        run(make_recipe(tmp_path / storage, method=method, steps=3, overrides=overrides))
+    assert losses(tmp_path / "fp16") == losses(tmp_path / "auto")

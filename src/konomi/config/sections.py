@@ -276,6 +276,10 @@ class MemoryConfig:
     """torch.compile the denoiser; pays off only in long runs on CUDA."""
     channels_last: bool = False
     """Memory layout that some GPUs like better."""
+    storage_dtype: Literal["auto", "bf16", "fp16"] = "auto"
+    """Number format in which the denoiser's frozen weights are kept while `run.precision` is fp32 (diffusers calls it
+    layerwise casting): half their memory, for a cast at every use. fp16 changes no result where the base's file is
+    fp16. Previews are drawn with these weights too. auto: the computation's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

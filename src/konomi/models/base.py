@@ -84,11 +84,25 @@ class BaseModel(Protocol):
         """Of the computation; frozen parts are stored in it."""
         ...
 
-    def place(self, device: torch.device | str, dtype: torch.dtype, *, float32_parts: Sequence[Part] = ()) -> None:
+    @property
+    def casts_weights(self) -> bool:
+        """Whether the denoiser's layers are konomi's own: they can keep weights smaller than they compute."""
+        ...
+
+    def place(
+        self,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        *,
+        float32_parts: Sequence[Part] = (),
+        storage: torch.dtype | None = None,
+    ) -> None:
         """Where and in which format parts live, those loaded and those to come. The VAE of SDXL stays float32.
 
         Call it before parts are used where `float32_parts` (those whose own weights train) matter: what was loaded in
-        half precision has lost its digits.
+        half precision has lost its digits. `storage` is the format in which the denoiser's linear layers and
+        convolutions keep their weights meanwhile, if it is one that `casts_weights` and does not train; nothing else
+        is kept in it.
         """
         ...
 

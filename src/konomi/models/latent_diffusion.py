@@ -23,6 +23,7 @@ from konomi.models.source import PartSource
 from konomi.models.targets import DENOISER_WORDS, TEXT_WORDS, matching, unknown_word
 from konomi.models.text_encoding import NO_WORDS, TextTower, Words, count_chunks, encode_text, token_vectors
 from konomi.models.tokenizer import END, Tokenizer, clip_vocabulary
+from konomi.models.unet import is_plain
 from konomi.storage.hashing import sampled_hash, tensors_hash
 
 CLIP_TOKENS = 49408
@@ -60,6 +61,7 @@ class LatentDiffusion:
         self._device = torch.device("cpu")
         self._dtype = torch.float32
         self._float32_parts: tuple[Part, ...] = ()
+        self._storage: torch.dtype | None = None
         self._modules: dict[Part, nn.Module] = {}
         self._tokenizers: dict[str, Tokenizer] = {}
         self._fingerprints: dict[str, str] = {}
@@ -109,17 +111,31 @@ class LatentDiffusion:
     def dtype(self) -> torch.dtype:
         return self._dtype
 
+    @property
+    def casts_weights(self) -> bool:
+        return is_plain(self.source.configs[self.spec.denoiser.folder])
+
     def loaded_parts(self) -> tuple[Part, ...]:
         """Parts whose weights are in memory."""
         return tuple(self._modules)
 
-    def place(self, device: torch.device | str, dtype: torch.dtype, *, float32_parts: Sequence[Part] = ()) -> None:
+    def place(
+        self,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        *,
+        float32_parts: Sequence[Part] = (),
+        storage: torch.dtype | None = None,
+    ) -> None:
         """See `BaseModel.place`. Parts that are loaded already are moved."""
         self._device, self._dtype, self._float32_parts = torch.device(device), dtype, tuple(float32_parts)
+        self._storage = storage if self.casts_weights and "denoiser" not in float32_parts else None
         if self._device.type == "cpu":
             keep_large_blocks()
         for part, module in self._modules.items():
             module.to(self._device, self._dtype_of(part))
+            for parameter in module.parameters():
+                parameter.data = parameter.data.to(self._format_of(part, parameter))
 
     def unload(self, *parts: Part) -> None:
         for part in parts:
@@ -207,7 +223,8 @@ class LatentDiffusion:
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         denoiser: Any = self._part("denoiser")
-        dtype = denoiser.conv_in.weight.dtype
+        # Its bias, for weights may be kept in another format.
+        dtype = denoiser.conv_in.bias.dtype
         inputs = noisy_latents.to(dtype)
         if self.inpainting:
             if conditioning.inpaint is None:
@@ -273,9 +290,8 @@ class LatentDiffusion:
         module = self._modules.get(part)
         if module is None:
             spec = self.spec.part(part)
-            dtype = self._dtype_of(part)
             tensors = {
-                name: tensor.to(self._device, dtype if tensor.is_floating_point() else None)
+                name: tensor.to(self._device, self._format_of(part, tensor) if tensor.is_floating_point() else None)
                 for name, tensor in self.source.tensors(part).items()
             }
             config = self.source.configs[spec.folder]
@@ -287,6 +303,11 @@ class LatentDiffusion:
         if part in self._float32_parts:
             return torch.float32
         return self.vae_dtype or self._dtype if part == "vae" else self._dtype
+
+    def _format_of(self, part: Part, tensor: Tensor) -> torch.dtype:
+        """What is more than a row of numbers is a weight of a linear layer or a convolution."""
+        kept = self._storage if part == "denoiser" and tensor.dim() > 1 else None
+        return kept or self._dtype_of(part)
 
     def _encode(self, vae: Any, pixels: Tensor) -> tuple[Tensor, ...]:
         mean, std = vae.encode(pixels)

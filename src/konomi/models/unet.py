@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from konomi.models.unet_layers import Embedding, Level, Resnet, Runner, Transformer, sinusoids
+from konomi.models.unet_layers import Convolution, Embedding, Level, Resnet, Runner, Transformer, sinusoids
 
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"), "addition_embed_type": (None, "text_time"), "attention_type": ("default",),
@@ -63,7 +63,7 @@ class UNet(nn.Module):
         widths, last = plan.widths, len(plan.widths) - 1
         self.gradient_checkpointing = False
         self.size_width = int(config.get("addition_time_embed_dim") or 0)
-        self.conv_in = nn.Conv2d(config["in_channels"], widths[0], 3, padding=1)
+        self.conv_in = Convolution(config["in_channels"], widths[0], 3, padding=1)
         self.time_embedding = Embedding(widths[0], plan.time)
         if config.get("addition_embed_type") == "text_time":
             self.add_embedding = Embedding(config["projection_class_embeddings_input_dim"], plan.time)
@@ -87,7 +87,7 @@ class UNet(nn.Module):
         middle = [plan.resnet(widths[-1], widths[-1]) for _ in range(2)]
         self.mid_block = Level(middle, [plan.transformer(last)], "", widths[-1])
         self.conv_norm_out = nn.GroupNorm(plan.groups, widths[0], eps=plan.eps)
-        self.conv_out = nn.Conv2d(widths[0], config["out_channels"], 3, padding=1)
+        self.conv_out = Convolution(widths[0], config["out_channels"], 3, padding=1)
 
     def enable_gradient_checkpointing(self) -> None:
         """In training mode keep only the borders of resnets and transformer blocks; the rest is computed again."""

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from konomi.hardware.storage_formats import conv2d, is_cast, linear
+
 Runner = Callable[..., Tensor]
 """Calls a module with its inputs, keeping its activations or not."""
 
@@ -24,13 +26,32 @@ def sinusoids(values_B: Tensor, width: int) -> Tensor:
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
 
 
+class Convolution(nn.Conv2d):
+    """PyTorch's, with one group and zeros around; its frozen weight may be kept in a smaller format."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C', H', W']."""
+        compute: Any = conv2d if is_cast(input, self.weight) else F.conv2d
+        answer: Tensor = compute(input, self.weight, self.bias, self.stride, self.padding, self.dilation)
+        return answer
+
+
+class Linear(nn.Linear):
+    """PyTorch's; its frozen weight may be kept in a smaller format."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., I] -> [..., O]."""
+        compute = linear if is_cast(input, self.weight) else F.linear
+        return compute(input, self.weight, self.bias)
+
+
 class Embedding(nn.Module):
     """Two linear layers over sinusoids, or over text and sizes."""
 
     def __init__(self, in_width: int, width: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(in_width, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_1 = Linear(in_width, width)
+        self.linear_2 = Linear(width, width)
 
     def forward(self, inputs: Tensor) -> Tensor:
         embedded: Tensor = self.linear_2(F.silu(self.linear_1(inputs)))
@@ -43,12 +64,12 @@ class Resnet(nn.Module):
     def __init__(self, in_channels: int, channels: int, *, time: int | None, groups: int, eps: float) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.conv1 = Convolution(in_channels, channels, 3, padding=1)
         if time is not None:
-            self.time_emb_proj = nn.Linear(time, channels)
+            self.time_emb_proj = Linear(time, channels)
         self.norm2 = nn.GroupNorm(groups, channels, eps=eps)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else None
+        self.conv2 = Convolution(channels, channels, 3, padding=1)
+        self.conv_shortcut = Convolution(in_channels, channels, 1) if in_channels != channels else None
 
     def forward(self, grid_BCHW: Tensor, time_BE: Tensor | None = None) -> Tensor:
         hidden = self.conv1(F.silu(self.norm1(grid_BCHW)))
@@ -67,10 +88,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, context_width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(width, width, bias=False)
-        self.to_k = nn.Linear(context_width, width, bias=False)
-        self.to_v = nn.Linear(context_width, width, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(width, width), nn.Dropout(0.0)])
+        self.to_q = Linear(width, width, bias=False)
+        self.to_k = Linear(context_width, width, bias=False)
+        self.to_v = Linear(context_width, width, bias=False)
+        self.to_out = nn.ModuleList([Linear(width, width), nn.Dropout(0.0)])
 
     def forward(self, states_BNC: Tensor, context_BTD: Tensor) -> Tensor:
         batch, _, width = states_BNC.shape
@@ -112,7 +133,7 @@ class Gate(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, 2 * inner)
+        self.proj = Linear(width, 2 * inner)
 
     def forward(self, states: Tensor) -> Tensor:
         projected: Tensor = self.proj(states)
@@ -125,7 +146,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.net = nn.ModuleList([Gate(width, 4 * width), nn.Dropout(0.0), nn.Linear(4 * width, width)])
+        self.net = nn.ModuleList([Gate(width, 4 * width), nn.Dropout(0.0), Linear(4 * width, width)])
 
     def forward(self, states: Tensor) -> Tensor:
         answer: Tensor = self.net[2](_dropped(self.net[1], self.net[0](states)))
@@ -159,9 +180,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.linear = linear
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.proj_in = Linear(channels, channels) if linear else Convolution(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList([Block(channels, context_width, heads) for _ in range(depth)])
-        self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.proj_out = Linear(channels, channels) if linear else Convolution(channels, channels, 1)
 
     def forward(self, grid_BCHW: Tensor, text_BTD: Tensor, run: Runner) -> Tensor:
         batch, channels, height, width = grid_BCHW.shape
@@ -188,7 +209,7 @@ class Sampler(nn.Module):
     def __init__(self, channels: int, *, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=1)
+        self.conv = Convolution(channels, channels, 3, stride=stride, padding=1)
 
     def forward(self, grid_BCHW: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         if self.stride == 1:

@@ -26,7 +26,7 @@ from konomi.data.text_cache import TextCache
 from konomi.data.variants import preparing
 from konomi.errors import DataError, RecipeError
 from konomi.formats import WRITERS
-from konomi.hardware.precision import choose_precision, slow_precision_notes
+from konomi.hardware.precision import PRECISIONS, choose_precision, slow_precision_notes
 from konomi.methods import METHODS
 from konomi.methods.denoising import check_objective
 from konomi.methods.method import Method, Needs
@@ -121,6 +121,8 @@ def prepare(recipe: Recipe) -> Job:
         needs=method.needs,
         records=assignment.records,
         summary=summary,
+        precision=precision,
+        casts_weights=base.casts_weights,
         num_processes=processes.world,
         drawn_class_images=class_images.total,
         clip_layer=base.clip_layer,
@@ -206,8 +208,11 @@ def held_out_stream(job: Job) -> BatchStream | None:
 
 
 def place(job: Job) -> None:
-    """Base on its device: frozen parts in the computation's format, trained ones in float32."""
-    job.base.place(job.processes.device, job.precision, float32_parts=job.method.needs.float32_parts)
+    """Base on its device: frozen parts in the computation's format or a smaller one, trained ones in float32."""
+    wanted = job.recipe.memory.storage_dtype
+    storage = PRECISIONS[wanted] if wanted != "auto" and job.precision == torch.float32 else None
+    needs = job.method.needs
+    job.base.place(job.processes.device, job.precision, float32_parts=needs.float32_parts, storage=storage)
 
 
 def cache_folder(recipe: Recipe) -> Path:

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
+import torch
+
 from konomi.config.recipe import Recipe
 from konomi.config.sections import CaptionConfig, SourceConfig
 from konomi.data.captions import caption_varies, final_caption
 from konomi.data.manifest import Record
 from konomi.data.summary import DatasetSummary
+from konomi.hardware.precision import PRECISIONS
 from konomi.methods.method import Needs
 from konomi.tasks.preview_switch import SWITCH, previews_switched_off
 
@@ -32,6 +35,9 @@ class Situation:
     records: Sequence[Record]
     """Images to train on and prior images."""
     summary: DatasetSummary
+    precision: torch.dtype
+    casts_weights: bool
+    """Whether the base can keep weights in another format than it computes in."""
     num_processes: int = 1
     drawn_class_images: int = 0
     clip_layer: int = 0
@@ -251,6 +257,13 @@ def _of_memory(run: Situation) -> Reasons:
     vae_stays = cache.latents == "off" or run.needs.pixels
     if vae_stays and (cache.text == "off" or run.needs.trains_text):
         found["memory.offload"] = "text encoder and VAE are needed in every step."
+    if "denoiser" in run.needs.float32_parts:
+        found["memory.storage_dtype"] = "the denoiser's weights are trained, and stay fp32."
+    elif run.precision != torch.float32:
+        name = next(word for word, dtype in PRECISIONS.items() if dtype == run.precision)
+        found["memory.storage_dtype"] = f"the run computes in {name}, and frozen weights are kept in it already."
+    elif not run.casts_weights:
+        found["memory.storage_dtype"] = "this base's denoiser is of an unusual kind, computed by diffusers' class."
     return found
 
 

@@ -23,6 +23,7 @@ from konomi.adapters.kinds.magnitude import axis_of_magnitude, change_of, check_
 from konomi.adapters.kinds.parts import SHARED, LayerError, alpha_of, bias_of, present, scalar
 from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import ModelError, RecipeError
+from konomi.hardware import storage_formats
 
 _UP_BIAS = "lora_up.bias"
 """PEFT's `lora_B.bias`: part of the update, so its scale counts; `diff_b` stands for itself."""
@@ -293,7 +294,8 @@ class LoraLayer(nn.Module):
         if spec.module_dropout > 0:
             hidden = hidden * kept([1] * (x.dim() - 1), spec.module_dropout, rng.fork("module_dropout"))
         if self.window is None:
-            return F.linear(x, weight, bias) + F.linear(hidden, up) * self.scale
+            plain = storage_formats.linear if storage_formats.is_cast(x, weight) else F.linear
+            return plain(x, weight, bias) + F.linear(hidden, up) * self.scale
         return self.window.convolve(x, weight, bias) + F.conv2d(hidden, up) * self.scale
 
     def export(self) -> LowRank:

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from konomi.hardware.storage_formats import conv2d, is_cast
+
 _MERGE_FROM = 2.0
 """Rows per I O / (I + O) from which merging is taken: fitted to layers timed one by one, not to whole steps."""
 
@@ -42,7 +44,8 @@ class Window:
     dilation: tuple[int, ...]
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
+        compute = conv2d if is_cast(x, weight) else F.conv2d
+        return compute(x, weight, bias, self.stride, self.padding, self.dilation)
 
     def is_point(self, weight: Tensor) -> bool:
         """A 1x1 convolution that is nothing but a matrix at every pixel."""
@@ -68,7 +71,7 @@ def low_rank_linear(
     """x [..., I], weight [O, I], bias [O], down [R, I], up [O, R] -> [..., O]. `merge` None decides by the rule."""
     if merge is None:
         out_features, in_features = weight.shape
-        merge = merging_pays(x.numel() // in_features, in_features, out_features, weight.dtype)
+        merge = merging_pays(x.numel() // in_features, in_features, out_features, x.dtype)
     result: Tensor = _LowRankLinear.apply(x, weight, bias, down, up, scale, merge)
     return result
 
@@ -92,7 +95,7 @@ def low_rank_conv(
         return low_rank_linear(rows, *flat, scale=scale, merge=merge).permute(0, 3, 1, 2)
     if merge is None:
         pixels = x.shape[0] * x.shape[2] * x.shape[3] // math.prod(window.stride)
-        merge = merging_pays(pixels, weight[0].numel(), weight.shape[0], weight.dtype)
+        merge = merging_pays(pixels, weight[0].numel(), weight.shape[0], x.dtype)
     result: Tensor = _LowRankConv.apply(x, weight, bias, down, up, window, scale, merge)
     return result
 
@@ -119,19 +122,21 @@ class _LowRankLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.scale, ctx.merge, ctx.master = scale, merge, up.dtype
         down, up_RO = _cast(down, up, scale, x.dtype)
+        stored, weight = weight, weight.to(x.dtype)
         if merge:
-            ctx.save_for_backward(x, weight, down, up_RO)
+            ctx.save_for_backward(x, stored, down, up_RO)
             return F.linear(x, torch.addmm(weight, up_RO.t(), down), bias)
         x_NI = x.reshape(-1, x.shape[-1])
         hidden_RN = down @ x_NI.t()
         y_NO = hidden_RN.t() @ up_RO if bias is None else torch.addmm(bias, hidden_RN.t(), up_RO)
         y_NO.addmm_(x_NI, weight.t())
-        ctx.save_for_backward(x, weight, down, up_RO, hidden_RN)
+        ctx.save_for_backward(x, stored, down, up_RO, hidden_RN)
         return y_NO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Any:
         x, weight, down, up_RO, *kept = ctx.saved_tensors
+        weight = weight.to(x.dtype)
         x_NI, grad_y_NO = x.reshape(-1, x.shape[-1]), grad_y.reshape(-1, grad_y.shape[-1])
         hidden_RN = kept[0] if kept else down @ x_NI.t()
         grad_hidden_RN = up_RO @ grad_y_NO.t()
@@ -162,8 +167,9 @@ class _LowRankConv(torch.autograd.Function):
     ) -> Tensor:
         ctx.scale, ctx.merge, ctx.master, ctx.window = scale, merge, up.dtype, window
         down, up_RO = _cast(down, up.flatten(1), scale, x.dtype)
+        stored, weight = weight, weight.to(x.dtype)
         if merge:
-            ctx.save_for_backward(x, weight, down, up_RO)
+            ctx.save_for_backward(x, stored, down, up_RO)
             return window.convolve(x, _merged(weight, down, up_RO), bias)
         hidden_NRP = _hidden(x, down, window)
         if window.is_point(weight):
@@ -173,12 +179,13 @@ class _LowRankConv(torch.autograd.Function):
         else:
             y = window.convolve(x, weight, bias).contiguous()
             _add_product(y, up_RO.t(), hidden_NRP)
-        ctx.save_for_backward(x, weight, down, up_RO, hidden_NRP)
+        ctx.save_for_backward(x, stored, down, up_RO, hidden_NRP)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Any:
         x, weight, down, up_RO, *kept = ctx.saved_tensors
+        weight = weight.to(x.dtype)
         window: Window = ctx.window
         grad_y = grad_y.contiguous()
         grad_y_NOP = grad_y.flatten(2)
