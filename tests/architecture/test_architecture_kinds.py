@@ -45,6 +45,37 @@ def asks_kind(tree):
     return found
 
 
+OWN_PARTS = {
+    kind.__name__: kind.about.parts.keys() - {n for other in KINDS if other is not kind for n in other.about.parts}
+    for kind in KINDS
+}
+MARKS = {
+    kind: {n.split("_")[0] + "_" if n[:4] in ("lora", "hada", "lokr") else n for n in names} - {"weight", "diff"}
+    for kind, names in OWN_PARTS.items()
+}
+
+
+def parts_of_several_kinds(tree):
+    """Texts, but for explanations, that name parts of two kinds or more."""
+    explanations = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in explanations:
+            named = {kind for kind, marks in MARKS.items() if any(mark in node.value for mark in marks)}
+            if len(named) > 1:
+                yield node.value
+
+
+def test_no_text_lists_the_parts_of_several_kinds():
+    found = {
+        str(p.relative_to(ROOT)): list(parts_of_several_kinds(ast.parse(p.read_text(encoding="utf-8"))))
+        for p in SOURCES
+    }
+    assert {path: texts for path, texts in found.items() if texts} == {}
+    assert list(parts_of_several_kinds(ast.parse("'explained lora_ hada_'\nx = 'lora_(up|down)|lokr_'"))) == [
+        "lora_(up|down)|lokr_"
+    ]
+
+
 def test_one_place_lists_the_kinds_of_update():
     listing = [path for path in SOURCES if lists_kinds(ast.parse(path.read_text(encoding="utf-8")))]
     assert [str(path.relative_to(ROOT)) for path in listing] == PLACES_THAT_LIST_KINDS

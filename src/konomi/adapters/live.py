@@ -24,7 +24,7 @@ class LiveAdapter(Protocol):
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """Stable name -> what is trained: under these names checkpoints keep it."""
+        """Stable name -> what is trained. A method's parameter groups take their names from these."""
         ...
 
     def begin_step(self, rng: Rng) -> None:

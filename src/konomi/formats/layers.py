@@ -10,7 +10,7 @@ from torch import Tensor
 from konomi.adapters.kinds import KINDS, Kind, LayerUpdate
 from konomi.adapters.kinds.parts import LayerError
 
-__all__ = ["KNOWN_PARTS", "LayerError", "kind_of_parts", "layer_from_parts", "part_of", "split_name"]
+__all__ = ["BEGINNINGS", "KNOWN_PARTS", "LayerError", "kind_of_parts", "layer_from_parts", "part_of", "split_name"]
 
 _RESHAPE = "reshape_weight"
 _NUM_AXES: dict[str, tuple[int, ...]] = {name: axes for kind in KINDS for name, axes in kind.about.parts.items()}
@@ -23,6 +23,12 @@ _OWN = {
     for kind, names in zip(KINDS, _NAMES, strict=True)
 }
 """Parts that no other kind has: one of them is enough to know what a layer is meant to be."""
+BEGINNINGS = tuple(
+    f"{min(words)}_"
+    for names in _OWN.values()
+    if len(names) > 1 and len(words := {name.partition("_")[0] for name in names}) == 1
+)
+"""What all parts of a kind begin with (`lora_`, ...), for kinds whose parts do."""
 
 
 def part_of(name: str) -> str:

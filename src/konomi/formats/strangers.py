@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-from konomi.formats.layers import part_of
+from konomi.formats.layers import BEGINNINGS, part_of, split_name
 
 _UNET = re.compile(r"(?:^|[._])(?:down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block)[._]")
 """What only U-Nets have."""
@@ -74,10 +74,7 @@ _KINDS = (
 _OTHER_KINDS = tuple(
     (re.compile(rf"(?:^|.*[._])(?P<part>{pattern})(?:\.[^.]+)?(?:\.weight)?"), kind) for pattern, kind in _KINDS
 )
-_UPDATE = re.compile(
-    r"(?:^|[._])(?:lora|hada|lokr|lycoris|dora|oft|boft|glora|vera|hra|ia3)_"
-    r"|\.(?:alpha|diff|diff_b|lora\.(?:up|down)\.weight)$"
-)
+_UPDATE = re.compile(rf"(?:^|[._])(?:{'|'.join(BEGINNINGS)}|(?:lycoris|dora|oft|boft|glora|vera|hra|ia3)_)")
 _LONGEST = 1000
 
 
@@ -118,4 +115,4 @@ def other_kind(names: Collection[str]) -> tuple[str, str]:
 
 def holds_updates(names: Collection[str]) -> bool:
     """Whether any tensor is named as part of a LoRA or one of its relatives."""
-    return any(_UPDATE.search(name[:_LONGEST]) for name in names)
+    return any(split_name(name) or _UPDATE.search(name[:_LONGEST]) for name in names)

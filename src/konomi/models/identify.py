@@ -7,9 +7,10 @@ from konomi.families import titles
 from konomi.families.family import Family, Shapes
 from konomi.families.recognition import family_of_single_file
 from konomi.families.unet import UNET_PREFIX
+from konomi.formats.layers import BEGINNINGS
 
 _OTHERS: tuple[tuple[str, str], ...] = (
-    (r"lora_(up|down|A|B)|\.lora\.|lora_unet_|^unet:\d+:|lokr_|hada_|lora_linear_layer",
+    (rf"{'|'.join(BEGINNINGS)}|\.lora\.|^unet:\d+:",
      "a LoRA, not a base model. Use it with --add, and give the model it was trained on as the base"),
     (r"^edm_(mean|std)$|^edm_vpred\.sigma",
      "a model of another noise process (EDM: Playground 2.5, CosXL), which konomi does not read"),

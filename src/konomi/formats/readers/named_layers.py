@@ -22,7 +22,7 @@ _NAMES = sorted({*KNOWN_PARTS, *(name for kind in KINDS for name in kind.about.s
 _PART = re.compile(
     r"(?P<layer>.+?)(?:\.(?P<part>"
     r"lora_[AB](?:\.(?!weight$|bias$)[^.]+)?\.(?:weight|bias)|lora_magnitude_vector.*|bias"
-    rf"|(?:hada|lokr|glora|oft|boft)_\w+|[ab][12]\.weight|{'|'.join(map(re.escape, _NAMES))})"
+    rf"|{'|'.join(map(re.escape, _NAMES))}|(?:glora|oft|boft)_\w+|[ab][12]\.weight)"
     r"|_lora\.(?P<old>(?:up|down)\.weight))"
 )
 _OLD = {"up.weight": "lora_up.weight", "down.weight": "lora_down.weight"}
