@@ -69,7 +69,9 @@ def test_custom_diffusions_rate_is_for_each_picture_of_a_step(kit, batch, prior,
 def test_class_images(kit, width, images, count):
     records = [SimpleNamespace(role="train", trigger="sks", class_noun="dog", captions=())] * images
     recipe = kit.recipe(kit.method_type("dreambooth").config_type())
-    filled = with_prior(recipe, Needs(prior="generate", identifier=True), records, SimpleNamespace(width=width))
+    filled = with_prior(
+        recipe, Needs(prior="generate", identifier=True), records, SimpleNamespace(width=width, published_width=320)
+    )
     assert filled.prior.count == count
 
 
@@ -80,13 +82,13 @@ def test_class_images_in_the_data_count_however_they_came_there(kit, asked, weig
     records = [SimpleNamespace(role=role, trigger="sks", class_noun="", captions=()) for role in ("train", "prior")]
     recipe = replace(kit.recipe(CustomDiffusionConfig()), prior=PriorConfig(source=asked))
     recipe = replace(recipe, objective=replace(recipe.objective, prior_weight=weight))
-    filled = with_prior(recipe, Needs(), records, SimpleNamespace(width=320))
+    filled = with_prior(recipe, Needs(), records, SimpleNamespace(width=320, published_width=320))
     assert filled.prior.source == ("images" if weight else "none")
-    assert with_prior(filled, Needs(), records, SimpleNamespace(width=320)) == filled
+    assert with_prior(filled, Needs(), records, SimpleNamespace(width=320, published_width=320)) == filled
 
 
 def test_class_images_that_are_not_there_are_asked_for_in_vain(kit):
     recipe = replace(kit.recipe(CustomDiffusionConfig()), prior=PriorConfig(source="images"))
     records = [SimpleNamespace(role="train", trigger="sks", class_noun="dog", captions=())]
     with pytest.raises(RecipeError, match="reg/"):
-        with_prior(recipe, Needs(), records, SimpleNamespace(width=320))
+        with_prior(recipe, Needs(), records, SimpleNamespace(width=320, published_width=320))

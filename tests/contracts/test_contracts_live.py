@@ -34,7 +34,7 @@ def networks(base):
     pairs = {}
     for layer in found.values():
         pairs[width_of(layer)] = tuple(make_network(width_of(layer), spec, layer.weight) for _ in "kv")
-    return LiveHypernetwork(found, pairs, spec)
+    return LiveHypernetwork(found, pairs, spec, values=base.targets("attention.v"))
 
 
 def changes(base):

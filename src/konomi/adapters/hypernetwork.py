@@ -10,7 +10,7 @@ in this order. Positions in the row name the tensors: `linear.{i}.weight`, so ea
 Shapes: B batch, T positions attended to, D their width.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -91,9 +91,17 @@ class LiveHypernetwork:
     """Networks before the projections of a base, by hooks, as a `LiveAdapter`."""
 
     def __init__(
-        self, layers: Mapping[str, nn.Module], pairs: Pairs, spec: Hypernetwork, *, strength: float = 1.0
+        self,
+        layers: Mapping[str, nn.Module],
+        pairs: Pairs,
+        spec: Hypernetwork,
+        *,
+        values: Collection[str],
+        strength: float = 1.0,
     ) -> None:
-        """`spec` is the structure of the pairs, whatever pairs it has itself."""
+        """`spec` is the structure of the pairs, whatever pairs it has itself; `values` the keys of those layers that
+        are value projections, the others being of keys."""
+        self._values = frozenset(values)
         self.layers = {key: layer for key, layer in layers.items() if width_of(layer) in pairs}
         self.pairs = dict(pairs)
         self.spec = spec
@@ -151,7 +159,7 @@ class LiveHypernetwork:
         return Adapter(hypernetwork=replace(self.spec, pairs=pairs))
 
     def _network_of(self, key: str, layer: nn.Module) -> Network:
-        return self.pairs[width_of(layer)][key.endswith("to_v")]
+        return self.pairs[width_of(layer)][key in self._values]
 
     def _hook(self, key: str, network: Network) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
         has_dropout = any(isinstance(layer, nn.Dropout) for layer in network.linear)
@@ -187,7 +195,8 @@ def attach_hypernetwork(
         k.load_state_dict(halves[0].tensors)
         v.load_state_dict(halves[1].tensors)
         pairs[width] = (k, v)
-    return LiveHypernetwork(layers, pairs, hypernetwork, strength=strength).detach
+    values = base.targets("attention.v")
+    return LiveHypernetwork(layers, pairs, hypernetwork, values=values, strength=strength).detach
 
 
 def make_network(width: int, spec: Hypernetwork, like: Tensor) -> Network:
@@ -203,7 +212,7 @@ def check_fits(base: HasAttention, hypernetwork: Hypernetwork, name: str = "", f
     own_family = getattr(base, "family", "")
     lacking = sorted(set(hypernetwork.pairs) - has)
     title = f"The hypernetwork {name or 'given'}"
-    # Families share widths of self-attention (640, 1280); the width of their text tells them apart.
+    # Families share widths of self-attention; the width of their text tells them apart.
     if len(lacking) == len(hypernetwork.pairs) or (lacking and not text & set(hypernetwork.pairs)):
         widths, wanted = (", ".join(map(str, sorted(found))) for found in (lacking, has))
         raise ModelError(

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from konomi.formats.report import FileReport
 
-_FAMILIES = {"sd1": "Stable Diffusion 1", "sd2": "Stable Diffusion 2", "sdxl": "Stable Diffusion XL"}
 _KINDS = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr", "ia3": "(IA)^3", "diff": "differences", "whole": "weights"}
 _FEW = 3
 
@@ -44,7 +43,9 @@ def _what(report: "FileReport") -> str:
             _KINDS.get(name.removesuffix("+dora"), name) + (" with DoRA" * name.endswith("+dora")) for name in kinds
         ]
         kind = " and ".join(dict.fromkeys(names)) or "LoRA"
-    family = _FAMILIES.get(report.family, "a model that the file does not tell")
+    from konomi.families import title_of
+
+    family = title_of(report.family) or "a model that the file does not tell"
     words = [f"{kind} for {family}"]
     if report.ranks:
         words.append(f"rank {' and '.join(list(report.ranks)[:_FEW])}")

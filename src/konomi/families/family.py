@@ -46,12 +46,14 @@ class DenoiserSpec:
     them, and only these words tell where a dot was."""
     convolutions: Pattern[str]
     """Paths of layers that are convolutions."""
+    width: int
+    """Channels of its first level in the published model: what learning rates and the like are meant for."""
     context_width: int | None = None
     """Width of the text states that `cross_attention.kv` reads in the published model; None if no layer reads them."""
     block_order: tuple[str, ...] = ()
     """First words of the paths of its blocks, in the order in which they compute."""
-    block_of: Callable[[str, int], str] | None = None
-    """(path, layers per block) -> name of the block for weights by block (`IN04`), "" for layers outside all blocks."""
+    block_of: Callable[[str, Mapping[str, Any]], str] | None = None
+    """(path, config) -> name of the block for weights by block (`IN04`), "" for layers outside all blocks."""
     block_lists: tuple[tuple[str, ...], ...] = ()
     """Blocks that a list of weights names, by the list's length (`<lora:x:1:lbw=...>`)."""
     kohya_prefix: str = "lora_unet"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from konomi.families.family import DenoiserSpec, Selectors
 
@@ -17,6 +19,8 @@ SELECTORS: Selectors = {
     for name, pattern in {
         "attention": _ATTENTION,
         "attention.kv": r".*\.attn[12]\.(to_k|to_v)",
+        "attention.k": r".*\.attn[12]\.to_k",
+        "attention.v": r".*\.attn[12]\.to_v",
         "cross_attention": r".*\.attn2\.(to_q|to_k|to_v|to_out\.0)",
         "cross_attention.kv": r".*\.attn2\.(to_k|to_v)",
         "feed_forward": _FEED_FORWARD,
@@ -57,6 +61,7 @@ def unet(
         selectors=SELECTORS,
         path_words=PATH_WORDS,
         convolutions=re.compile(_CONVOLUTIONS + projections),
+        width=320,
         context_width=context_width,
         block_order=("down_blocks", "mid_block", "up_blocks"),
         block_of=original_block,
@@ -76,8 +81,10 @@ def numbered_blocks(entry: tuple[int, ...], exit_: tuple[int, ...]) -> tuple[str
     )
 
 
-def original_block(path: str, layers_per_block: int) -> str:
+def original_block(path: str, config: Mapping[str, Any]) -> str:
     """The original implementation's block of a layer: each level of the U-Net is its layers and a change of size."""
+    count = config.get("layers_per_block", 2)
+    layers_per_block = int(count if isinstance(count, int) else count[0])
     if path.startswith("conv_in"):
         return "IN00"
     if path.startswith("mid_block"):

@@ -89,11 +89,13 @@ def adapters_of_prompt(prompt: str, folders: Sequence[Path]) -> tuple[AdapterReq
     return tuple(_request(tag, find) for tag in extract_tags(prompt)[1])
 
 
-def strengths(request: AdapterRequest, adapter: Adapter, layers_per_block: int) -> tuple[Strengths, tuple[str, ...]]:
+def strengths(
+    request: AdapterRequest, adapter: Adapter, block_of: Callable[[str], str]
+) -> tuple[Strengths, tuple[str, ...]]:
     """How much of each layer a request asks for, and the layers that its block weights say nothing about."""
     if not request.blocks:
         return Strengths(request.denoiser_weight, request.text_weight), ()
-    weights, without = layer_weights(dict(request.blocks), adapter.layers, layers_per_block)
+    weights, without = layer_weights(dict(request.blocks), adapter.layers, block_of)
     return Strengths(request.denoiser_weight, request.text_weight, weights), without
 
 

@@ -15,7 +15,7 @@ from konomi.models.prompt_syntax import extract_tags, find_words
 _SUFFIXES = (".safetensors", ".pt", ".bin")
 _SUBFOLDER = "embeddings"
 _LARGEST = 16 << 20
-"""Bytes; 75 vectors for both of SDXL's text encoders in float32 take 0.6 MB. What is larger is not looked at."""
+"""Bytes; 75 vectors for two text encoders in float32 take 0.6 MB. What is larger is not looked at."""
 
 
 def embeddings_of_prompt(

@@ -79,9 +79,9 @@ def prepare(base: BaseModel, request: Request, encode: TextCache) -> Job:
     sizes = torch.tensor([[request.height, request.width, 0, 0, request.height, request.width]], device=base.device)
 
     def conditions(per_step: Sequence[str], *, negative: bool) -> tuple[Conditioning, ...]:
+        zeros = negative and base.spec.zero_empty_negative
         unique = {
-            prompt: _zero_if_empty(prompt, encode(prompt, text, negative=negative), negative)
-            for prompt in set(per_step)
+            prompt: _zero_if_empty(prompt, encode(prompt, text, negative=negative), zeros) for prompt in set(per_step)
         }
         complete = {prompt: base.with_sizes(value, sizes) for prompt, value in unique.items()}
         return tuple(complete[per_step[step]] for step in sampler.steps)
@@ -107,14 +107,12 @@ def with_negative_words(request: Request, words: Collection[str]) -> str:
     return ", ".join(filter(None, [*(half for half in halves if half not in written), request.negative]))
 
 
-def _zero_if_empty(prompt: str, conditioning: Conditioning, negative: bool) -> Conditioning:
-    """SDXL, the family with a pooled vector, was trained with zeros in place of the empty negative prompt
-    (`force_zeros_for_empty_prompt` of its configuration)."""
-    if not negative or prompt.strip() or conditioning.pooled is None:
+def _zero_if_empty(prompt: str, conditioning: Conditioning, zeros: bool) -> Conditioning:
+    """`zeros`: the base was trained with zeros in place of an empty negative prompt, and this is one if empty."""
+    if not zeros or prompt.strip():
         return conditioning
-    return replace(
-        conditioning, states=torch.zeros_like(conditioning.states), pooled=torch.zeros_like(conditioning.pooled)
-    )
+    pooled = None if conditioning.pooled is None else torch.zeros_like(conditioning.pooled)
+    return replace(conditioning, states=torch.zeros_like(conditioning.states), pooled=pooled)
 
 
 def with_size(base: BaseModel, request: Request) -> Request:

@@ -34,10 +34,10 @@ from konomi.diffusion.conditioning import concatenate
 from konomi.diffusion.noise import clean_estimate
 from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import RecipeError
+from konomi.families.selectors import check_selectors
 from konomi.methods.denoising import DenoisingLoss, Noised, subject_and_prior_loss
 from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates, own_rate
 from konomi.models.base import BaseModel
-from konomi.models.targets import check_words
 
 Guidance = Annotated[float, Field(ge=1, le=50)]
 Vectors = Annotated[int, Field(ge=1, le=70)]
@@ -96,7 +96,7 @@ class DreamArtist:
                 f"save.format is {recipe.save.format!r}, which cannot say that a LoRA is for one branch of guidance. "
                 "Use 'kohya'."
             )
-        check_words(self.config.targets)
+        check_selectors(base.spec, self.config.targets)
         self.word = _word(recipe)
         self.negative_word = self.word + _NEGATIVE
         self.denoising = DenoisingLoss(base, recipe)

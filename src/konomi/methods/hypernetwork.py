@@ -31,6 +31,7 @@ from konomi.config.sections import STRICT
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import RecipeError
+from konomi.families.selectors import depth_of
 from konomi.formats import read_adapter
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.lora_start import trained_for_notes
@@ -86,7 +87,7 @@ class HypernetworkConfig:
     """all: self- and cross-attention, as A1111. cross: only networks of the text's width, as NovelAI. Files tell layers
     by width alone."""
     widths: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Only networks of these widths (320, 640, 768, 1280 for Stable Diffusion 1); empty for all that `layers` names."""
+    """Only networks of these widths (such as 320, 640, 768, 1280); empty for all that `layers` names."""
     shallow_penalty: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the mean square of what the networks add in the first quarter of the attention layers, which overfit
     first; 0 for none."""
@@ -150,7 +151,8 @@ class HypernetworkMethod:
             pairs[width] = (k, v)
         for layer in layers.values():
             layer.requires_grad_(False)
-        self.networks = LiveHypernetwork(layers, pairs, self.spec)
+        values = self.base.targets("attention.v")
+        self.networks = LiveHypernetwork(layers, pairs, self.spec, values=values)
         self.shallow = self._shallow()
         default = for_width(self.base, published=self.default_learning_rate, narrow=self.narrow_learning_rate)
         rate, _ = learning_rates(self.recipe.optimizer, default)
@@ -221,11 +223,9 @@ class HypernetworkMethod:
 
     def _shallow(self) -> frozenset[str]:
         """Keys of the projections of the first quarter of the attention layers."""
-        keys = [key for key in self.base.targets("attention.kv") if key.endswith(".to_k")]
-        order = ("down_blocks", "mid_block", "up_blocks")
-        keys.sort(key=lambda key: order.index(key.split(".")[1]))
-        first = {key.removesuffix(".to_k") for key in keys[: math.ceil(len(keys) / 4)]}
-        return frozenset(f"{key}.{projection}" for key in first for projection in ("to_k", "to_v"))
+        pairs = list(zip(self.base.targets("attention.k"), self.base.targets("attention.v"), strict=True))
+        pairs.sort(key=lambda pair: depth_of(self.base.spec, pair[0]))
+        return frozenset(key for pair in pairs[: math.ceil(len(pairs) / 4)] for key in pair)
 
 
 def initialise(network: nn.Module, initialization: Initialization, activation: str, generator: torch.Generator) -> None:

@@ -22,6 +22,7 @@ from konomi.config.sections import STRICT, Fraction
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
+from konomi.families.selectors import check_selectors, selects
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.lora_start import Start, read_start
 from konomi.methods.method import (
@@ -36,7 +37,6 @@ from konomi.methods.method import (
 )
 from konomi.methods.preservation import PreservingLoss
 from konomi.models.base import BaseModel
-from konomi.models.targets import check_words, is_conv
 
 Rank = Annotated[int, Field(ge=0, le=1024)]
 Alpha = Annotated[float, Field(gt=0, le=1024)]
@@ -54,8 +54,9 @@ class LoraConfig:
     alpha: Alpha | None = None
     """The update is scaled by alpha / rank; by default alpha = rank."""
     targets: tuple[str, ...] = ("transformer",)
-    """What is changed: `attention`, `attention.kv`, `cross_attention`, `cross_attention.kv`, `feed_forward`,
-    `projection`, or `transformer` for all linear layers of the transformer blocks."""
+    """What is changed: `attention`, `attention.kv`, `attention.k`, `attention.v`, `cross_attention`,
+    `cross_attention.kv`, `feed_forward`, `projection`, or `transformer` for all linear layers of the transformer
+    blocks."""
     conv_rank: Rank = 0
     """Rank for convolutions (LoCon); 0 leaves them alone."""
     conv_alpha: Alpha | None = None
@@ -100,7 +101,7 @@ class Lora:
         self.config = recipe.method
         self.dora_axis = dora_axis(self.config, recipe.save.format)
         self.start = read_start(self.config.start, section, base) if self.config.start else None
-        check_words(self.config.targets)
+        check_selectors(base.spec, self.config.targets)
         self.start_specs = {} if self.start is None else self._specs_of(self.start)
         self.denoising = DenoisingLoss(base, recipe)
         self.preserving = PreservingLoss(
@@ -179,7 +180,7 @@ class Lora:
         for key in start.layers:
             if not key.startswith("denoiser."):
                 setting, given = "text_rank", config.text_rank
-            elif is_conv(key.removeprefix("denoiser.")):
+            elif selects(self.base.spec, "conv", key):
                 setting, given = "conv_rank", config.conv_rank
             else:
                 setting, given = "rank", 0 if config.rank == usual.rank else config.rank

@@ -96,23 +96,22 @@ class Weights:
 Result = Adapter | Weights
 
 
-_USUAL_WIDTH = 320
 Default = TypeVar("Default")
 
 
 def rate_for_width(default: float, base: BaseModel) -> float:
-    """A rate meant for Stable Diffusion's own weights, for a base of another width.
+    """A rate meant for a family's published weights, for a base of another width.
 
     Adam's steps on inner weights want to be as one over the width (Yang et al. 2022, "Tensor Programs V", table 3):
     fivefold on `tiny`, unchanged on every published model.
     """
-    return default * _USUAL_WIDTH / base.width
+    return default * base.published_width / base.width
 
 
 def for_width(base: BaseModel, *, published: Default, narrow: Default) -> Default:
-    """A default: what papers and practice say of models of published width (320 channels and more), and what was
+    """A default: what papers and practice say of models of published width and more, and what was
     measured on `tiny` for narrower ones, which learn what they can in fewer and larger steps."""
-    return published if base.width >= _USUAL_WIDTH else narrow
+    return published if base.width >= base.published_width else narrow
 
 
 def learning_rates(optimizer: OptimizerConfig, default: float) -> tuple[float, float]:

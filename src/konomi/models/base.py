@@ -43,7 +43,9 @@ class BaseModel(Protocol):
     num_positions: int
     """Positions of one text chunk (77)."""
     width: int
-    """Channels of the denoiser's first level: 320 in every published Stable Diffusion model."""
+    """Channels of the denoiser's first level."""
+    published_width: int
+    """The same of the published models of its family."""
     words: dict[str, Mapping[str, Tensor]]
     """Learned words that captions may use now: word -> {part of the text encoder: vectors [n, D]}. `attach` puts
     an adapter's here and takes them away again; a method that trains some puts its parameters here."""
@@ -166,11 +168,16 @@ class BaseModel(Protocol):
     def targets(self, word: str) -> dict[str, nn.Module]:
         """Canonical key -> module, for a neutral word.
 
-        `attention` (q k v out of self and cross), `attention.kv`, `cross_attention`, `cross_attention.kv`,
+        `attention` (q k v out of self and cross), `attention.kv`, `attention.k`, `attention.v`, `cross_attention`,
+        `cross_attention.kv`,
         `feed_forward`, `projection` (proj_in, proj_out), `transformer` (attention + feed_forward + projection),
         `conv` (3x3 convolutions, 1x1 shortcuts, resnet time projections, up/down samplers), `text` (q k v out fc1 fc2).
         Raises ModelError naming the known words.
         """
+        ...
+
+    def block_of(self, key: str) -> str:
+        """The block of a denoiser's layer, for weights by block (`IN04`); "" for layers outside all blocks."""
         ...
 
     def module(self, key: str) -> nn.Module:

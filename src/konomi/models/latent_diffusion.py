@@ -15,12 +15,12 @@ from konomi.diffusion.conditioning import Conditioning
 from konomi.errors import ModelError
 from konomi.families import published_config
 from konomi.families.family import Family, Part, TextEncoderSpec
+from konomi.families.selectors import check_selectors
 from konomi.hardware.allocator import keep_large_blocks
 from konomi.models.clip_text import TextEncoder
 from konomi.models.noise_config import noise_schedule, with_zero_terminal_snr
 from konomi.models.parts import build_part, empty_part
 from konomi.models.source import PartSource
-from konomi.models.targets import DENOISER_WORDS, TEXT_WORDS, matching, unknown_word
 from konomi.models.text_encoding import NO_WORDS, TextTower, Words, count_chunks, encode_text, token_vectors
 from konomi.models.tokenizer import END, Tokenizer, clip_vocabulary
 from konomi.models.unet import is_plain
@@ -56,6 +56,7 @@ class LatentDiffusion:
         self.vae_dtype: torch.dtype | None = torch.float32 if self.spec.vae.float32 else None
         """Set it to compute the VAE in another precision than the rest; None follows `place`."""
         self.width = int(unet["block_out_channels"][0])
+        self.published_width = self.spec.denoiser.width
         self.words: dict[str, Mapping[str, Tensor]] = {}
         self.negative_weights: dict[nn.Parameter, Tensor] = {}
         self._device = torch.device("cpu")
@@ -242,17 +243,21 @@ class LatentDiffusion:
         return answer
 
     def targets(self, word: str) -> dict[str, nn.Module]:
-        if word in DENOISER_WORDS:
-            found = matching(self.denoiser, DENOISER_WORDS[word])
-            return {f"denoiser.{path}": module for path, module in found.items()}
-        if word not in TEXT_WORDS:
-            raise unknown_word(word)
-        modules = {}
-        for tower in self.spec.text_encoders:
-            encoder = self._part(tower.part)
-            for path, module in matching(encoder, TEXT_WORDS[word]).items():
-                modules[f"{tower.part}.{path}"] = module
-        return modules
+        check_selectors(self.spec, [word])
+        specs = [spec for spec in self.spec.adapted_parts if word in spec.selectors]
+        return {
+            f"{spec.part}.{path}": module
+            for spec in specs
+            for path, module in self._part(spec.part).named_modules()
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and spec.selectors[word].fullmatch(path)
+        }
+
+    def block_of(self, key: str) -> str:
+        part, _, path = key.partition(".")
+        spec = self.spec.denoiser
+        if part != spec.part or spec.block_of is None:
+            return ""
+        return spec.block_of(path, self.source.configs[spec.folder])
 
     def module(self, key: str) -> nn.Module:
         name, _, path = key.partition(".")

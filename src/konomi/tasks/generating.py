@@ -158,8 +158,7 @@ def _tell_all(notes: Iterable[str], tell: Callable[[str], object]) -> None:
 
 
 def _strengths(base: BaseModel, request: AdapterRequest, adapter: Adapter) -> tuple[Strengths, tuple[str, ...]]:
-    residual = base.module("denoiser.down_blocks.0.resnets") if request.blocks else ()
-    return strengths(request, adapter, len(list(residual.children())) if residual else 0)
+    return strengths(request, adapter, base.block_of)
 
 
 def _notes(

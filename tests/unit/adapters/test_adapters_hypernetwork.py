@@ -211,7 +211,7 @@ def test_dropout_is_the_same_however_a_batch_is_cut():
     spec = Hypernetwork(pairs={}, structure=(1, 2, 1), activation="relu", dropout=(0, 0.5, 0))
     layer = torch.nn.Linear(10, 4)
     network = Network(10, spec)
-    hung = LiveHypernetwork({"a.to_k": layer}, {10: (network, network)}, spec)
+    hung = LiveHypernetwork({"a.to_k": layer}, {10: (network, network)}, spec, values=())
     x, rng = torch.randn(4, 3, 10), Rng.for_step(0, 0).for_samples(torch.arange(4))
     plain = network(x)
     hung.begin_step(rng)

@@ -10,6 +10,7 @@ from torch import Tensor
 from konomi.config.sections import TextConfig
 from konomi.data.batch import Latents
 from konomi.diffusion.noise import scaled_linear_schedule
+from konomi.families import family_named
 from konomi.models.clip_text import TextEncoder
 from konomi.models.text_encoding import TextTower, count_chunks, encode_text
 
@@ -50,6 +51,7 @@ class SmallBase:
 
         torch.manual_seed(0)
         self.family = "sdxl" if sdxl else "sd1"
+        self.spec = family_named(self.family)
         self.inpainting = inpainting
         self.words: dict[str, dict[str, Tensor]] = {}
         self.negative_weights: dict[torch.nn.Parameter, Tensor] = {}

@@ -12,7 +12,7 @@ from konomi.adapters.kinds import LowRank
 from konomi.errors import RecipeError
 from konomi.formats.ldm_keys import published_layout, unet_to_ldm
 from konomi.generation.adapter_request import AdapterRequest, adapters_of_prompt, strengths
-from konomi.generation.block_weights import block_of, parse_block_weights
+from konomi.generation.block_weights import parse_block_weights
 from konomi.generation.request import Request
 from konomi.generation.unused import trained_otherwise, unused_in_adapter, unused_in_request
 from konomi.models.scratch import random_base
@@ -107,13 +107,14 @@ def test_blocks_are_those_of_the_original_implementation(family, layout):
     """By the independent table that single files are read with."""
     ends = {"input_blocks": "IN", "output_blocks": "OUT"}
     seen = set()
-    for name in random_base(family).state("denoiser"):
+    base = random_base(family, configs={"unet": {"layers_per_block": 2}})
+    for name in base.state("denoiser"):
         stem, _, _ = name.rpartition(".")
         theirs = unet_to_ldm(name, layout).split(".")
         expected = "M00" if theirs[0] == "middle_block" else ""
         if theirs[0] in ends:
             expected = f"{ends[theirs[0]]}{int(theirs[1]):02d}"
-        assert block_of(f"denoiser.{stem}", 2) == expected, name
+        assert base.block_of(f"denoiser.{stem}") == expected, name
         seen.add(expected)
     assert len(seen) > 12
 
@@ -128,7 +129,7 @@ def test_block_weights_scale_layers():
     deep = "denoiser.up_blocks.3.attentions.2.proj_in"
     downsampler = "denoiser.down_blocks.0.downsamplers.0.conv"
     content = adapter(ATTENTION, TEXT, other, deep, downsampler)
-    asked, without = strengths(request, content, 2)
+    asked, without = strengths(request, content, random_base("sd1", size="full").block_of)
     assert [asked.of(key) for key in (ATTENTION, TEXT, other, deep)] == [0.5, 2.0, 0.5, 0.0]
     assert (without, asked.of(downsampler)) == ((downsampler,), 2.0)
     (note,) = unused_in_adapter(request, content, [PLAIN], without)

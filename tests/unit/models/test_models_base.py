@@ -192,13 +192,16 @@ def test_targets_and_module_agree(family: str) -> None:
 def test_full_size_targets_are_kohyas_counts() -> None:
     # sd-scripts trains 192 modules of SD1's transformers and 722 of SDXL's.
     from konomi.models.parts import _empty_module
-    from konomi.models.targets import DENOISER_WORDS, matching
 
     for family, expected in (("sd1", 192), ("sd2", 192), ("sdxl", 722)):
         base = random_base(family, size="full")
         with torch.device("meta"):
             module = _empty_module(base.spec.denoiser, base.source.configs["unet"], "test")
-        assert len(matching(module, DENOISER_WORDS["transformer"])) == expected
+        pattern = base.spec.denoiser.selectors["transformer"]
+        linear = [
+            path for path, layer in module.named_modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+        ]
+        assert sum(pattern.fullmatch(path) is not None for path in linear) == expected
 
 
 def test_unknown_words_and_keys_are_refused() -> None:
