@@ -13,8 +13,11 @@ from PIL import Image
 
 import konomi
 from konomi.errors import KonomiError, RunError
+from konomi.generation.infotext import png_bytes
+from konomi.tasks.run_folder import moved, recipe_of_run
 from konomi.training.checkpoint import checkpoint_paths
 from konomi.training.events import Checkpointed, Finished, Prepared, Saved, Step, Validated, Warned
+from konomi.training.log import read_log
 
 PICTURES = ["run.preview_every=2", "preview.steps=1", 'preview.prompts=["a sks dog"]']
 
@@ -129,6 +132,53 @@ def test_a_preview_that_raises_anything_costs_a_note(make_recipe, tmp_path, monk
     assert all(type(error).__name__ in note for error, note in zip(errors, told))
     # The base was whole again after each: what was learned is the same, bit for bit.
     assert same_tensors(quiet / "sks.safetensors", folder / "sks.safetensors")
+
+
+def test_a_disk_that_refuses_a_preview_once_costs_nothing(make_recipe, tmp_path, monkeypatch):
+    refused = []
+
+    def once(picture):
+        if len(refused) % 2 == 0:
+            refused.append(OSError(5, "Input/output error"))
+            raise refused[-1]
+        refused.append(None)
+        return png_bytes(picture)
+
+    monkeypatch.setattr("konomi.tasks.previewing.png_bytes", once)
+    folder = tmp_path / "run"
+    events = list(konomi.train(make_recipe(folder, steps=3, overrides=PICTURES)))
+    assert not [event for event in events if isinstance(event, Warned) and "could not be drawn" in event.message]
+    assert len(refused) == 2 * 3
+    assert sorted(p.name for p in (folder / "previews").iterdir()) == [f"step-00000{n}-00.png" for n in (0, 2, 3)]
+
+
+def test_a_run_that_died_before_its_first_checkpoint_leaves_no_lines_in_the_next_log(finished, tmp_path):
+    whole = shutil.copytree(finished, tmp_path / "whole")
+    log = finished / "log.jsonl"
+    log.write_text(log.read_text().splitlines(keepends=True)[0])
+    assert '"step": 0' in log.read_text()
+    shutil.rmtree(finished / "checkpoints")
+    (finished / "sks.safetensors").unlink()
+    list(konomi.train(moved(recipe_of_run(finished), finished)))
+    kept = [[(entry["step"], entry["loss"]) for entry in read_log(folder)] for folder in (finished, whole)]
+    assert kept[0] == kept[1]
+
+
+def test_no_more_checkpoints_are_kept_where_the_deleting_was_cut_off(make_recipe, tmp_path):
+    folder = tmp_path / "run"
+    often = ["run.checkpoint_every=1", "run.keep_checkpoints=5"]
+    list(konomi.train(make_recipe(folder, steps=3, overrides=[*often, *PICTURES])))
+    # As if it had been killed between writing its last checkpoint and deleting the one that is too many.
+    recipe = folder / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("keep_checkpoints = 5", "keep_checkpoints = 2"))
+    (folder / "sks.safetensors").unlink()
+    assert len(checkpoint_paths(folder / "checkpoints")) == 3
+    cut_off = folder / "checkpoints" / "step-000003" / ".partial-00000000-1-1-00000000-result.json"
+    cut_off.touch()
+    os.utime(cut_off, (0, 0))
+    list(konomi.resume(folder))
+    assert not cut_off.exists()
+    assert [path.name for path in checkpoint_paths(folder / "checkpoints")] == ["step-000002", "step-000003"]
 
 
 def test_a_validation_that_raises_costs_a_note(make_recipe, tmp_path, monkeypatch):

@@ -98,7 +98,9 @@ def split_suffix(name: str) -> tuple[str, str]:
 
 def is_junk(name: str) -> bool:
     """Hidden files, and what operating systems leave behind."""
-    return any(part.startswith(".") or part.lower() in JUNK for part in name.split("/"))
+    if "/" in name:
+        return any(is_junk(part) for part in name.split("/"))
+    return name.startswith(".") or name.lower() in JUNK
 
 
 def list_folder(root: Path, *, recursive: bool = True) -> Listing:

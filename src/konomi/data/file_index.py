@@ -6,13 +6,13 @@ A jsonl file: a header, a line per file, and a last line with the checksum of al
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from konomi.data.containers import Entry
-from konomi.errors import DataError
+from konomi.errors import DataError, RunError
+from konomi.storage.atomic import sweep_temporaries, write_file
 
 _VERSION = 2
 
@@ -69,22 +69,15 @@ class FileIndex:
         if self.path is None or not self._changed:
             return
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f"{self.path.name}.", suffix=".tmp")
-            try:
-                with os.fdopen(handle, "wb") as stream:
-                    digest = hashlib.blake2b(digest_size=16)
-                    for line in self._lines():
-                        digest.update(line)
-                        stream.write(line)
-                    stream.write(json.dumps({"checksum": digest.hexdigest()}).encode() + b"\n")
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                Path(temporary).replace(self.path)
-            finally:
-                Path(temporary).unlink(missing_ok=True)
-        except OSError as error:
-            raise DataError(f"{self.path}: the image index cannot be written ({error.strerror})") from error
+            with write_file(self.path) as temporary, temporary.open("wb") as stream:
+                digest = hashlib.blake2b(digest_size=16)
+                for line in self._lines():
+                    digest.update(line)
+                    stream.write(line)
+                stream.write(json.dumps({"checksum": digest.hexdigest()}).encode() + b"\n")
+            sweep_temporaries(self.path.parent)
+        except (RunError, OSError) as error:
+            raise DataError(f"{error} That is where what is known of images is kept (data.cache.folder).") from error
         self._changed = False
 
     def _lines(self) -> Iterator[bytes]:

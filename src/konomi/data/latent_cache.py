@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from konomi.data.manifest import Record
 from konomi.data.shards import Notice, Progress, ShardStore, digest
 from konomi.data.variants import Prepare, PreparedImage, Variant, cached_variant, num_variants
 from konomi.errors import DataError, ModelError, RunError, printable
+from konomi.hardware.garbage import many_objects
 
 EncodeImages = Callable[[Tensor], Latents]
 """Pixels, float32 [B, 3, H, W] from -1 to 1 on the CPU -> scaled latents, anywhere. Moves them itself."""
@@ -41,11 +43,14 @@ class CachedImage:
     """Float32 [1, h, w]."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
+class _Job(NamedTuple):
+    """One row to be there. A tuple: it is made for every image at every start."""
+
     record: Record
     bucket: Bucket
     variant: Variant
+    index: int
+    """Of the variant."""
     key: str
 
 
@@ -63,6 +68,7 @@ class LatentCache:
         self.dtype = dtype
         self._store = ShardStore(None if folder is None else folder / f"latents-{digest(fingerprint, dtype)[:16]}")
         self._mask_states: dict[str, str] = {}
+        self._transform = f"{images.alpha} {images.background.lower()}"
 
     def open(self) -> list[str]:
         """Learn what is on disk, without building: for processes other than the one that built. Returns warnings."""
@@ -96,10 +102,10 @@ class LatentCache:
         Raises DataError or ModelError naming the file that cannot be read or encodes to NaN, RunError for the disk.
         """
         yield from self._store.open()
-        jobs, origins = self._jobs(assignment)
+        jobs = self._jobs(assignment)
         yield from self._store.verify(job.key for job in jobs)
         missing = sorted((job for job in jobs if job.key not in self._store), key=lambda job: job.bucket)
-        stale = len({job.record.name for job in missing if self._store.knows_origin(origins[job.key])})
+        stale = len({job.record.name for job in missing if self._store.knows_origin(self._origin(job))})
         if stale:
             images = "1 image has" if stale == 1 else f"{stale} images have"
             yield Notice(f"{images} changed since being encoded; encoded again.")
@@ -113,7 +119,7 @@ class LatentCache:
                 last = position + 1 == len(missing) or missing[position + 1].bucket != job.bucket
                 if len(batch) < batch_size and not last:
                     continue
-                self._encode(batch, encode, origins)
+                self._encode(batch, encode)
                 done += len(batch)
                 batch = []
                 yield Progress(done, len(jobs))
@@ -124,25 +130,24 @@ class LatentCache:
             prepared.close()
         self._store.flush()
 
-    def _jobs(self, assignment: Assignment) -> tuple[list[_Job], dict[str, str]]:
+    @many_objects()
+    def _jobs(self, assignment: Assignment) -> list[_Job]:
         jobs: dict[str, _Job] = {}
-        origins: dict[str, str] = {}
         for record, bucket in zip(assignment.records, assignment.buckets, strict=True):
             for index in range(num_variants(self.images)):
                 variant = cached_variant(self.images, record.content, index)
                 key = self._key(record, bucket, variant)
-                jobs[key] = _Job(record, bucket, variant, key)
-                origins[key] = digest(record.locator, bucket, index, self.images.crop, self._transform())[:16]
-        return list(jobs.values()), origins
+                jobs[key] = _Job(record, bucket, variant, index, key)
+        return list(jobs.values())
+
+    def _origin(self, job: _Job) -> str:
+        return digest(job.record.locator, job.bucket, job.index, self.images.crop, self._transform)[:16]
 
     def _key(self, record: Record, bucket: Bucket, variant: Variant) -> str:
         mask = self._mask_state(record.mask) if record.mask else ""
         if record.attention:
             mask = f"{mask} attention {self._mask_state(record.attention)}"
-        return digest(record.content, bucket, variant.x, variant.y, variant.flip, self._transform(), mask)
-
-    def _transform(self) -> str:
-        return f"{self.images.alpha} {self.images.background.lower()}"
+        return digest(record.content, bucket, variant.x, variant.y, variant.flip, self._transform, mask)
 
     def _mask_state(self, locator: str) -> str:
         """A separate mask is not opened to see whether it changed: size and time of its file tell."""
@@ -157,7 +162,7 @@ class LatentCache:
             self._mask_states[locator] = state
         return state
 
-    def _encode(self, batch: list[tuple[_Job, PreparedImage]], encode: EncodeImages, origins: dict[str, str]) -> None:
+    def _encode(self, batch: list[tuple[_Job, PreparedImage]], encode: EncodeImages) -> None:
         latents = _encode_resilient(
             [image.pixels for _, image in batch], [printable(job.record.name) for job, _ in batch], encode
         )
@@ -171,7 +176,7 @@ class LatentCache:
             row["sizes"] = torch.tensor(image.sizes, dtype=torch.int64)
             if image.mask is not None:
                 row["mask"] = image.mask
-            self._store.put(job.key, origins[job.key], row)
+            self._store.put(job.key, self._origin(job), row)
 
 
 def _prepare(prepare: Prepare, job: _Job) -> PreparedImage:

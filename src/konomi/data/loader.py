@@ -19,6 +19,7 @@ from konomi.data.text_cache import TextCache
 from konomi.data.variants import Prepare, Variant, cached_variant, fresh_variant, num_variants, preparing
 from konomi.diffusion.random import stable_hash
 from konomi.errors import DataError, printable
+from konomi.hardware.garbage import many_objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,7 @@ class BatchStream:
         return cached_variant(images, record.content, stable_hash("variant", key) % count if count > 1 else 0)
 
 
+@many_objects()
 def static_captions(records: Sequence[Record], config: DataConfig) -> tuple[frozenset[str], bool]:
     """The captions that come again and again, and whether these are all that training will see.
 
@@ -185,6 +187,7 @@ def static_captions(records: Sequence[Record], config: DataConfig) -> tuple[froz
 _NO_SIZES = torch.empty((0, 6), dtype=torch.int64)
 
 
+@many_objects()
 def _pool(assignment: Assignment, role: str, config: DataConfig) -> _Pool:
     records, buckets, names, captions = [], [], [], []
     seen: dict[tuple[object, ...], int] = {}

@@ -3,10 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from json.encoder import encode_basestring
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
 from konomi.errors import printable
+from konomi.hardware.garbage import many_objects
 from konomi.storage.atomic import write_file
 
 
@@ -96,11 +99,28 @@ class Manifest:
         return tuple(finding.message for finding in self.findings)
 
 
+@many_objects()
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """One object a line: the images, then those left out. Raises RunError for the disk."""
-    encode = json.JSONEncoder(ensure_ascii=False).encode
     with write_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        # `dataclasses.asdict` copies each value, ten times as slow.
         for kind, entries in ((Record, manifest.records), (Excluded, manifest.excluded)):
             names = [item.name for item in fields(kind)]
-            file.writelines(encode({name: getattr(entry, name) for name in names}) + "\n" for entry in entries)
+            values_of = attrgetter(*names)
+            # Most fields are those of the image before: half the time of encoding each, at 100,000 images a start.
+            before: list[object] = [object()] * len(names)
+            texts = [""] * len(names)
+            for entry in entries:
+                for place, value in enumerate(values_of(entry)):
+                    if value is not before[place]:
+                        before[place] = value
+                        texts[place] = f'"{names[place]}": {_as_json(value)}'
+                file.write(f"{{{', '.join(texts)}}}\n")
+
+
+def _as_json(value: object) -> str:
+    """A field as the json module writes it."""
+    if isinstance(value, str):
+        return encode_basestring(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_as_json, value))}]"
+    return json.dumps(value)

@@ -22,7 +22,8 @@ from konomi.data.pixels import readers
 from konomi.data.preflight import CLASS_FOLDERS
 from konomi.data.sources import scan, watched_paths
 from konomi.errors import RunError
-from konomi.storage.atomic import write_file
+from konomi.hardware.garbage import many_objects
+from konomi.storage.atomic import sweep_temporaries, write_file
 
 _VERSION = 1
 _KEPT = 40
@@ -102,6 +103,7 @@ class WholeImages:
         try:
             with write_file(self._path) as temporary:
                 temporary.write_bytes(hashlib.blake2b(self._header + body, digest_size=_DIGEST).digest() + body)
+            sweep_temporaries(self._path.parent)
         except RunError:
             return
         self._known.update(self._new)
@@ -181,6 +183,7 @@ def _plain(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+@many_objects()
 def _manifest(content: dict[str, Any], memory: str) -> Manifest:
     columns = content["records"]
     columns["captions"] = map(tuple, columns["captions"])
@@ -193,6 +196,7 @@ def _manifest(content: dict[str, Any], memory: str) -> Manifest:
     )
 
 
+@many_objects()
 def _read(path: Path) -> dict[str, Any] | None:
     """What `_write` wrote; None where there is no such file, or it is damaged."""
     try:
@@ -211,6 +215,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     try:
         with write_file(path) as temporary:
             temporary.write_bytes(_hex(body).encode() + body)
+        sweep_temporaries(path.parent)
         others = sorted(path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
         for old in others[:-_KEPT]:
             old.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from konomi.data.buckets import Assignment, Bucket
 from konomi.data.captions import final_caption
 from konomi.data.epoch import draws_per_bucket, short_batches, steps_per_epoch
 from konomi.data.manifest import Excluded, Finding, Manifest, Record
+from konomi.hardware.garbage import many_objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class DatasetSummary:
     """How the number of steps comes about."""
 
 
+@many_objects()
 def dataset_summary(
     manifest: Manifest,
     assignment: Assignment,

@@ -161,9 +161,9 @@ def open_stream(job: Job) -> Iterator[Prepared | Warned | BatchStream]:
         verify(job.manifest, workers=recipe.data.workers, whole=WholeImages(cache_folder(recipe)))
     # What lies on disk is built by the first process and only opened by the others; memory is everyone's own.
     mine = [job.processes.is_first or kept == "memory" for kept in (recipe.data.cache.latents, recipe.data.cache.text)]
-    yield from _build(job, job.assignment, latents if mine[0] else None, text if mine[1] else None)
-    job.processes.wait()
     captions, complete = static_captions(job.assignment.records, recipe.data)
+    yield from _build(job, job.assignment, latents if mine[0] else None, text if mine[1] else None, captions)
+    job.processes.wait()
     if latents is not None and not mine[0]:
         latents.open()
     if text is not None and not mine[1]:
@@ -194,7 +194,8 @@ def held_out_stream(job: Job) -> BatchStream | None:
     measured = tuple(as_measured_record(record) for record in job.held_out.records)
     job = replace(job, recipe=recipe, held_out=replace(job.held_out, records=measured))
     latents, text = _make_caches(job)
-    for _ in _build(job, job.held_out, latents, text):
+    captions, _ = static_captions(measured, recipe.data)
+    for _ in _build(job, job.held_out, latents, text, captions):
         pass
     return BatchStream(
         job.held_out,
@@ -321,7 +322,11 @@ def _make_caches(job: Job) -> tuple[LatentCache | None, TextCache | None]:
 
 
 def _build(
-    job: Job, assignment: Assignment, latents: LatentCache | None, text: TextCache | None
+    job: Job,
+    assignment: Assignment,
+    latents: LatentCache | None,
+    text: TextCache | None,
+    captions: frozenset[str],
 ) -> Iterator[Prepared | Warned]:
     base, recipe = job.base, job.recipe
 
@@ -342,7 +347,6 @@ def _build(
             verify(job.manifest, workers=workers)
             raise
     if text is not None:
-        captions, _ = static_captions(assignment.records, recipe.data)
         for news in text.build(captions, lambda words: base.encode_captions(words, recipe.text)):
             yield tell("captions", news)
 

@@ -14,7 +14,7 @@ from konomi.config.sections import RunConfig
 from konomi.data.manifest import write_manifest
 from konomi.errors import FileFormatError, RecipeError, RunError
 from konomi.methods import METHODS
-from konomi.storage.atomic import explained, write_text
+from konomi.storage.atomic import explained, sweep_temporaries, write_text
 from konomi.storage.lock import RunLock
 from konomi.storage.regular import check_regular, read_small
 from konomi.tasks.preparing import Job
@@ -88,6 +88,7 @@ def write_inputs(job: Job, folder: Path) -> None:
 def note_result(checkpoint: Path, result: Path) -> None:
     """Remember that `result` is what the run's last state gave: an earlier one lies under the same name."""
     write_text(checkpoint / RESULT_NOTE, json.dumps({"result": result.name}))
+    sweep_temporaries(checkpoint)
 
 
 def _still_missing(job: Job, folder: Path, checkpoint: Checkpoint, *, previews: bool, validated: bool) -> Sequence[str]:

@@ -39,7 +39,7 @@ from konomi.tasks.run_folder import (
 )
 from konomi.tasks.same_run import identity_of, most_bytes, moved_phases, schedule_steps, with_schedule
 from konomi.tasks.saving import When, check_way_is_free, result_path, save_result, saves_due, stem_of
-from konomi.training.checkpoint import MARGIN, Checkpoint, newest_good, write_checkpoint
+from konomi.training.checkpoint import MARGIN, Checkpoint, delete_earlier, newest_good, write_checkpoint
 from konomi.training.events import Checkpointed, Event, Finished, Previewed, Saved, Started, Step, Validated, Warned
 from konomi.training.identity import check_same_run, flat, same_measured
 from konomi.training.log import cut_log, logged
@@ -120,9 +120,9 @@ def _run(
         if job.processes.is_first:
             with explained(folder):
                 write_inputs(job, folder)
-            # A run that died before its first checkpoint has left lines as well.
             done = 0 if checkpoint is None else checkpoint.state.numbers["step"]
-            cut_log(folder, done)
+            # A run that died before its first checkpoint has left lines as well, of its step 0 too.
+            cut_log(folder, -1 if checkpoint is None else done)
             yield from (Warned(warning) for warning in warnings)
             tracked = TrackedRun(folder, job.recipe, done)
             yield from logged(events, folder, [Tracking(tracker, tracked) for tracker in trackers])
@@ -331,9 +331,10 @@ class Between:
             check_free_space(self.folder, weights + MARGIN)
 
     def _checkpoint(self) -> Checkpointed:
-        done = self.checkpoint
+        done, keep = self.checkpoint, self.job.recipe.run.keep_checkpoints
         if done is not None and done.name == f"step-{self.trainer.step:06d}":
             # Writing it once more would move the good one aside, and a kill in that moment would lose it.
+            delete_earlier(done, keep)
             return Checkpointed(self.trainer.step, str(done))
         if not (self.folder / "recipe.toml").is_file():
             # Writing would make it anew, without what a run needs to be resumed.
@@ -341,7 +342,6 @@ class Between:
                 f"{self.folder}: the run folder is gone or was moved while the run worked in it. Step "
                 f"{self.trainer.step} is not saved; put the folder back (or name its new place), then: konomi resume."
             )
-        keep = self.job.recipe.run.keep_checkpoints
         path = write_checkpoint(self.folder / "checkpoints", self.trainer.state(), self.identity, keep=keep)
         self.checkpoint = path
         return Checkpointed(self.trainer.step, str(path))
@@ -369,6 +369,10 @@ class Between:
         if loss is not None:
             yield Validated(self.trainer.step, loss, self.base_loss)
 
+    def _drawn(self) -> list[Path]:
+        result = self.job.method.export()
+        return draw_previews(self.job, result, self.folder / "previews", self.trainer.step, self.stop)
+
     def _preview(self) -> Iterator[Event]:
         notes: list[str] = []
         paths: list[Path] = []
@@ -376,7 +380,11 @@ class Between:
         step = self.trainer.step
         started = time.perf_counter()
         with optional_work(f"the previews of step {step} could not be drawn", notes), self.trainer.weights_for_use():
-            paths = draw_previews(self.job, self.job.method.export(), self.folder / "previews", step, self.stop)
+            try:
+                paths = self._drawn()
+            except (RunError, OSError):
+                # A disk that refuses once may take it the second time, and the weights of this step do not come back.
+                paths = self._drawn()
         yield from map(Warned, notes)
         if paths:
             seconds = time.perf_counter() - started

@@ -80,10 +80,17 @@ def _step_of(path: Path) -> int:
 def _delete_superseded(folder: Path, written: Path, keep: int) -> None:
     """Leave `keep` checkpoints, the one just written among them. Those of later steps were passed over as damaged
     when the run was resumed: they go first, so that they never outlive a good one."""
-    paths = checkpoint_paths(folder)
-    earlier = [path for path in paths if _step_of(path) < _step_of(written)]
-    later = [path for path in paths if _step_of(path) > _step_of(written)]
-    for old in [*later, *earlier[: max(len(earlier) - max(keep, 1) + 1, 0)]]:
+    for later in checkpoint_paths(folder):
+        if _step_of(later) > _step_of(written):
+            _delete(later)
+    delete_earlier(written, keep)
+
+
+def delete_earlier(good: Path, keep: int) -> None:
+    """Leave `keep` checkpoints up to `good`, which is one of them. A run that was cut off before it did so does it when
+    it is gone on with."""
+    earlier = [path for path in checkpoint_paths(good.parent) if _step_of(path) < _step_of(good)]
+    for old in earlier[: max(len(earlier) - max(keep, 1) + 1, 0)]:
         _delete(old)
 
 

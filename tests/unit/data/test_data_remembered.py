@@ -192,6 +192,25 @@ def test_the_manifest_file_has_every_field(folder: Path, tmp_path: Path) -> None
     manifest = scan(data_of(folder))
     write_manifest(manifest, tmp_path / "manifest.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    text = (tmp_path / "manifest.jsonl").read_text(encoding="utf-8")
+    assert text == "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     back = [Record(**row | {"captions": tuple(row["captions"])}) for row in rows if "content" in row]
     assert tuple(back) == manifest.records
     assert [row["name"] for row in rows if "reason" in row] == ["bad.jpg"]
+
+
+def test_what_killed_processes_left_in_the_memory_goes(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    left = [place / ".partial-00000000-1-1-00000000-x.json" for place in (cache, cache / "scans")]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        # Of another host, as its name says: swept when it is a day old.
+        os.utime(path, (0, 0))
+    manifest = remembered_scan(data_of(folder), cache)
+    assert not any(path.exists() for path in left)
+    left[0].touch()
+    os.utime(left[0], (0, 0))
+    unreadable(manifest.records, whole=WholeImages(cache))
+    assert not left[0].exists()
+    assert sorted(path.name for path in cache.iterdir()) == ["images.jsonl", "scans", "whole-images"]
