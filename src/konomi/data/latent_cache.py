@@ -49,7 +49,7 @@ class _Job(NamedTuple):
     record: Record
     bucket: Bucket
     variant: Variant
-    index: int
+    number: int
     """Of the variant."""
     key: str
 
@@ -141,7 +141,7 @@ class LatentCache:
         return list(jobs.values())
 
     def _origin(self, job: _Job) -> str:
-        return digest(job.record.locator, job.bucket, job.index, self.images.crop, self._transform)[:16]
+        return digest(job.record.locator, job.bucket, job.number, self.images.crop, self._transform)[:16]
 
     def _key(self, record: Record, bucket: Bucket, variant: Variant) -> str:
         mask = self._mask_state(record.mask) if record.mask else ""
