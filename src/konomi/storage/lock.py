@@ -71,7 +71,8 @@ class RunLock:
         """Give the lock back; nothing happens if it is not held."""
         if self._descriptor is None:
             return
-        with contextlib.suppress(FileNotFoundError):
+        # A disk that refuses leaves a free lock behind, which the next run takes.
+        with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(self._descriptor), self.path.stat()):
                 self.path.unlink()
         os.close(self._descriptor)

@@ -94,3 +94,18 @@ def test_process_identity() -> None:
     assert process.is_alive(os.getpid(), started)
     assert not process.is_alive(os.getpid(), started + "1") or not started
     assert not process.is_alive(0) and not process.is_alive(2**22 + 1)
+
+
+def test_a_disk_that_refuses_to_remove_the_lock_does_not_fail_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with RunLock(tmp_path):
+            pass
+    with RunLock(tmp_path):
+        pass
+    assert not (tmp_path / "run.lock").exists()
