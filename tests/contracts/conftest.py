@@ -3,7 +3,9 @@
 `KONOMI_TEST_DEVICE=cuda` puts the bases of `test_contracts_methods.py` on a card (bench/gpu does).
 """
 
+import copy
 import os
+from functools import lru_cache
 
 import pytest
 import torch
@@ -15,6 +17,14 @@ from konomi.methods import METHODS
 
 FAMILIES = ["sd1", "sd2", "sdxl"]
 DEVICE = torch.device(os.environ.get("KONOMI_TEST_DEVICE", "cpu"))
+SMALL = {
+    "unet": {
+        "block_out_channels": [16, 32],
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    }
+}
+"""Overrides of a random sd1: both kinds of blocks once."""
 METHOD_KINDS = [method.config_type().kind for method in METHODS]
 
 
@@ -40,6 +50,23 @@ if DEVICE.type == "cuda":
     # The same bits twice, as on a CPU; without TF32.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+def new_base(family, **options):
+    from konomi.models.scratch import random_base
+
+    base = random_base(family, **options)
+    base.place(DEVICE, torch.float32)
+    return base
+
+
+@lru_cache
+def drawn_base(family, small, options):
+    """Its weights drawn once for each process of tests, which takes three times as long as to copy them."""
+    base = new_base(family, configs=SMALL if small else None, **dict(options))
+    assert base.denoiser
+    assert all(base.text_encoders.values())
+    return base
 
 
 class FixedStream:
@@ -72,11 +99,10 @@ def kit():
             return next(method for method in METHODS if method.config_type().kind == kind)
 
         @staticmethod
-        def base(family, **options):
-            from konomi.models.scratch import random_base
-
-            base = random_base(family, **options)
-            base.place(DEVICE, torch.float32)
-            return base
+        def base(family, *, small=False, lazy=False, **options):
+            """A base of its own; `small` where the depth of the denoiser is nothing, `lazy` with no part loaded."""
+            if lazy or "configs" in options:
+                return new_base(family, **options)
+            return copy.deepcopy(drawn_base(family, small, tuple(options.items())))
 
     return Kit

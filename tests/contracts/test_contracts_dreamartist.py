@@ -147,6 +147,7 @@ def test_loss_and_gradients_of_both_words(kit, family, prediction, guidance):
 
 
 @pytest.mark.parametrize(("family", "prediction"), FAMILIES)
+@pytest.mark.kernels
 def test_reconstruction_loss_and_masks(kit, family, prediction):
     base, method, _ = start(kit, family, prediction, reconstruction=1.0)
     assert method.needs.pixels
@@ -178,6 +179,7 @@ def test_dynamic_guidance_is_low_without_noise_and_high_in_pure_noise(kit):
 
 
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=["words", "lora"])
+@pytest.mark.kernels
 def test_accumulation_counts_every_micro_batch(kit, options):
     """One pass of four, and four passes of one, weigh the same: loss, gradients and weights after two steps."""
     whole = kit.examples(count=4)
@@ -254,6 +256,7 @@ def test_each_lora_acts_in_its_own_branch_alone(kit, family):
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.kernels
 def test_lora_variant_shows_what_it_exports_and_leaves_the_base_clean(kit, family):
     base, method, trainer, _ = trained(kit, family, lora_rank=2)
     examples = kit.examples()
@@ -293,6 +296,7 @@ def test_lora_variant_resumes_bit_for_bit(kit):
 
 
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=["words", "lora"])
+@pytest.mark.kernels
 def test_gradient_checkpointing_changes_nothing_but_rounding(kit, options):
     _, plain, _ = start(kit, **options)
     base, saving, _ = start(kit, **options)
@@ -315,6 +319,7 @@ def test_inpainting_bases_train(kit):
     assert all(map(math.isfinite, losses))
 
 
+@pytest.mark.kernels
 def test_bf16_follows_float32(kit):
     _, _, exact = start(kit, lora_rank=2, total=4)
     expected = [event.loss for event in exact.run(kit.stream(kit.batch()), stop=Stop())]

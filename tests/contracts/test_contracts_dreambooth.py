@@ -164,6 +164,7 @@ def test_all_weights(kit, family, prediction, source, text_encoder):
 
 @every_family
 @pytest.mark.parametrize("source", ["generate", "prediction"])
+@pytest.mark.kernels
 def test_lora(kit, family, prediction, source):
     base = a_base(kit, family, prediction)
     method = Dreambooth(base, a_recipe(kit, source=source, train="lora", rank=4))

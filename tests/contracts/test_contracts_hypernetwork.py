@@ -76,6 +76,7 @@ def patched(base, networks):
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 @pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.kernels
 def test_losses_and_gradients_are_those_of_a_plain_loop_in_float64(kit, family, layer_norm):
     config = HypernetworkConfig(activation="mish", layer_norm=layer_norm)
     _, method, trainer = start(kit, config, family, total=3, clip_norm=0, weight_decay=0.0)
@@ -152,6 +153,7 @@ def test_cross_has_networks_of_the_texts_width_alone(kit):
 
 
 @pytest.mark.parametrize("options", [{}, {"dropout": (0, 0.3, 0)}, {"shallow_penalty": 0.5}], ids=lambda o: "-".join(o))
+@pytest.mark.kernels
 def test_gradient_checkpointing_changes_nothing(kit, options):
     _, _, plain = start(kit, HypernetworkConfig(**options))
     expected = train(plain, kit)
@@ -163,6 +165,7 @@ def test_gradient_checkpointing_changes_nothing(kit, options):
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.kernels
 def test_half_precision_follows_float32(kit, precision):
     _, _, exact = start(kit, HypernetworkConfig(), total=6)
     _, _, trainer = start(kit, HypernetworkConfig(), total=6, precision=precision)
@@ -170,6 +173,7 @@ def test_half_precision_follows_float32(kit, precision):
     assert all(p.dtype == torch.float32 for p in trainer.parameters.values())
 
 
+@pytest.mark.kernels
 def test_dropout_resumes_bit_for_bit_and_does_not_depend_on_passes(kit):
     import copy
 
@@ -270,7 +274,7 @@ def test_going_on_from_a_file(kit, tmp_path):
     with pytest.raises(RecipeError, match=r"has networks of width 16, 32; .* none of 16\. Set method.widths"):
         start(kit, replace(config, start=str(path)), "sdxl")
     # When the method is made, so `check` says it as well, before anything is loaded or encoded.
-    base = kit.base("sdxl")
+    base = kit.base("sdxl", lazy=True)
     for odd in (replace(config, start=str(path)), HypernetworkConfig(widths=(7,))):
         with pytest.raises(RecipeError, match=r"method\.(start|widths)"):
             kit.method_type("hypernetwork")(base, kit.recipe(odd))

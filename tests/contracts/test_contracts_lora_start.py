@@ -120,7 +120,7 @@ def test_a_file_of_another_kind_or_family_is_refused(kit, trained, tmp_path):
     with pytest.raises(RecipeError, match="learned words alone, no LoRA"):
         built(kit, LoraConfig(start=str(word)))
     path, _ = trained()
-    base = kit.base("sdxl")
+    base = kit.base("sdxl", lazy=True)
     # When the method is made: `check` says it too, and no image was encoded for nothing.
     with pytest.raises(ModelError, match=r"method\.start: .*old\.safetensors: .* is for sd1, this base is sdxl"):
         kit.method_type("lora")(base, kit.recipe(LoraConfig(start=str(path))))
@@ -138,7 +138,7 @@ def test_a_file_of_another_size_of_the_family_is_refused(kit, trained, tmp_path,
     else:
         layers = {**old.layers, key.replace("_blocks.0.", "_blocks.7."): update}
     write_adapter(replace(old, layers=layers), tmp_path / "other.safetensors")
-    base = kit.base("sd1")
+    base = kit.base("sd1", lazy=True)
     with pytest.raises(ModelError, match=r"method\.start: .*(does not fit|has no layer)"):
         kit.method_type("lora")(base, kit.recipe(LoraConfig(start=str(tmp_path / "other.safetensors"))))
     assert base.loaded_parts() == ()

@@ -87,6 +87,7 @@ def test_learns_moves_only_what_it_declares_and_closes_cleanly(kit, kind, family
 
 @every_method
 @one_family_first
+@pytest.mark.kernels
 def test_same_seed_same_bits(kit, kind, family):
     results = []
     for _ in range(2):
@@ -117,6 +118,7 @@ def test_loss_falls_on_something_learnable(kit, kind):
 
 @every_method
 @one_family_first
+@pytest.mark.kernels
 def test_resume_equals_uninterrupted(kit, kind, family):
     _, _, whole = start(kit, family, kind, total=4)
     expected = train(whole, kit)
@@ -155,6 +157,7 @@ def test_previews_keep_no_copy_of_weights_on_the_device(kit, kind, monkeypatch):
 
 @every_method
 @one_family_first
+@pytest.mark.kernels
 def test_as_loaded_shows_what_was_exported_and_leaves_no_trace(kit, kind, family):
     base, method, trainer = start(kit, family, kind, total=3, learning_rate=1e-2)
     untouched = answer(base, kit)
@@ -172,6 +175,7 @@ def test_as_loaded_shows_what_was_exported_and_leaves_no_trace(kit, kind, family
 
 
 @one_family_first
+@pytest.mark.kernels
 def test_adapters_attach_to_a_fresh_base_and_strength_zero_is_identity(kit, family):
     for kind in KINDS:
         base, method, trainer = start(kit, family, kind, total=3, learning_rate=1e-2)
@@ -203,6 +207,7 @@ def test_prior_images_add_their_weighted_loss(kit, kind, family):
 
 
 @every_family
+@pytest.mark.kernels
 def test_cached_text_gives_the_same_loss(kit, family):
     base, method, _ = start(kit, family, "lora")
     examples = kit.examples()

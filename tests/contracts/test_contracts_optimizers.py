@@ -49,7 +49,7 @@ def cases():
 
 
 def start(kit, config, optimizer):
-    base = kit.base("sd1")
+    base = kit.base("sd1", small=True)
     method_type = kit.method_type(config.kind)
     # What the method itself takes for each group, not one number for all.
     recipe = kit.recipe(config, learning_rate=None, **optimizer)

@@ -90,6 +90,7 @@ def test_inpainting_bases_train(kit, config, family):
 
 
 @pytest.mark.parametrize("config", [LoraConfig(rank=4), FullConfig()], ids=lambda c: c.kind)
+@pytest.mark.kernels
 def test_gradient_checkpointing_and_channels_last_change_nothing_but_rounding(kit, config):
     _, _, plain = start(kit, config)
     expected = train(plain, kit.batch(), kit)
@@ -100,6 +101,7 @@ def test_gradient_checkpointing_and_channels_last_change_nothing_but_rounding(ki
 
 
 @pytest.mark.parametrize("config", [LoraConfig(rank=4), FullConfig()], ids=lambda c: c.kind)
+@pytest.mark.kernels
 def test_bf16_follows_float32(kit, config):
     _, _, exact = start(kit, config, total=8)
     expected = train(exact, kit.batch(), kit)
@@ -109,6 +111,7 @@ def test_bf16_follows_float32(kit, config):
     assert all(p.dtype == torch.float32 for p in trainer.parameters.values())
 
 
+@pytest.mark.kernels
 def test_fp16_scaler_resumes_exactly(kit):
     """The scaler's growth counter is part of the state (on the CPU the scaler works like on CUDA)."""
     import copy

@@ -54,6 +54,7 @@ def run_konomi(kit, family, kind, prediction=None, rate=1e-3):
 
 
 @pytest.mark.parametrize(("family", "prediction"), [("sd1", None), ("sd2", "v"), ("sdxl", None)])
+@pytest.mark.kernels
 def test_full_fine_tuning(kit, family, prediction):
     losses, weights, _ = run_konomi(kit, family, "full", prediction)
     base = kit.base(family) if prediction is None else kit.base(family, prediction=prediction)
@@ -76,6 +77,7 @@ def test_full_fine_tuning(kit, family, prediction):
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.kernels
 def test_lora_against_peft(kit, family):
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model

@@ -55,6 +55,7 @@ def test_each_phase_moves_its_own(kit, later):
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.kernels
 def test_the_first_phase_is_textual_inversion_and_the_second_a_lora_beside_its_word(kit, family):
     _, method, trainer = start(kit, family, word_steps=3)
     losses = [event.loss for event in trainer.run(kit.stream(kit.batch()), stop=Stop())]

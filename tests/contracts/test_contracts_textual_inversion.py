@@ -75,6 +75,7 @@ def oracle(base, examples, rng, vectors):
 
 @pytest.mark.parametrize(("family", "prediction"), FAMILIES)
 @pytest.mark.parametrize("keep_norm", ["none", "clip", "rescale"])
+@pytest.mark.kernels
 def test_loss_and_gradient(kit, family, prediction, keep_norm):
     base, method, _ = start(kit, family, prediction, keep_norm=keep_norm)
     examples, rng = kit.examples(), Rng.for_step(5, 3)
@@ -206,6 +207,7 @@ def test_steps_whose_captions_were_all_dropped_change_nothing(kit):
     assert all(torch.equal(p, before[name]) for name, p in method.words.parameters.items())
 
 
+@pytest.mark.kernels
 def test_gradient_checkpointing_changes_nothing_but_rounding(kit):
     _, _, plain = start(kit, "sdxl")
     expected = [event.loss for event in plain.run(kit.stream(kit.batch()), stop=Stop())]
@@ -215,6 +217,7 @@ def test_gradient_checkpointing_changes_nothing_but_rounding(kit):
     assert losses == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.kernels
 def test_bf16_follows_float32(kit):
     _, _, exact = start(kit, total=6)
     expected = [event.loss for event in exact.run(kit.stream(kit.batch()), stop=Stop())]

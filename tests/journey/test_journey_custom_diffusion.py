@@ -95,6 +95,7 @@ def test_diffusers_draws_the_same_picture_with_the_saved_folder(trained, base_fo
     assert np.abs(ours - plain).max() > 10
 
 
+@pytest.mark.kernels
 def test_every_form_draws_the_same(trained, base_folder, tmp_path):
     folder = trained()
     ours = drawn_by_konomi(base_folder, tmp_path / "a", folder)
@@ -150,6 +151,7 @@ def test_the_same_word_twice_is_one_clear_line(trained, base_folder, tmp_path, c
     assert "<new1>" in line and not (tmp_path / "x").exists()
 
 
+@pytest.mark.kernels
 def test_previews_are_what_generate_draws_with_the_file(trained, base_folder, tmp_path):
     folder = trained("<new3>", run__preview_every=3, preview__prompts='["a <new3> dog"]', preview__steps=2)
     previews = sorted((folder.parent / "previews").glob("step-000003-*.png"))

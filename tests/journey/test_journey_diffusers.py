@@ -55,6 +55,7 @@ def trained(recipe) -> Path:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("text_rank", [0, 4])
+@pytest.mark.kernels
 def test_a_lora_saved_for_diffusers_draws_the_same_there(make_recipe, base_folder, tmp_path, text_rank):
     overrides = ["save.format=diffusers", "optimizer.learning_rate=0.05", f"method.text_rank={text_rank}"]
     file = trained(make_recipe(tmp_path / "run", steps=3, overrides=overrides))
@@ -77,6 +78,7 @@ def test_a_kohya_lora_with_one_alpha_draws_the_same_in_diffusers(make_recipe, ba
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.kernels
 def test_a_fully_tuned_model_draws_the_same_in_diffusers(make_recipe, tmp_path):
     overrides = ["save.format=diffusers", "save.precision=fp32", "optimizer.learning_rate=0.01"]
     folder = trained(make_recipe(tmp_path / "run", method="full", steps=3, overrides=overrides))

@@ -28,6 +28,7 @@ def drawn(prompt, base, output, **options):
 @pytest.mark.parametrize(
     "options", [pytest.param({}, id="words"), pytest.param({"lora_rank": 2}, id="lora", marks=pytest.mark.slow)]
 )
+@pytest.mark.kernels
 def test_previews_are_what_generate_draws_with_both_files(make_recipe, base_folder, tmp_path, options):
     folder = tmp_path / "run"
     overrides = [f"method.{name}={value}" for name, value in options.items()] + [
@@ -125,6 +126,7 @@ def test_from_one_picture_on_the_command_line(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.kernels
 def test_diffusers_draws_the_same_with_both_words(base_folder, tmp_path):
     """What the file holds, handed to diffusers' own pipeline as rows of its token table."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline

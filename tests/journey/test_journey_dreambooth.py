@@ -56,6 +56,7 @@ def with_sources(recipe, *sources):
     return replace(recipe, data=replace(recipe.data, sources=sources))
 
 
+@pytest.mark.kernels
 def test_one_line_draws_class_images_with_the_untouched_base_and_trains(make, base_folder, tmp_path):
     recipe = make(steps=3)
     events = list(konomi.train(recipe))
@@ -107,6 +108,7 @@ def test_class_images_are_reused_and_extended(make, tmp_path):
     assert sum(row["role"] == "prior" for row in manifest(tmp_path / "d")) == 2
 
 
+@pytest.mark.kernels
 def test_a_class_image_does_not_depend_on_how_many_were_wanted(make, tmp_path):
     drawn_for(make(overrides=["prior.count=3"]))
     drawn_for(make(overrides=["prior.count=6"]))
@@ -134,6 +136,7 @@ def test_other_class_images_for_other_settings(make, tmp_path, change):
     assert len(folders) == 2
 
 
+@pytest.mark.kernels
 def test_an_interrupted_drawing_goes_on_and_leaves_whole_files(make, tmp_path):
     whole = list(konomi.train(make("a", cache="first", steps=2)))
     events = konomi.train(make("b", steps=2))
@@ -157,6 +160,7 @@ def test_an_interrupted_drawing_goes_on_and_leaves_whole_files(make, tmp_path):
         pytest.param(["prior.source=prediction"], marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.kernels
 def test_resumed_equals_uninterrupted_with_class_images_drawn_again(make, tmp_path, same_tensors, options):
     """The cache is emptied in between: what is drawn anew is still the untouched base's."""
     list(konomi.train(make("whole", steps=4, overrides=options)))

@@ -38,6 +38,7 @@ def loras(base_folder, pictures, cache, tmp_path_factory):
     return folder
 
 
+@pytest.mark.kernels
 def test_same_seed_same_picture_and_counting_on(draw):
     (one,), _ = draw("a dog")
     (again,), _ = draw("a dog")
@@ -76,6 +77,7 @@ def test_prompts_of_one_call_may_ask_for_different_adapters(draw, loras, monkeyp
     assert np.array_equal(together[2], second)
 
 
+@pytest.mark.kernels
 def test_two_adapters_do_not_depend_on_their_order(draw, loras):
     a, b = (f"{loras / name}.safetensors:0.5" for name in ("first", "second"))
     (one,), _ = draw("a dog", add=[a, b])
@@ -83,6 +85,7 @@ def test_two_adapters_do_not_depend_on_their_order(draw, loras):
     assert np.abs(one - other).max() <= 1
 
 
+@pytest.mark.kernels
 def test_a_picture_to_start_from_and_a_mask(draw, tmp_path):
     start = tmp_path / "start.png"
     Image.new("RGB", (64, 64), (200, 40, 40)).save(start)

@@ -71,6 +71,7 @@ def test_the_file_is_one_for_web_uis(trained):
     assert read_adapter(trained / "hyper.pt").family == "sd1"
 
 
+@pytest.mark.kernels
 def test_add_tag_strength_and_preview(trained, draw):
     file = trained / "hyper.pt"
     (plain,), _ = draw("a dog")
@@ -90,6 +91,7 @@ def test_add_tag_strength_and_preview(trained, draw):
     assert np.array_equal(preview, added)
 
 
+@pytest.mark.kernels
 def test_several_in_one_prompt_chain_in_order(trained, draw, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     other(tmp_path, "second")

@@ -22,6 +22,7 @@ OVERRIDES = [
 ]
 
 
+@pytest.mark.kernels
 def test_previews_are_what_generate_draws_with_the_saved_file(make_recipe, base_folder, tmp_path):
     recipe = make_recipe(tmp_path / "run", method="pivotal", steps=4, overrides=OVERRIDES)
     events = list(konomi.train(recipe))

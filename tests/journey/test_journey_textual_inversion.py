@@ -28,6 +28,7 @@ def embedding(path: Path, word: str = "<cat>", vectors: torch.Tensor = VECTORS) 
 
 
 @pytest.mark.parametrize("options", [{}, {"keep_norm": "clip", "vectors": 2, "initial": "dog"}], ids=["plain", "clip"])
+@pytest.mark.kernels
 def test_previews_are_what_generate_draws_with_the_saved_file(make_recipe, base_folder, tmp_path, options):
     folder = tmp_path / "run"
     overrides = [f"method.{name}={value}" for name, value in options.items()] + [
@@ -67,6 +68,7 @@ def test_previews_are_what_generate_draws_with_the_saved_file(make_recipe, base_
     assert np.array_equal(named, np.asarray(Image.open(previews[2])))
 
 
+@pytest.mark.kernels
 def test_stopped_and_resumed_equals_uninterrupted(make_recipe, tmp_path, same_tensors):
     options = {"method": "textual_inversion", "steps": 5, "overrides": ["method.keep_norm=rescale"]}
     list(konomi.train(make_recipe(tmp_path / "whole", **options)))
@@ -90,6 +92,7 @@ def test_a_word_is_called_by_its_files_name_from_a_folder(base_folder, tmp_path,
     assert np.array_equal(refused, drawn("a photo of <cat>", base_folder, tmp_path / "g"))
 
 
+@pytest.mark.kernels
 def test_prompts_of_all_shapes_hold_the_word(base_folder, tmp_path):
     """Against a base whose own rows hold the vectors: emphasis, BREAK, the 75-token border, a `<lora:...>` tag."""
     from konomi.generation.embedding_request import named_as_trained

@@ -41,6 +41,7 @@ def test_a_lora_run_leaves_what_is_promised(make_recipe, tmp_path):
     assert report.metadata["modelspec.trigger_phrase"] == "sks"
 
 
+@pytest.mark.kernels
 def test_the_folders_recipe_makes_the_same_run(make_recipe, tmp_path, same_tensors):
     run(make_recipe(tmp_path / "a"))
     again = konomi.read_recipe(tmp_path / "a" / "recipe.toml", [f'run.output="{tmp_path / "b"}"'])
@@ -50,6 +51,7 @@ def test_the_folders_recipe_makes_the_same_run(make_recipe, tmp_path, same_tenso
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.kernels
 def test_previews_are_what_generate_draws_with_the_saved_file(make_recipe, base_folder, tmp_path, method):
     folder = tmp_path / "run"
     overrides = [
@@ -77,6 +79,7 @@ def test_previews_are_what_generate_draws_with_the_saved_file(make_recipe, base_
     ("workers", "method"),
     [(2, "lora"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((0, "lora"), (0, "full"), (2, "full")))],
 )
+@pytest.mark.kernels
 def test_stopped_and_resumed_equals_uninterrupted(make_recipe, tmp_path, same_tensors, method, workers):
     options = {"method": method, "steps": 7, "overrides": [f"data.workers={workers}", "optimizer.ema_decay=0.9"]}
     run(make_recipe(tmp_path / "whole", **options))
@@ -102,6 +105,7 @@ def test_stopped_and_resumed_equals_uninterrupted(make_recipe, tmp_path, same_te
 
 
 @pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.kernels
 def test_8_bit_moments_resume_bit_for_bit(make_recipe, tmp_path, same_tensors, method):
     pytest.importorskip(
         "bitsandbytes", minversion="0.50", reason="needs bitsandbytes 0.50 (pip install 'konomi[test]')"
@@ -205,6 +209,7 @@ def test_prior_images_take_part(make_recipe, pictures, tmp_path):
     assert with_prior[0] > 1.5 * without[0]
 
 
+@pytest.mark.kernels
 def test_accumulation_changes_nothing(make_recipe, tmp_path):
     run(make_recipe(tmp_path / "one", overrides=["run.batch_size=3"]))
     run(make_recipe(tmp_path / "three", overrides=["run.batch_size=3", "memory.accumulation=3"]))

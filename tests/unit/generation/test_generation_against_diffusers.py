@@ -48,6 +48,7 @@ IN_DIFFUSERS = [name for name in SAMPLERS if name != "lms"]
 
 
 @pytest.mark.parametrize("sampler", IN_DIFFUSERS)
+@pytest.mark.kernels
 def test_txt2img(small, oracle, sampler):
     request = Request(prompt="a dog", negative="bad", seed=3, steps=5, guidance=4.0, sampler=sampler)
     expected = oracle.text(small, scheduler(small, request))(
@@ -69,6 +70,7 @@ def test_txt2img_without_guidance_is_one_pass(small, oracle):
 
 
 @pytest.mark.parametrize("negative", ["bad", ""])
+@pytest.mark.kernels
 def test_sdxl(small_sdxl, oracle, negative):
     base = small_sdxl
     request = Request(prompt="a dog", negative=negative, seed=1, steps=4, guidance=5.0, sampler="euler")
@@ -87,6 +89,7 @@ def test_sdxl(small_sdxl, oracle, negative):
 
 @pytest.mark.parametrize("sampler", IN_DIFFUSERS)
 @pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.kernels
 def test_img2img(small, oracle, sampler, strength):
     if sampler == "pndm" and strength < 1:
         pytest.skip("diffusers tells its denoiser the wrong level there")
@@ -117,6 +120,7 @@ def without_vae_noise(small, small_inpainting, monkeypatch):
 @pytest.mark.usefixtures("without_vae_noise")
 @pytest.mark.parametrize("base_name", ["small", "small_inpainting"])
 @pytest.mark.parametrize(("sampler", "strength"), [("ddim", 1.0), ("ddim", 0.6), ("euler", 0.6), ("euler_a", 1.0)])
+@pytest.mark.kernels
 def test_inpaint(request, oracle, base_name, sampler, strength):
     base = request.getfixturevalue(base_name)
     wanted = Request(
@@ -132,6 +136,7 @@ def test_inpaint(request, oracle, base_name, sampler, strength):
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
+@pytest.mark.kernels
 def test_zero_terminal_snr_is_drawn_as_diffusers_does(small, oracle, monkeypatch, rescale):
     """Rescaled schedule, trailing timesteps, guidance rescale."""
     monkeypatch.setattr(small, "prediction", "v")

@@ -17,6 +17,7 @@ REQUEST = Request(prompt="a (dog:1.2) | a cat", negative="", seed=1, steps=2, gu
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 @pytest.mark.parametrize("inpainting", [False, True])
+@pytest.mark.kernels
 def test_every_family(family, inpainting):
     base = random_base(family, inpainting=inpainting)
     first, masked, again = generate(
@@ -33,6 +34,7 @@ def test_every_family(family, inpainting):
     assert np.asarray(first.image).std() > 0
 
 
+@pytest.mark.kernels
 def test_half_precision_is_close_to_full():
     full, half = (random_base("sd1") for _ in range(2))
     half.place("cpu", torch.bfloat16)

@@ -43,6 +43,7 @@ def draw(base, request):
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 @pytest.mark.parametrize(("given", "by_hand"), [("", "sks-neg"), ("blurry", "sks-neg, blurry")])
+@pytest.mark.kernels
 def test_the_negative_half_goes_into_the_negative_prompt_by_itself(family, given, by_hand):
     base = base_of(family)
     with attach(base, [(words(base, "sks"), Strengths())]):

@@ -25,6 +25,7 @@ def gradient(size=(32, 32)):
 
 
 @pytest.mark.parametrize("sampler", ["euler_a", "dpmpp_2m", "pndm"])
+@pytest.mark.kernels
 def test_a_picture_does_not_depend_on_its_batch(small, sampler):
     requests = [*count_on(replace(PLAIN, sampler=sampler), 3), replace(PLAIN, sampler=sampler, guidance=5.0)]
     alone = pixels(generate(small, requests, batch=1))
@@ -39,6 +40,7 @@ def test_a_picture_does_not_depend_on_its_batch(small, sampler):
     np.testing.assert_array_equal(third, alone[2])
 
 
+@pytest.mark.kernels
 def test_long_and_short_prompts_of_one_call_do_not_touch_each_other(small):
     requests = [PLAIN, replace(PLAIN, prompt="cat " * 40), replace(PLAIN, width=48), replace(PLAIN, seed=9)]
     steps = []
@@ -49,6 +51,7 @@ def test_long_and_short_prompts_of_one_call_do_not_touch_each_other(small):
         np.testing.assert_array_equal(np.asarray(picture.image), *pixels(generate(small, [request])))
 
 
+@pytest.mark.kernels
 def test_prompts_alike_but_for_syntax(small):
     (plain,) = pixels(generate(small, [PLAIN]))
     for prompt in ("a dog <lora:x:0.8>", "a (dog:1.0)", "[a dog:cat:1.0]", "a dog:0.5|a dog:0.5"):
@@ -65,6 +68,7 @@ def test_sdxl_and_inpainting_bases_draw(small_sdxl, small_inpainting):
     assert plain.image.size == (32, 32)
 
 
+@pytest.mark.kernels
 def test_inpainting_keeps_every_pixel_outside_the_mask(small, small_inpainting):
     mask = Image.new("L", (32, 32))
     mask.paste(255, (0, 0, 16, 32))

@@ -35,6 +35,7 @@ def run(module: Any, sample: torch.Tensor, config: dict[str, Any]) -> torch.Tens
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [(8, 8), (7, 5)])
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.kernels
 def test_same_bits_as_diffusers(family: str, size: tuple[int, int], checkpointing: bool) -> None:
     base = random_base(family)
     config = dict(base.source.configs["unet"])
