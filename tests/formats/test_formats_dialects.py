@@ -9,8 +9,10 @@ from torch import Tensor
 
 from konomi.adapters.delta import bias_delta, delta
 from konomi.adapters.kinds import Difference, LowRank, Replacement
-from konomi.errors import FileFormatError
+from konomi.errors import FileFormatError, RecipeError
 from konomi.formats import inspect_file, read_adapter, write_adapter
+from konomi.models.load import load_base
+from konomi.tasks.files import convert
 
 A, B = torch.randn(2, 768), torch.randn(320, 2)
 LDM = "input_blocks.1.1.transformer_blocks.0.attn2.to_k"
@@ -93,6 +95,10 @@ def test_a_bias_beside_low_rank_and_whole_weights(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "y.safetensors")[f"lora_unet_{FLAT}.diff_b"], bias)
     found = read_adapter(stored(tmp_path / "x.safetensors", {f"{layer}.set_weight": whole})).layers[KEY]
     assert isinstance(found, Replacement) and torch.equal(found.weight, whole)
+    # Whole weights are no Custom Diffusion unless they are where that method changes a model.
+    tensors = {"diffusion_model.input_blocks.0.0.set_weight": torch.randn(320, 4, 3, 3)}
+    report = inspect_file(stored(tmp_path / "x.safetensors", tensors))
+    assert (report.kind, report.layer_kinds, report.problem) == ("lora", {"whole": 1}, "")
     found = read_adapter(stored(tmp_path / "x.safetensors", {f"{layer}.diff": whole, f"{layer}.diff_b": bias})).layers[
         KEY
     ]
@@ -193,3 +199,14 @@ def test_a_word_without_vectors_is_one_line(tmp_path: Path) -> None:
         assert "<t> is" in inspect_file(path).problem
         with pytest.raises(FileFormatError, match="<t> is"):
             read_adapter(path)
+
+
+def test_whole_weights_become_differences_from_their_base(tmp_path: Path) -> None:
+    before = load_base("tiny", needs_vae=False).module("denoiser.conv_in").weight
+    assert isinstance(before, Tensor)
+    path = stored(tmp_path / "x.safetensors", {"diffusion_model.conv_in.set_weight": before.float() + 0.25})
+    with pytest.raises(RecipeError, match=r"1 layers are given as whole weights .*--base BASE"):
+        convert(path, tmp_path / "y.safetensors")
+    found = read_adapter(convert(path, tmp_path / "y.safetensors", base="tiny")).layers["denoiser.conv_in"]
+    assert isinstance(found, Difference) and found.weight is not None
+    torch.testing.assert_close(found.weight, torch.full_like(found.weight, 0.25))

@@ -13,8 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from konomi.adapters.adapter import Adapter
+from konomi.adapters.apply import Strengths, attach
+from konomi.config.sections import TextConfig
 from konomi.errors import FileFormatError
 from konomi.formats import convert_adapter, inspect_file, read_adapter, write_adapter
+from konomi.models.save import save_folder
+from konomi.models.scratch import random_base
 
 VECTORS = torch.randn(3, 768, generator=torch.Generator().manual_seed(0))
 LARGE = torch.randn(3, 1280, generator=torch.Generator().manual_seed(1))
@@ -264,3 +268,38 @@ def test_a_plain_word_is_believed_aloud(tmp_path: Path) -> None:
     assert "learned word 'sks' by its name and width" in read_adapter(tmp_path / "x.safetensors").notes[0]
     save_file({"<sks>": torch.ones(768)}, tmp_path / "x.safetensors")
     assert read_adapter(tmp_path / "x.safetensors").notes == ()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_diffusers_reads_sdxl_embeddings_as_the_words_they_are(tmp_path: Path) -> None:
+    """diffusers wants the two halves one after the other, as its documents have it."""
+    from diffusers import StableDiffusionXLPipeline
+
+    base = random_base("sdxl")
+    save_folder(base, tmp_path / "base", dtype=torch.float32)
+    towers = base.text_encoders
+    widths = {
+        part: int(base.module(f"{part}.text_model.embeddings.token_embedding").weight.shape[1])  # type: ignore[index]
+        for part in towers
+    }
+    generator = torch.Generator().manual_seed(0)
+    vectors = {part: torch.randn(3, width, generator=generator) for part, width in widths.items()}
+    adapter = Adapter(embeddings={"<cat>": vectors}, family="sdxl")
+    write_adapter(adapter, tmp_path / "cat.safetensors")
+    stored = load_file(tmp_path / "cat.safetensors")
+    pipeline = StableDiffusionXLPipeline.from_pretrained(str(tmp_path / "base"), local_files_only=True)
+    for name, encoder, tokenizer in (
+        ("clip_l", pipeline.text_encoder, pipeline.tokenizer),
+        ("clip_g", pipeline.text_encoder_2, pipeline.tokenizer_2),
+    ):
+        pipeline.load_textual_inversion(stored[name], token="<cat>", text_encoder=encoder, tokenizer=tokenizer)
+    prompt = "a photo of <cat> on a mat"
+    with torch.no_grad():
+        states, _, pooled, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
+        with attach(base, [(read_adapter(tmp_path / "cat.safetensors"), Strengths())]):
+            word = next(iter(base.words))
+            ours = base.encode_captions([prompt.replace("<cat>", word)], TextConfig())
+        plain = base.encode_captions(["a photo of cat on a mat"], TextConfig())
+    torch.testing.assert_close(ours.states, states, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.pooled, pooled, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(plain.states, states, atol=1e-2)

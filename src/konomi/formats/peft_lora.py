@@ -168,8 +168,9 @@ def _less_initial(parsed: Parsed, part: str, folder: Path, config: PeftConfig) -
     if found is None:
         raise FileFormatError(
             f"{folder}: init_lora_weights is {config.init!r}: the adapter fits a base from which its start was taken "
-            f"off, not the base itself. Put the start as {kind}_init into the folder, or save the adapter with "
-            "path_initial_model_for_weight_conversion."
+            f"off, not the base itself. Put the start as {kind}_init into the folder, or load the adapter in PEFT and "
+            "save it again: save_pretrained(FOLDER, path_initial_model_for_weight_conversion=START), where START is "
+            "the adapter as it was saved before training."
         )
     weights = next((found / name for name in PEFT_WEIGHTS if (found / name).is_file()), None)
     if weights is None:

@@ -32,6 +32,14 @@ _EMA = {"model_ema.": "denoiser (EMA)"}
 _CHANNELS = {9: "inpainting (9 input channels)", 8: "image editing (8 input channels)"}
 
 
+_PART_CLASSES = {
+    "AutoencoderKL": "vae",
+    "UNet2DConditionModel": "denoiser",
+    "CLIPTextModel": "text encoder",
+    "CLIPTextModelWithProjection": "text encoder",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Recognised:
     """A kind and what can be told of it without knowing the family's code."""
@@ -144,6 +152,8 @@ def _pickled(source: Source) -> Recognised | None:
 def _folder(source: Source) -> Recognised:
     folder = source.path
     index = _json(folder / "model_index.json")
+    if not index and (part := _part_folder(folder)) is not None:
+        return part
     if not index:
         note = "holds neither model_index.json nor adapter_config.json"
         return Recognised("folder", "unknown", notes=(note,), problem=f"{note}.")
@@ -178,6 +188,22 @@ def _part_prefixes() -> dict[str, str]:
         for encoder in family.text_encoders:
             prefixes[f"{encoder.file_prefix.rstrip('.').rpartition('.')[0]}."] = encoder.part
     return prefixes | _EMA
+
+
+def _part_folder(folder: Path) -> Recognised | None:
+    """One part of a diffusers folder by itself, by the class in its config."""
+    config = _json(folder / "config.json")
+    architectures = config.get("architectures")
+    names = [config.get("_class_name"), *(architectures if isinstance(architectures, list) else [])]
+    kind = next((_PART_CLASSES[name] for name in names if isinstance(name, str) and name in _PART_CLASSES), None)
+    if kind is None:
+        return None
+    weights = sorted(folder.glob("*.safetensors"))
+
+    def tensors() -> dict[str, Tensor]:
+        return {name: tensor for path in weights for name, tensor in read_tensors(path).items()}
+
+    return Recognised(kind, "diffusers" if kind != "text encoder" else "transformers", tensors=tensors)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,13 +82,19 @@ def check_ending(path: Path, endings: tuple[str, ...], what: str) -> None:
     )
 
 
+_CUSTOM_DIFFUSION = re.compile(r"denoiser\..+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$|text_encoder\.")
+"""What Custom Diffusion changes, of the denoiser and, in the authors' files, of the text encoder."""
+
+
 def content_of(adapter: Adapter) -> Content:
     """What an adapter holds."""
     if adapter.hypernetwork is not None:
         return "hypernetwork"
     if not adapter.layers and adapter.embeddings:
         return "embedding"
-    if any(update.whole is not None for update in adapter.layers.values()):
+    replaced = [key for key, update in adapter.layers.items() if update.whole is not None]
+    # Whole weights of other layers (`set_weight` of ComfyUI's files) are a patch like any other.
+    if replaced and all(_CUSTOM_DIFFUSION.match(key) for key in replaced):
         return "custom diffusion"
     # As differences it is told from a LoRA by what it changes, and by the words that come with it.
     if adapter.embeddings and all(

@@ -82,15 +82,23 @@ def convert(
     for flag, value in (("--vae", vae), ("--prediction", prediction)):
         if value:
             raise RecipeError(f"{flag} is for whole models; {source.name} is an adapter.")
+    _refuse_part(source)
     adapter = read_adapter(source)
     for note in adapter.notes:
         tell(note)
     is_custom = content_of(adapter) == "custom diffusion"
     if base is not None and (is_custom or compress is not None):
         adapter = with_origins(load_base(base, needs_vae=False), adapter)
+    whole = [key for key, update in adapter.layers.items() if update.whole is not None and not is_custom]
+    if whole and base is None:
+        raise RecipeError(
+            f"{source}: {len(whole)} layers are given as whole weights (first {whole[0]}), which no other format "
+            "holds. Name the base they belong to, and they become differences: --base BASE."
+        )
     magnitudes = [key for key, update in adapter.layers.items() if per_output(update.magnitude)]
-    if base is not None and magnitudes and compress is None and to in (None, "kohya", "webui"):
-        adapter = as_differences(load_base(base, needs_vae=False), adapter, magnitudes)
+    as_plain = whole + (magnitudes if to in (None, "kohya", "webui") else [])
+    if base is not None and as_plain and compress is None:
+        adapter = as_differences(load_base(base, needs_vae=False), adapter, as_plain)
     if compress is not None:
         adapter = replace(adapter, layers=compressed(adapter.layers, compress))
     if to is None and (is_custom or compress is not None):
@@ -115,6 +123,20 @@ def _is_model(source: Path) -> bool:
     if (source / "model_index.json").is_file():
         return True
     return inspect_file(source, check=False).kind in _MODEL_KINDS
+
+
+def _refuse_part(source: Path) -> None:
+    """Raises RecipeError for one part of a model by itself, saying what takes it."""
+    kind = inspect_file(source, check=False).kind
+    said = {
+        "vae": "Every command that reads a base takes it with --vae, and konomi convert MODEL OUT --vae VAE puts it "
+        "into a model, in either form.",
+        "denoiser": "Give the folder above it, which holds model_index.json, or a complete checkpoint.",
+        "text encoder": "Give the folder above it, which holds model_index.json, or a complete checkpoint.",
+    }
+    if kind in said:
+        name = "VAE" if kind == "vae" else kind
+        raise RecipeError(f"{source}: is a {name} alone, and convert takes whole models and adapters. {said[kind]}")
 
 
 def _convert_model(

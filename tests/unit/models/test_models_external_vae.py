@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from konomi.errors import FileFormatError, ModelError
+from konomi.errors import FileFormatError, ModelError, RecipeError
+from konomi.formats import inspect_file
 from konomi.models.hub import wanted_vae_files
 from konomi.models.load import load_base
 from konomi.models.save import save_folder, save_single_file
 from konomi.models.scratch import random_base
 from konomi.storage.tensor_file import read_header, read_tensors, write_tensors
+from konomi.tasks.files import convert
 
 VAE = "first_stage_model."
 
@@ -90,3 +92,22 @@ def test_files_of_a_vae_on_the_hub() -> None:
     assert wanted_vae_files(names) == ["config.json", "diffusion_pytorch_model.safetensors"]
     assert wanted_vae_files([f"vae/{name}" for name in names])[0] == "vae/config.json"
     assert wanted_vae_files(["model.safetensors"]) == []
+
+
+@pytest.mark.parametrize("form", ["ldm.safetensors", "ldm.ckpt", "diffusers.safetensors", "folder/vae"])
+def test_convert_says_what_takes_a_vae_alone(form: str, files: Path, tmp_path: Path) -> None:
+    assert inspect_file(files / form).kind == "vae"
+    with pytest.raises(RecipeError, match=r"is a VAE alone, .*--vae"):
+        convert(files / form, tmp_path / "out.safetensors")
+    # What it says works, into either form.
+    for target in ("out.safetensors", "folder"):
+        convert(files / "bare.safetensors", tmp_path / target, vae=files / form)
+        found, expected = load_base(tmp_path / target).state("vae"), random_base("sd2", seed=1).state("vae")
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize(("part", "kind"), [("unet", "denoiser"), ("text_encoder", "text encoder")])
+def test_convert_says_what_takes_another_part_alone(part: str, kind: str, files: Path, tmp_path: Path) -> None:
+    assert inspect_file(files / "folder" / part).kind == kind
+    with pytest.raises(RecipeError, match=f"is a {kind} alone.*folder above it"):
+        convert(files / "folder" / part, tmp_path / "out.safetensors")
