@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from konomi.adapters.kinds.low_rank_product import Window, low_rank_conv, low_rank_linear, merging_pays
+from konomi.adapters.kinds.low_rank_product import low_rank_conv, low_rank_linear, merging_pays
+from konomi.adapters.kinds.window import Window
 
 SCALE = 0.7
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from konomi.adapters.dropout import dropped, for_batch, kept, make_up
 from konomi.adapters.kinds.closed_form import fit_bias, precise
 from konomi.adapters.kinds.kind import About, LayerUpdate
-from konomi.adapters.kinds.low_rank_product import Window, low_rank_conv, low_rank_linear
+from konomi.adapters.kinds.low_rank_product import low_rank_conv, low_rank_linear
 from konomi.adapters.kinds.magnitude import axis_of_magnitude, change_of, check_magnitude, lengths_of
 from konomi.adapters.kinds.parts import SHARED, LayerError, alpha_of, bias_of, present, scalar
+from konomi.adapters.kinds.window import window_of
 from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import ModelError, RecipeError
 from konomi.hardware import storage_formats
@@ -223,7 +224,7 @@ class LoraLayer(nn.Module):
         out_features, in_features, *kernel = base.weight.shape
         self.window = None
         if isinstance(base, nn.Conv2d):
-            self.window = _window(key, base)
+            self.window = window_of(key, base)
         limit = min(out_features, in_features * math.prod(kernel))
         if spec.rank > limit:
             raise RecipeError(
@@ -337,9 +338,3 @@ class LoraLayer(nn.Module):
         factor = found.alpha / self.spec.rank / self.scale
         if factor != 1.0:
             self.up.mul_(factor)
-
-
-def _window(key: str, conv: nn.Conv2d) -> Window:
-    if conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        raise ModelError(f"{key}: grouped convolutions and special padding take no low-rank layer. Leave it out.")
-    return Window(tuple(conv.stride), tuple(conv.padding), tuple(conv.dilation))

@@ -15,14 +15,13 @@ are two to four times faster that way.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from konomi.hardware.storage_formats import conv2d, is_cast
+from konomi.adapters.kinds.window import Window
 
 _MERGE_FROM = 2.0
 """Rows per I O / (I + O) from which merging is taken: fitted to layers timed one by one, not to whole steps."""
@@ -33,36 +32,6 @@ def merging_pays(rows: int, in_features: int, out_features: int, dtype: torch.dt
     if dtype in (torch.bfloat16, torch.float16):
         return False
     return rows * (in_features + out_features) >= _MERGE_FROM * in_features * out_features
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """How a convolution's window moves."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        compute = conv2d if is_cast(x, weight) else F.conv2d
-        return compute(x, weight, bias, self.stride, self.padding, self.dilation)
-
-    def is_point(self, weight: Tensor) -> bool:
-        """A 1x1 convolution that is nothing but a matrix at every pixel."""
-        return weight.shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
-
-    def grad_input(self, grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        grad: Tensor = self._backward(grad_y, x, weight, [True, False, False])[0]
-        return grad
-
-    def grad_weight(self, grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        grad: Tensor = self._backward(grad_y, x, weight, [False, True, False])[1]
-        return grad
-
-    def _backward(self, grad_y: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> Any:
-        return torch.ops.aten.convolution_backward(
-            grad_y, x, weight, None, self.stride, self.padding, self.dilation, False, [0, 0], 1, wanted
-        )
 
 
 def low_rank_linear(
