@@ -227,6 +227,40 @@ for key, module in modules.items():
 """
 
 
+FAMILY = """
+"A family made up for this test: a first Stable Diffusion under other names, told by its activation."
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from konomi.families.sd1 import SD1
+
+FOLDERS = ("unet", "vae", "text_encoder", "scheduler")
+CONFIGS = Path(__file__).parent / "configs" / "sd1"
+(encoder,), (variant, _) = SD1.text_encoders, SD1.variants
+TOY = replace(
+    SD1,
+    name="toy",
+    title="Toy",
+    denoiser=replace(SD1.denoiser, kohya_prefix="lora_toy", context_width=32),
+    text_encoders=(replace(encoder, kohya_prefix="lora_toytext", width=32),),
+    variants=(replace(variant, architecture="toy-v1", base_model_version="toy_v1"),),
+    recognise_folder=lambda config, folders: config.get("act_fn") == "gelu",
+    recognise_single_file=lambda shapes: False,
+    recognise_metadata=lambda metadata: metadata.get("ss_base_model_version") == "toy_v1",
+    published={folder: json.loads((CONFIGS / f"{folder}.json").read_text(encoding="utf-8")) for folder in FOLDERS},
+    random_configs={**SD1.random_configs, "unet": {**SD1.random_configs["unet"], "act_fn": "gelu"}},
+)
+"""
+
+BASE = """
+import torch
+from konomi.models.save import save_folder
+from konomi.models.scratch import random_base
+save_folder(random_base("toy"), "base", dtype=torch.float32)
+"""
+
+
 @pytest.fixture
 def copied(tmp_path):
     """A copy of the package that can be changed, and a way to run its command line."""
@@ -346,3 +380,33 @@ def test_a_new_kind_of_update_is_its_file_and_one_tuple(copied, tmp_path):
     assert run("convert", file, tmp_path / "again.safetensors").returncode == 0
     refused = run("convert", file, tmp_path / "peft", "--to", "peft")
     assert refused.returncode == 1 and "kind shift" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_new_family_is_its_file_and_one_tuple(copied, tmp_path):
+    from safetensors import safe_open
+
+    package, run = copied
+    (package / "families" / "toy.py").write_text(FAMILY, encoding="utf-8")
+    add_line(
+        package / "families" / "__init__.py",
+        "FAMILIES: tuple[Family, ...] = (",
+        "from konomi.families.toy import TOY\n\nFAMILIES: tuple[Family, ...] = (TOY, ",
+    )
+    environment = os.environ | {"PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-P", "-c", BASE], cwd=tmp_path, env=environment, check=True, timeout=240)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "images" / "a.png")
+
+    what = ["lora", "--images", "images", "--base", "base", "--output", "run", "--steps", "1", "data.resolution=64"]
+    trained = run("train", *what, f'data.cache.folder="{tmp_path / "cache"}"')
+    assert trained.returncode == 0, trained.stderr
+    (result,) = (tmp_path / "run").glob("*.safetensors")
+    with safe_open(result, "pt") as file:
+        assert all(name.startswith("lora_toy_") for name in file.keys())  # noqa: SIM118
+        said = file.metadata()
+    assert (said["ss_base_model_version"], said["modelspec.architecture"]) == ("toy_v1", "toy-v1/lora")
+    for path in (result, tmp_path / "base"):
+        told = run("inspect", path, "--json")
+        assert '"family": "toy"' in told.stdout, told.stderr
+    assert run("generate", "a cat", "--base", "base", "--add", result, "--steps", "2").returncode == 0

@@ -55,7 +55,7 @@ class Adapter:
     metadata: dict[str, str] = field(default_factory=dict)
     """What the file said of itself, or what konomi will say in it (`ss_*`, `modelspec.*`)."""
     family: str = ""
-    """`sd1`, `sd2`, `sdxl`, or "" where the file does not tell."""
+    """Name of the family, or "" where the file does not tell."""
     name: str = ""
     """File stem or output name."""
     hypernetwork: Hypernetwork | None = None

@@ -17,9 +17,9 @@ class Conditioning:
     states: Tensor
     """Text states [B, T, D]."""
     pooled: Tensor | None = None
-    """Pooled text [B, P] (SDXL)."""
+    """Pooled text [B, P]."""
     sizes: Tensor | None = None
-    """SDXL micro-conditioning [B, 6]: original height, width, crop top, left, target height, width."""
+    """Micro-conditioning (Podell et al. 2023) [B, 6]: original height, width, crop top, left, target height, width."""
     inpaint: Tensor | None = None
     """Inpainting bases [B, 5, h, w]: the mask (1 = to be drawn), then the latents of the masked image."""
 

@@ -5,6 +5,7 @@ What a family is called, is recognised by, names its tensors and says in metadat
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ def titles(last: str) -> str:
 
 def published_config(family: Family, folder: str) -> dict[str, Any]:
     """The published config of a part, by its folder in a diffusers folder, or of the `scheduler`."""
+    if folder in family.published:
+        return deepcopy(dict(family.published[folder]))
     config: dict[str, Any] = parse_json(_config_text(family.name, folder))
     return config
 

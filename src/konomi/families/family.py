@@ -193,6 +193,12 @@ class Family:
     pipeline: Pipeline
     zero_empty_negative: bool = False
     """It was trained with zeros in place of the states of an empty negative prompt."""
+    relatives: tuple[tuple[str, str], ...] = ()
+    """(pattern of a tensor's name, what the file is) of models that go with it and are no base."""
+    memory: tuple[tuple[int, str], ...] = ()
+    """(GiB of a card's memory, what of this family trains there), for `konomi doctor`."""
+    published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Folder (and `scheduler`) -> published config, where it is not in `configs/NAME/FOLDER.json`."""
     random_configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Folder -> settings in which a small base of random weights differs from the published one (tests, benchmarks)."""
 

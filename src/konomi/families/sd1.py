@@ -60,6 +60,12 @@ SD1 = Family(
         inpaint_class_name="StableDiffusionInpaintPipeline",
         entries={"safety_checker": [None, None], "requires_safety_checker": False},
     ),
+    memory=(
+        (0, "LoRA with memory.gradient_checkpointing = true and 512 pixels"),
+        (7, "LoRA"),
+        (11, "LoRA and, with gradient checkpointing, full fine-tuning"),
+        (20, "everything"),
+    ),
     random_configs={
         "unet": {**unet.SMALL, **unet.SMALL_LEVELS, "cross_attention_dim": 32},
         "vae": autoencoder.SMALL,

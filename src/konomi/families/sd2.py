@@ -89,6 +89,7 @@ SD2 = Family(
         inpaint_class_name="StableDiffusionInpaintPipeline",
         entries={"safety_checker": [None, None], "requires_safety_checker": False},
     ),
+    memory=((7, "LoRA"), (20, "everything")),
     random_configs={
         "unet": {
             **unet.SMALL,

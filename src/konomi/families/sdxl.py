@@ -93,6 +93,15 @@ SDXL = Family(
         inpaint_entries={"requires_aesthetics_score": False},
     ),
     zero_empty_negative=True,
+    relatives=(
+        (r"^conditioner\.embedders\.0\.model\.", "the SDXL refiner, which konomi does not train. Take the SDXL base"),
+    ),
+    memory=(
+        (7, "LoRA with gradient checkpointing"),
+        (11, "LoRA"),
+        (20, "LoRA in large batches"),
+        (48, "full fine-tuning"),
+    ),
     random_configs={
         "unet": {
             **unet.SMALL,

@@ -142,7 +142,7 @@ def with_hashes(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> d
 
 
 def base_model_version(family: str, prediction: str) -> str:
-    """`sd_v1`, `sd_v2_v` and so on; the name itself of a family that is not known."""
+    """`ss_base_model_version`; the name itself of a family that is not known."""
     known = known_family(family)
     return family if known is None else known.variant(prediction).base_model_version
 
@@ -154,7 +154,7 @@ def ss_v2(family: str) -> str:
 
 
 def architecture(family: str, prediction: str, kind: str) -> str:
-    """ModelSpec's word, e.g. `stable-diffusion-v1/lora`."""
+    """ModelSpec's words for family and kind, with a slash between."""
     known = known_family(family)
     return f"{family if known is None else known.variant(prediction).architecture}/{kind}"
 

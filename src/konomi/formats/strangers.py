@@ -1,4 +1,4 @@
-"""Files that are no LoRA for Stable Diffusion 1, 2 or XL: which family or kind of update they are, by name."""
+"""Files that are no LoRA for a family that konomi knows: which family or kind of update they are, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The autoencoder of Stable Diffusion 1, 2 and XL in plain PyTorch (Rombach et al. 2022, section 3.1).
+"""The autoencoder of Stable Diffusion in plain PyTorch (Rombach et al. 2022, section 3.1).
 
 Names of parameters, and every operation on numbers, are those of diffusers' `AutoencoderKL`, so that weights and
 results are the same; importing that costs three seconds, as its UNet does (see `konomi.models.unet`).

@@ -99,7 +99,7 @@ class BaseModel(Protocol):
         float32_parts: Sequence[Part] = (),
         storage: torch.dtype | None = None,
     ) -> None:
-        """Where and in which format parts live, those loaded and those to come. The VAE of SDXL stays float32.
+        """Where and in which format parts live, those loaded and those to come. A VAE that overflows stays float32.
 
         Call it before parts are used where `float32_parts` (those whose own weights train) matter: what was loaded in
         half precision has lost its digits. `storage` is the format in which the denoiser's linear layers and

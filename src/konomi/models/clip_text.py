@@ -1,4 +1,4 @@
-"""CLIP's text encoder in plain PyTorch (Radford et al. 2021, section 2.4), as Stable Diffusion 1, 2 and XL read it.
+"""CLIP's text encoder in plain PyTorch (Radford et al. 2021, section 2.4), as Stable Diffusion reads it.
 
 Names of parameters are the classic ones of transformers, with `text_model.`, and every operation on numbers is
 transformers' own, so that weights, adapters and results are the same. It exists because importing transformers' models
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class TextEncoder(nn.Module):
-    """A transformer over token embeddings; SDXL's second has a projection of the pooled state.
+    """A transformer over token embeddings; one that gives the pooled vector has a projection of it.
 
     Weights come from a file, or from `initialise`. Raises ValueError for a config of another kind of encoder.
     """

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from konomi.errors import ModelError
+from konomi.families import titles
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -85,7 +86,7 @@ def download(
     revision: str | None,
     *,
     choose: Callable[[Sequence[str]], list[str]] = wanted_files,
-    what: str = "diffusers model of SD1, SD2 or SDXL",
+    what: str = f"diffusers model of {titles('or')}",
 ) -> Path:
     """Fetch what is wanted of a repository; the folder (or the one file) in the cache.
 

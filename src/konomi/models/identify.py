@@ -3,7 +3,7 @@
 import re
 
 from konomi.errors import ModelError
-from konomi.families import titles
+from konomi.families import FAMILIES, titles
 from konomi.families.family import Family, Shapes
 from konomi.families.recognition import family_of_single_file
 from konomi.families.unet import UNET_PREFIX
@@ -16,7 +16,7 @@ _OTHERS: tuple[tuple[str, str], ...] = (
      "a model of another noise process (EDM: Playground 2.5, CosXL), which konomi does not read"),
     (r"joint_blocks\.", "Stable Diffusion 3, which konomi does not read yet"),
     (r"double_blocks\.|single_transformer_blocks\.", "FLUX, which konomi does not read yet"),
-    (r"^conditioner\.embedders\.0\.model\.", "the SDXL refiner, which konomi does not train. Take the SDXL base"),
+    *(relative for family in FAMILIES for relative in family.relatives),
     (r"control_model\.|controlnet_|^zero_convs\.|input_hint_block", "a ControlNet, not a base model"),
     (r"motion_modules\.", "an AnimateDiff motion module, not a base model"),
     (r"^emb_params$|^clip_[lg]$|^string_to_param",

@@ -128,9 +128,10 @@ def infer_text(family: Family, tower: TextEncoderSpec, shapes: Shapes, told: Map
 def num_layers(tower: TextEncoderSpec, held: int, used: int | None) -> int:
     """Layers that a text encoder has in diffusers' sense, for a file that holds `held` of them.
 
-    LDM reads a fixed layer of a fixed architecture (SD2: the last but one of 24), whatever a file holds besides. `used`
-    is how many layers that architecture counts here (23 for SD2, where the 24th is never read), None if unknown. A file
-    may lack those at the end that nothing reads: `missing_layers` of them are made up by `SingleFileSource`.
+    LDM reads a fixed layer of a fixed architecture (the last but one of OpenCLIP-H's 24), whatever a file holds
+    besides. `used` is how many layers that architecture counts here (23 there, where the 24th is never read), None if
+    unknown. A file may lack those at the end that nothing reads: `missing_layers` of them are made up by
+    `SingleFileSource`.
     """
     if used is None:
         return max(held - tower.file_extra_layers, 0)
@@ -140,7 +141,7 @@ def num_layers(tower: TextEncoderSpec, held: int, used: int | None) -> int:
 
 
 def time_embedding_width(unet: Mapping[str, Any], pooled_width: int) -> int:
-    """Width in which SDXL embeds each of its six sizes."""
+    """Width in which each of the six sizes is embedded."""
     return (int(unet["projection_class_embeddings_input_dim"]) - pooled_width) // 6
 
 

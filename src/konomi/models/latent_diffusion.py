@@ -1,4 +1,4 @@
-"""A latent diffusion model with CLIP text encoders, a UNet and a VAE: SD1, SD2, SDXL and their inpainting variants.
+"""A latent diffusion model with CLIP text encoders, a UNet and a VAE, for text to image and for inpainting.
 
 Shapes: B batch, C latent channels, h w latent grid, H W pixels.
 """

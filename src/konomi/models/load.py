@@ -28,10 +28,10 @@ def load_base(
     """A base from `tiny` (embedded), a diffusers folder, a .safetensors or .ckpt file, or a hub id `owner/name`.
 
     `vae` takes the VAE from another file, folder or hub id; without `needs_vae` a base may come without any.
-    `prediction` (`epsilon`, `v_prediction`, `sample`) overrides what the file says. A single file of SD2 is told apart
-    by marker tensors, `modelspec` metadata, a `.yaml` of the same name beside it, or its `global_step`; without any of
-    them it is taken for v-prediction (768 pixels), an inpainting one for epsilon. `revision` is a hub branch, tag or
-    commit.
+    `prediction` (`epsilon`, `v_prediction`, `sample`) overrides what the file says. Forms of a family with the same
+    tensors are told apart in a single file by marker tensors, `modelspec` metadata, a `.yaml` of the same name beside
+    it, or its `global_step`; without any of them it is taken for the family's first form, an inpainting one for
+    epsilon. `revision` is a hub branch, tag or commit.
 
     Raises ModelError or FileFormatError in one line: what the source is instead, what is missing, what to do.
     """

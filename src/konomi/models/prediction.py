@@ -1,7 +1,7 @@
 """What a single file says of its prediction and of its noise process, and how konomi's own files say it.
 
 A table of tensors has no place for such facts, so NoobAI's authors put empty tensors into it: `v_pred`, and `ztsnr` for
-a process that ends in pure noise. ComfyUI, Forge and others read them, and nothing else, in a file of SDXL.
+a process that ends in pure noise. ComfyUI, Forge and others read them, and nothing else, in most files.
 """
 
 import re

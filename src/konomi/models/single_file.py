@@ -78,7 +78,7 @@ class SingleFileSource:
         return vocabulary, tower.pad_token if tower.pad_token in vocabulary.tokens else "<|endoftext|>"
 
     def leftovers(self) -> dict[str, Tensor]:
-        """Text tensors that no module uses but other tools expect (SD2's last layer, `logit_scale`)."""
+        """Text tensors that no module uses but other tools expect (OpenCLIP-H's last layer, `logit_scale`)."""
         names = [
             name
             for tower in self.family.text_encoders

@@ -41,14 +41,14 @@ class TextTower:
 
     part: str
     tokenizer: ReadsText
-    """Its pad token fills chunks up (SD1, SDXL's first: end of text; SD2, SDXL's second: `!`)."""
+    """Its pad token fills chunks up (OpenAI's CLIP: end of text; OpenCLIP: `!`)."""
     module: TextEncoder
     layer: int = 1
-    """Whose output is read where the recipe leaves it open, from the end: 1 the last (SD1, SD2), 2 the one before."""
+    """Whose output is read where the recipe leaves it open, from the end: 1 the last, 2 the one before."""
     final_norm: bool = True
-    """Whether CLIP's final layer norm follows (SD1, SD2: yes, also after skipped layers; SDXL: no)."""
+    """Whether CLIP's final layer norm follows, also after skipped layers."""
     pooled: bool = False
-    """Whether this tower gives the pooled vector (SDXL's second)."""
+    """Whether this tower gives the pooled vector."""
     missing_layers: int = 0
     """Layers at the end that the base's file lacks; they are there in name only."""
 

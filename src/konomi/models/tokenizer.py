@@ -69,7 +69,7 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary, *, pad_token: str = END) -> None:
         """Raises ModelError if the vocabulary lacks what every prompt needs.
 
-        `pad_token` stands behind the end of a text and is a word like any other in it: SD2 and SDXL's second encoder
+        `pad_token` stands behind the end of a text and is a word like any other in it: OpenCLIP's encoders
         are padded with `!`, and in OpenCLIP, sd-scripts and the web UIs an exclamation mark is read as one.
         transformers takes the padding token out of the text instead, together with the spaces around it.
         """
@@ -176,7 +176,7 @@ def read_vocabulary(folder: Path) -> tuple[Vocabulary, str]:
     return vocabulary, pad
 
 
-# By content: a run reads the same 1.5 MB several times, for both text encoders of SDXL and for its fingerprint.
+# By content: a run reads the same 1.5 MB several times, for both text encoders of a base and for its fingerprint.
 @lru_cache(maxsize=2)
 def _of_two_files(vocabulary: bytes, merges: bytes) -> Vocabulary:
     lines = merges.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n").split("\n")

@@ -1,4 +1,4 @@
-"""The UNet of Stable Diffusion 1, 2 and XL in plain PyTorch (Ronneberger et al. 2015; Rombach et al. 2022).
+"""The UNet of Stable Diffusion in plain PyTorch (Ronneberger et al. 2015; Rombach et al. 2022).
 
 Names of parameters, and every operation on numbers, are those of diffusers' `UNet2DConditionModel` for the configs that
 `is_plain` accepts, so that weights, adapters and results are the same. It exists because it starts in a fraction of the
@@ -104,7 +104,7 @@ class UNet(nn.Module):
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
         return_dict: bool = True,
     ) -> Answer:
-        """[B, C, H, W], [B], [B, T, D], SDXL's `text_embeds` and `time_ids` -> [B, C, H, W].
+        """[B, C, H, W], [B], [B, T, D], perhaps `text_embeds` and `time_ids` -> [B, C, H, W].
 
         `return_dict` is there for callers used to diffusers: the answer is a tuple with a name either way.
         """

@@ -174,7 +174,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks over the flattened grid; around them 1x1 convolutions (SD1) or linear layers (SD2, SDXL)."""
+    """Blocks over the flattened grid; around them 1x1 convolutions or linear layers."""
 
     def __init__(self, channels: int, context_width: int, *, heads: int, depth: int, groups: int, linear: bool) -> None:
         super().__init__()

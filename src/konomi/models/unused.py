@@ -134,6 +134,6 @@ def _expected(name: str, family: Family, configs: Mapping[str, Any]) -> bool:
             inner = name[len(tower.file_prefix) :]
             layer = re.match(r"transformer\.resblocks\.(\d+)\.", inner)
             last = int(configs[tower.part]["num_hidden_layers"]) + tower.file_extra_layers
-            # SD2's 24th layer is in every file of SD2, and written again.
+            # The layer beyond those used is in every file of such a family, and written again.
             return inner in _KEPT_BACK or (layer is not None and int(layer[1]) < last)
     return False

@@ -16,7 +16,7 @@ from konomi.storage.pickle_check import LIGHTNING_CALLBACK, PARAMETER_DICT, Find
 from konomi.storage.sniff import FileKind, refuse, sniff
 
 _MAX_PROGRAM = 64 << 20
-"""Bytes of pickle proper (names and structure, not numbers); a full SDXL checkpoint has about one MiB."""
+"""Bytes of pickle proper (names and structure, not numbers); a checkpoint of 7 GB has about one MiB."""
 _MAX_INFLATION = 4
 _MAP_FROM = 256 << 20
 """From this size on, numbers are mapped from the file instead of read, so that loading costs no second copy."""

@@ -24,7 +24,7 @@ from konomi.tasks.words import is_in_use, is_offensive
 from konomi.training.events import Prepared
 
 CANDIDATES = 1500
-"""The rarest words of a vocabulary that are looked at; SD1's has some 13,600 of that length."""
+"""The rarest words of a vocabulary that are looked at; CLIP's has some 13,600 of that length."""
 LEVELS = (250, 500, 750)
 """Timesteps at which the denoiser is asked: details, shapes, layout."""
 _WORD = re.compile(r"[a-z]{3,5}</w>")

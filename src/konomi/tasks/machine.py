@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
+from konomi.families import FAMILIES
+
 MINIMUM = {"torch": (2, 10), "transformers": (5, 3), "pillow": (12, 3), "diffusers": (0, 38)}
 CUDA_INDEX = "https://download.pytorch.org/whl/cu126"
 CPU_BUILD = (
@@ -122,13 +124,12 @@ def _cpu_precision() -> DoctorRow:
 
 
 def _fits(gib: float) -> str:
-    if gib < 7:
-        return "SD1 LoRA with memory.gradient_checkpointing = true and 512 pixels."
-    if gib < 11:
-        return "SD1 and SD2 LoRA; SDXL LoRA with gradient checkpointing."
-    if gib < 20:
-        return "SDXL LoRA; SD1 full fine-tuning with gradient checkpointing."
-    return "Everything up to SDXL LoRA in large batches; SDXL full fine-tuning from about 48 GiB."
+    """The most that each family can do on a card of this memory."""
+    said = []
+    for family in FAMILIES:
+        fitting = [what for least, what in family.memory if gib >= least]
+        said += [f"{family.title}: {fitting[-1]}"] if fitting else []
+    return f"{'; '.join(said)}."
 
 
 def _memory() -> DoctorRow:
@@ -137,7 +138,7 @@ def _memory() -> DoctorRow:
     memory = psutil.virtual_memory()
     free = memory.available / 2**30
     value = f"{free:.1f} of {memory.total / 2**30:.1f} GiB free"
-    return _judged("memory", value, free > 2, "Close other programs; loading an SDXL base takes about 8 GiB.")
+    return _judged("memory", value, free > 2, "Close other programs; loading a large base takes about 8 GiB.")
 
 
 def _disk() -> DoctorRow:

@@ -105,7 +105,8 @@ def prepare(recipe: Recipe) -> Job:
     validation = with_triggers_in_reach(Manifest(validation), base, recipe, memory).records
     held_out = assign(validation, size, recipe.data.buckets)
     manifest = with_enlarged_told(with_shapes_left_out(manifest, assignment, held_out), assignment)
-    class_images = class_images_of(recipe, training, (size[0] // 8 * 8, size[1] // 8 * 8))
+    factor = base.latent_factor
+    class_images = class_images_of(recipe, training, (size[0] // factor * factor, size[1] // factor * factor))
     summary = dataset_summary(
         manifest,
         assignment,

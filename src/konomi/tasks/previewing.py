@@ -33,7 +33,7 @@ def preview_prompts(job: Job) -> tuple[str, ...]:
 
 def preview_requests(job: Job) -> list[Request]:
     """One picture a prompt, from fixed seeds."""
-    settings = job.recipe.preview
+    settings, factor = job.recipe.preview, job.base.latent_factor
     width, height = parse_size(settings.size or job.recipe.data.resolution or str(job.base.resolution))
     return [
         Request(
@@ -43,8 +43,8 @@ def preview_requests(job: Job) -> list[Request]:
             steps=settings.steps,
             guidance=settings.guidance,
             sampler=settings.sampler,
-            width=width // 8 * 8,
-            height=height // 8 * 8,
+            width=width // factor * factor,
+            height=height // factor * factor,
             clip_skip=job.recipe.text.clip_skip,
         )
         for index, prompt in enumerate(preview_prompts(job))

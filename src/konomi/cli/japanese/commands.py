@@ -62,7 +62,7 @@ PAIRS = {
     # Doctor.
     "Update it: pip install -U '{package}>={version}'": "更新してください: pip install -U '{package}>={version}'",
     "konomi needs Python 3.11 or newer.": "konomi には Python 3.11 以上が必要です。",
-    "Close other programs; loading an SDXL base takes about 8 GiB.": "ほかのプログラムを閉じてください。SDXL の読み込みには約 8 GiB 必要です。",
+    "Close other programs; loading a large base takes about 8 GiB.": "ほかのプログラムを閉じてください。大きな base の読み込みには約 8 GiB 必要です。",
     "Runs need room for checkpoints: free some space.": "チェックポイントを置く場所が必要です。空きを作ってください。",
     "Fine for the base `tiny` and for tests; full-size bases take seconds to minutes a step.": "`tiny` とテストには十分です。本物のモデルでは1ステップに数秒から数分かかります。",
     "There is an NVIDIA card, but this PyTorch is built for the CPU alone. Mend it: pip install --force-reinstall torch --index-url {index}": "NVIDIA のカードがありますが、この PyTorch は CPU 専用です。直すには: pip install --force-reinstall torch --index-url {index}",
