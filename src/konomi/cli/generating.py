@@ -2,13 +2,16 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from konomi.cli.arguments import ArgumentParser
 from konomi.cli.recipes import add_base_flags
 from konomi.errors import printable
 
-SAMPLERS = "ddim, euler, euler_a, heun, lms, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_2m_sde_karras, unipc, pndm"
+METAVARS = {"negative": "P", "seed": "S", "steps": "N", "guidance": "G", "guidance_rescale": "PHI", "sampler": "NAME"}
+"""Of the flags that stand for `konomi.config.generation.GenerationConfig`."""
+READ: Mapping[str, type] = {"whole number": int, "number": float}
 
 
 def generate(arguments: list[str]) -> int:
@@ -27,14 +30,9 @@ def generate(arguments: list[str]) -> int:
         vae=options.vae,
         prediction=options.prediction,
         add=options.add,
-        negative=options.negative,
-        seed=options.seed,
-        steps=options.steps,
-        guidance=options.guidance,
-        guidance_rescale=options.guidance_rescale,
+        **{name: getattr(options, name) for name in METAVARS},
         size=options.size,
         count=options.count,
-        sampler=options.sampler,
         init=options.init,
         strength=options.strength,
         mask=options.mask,
@@ -56,6 +54,25 @@ def _tell_json(note: str) -> None:
     print(json.dumps({"note": printable(note)}), flush=True)
 
 
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """A flag for each setting of a picture, with the explanation that recipes show."""
+    from konomi.config.generation import GenerationConfig
+    from konomi.config.schema import flatten
+
+    for setting in flatten(GenerationConfig):
+        told = setting.help[:1].lower() + setting.help[1:].rstrip(".")
+        if setting.choices:
+            told = f"one of {', '.join(map(str, setting.choices))}"
+        default = "a new one" if setting.name == "seed" else setting.default
+        told += "" if default in (None, "") else f" (default: {default})"
+        parser.add_argument(
+            f"--{setting.name.replace('_', '-')}",
+            metavar=METAVARS[setting.name],
+            type=READ.get(setting.shape.word, str),
+            help=told.replace("%", "%%"),
+        )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="konomi generate",
@@ -67,20 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--base", required=True, help="`tiny`, a folder, a .safetensors or .ckpt file, or a hub id")
     add_base_flags(parser)
     add("--add", metavar="FILE[:WEIGHT]", action="append", default=[], help="an adapter; may be repeated")
-    add("--negative", metavar="P", default="", help="what to avoid")
-    add("--seed", metavar="S", type=int, help="of the first picture; by default a new one")
-    add("--steps", metavar="N", type=int, default=25, help="sampling steps (default: %(default)s)")
-    add("--guidance", metavar="G", type=float, default=7.0, help="hold on the prompt (default: %(default)s)")
-    add(
-        "--guidance-rescale",
-        metavar="PHI",
-        type=float,
-        help="contrast kept under guidance, 0 to 1; by default 0.7 for bases whose noise ends in pure noise, else 0",
-    )
+    _add_settings(parser)
     add("--size", metavar="WxH", help="in pixels, multiples of 8; by default the base's own")
     add("--count", metavar="N", type=int, default=1, help="pictures for each prompt (default: %(default)s)")
     add("--batch", metavar="N", type=int, default=1, help="pictures drawn at a time (default: %(default)s)")
-    add("--sampler", metavar="NAME", default="dpmpp_2m", help=f"one of {SAMPLERS} (default: %(default)s)")
     add("--init", metavar="IMAGE", type=Path, help="a picture to start from; a large one is fitted to the base's area")
     add("--strength", metavar="X", type=float, help="share of it drawn anew (default: 0.7)")
     add("--mask", metavar="IMAGE", type=Path, help="white where the picture is to be drawn anew")

@@ -5,14 +5,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from konomi.config.sections import STRICT, NonNegative, Positive
+from konomi.config.bounds import STRICT
+from konomi.config.generation import GenerationConfig
 
 PriorSource = Literal["none", "images", "generate", "prediction", "transparent"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PriorConfig:
-    """What speaks for the class, so that "a dog" stays any dog (Ruiz et al. 2022)."""
+class PriorConfig(GenerationConfig):
+    """How the class is preserved, so that "a dog" stays any dog (Ruiz et al. 2022); and how class images are drawn."""
 
     __pydantic_config__ = STRICT
 
@@ -27,12 +28,6 @@ class PriorConfig:
     base narrower than Stable Diffusion, such as `tiny`, ten, at least 20)."""
     prompt: Annotated[str, Field(min_length=1)] = "a [class]"
     """What is drawn and said of the class; `[class]` is the class noun."""
-    steps: Positive = 20
-    """Sampling steps of a class image."""
-    guidance: Annotated[float, Field(ge=0, le=50)] = 7.0
-    """Classifier-free guidance of class images."""
-    seed: NonNegative = 0
-    """Seed of the first class image; the next ones count on."""
     clip: str = ""
     """A CLIP model (folder or hub id) that proposes a class noun where none is given; by default, on `tiny`, the one
     inside konomi."""

@@ -3,12 +3,15 @@
 import difflib
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from konomi.config.schema import Setting, generic, nearest
+from konomi.config.schema import Setting, flatten, generic, nearest
 from konomi.config.shape import BOUNDS, number
+from konomi.errors import RecipeError
 
 LIMITS = {
     "greater_than_equal": "ge",
@@ -17,6 +20,23 @@ LIMITS = {
     "less_than": "lt",
     "multiple_of": "multiple_of",
 }
+
+
+def check_values(values: Mapping[str, Any], config_type: type) -> None:
+    """Values from a command line or from Python against the bounds of a configuration class.
+
+    Raises RecipeError with one line for each value that is not allowed.
+    """
+    try:
+        # As JSON, because strict validation takes tables for dataclasses only there.
+        _adapter(config_type).validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        raise RecipeError(*problem_lines(error.errors(include_url=False), "", flatten(config_type))) from error
+
+
+@cache
+def _adapter(config_type: type) -> TypeAdapter[Any]:
+    return TypeAdapter(config_type)
 
 
 def problem_lines(errors: Iterable[ErrorDetails], prefix: str, settings: tuple[Setting, ...]) -> list[str]:

@@ -100,9 +100,9 @@ def docs_table(settings: Iterable[Setting]) -> str:
 
 
 def help_of(config_type: type) -> dict[str, str]:
-    """The text under each field of a configuration class, joined to one line."""
+    """The text under each field of a configuration class, its own or inherited, joined to one line."""
     texts: dict[str, str] = {}
-    body = _class_body(config_type)
+    body = [statement for kind in reversed(config_type.__mro__[:-1]) for statement in _class_body(kind)]
     for statement, following in itertools.pairwise(body):
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
@@ -122,7 +122,8 @@ def summary(config_type: type) -> str:
 def _walk(config_type: type, prefix: str, method: type | None) -> Iterator[Setting]:
     hints = get_type_hints(config_type, include_extras=True)
     texts = help_of(config_type)
-    for item in fields(config_type):
+    # What a section adds to another comes before what it shares with it.
+    for item in sorted(fields(config_type), key=lambda item: item.name not in config_type.__annotations__):
         annotation = hints[item.name]
         if annotation is MethodConfig:
             if method is None:

@@ -7,22 +7,11 @@ the documentation tables all read that text through `konomi.config.schema`.
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
+from konomi.config.bounds import STRICT, Decay, Fraction, NonNegative, Positive, Size
+from konomi.config.generation import GenerationConfig
 from konomi.config.rates import checked_rates
-
-STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Size = Annotated[
-    str,
-    BeforeValidator(lambda value: str(value) if type(value) is int else value),
-    Field(pattern=r"^\d{2,4}(x\d{2,4})?$", examples=["512", "768x512"]),
-]
-"""One side of a square, "512", or width x height, "768x512", in pixels; four digits are more than any base can draw."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,26 +289,13 @@ class TextConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreviewConfig:
+class PreviewConfig(GenerationConfig):
     """The pictures drawn while training."""
 
     __pydantic_config__ = STRICT
 
     prompts: tuple[str, ...] = ()
     """What to draw; by default the trigger, the trigger in another place, the class alone and something unrelated."""
-    negative: str = ""
-    """What to avoid."""
-    steps: Positive = 20
-    """Sampling steps."""
-    guidance: Annotated[float, Field(ge=0, le=50)] = 7.0
-    """Classifier-free guidance."""
-    sampler: Literal[
-        "ddim", "euler", "euler_a", "heun", "lms", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde",
-        "dpmpp_2m_sde_karras", "unipc", "pndm",
-    ] = "dpmpp_2m"  # fmt: skip
-    """The sampler."""
-    seed: NonNegative = 0
-    """Seed of the first preview; the next ones count on."""
     size: Size | None = None
     """Picture size; by default the training size."""
 

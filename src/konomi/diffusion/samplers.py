@@ -5,11 +5,12 @@ Shapes: B batch; latents [B, C, h, w].
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from konomi.config.generation import SAMPLERS, SamplerName
 from konomi.diffusion import solvers
 from konomi.diffusion.noise import NoiseSchedule, Prediction
 from konomi.diffusion.solvers import Run, Solver
@@ -27,12 +28,6 @@ from konomi.diffusion.timesteps import (
     trailing,
 )
 from konomi.errors import ModelError, RecipeError
-
-SamplerName = Literal[
-    "ddim", "euler", "euler_a", "heun", "lms", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "dpmpp_2m_sde_karras",
-    "unipc", "pndm",
-]  # fmt: skip
-SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 
 
 @dataclass(frozen=True, slots=True)

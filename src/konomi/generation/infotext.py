@@ -7,18 +7,19 @@ commas, values with commas, colons or line breaks in them in JSON quotes.
 import json
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from konomi import __version__
+from konomi.config.generation import SamplerName
 from konomi.config.parse import parse_json
-from konomi.diffusion.samplers import SamplerName
 from konomi.errors import DataError
 from konomi.generation.adapter_request import format_tag
 from konomi.generation.request import Origin, Picture, Request, UsedAdapter
@@ -46,6 +47,22 @@ _AUTOMATIC = {"DPM++ 2M": "Karras", "DPM++ 2M SDE": "Karras"}
 _PAIR = re.compile(r'\s*([\w][\w \-/+]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 
 
+def _seed(written: str) -> int:
+    """-1, by which web UIs mean any, becomes one."""
+    seed = int(written)
+    return secrets.randbelow(2**32) if seed == -1 else seed
+
+
+_NUMBERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "Seed": ("seed", _seed),
+    "Steps": ("steps", int),
+    "CFG scale": ("guidance", float),
+    "CFG Rescale": ("guidance_rescale", float),
+    "Clip skip": ("clip_skip", int),
+}
+"""Name in the infotext -> field of a request and how to read it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Infotext:
     """What an infotext says."""
@@ -65,17 +82,10 @@ class Infotext:
         """
         try:
             width, height = map(int, self.settings.get("Size", "0x0").split("x"))
+            numbers = {name: read(self.settings[key]) for key, (name, read) in _NUMBERS.items() if key in self.settings}
+            sampler = _our_sampler(self.settings)
             return Request(
-                prompt=self.prompt,
-                negative=self.negative,
-                seed=_seed(self.settings.get("Seed", "0")),
-                steps=int(self.settings.get("Steps", "20")),
-                guidance=float(self.settings.get("CFG scale", "7")),
-                guidance_rescale=float(self.settings["CFG Rescale"]) if "CFG Rescale" in self.settings else None,
-                sampler=_our_sampler(self.settings),
-                width=width,
-                height=height,
-                clip_skip=int(self.settings.get("Clip skip", "0")),
+                prompt=self.prompt, negative=self.negative, sampler=sampler, width=width, height=height, **numbers
             )
         except ValueError as error:
             raise DataError(f"The picture's infotext cannot be read: {error}.") from error
@@ -187,11 +197,6 @@ def _save(encoded: bytes, folder: Path, numbered: re.Pattern[str], name: str) ->
                 raise
             return path
     raise AssertionError("count() never ends")
-
-
-def _seed(written: str) -> int:
-    seed = int(written)
-    return secrets.randbelow(2**32) if seed == -1 else seed
 
 
 def _our_sampler(settings: dict[str, str]) -> SamplerName:

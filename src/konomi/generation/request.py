@@ -1,39 +1,30 @@
 """What to draw, and what was drawn."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from PIL import Image
 
-from konomi.diffusion.samplers import SAMPLERS, SamplerName
+from konomi.config.generation import GenerationConfig
+from konomi.config.problems import check_values
 from konomi.errors import RecipeError
 
-MAX_STEPS = 1000
 MAX_SIDE = 9999
 MAX_PROMPT = 20_000
 """Characters of a prompt: about 5,000 tokens, of which no base has learned to read more than a few hundred."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(GenerationConfig):
     """One picture to draw. Frozen, so that the same request is the same picture."""
 
     prompt: str
     """May hold emphasis, BREAK, switching, mixing. `<lora:...>` tags are kept for the infotext and not drawn: whoever
     calls attaches the adapters first (`konomi.generation.adapter_request`)."""
-    negative: str = ""
-    seed: int = 0
-    """Of the noise, drawn on the CPU: the same on every device."""
-    steps: int = 20
-    guidance: float = 7.0
-    """Classifier-free guidance (Ho & Salimans 2022); 1 switches it off and halves the work."""
-    guidance_rescale: float | None = None
-    """How far guidance is scaled back to the contrast of the answer without it (phi of Lin et al. 2023, section 3.4),
-    0 to 1; None: 0.7 where the base's noise process ends in pure noise, else 0."""
-    sampler: SamplerName = "dpmpp_2m"
     width: int = 0
-    """In pixels, a multiple of 8; 0: the initial picture's, fitted to the base's area where it is larger, else the
-    base's own size."""
+    """In pixels, a multiple of the base's latent factor; 0: the initial picture's, fitted to the base's area where it
+    is larger, else the base's own size."""
     height: int = 0
     clip_skip: int = 0
     """As `text.clip_skip`: 1 the last layer, 2 the one before, 0 the base's own choice."""
@@ -44,14 +35,14 @@ class Request:
     mask: Image.Image | None = None
     """White where `init` is to be drawn anew (inpainting); everything else keeps its pixels."""
 
+    @classmethod
+    def of(cls, settings: GenerationConfig, **others: Any) -> "Request":
+        """A request with settings from elsewhere, such as a recipe's section."""
+        return cls(**{name: getattr(settings, name) for name in SHARED} | others)
+
     def check(self) -> None:
         """Raises RecipeError, naming the value that cannot be drawn."""
-        if self.sampler not in SAMPLERS:
-            raise RecipeError(f"sampler is {self.sampler!r}; choose one of {', '.join(SAMPLERS)}.")
-        if self.steps < 1:
-            raise RecipeError(f"steps is {self.steps}; at least 1 is needed.")
-        if self.steps > MAX_STEPS:
-            raise RecipeError(f"steps is {self.steps}; at most {MAX_STEPS}, as many as the noise has levels.")
+        check_values({name: getattr(self, name) for name in SHARED}, GenerationConfig)
         if max(self.width, self.height) > MAX_SIDE:
             raise RecipeError(f"size is {self.width}x{self.height}; at most {MAX_SIDE} pixels a side can be drawn.")
         for name, text in (("prompt", self.prompt), ("negative prompt", self.negative)):
@@ -67,14 +58,11 @@ class Request:
             raise RecipeError(
                 f"strength is {self.strength:g}; of {self.steps} steps that leaves none. Raise strength or steps."
             )
-        if not 0 <= self.guidance < float("inf"):
-            raise RecipeError(f"guidance is {self.guidance:g}; it must be a number from 0.")
-        if self.guidance_rescale is not None and not 0 <= self.guidance_rescale <= 1:
-            raise RecipeError(f"guidance_rescale is {self.guidance_rescale:g}; it must lie between 0 and 1.")
-        if not 0 <= self.seed < 2**63:
-            raise RecipeError(f"seed is {self.seed}; it must be a whole number from 0 to 2^63 - 1.")
         if self.mask is not None and self.init is None:
             raise RecipeError("mask is given without init. Give the picture that the mask belongs to.")
+
+
+SHARED = tuple(item.name for item in fields(GenerationConfig))
 
 
 @dataclass(frozen=True, slots=True)

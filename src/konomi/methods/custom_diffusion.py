@@ -18,8 +18,8 @@ from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.live import Together
 from konomi.adapters.weight_change import WeightChanges
 from konomi.adapters.words import TrainedWords
+from konomi.config.bounds import STRICT
 from konomi.config.recipe import Recipe
-from konomi.config.sections import STRICT
 from konomi.data.batch import Batch, Examples
 from konomi.data.size_variation import draw_size_changes, with_sizes_varied
 from konomi.diffusion.random import Rng

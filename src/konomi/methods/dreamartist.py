@@ -27,8 +27,8 @@ from konomi.adapters.kinds.low_rank import LoraSpec
 from konomi.adapters.layers import TrainedLayers, inject
 from konomi.adapters.live import LiveAdapter, Together
 from konomi.adapters.words import TrainedWords, repeated
+from konomi.config.bounds import STRICT
 from konomi.config.recipe import Recipe
-from konomi.config.sections import STRICT
 from konomi.data.batch import Batch, Examples
 from konomi.diffusion.conditioning import concatenate
 from konomi.diffusion.noise import clean_estimate

@@ -19,8 +19,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from konomi.config.bounds import STRICT
 from konomi.config.recipe import Recipe
-from konomi.config.sections import STRICT, OptimizerConfig
+from konomi.config.sections import OptimizerConfig
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.methods.full import Full, FullConfig

@@ -12,8 +12,8 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from konomi.config.bounds import STRICT
 from konomi.config.recipe import Recipe
-from konomi.config.sections import STRICT
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.families.family import Part

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from konomi.adapters.adapter import Adapter, Hypernetwork
 from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.hypernetwork import HALVES, LiveHypernetwork, Network, make_network, width_of
+from konomi.config.bounds import STRICT
 from konomi.config.recipe import Recipe
-from konomi.config.sections import STRICT
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import RecipeError

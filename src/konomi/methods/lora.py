@@ -17,8 +17,8 @@ from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.kinds.low_rank import LoraSpec
 from konomi.adapters.layers import inject
+from konomi.config.bounds import STRICT, Fraction
 from konomi.config.recipe import Recipe
-from konomi.config.sections import STRICT, Fraction
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError

@@ -15,8 +15,8 @@ from torch import Tensor
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.live import set_learning
+from konomi.config.bounds import STRICT
 from konomi.config.recipe import Recipe
-from konomi.config.sections import STRICT
 from konomi.data.batch import Batch, Examples
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError

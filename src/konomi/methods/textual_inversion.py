@@ -18,8 +18,9 @@ from torch import Tensor
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.words import KeepNorm, TrainedWords, repeated
+from konomi.config.bounds import STRICT
 from konomi.config.recipe import Recipe
-from konomi.config.sections import STRICT, SourceConfig
+from konomi.config.sections import SourceConfig
 from konomi.data.batch import Batch, Examples
 from konomi.data.captions import has_trigger
 from konomi.diffusion.random import Rng

@@ -21,7 +21,7 @@ from konomi.data.summary import dataset_summary
 from konomi.errors import DataError
 from konomi.generation.generate import generate
 from konomi.generation.infotext import png_bytes
-from konomi.generation.request import Origin, Request
+from konomi.generation.request import SHARED, Origin, Request
 from konomi.models.base import BaseModel
 from konomi.storage.atomic import sweep_temporaries, write_file
 from konomi.tasks.preparing import Job, cache_folder
@@ -87,7 +87,7 @@ def class_image_folder(recipe: Recipe, base: BaseModel, prompt: str, size: tuple
     facts: tuple[object, ...] = (prior.source, *size)
     if prior.source == "generate":
         parts = tuple(base.fingerprint(part) for part in ("denoiser", "text", "vae"))
-        facts += (*parts, prompt, prior.steps, prior.guidance, prior.seed, recipe.text.clip_skip)
+        facts += (*parts, prompt, *(getattr(prior, name) for name in SHARED), recipe.text.clip_skip)
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     return cache_folder(recipe) / "class-images" / key
 
@@ -122,11 +122,10 @@ def _draw(job: Job, prompt: str, indices: Sequence[int]) -> Iterator[bytes]:
         yield from (_empty_picture(width, height) for _ in indices)
         return
     requests = [
-        Request(
+        Request.of(
+            prior,
             prompt=prompt,
             seed=prior.seed + index,
-            steps=prior.steps,
-            guidance=prior.guidance,
             width=width,
             height=height,
             clip_skip=job.recipe.text.clip_skip,

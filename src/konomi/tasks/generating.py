@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -66,14 +67,14 @@ def generate(
     vae: str | Path | None = None,
     prediction: str | None = None,
     add: Sequence[str] = (),
-    negative: str = "",
+    negative: str | None = None,
     seed: int | None = None,
-    steps: int = 25,
-    guidance: float = 7.0,
+    steps: int | None = None,
+    guidance: float | None = None,
     guidance_rescale: float | None = None,
+    sampler: str | None = None,
     size: str | None = None,
     count: int = 1,
-    sampler: str = "dpmpp_2m",
     init: str | Path | None = None,
     strength: float | None = None,
     mask: str | Path | None = None,
@@ -86,8 +87,10 @@ def generate(
     prompt_file: str | Path | None = None,
     tell: Callable[[str], object] = lambda _: None,
 ) -> Iterator[Path]:
-    """Draw pictures and yield the path of each. `seed` None, or -1 as web UIs have it, draws one by chance;
-    image i of a count has seed + i.
+    """Draw pictures and yield the path of each.
+
+    `negative`, `steps`, `guidance`, `guidance_rescale`, `sampler`: see `konomi.config.generation.GenerationConfig`; its
+    defaults count for None. `seed` None or -1 draws one by chance; image i of a count has seed + i.
 
     `add`: `FILE`, `FILE:0.8` or `FILE:unet=0.8:text=0.5`; `<lora:name:0.8>` and `<hypernet:name:0.8>` in a prompt look
     for the name in the current folder, `output` and the folders of `add`. `vae` stands in for the base's own,
@@ -99,20 +102,18 @@ def generate(
         raise RecipeError(f"--count is {count} and --batch {batch}; both are at least 1.")
     width, height = parse_size(size) if size else (0, 0)
     start, area = _start_from(init, mask)
+    given = {"negative": negative, "steps": steps, "guidance": guidance, "sampler": sampler,
+             "guidance_rescale": guidance_rescale}  # fmt: skip
     default = Request(
         prompt="",
-        negative=negative,
         seed=secrets.randbelow(2**32) if seed in (None, -1) else seed,
-        steps=steps,
-        guidance=guidance,
-        guidance_rescale=guidance_rescale,
-        sampler=sampler,  # type: ignore[arg-type]
         width=width,
         height=height,
         clip_skip=clip_skip,
         init=start,
         strength=_strength(strength, start, tell),
         mask=area,
+        **_without_none(given),
     )
     requests = _requests(default, prompts, prompt_file, count)
     if grid and len(requests) == 1:
@@ -139,6 +140,10 @@ def generate(
                     pictures.append(picture)
     if grid and len(pictures) > 1:
         yield save_sheet(_sheet(pictures), output)
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _requests(default: Request, prompts: Sequence[str], prompt_file: str | Path | None, count: int) -> list[Request]:

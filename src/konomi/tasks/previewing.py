@@ -36,13 +36,10 @@ def preview_requests(job: Job) -> list[Request]:
     settings, factor = job.recipe.preview, job.base.latent_factor
     width, height = parse_size(settings.size or job.recipe.data.resolution or str(job.base.resolution))
     return [
-        Request(
+        Request.of(
+            settings,
             prompt=prompt,
-            negative=settings.negative,
             seed=settings.seed + index,
-            steps=settings.steps,
-            guidance=settings.guidance,
-            sampler=settings.sampler,
             width=width // factor * factor,
             height=height // factor * factor,
             clip_skip=job.recipe.text.clip_skip,

@@ -12,9 +12,10 @@ import pytest
 
 import konomi.tasks
 from konomi.cli import main as cli
-from konomi.cli.generating import SAMPLERS
 from konomi.cli.main import COMMANDS, main
 from konomi.cli.plain import tell
+from konomi.config.generation import GenerationConfig
+from konomi.config.schema import flatten
 from konomi.diffusion import samplers
 from konomi.errors import FileFormatError
 from konomi.formats.readers import Reading
@@ -246,8 +247,13 @@ def test_generate_passes_everything_on(monkeypatch, capsys):
     assert capsys.readouterr().out == "images/a.png\n"
 
 
-def test_sampler_names_in_the_help_are_those_there_are():
-    assert tuple(SAMPLERS.split(", ")) == samplers.SAMPLERS
+def test_generate_has_a_flag_for_each_setting_of_a_picture(capsys):
+    assert main(["generate", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    for setting in flatten(GenerationConfig):
+        assert f"--{setting.name.replace('_', '-')} " in told
+    assert ", ".join(samplers.SAMPLERS) in told
+    assert f"(default: {GenerationConfig().steps})" in told
 
 
 @dataclass(frozen=True)

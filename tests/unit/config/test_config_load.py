@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
+from konomi.config.bounds import STRICT
 from konomi.config.flags import recipe_from_flags
 from konomi.config.load import (
     apply_overrides,
@@ -21,7 +22,7 @@ from konomi.config.load import (
     write_recipe,
 )
 from konomi.config.recipe import Recipe
-from konomi.config.sections import STRICT, DataConfig, OptimizerConfig, RunConfig, SourceConfig
+from konomi.config.sections import DataConfig, OptimizerConfig, RunConfig, SourceConfig
 from konomi.errors import RecipeError
 
 

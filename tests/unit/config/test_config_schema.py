@@ -7,8 +7,9 @@ import pytest
 from pydantic import Field, TypeAdapter
 
 from konomi.config import sections
+from konomi.config.bounds import STRICT
 from konomi.config.schema import docs_table, flatten, help_of, nearest, recipe_settings
-from konomi.config.sections import STRICT, DataConfig, OptimizerConfig, RunConfig
+from konomi.config.sections import DataConfig, OptimizerConfig, RunConfig
 from konomi.config.shape import shape_of
 
 
