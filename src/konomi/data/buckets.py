@@ -13,7 +13,7 @@ Bucket = tuple[int, int]
 """Width, height in pixels."""
 
 GRID = 8
-"""Pixels per latent cell: every bucket side is a multiple of it."""
+"""Pixels: every bucket side is a multiple of it, so that it is one of the pixels per latent cell."""
 
 
 @dataclass(frozen=True, slots=True)

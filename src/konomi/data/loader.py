@@ -10,7 +10,7 @@ from torch import Tensor
 from konomi.config.sections import DataConfig
 from konomi.data.ahead import ahead
 from konomi.data.batch import Batch, Examples, Latents
-from konomi.data.buckets import GRID, Assignment, Bucket
+from konomi.data.buckets import Assignment, Bucket
 from konomi.data.captions import caption_varies, final_caption
 from konomi.data.epoch import Epoch, EpochStep, PriorOrder, draws_per_bucket, plan_epoch, split_step, steps_per_epoch
 from konomi.data.latent_cache import LatentCache
@@ -214,7 +214,7 @@ def _with_latents(
         latents=Latents(
             torch.stack([row.mean for row in rows]).float(), torch.stack([row.std for row in rows]).float()
         ),
-        loss_mask=_stacked_masks([row.mask for row in rows], bucket),
+        loss_mask=_stacked_masks([row.mask for row in rows]),
     )
 
 
@@ -226,15 +226,15 @@ def _with_pixels(
         examples,
         sizes=torch.tensor([image.sizes for image in images], dtype=torch.int64),
         pixels=torch.stack([image.pixels for image in images]),
-        loss_mask=_stacked_masks([image.mask for image in images], bucket),
+        loss_mask=_stacked_masks([image.mask for image in images]),
     )
 
 
-def _stacked_masks(masks: Sequence[Tensor | None], bucket: Bucket) -> Tensor | None:
+def _stacked_masks(masks: Sequence[Tensor | None]) -> Tensor | None:
     """[B, 1, h, w]; images without a mask count everywhere."""
     if all(mask is None for mask in masks):
         return None
-    whole = torch.ones((1, bucket[1] // GRID, bucket[0] // GRID))
+    whole = torch.ones_like(next(mask for mask in masks if mask is not None))
     return torch.stack([whole if mask is None else mask for mask in masks])
 
 

@@ -38,8 +38,8 @@ Prepare = Callable[[Record, Bucket, Variant], PreparedImage]
 """Reads an image and cuts it. Raises DataError naming the file."""
 
 
-def preparing(images: ImageConfig) -> Prepare:
-    """The `Prepare` of a configuration, which reads image files."""
+def preparing(images: ImageConfig, latent_factor: int = GRID) -> Prepare:
+    """The `Prepare` of a configuration, which reads image files. `latent_factor`: pixels per latent cell, for masks."""
 
     def prepare(record: Record, bucket: Bucket, variant: Variant) -> PreparedImage:
         image = read_image(
@@ -51,7 +51,7 @@ def preparing(images: ImageConfig) -> Prepare:
         )
         cut = crop_to_bucket(image, bucket, crop_position=(variant.x, variant.y), flip=variant.flip)
         pixels = torch.from_numpy(cut.pixels).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1.0)
-        mask = None if cut.mask is None else torch.from_numpy(mask_to_latent_grid(cut.mask, GRID))[None]
+        mask = None if cut.mask is None else torch.from_numpy(mask_to_latent_grid(cut.mask, latent_factor))[None]
         return PreparedImage(pixels, cut.sizes, mask)
 
     return prepare

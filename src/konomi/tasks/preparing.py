@@ -177,12 +177,13 @@ def open_stream(job: Job) -> Iterator[Prepared | Warned | BatchStream]:
         latents=latents,
         text=text,
         pixels=job.method.needs.pixels,
+        prepare=preparing(recipe.data.images, job.base.latent_factor),
     )
     if recipe.memory.offload:
         if latents is not None and not job.method.needs.pixels:
             base.unload("vae")
         if text is not None and complete:
-            base.unload("text_encoder", "text_encoder_2")
+            base.unload(*base.text_encoders)
     yield stream
 
 
@@ -206,6 +207,7 @@ def held_out_stream(job: Job) -> BatchStream | None:
         latents=latents,
         text=text,
         pixels=job.method.needs.pixels,
+        prepare=preparing(recipe.data.images, job.base.latent_factor),
     )
 
 
@@ -335,7 +337,7 @@ def _build(
         return Prepared(what, news.done, news.total) if isinstance(news, Progress) else Warned(news.message)
 
     if latents is not None:
-        prepare_image = preparing(recipe.data.images)
+        prepare_image = preparing(recipe.data.images, base.latent_factor)
         # One at a time on the CPU makes values independent of what else was missing; a GPU wants company.
         together = 1 if job.processes.device.type == "cpu" else 4
         encode = _encoder(base)
