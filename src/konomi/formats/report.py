@@ -16,6 +16,7 @@ from torch import Tensor
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.kinds import LayerUpdate, tensors_of
 from konomi.errors import FileFormatError
+from konomi.families.foreign_names import part_of_folder
 from konomi.formats import hypernetwork
 from konomi.formats.family import family_by_metadata, odd_context_layer
 from konomi.formats.kohya_metadata import text
@@ -209,7 +210,7 @@ def other_report(source: Source, *, check: bool) -> FileReport:
 def _model_readings(source: Source, found: Recognised) -> tuple[Reading, ...]:
     if found.kind not in ("checkpoint", "model folder"):
         return ()
-    names = {"unet": "denoiser"}
+    names = part_of_folder()
     parts = {names.get(part, part): count for part, count in found.layers.items()}
     return checkpoint_readings(source, parts, found.family)
 

@@ -100,7 +100,7 @@ def open_folder(path: Path, *, prediction: Prediction | None = None, needs_vae: 
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     configs["scheduler"]["prediction_type"] = prediction_word(prediction)
-    check_channels(configs["unet"]["in_channels"], configs["vae"]["latent_channels"], str(path))
+    check_channels(configs[family.denoiser.folder]["in_channels"], configs["vae"]["latent_channels"], str(path))
     notes = tuple(f"{path}: {line}" for line in unused_settings(configs))
     return FolderSource(path, family, prediction, configs, notes)
 
@@ -114,8 +114,9 @@ def _complete(family: Family, configs: dict[str, dict[str, Any]]) -> None:
     """Fill in what old configs leave out (diffusers' own defaults), and check the types of what is read."""
     for name, config in configs.items():
         configs[name] = without_nulls(name, config)
-    unet = {"sample_size": published_config(family, "unet")["sample_size"], "in_channels": 4, "out_channels": 4}
-    _fill(configs["unet"], unet)
+    unet = family.denoiser.folder
+    sample_size = published_config(family, unet)["sample_size"]
+    _fill(configs[unet], {"sample_size": sample_size, "in_channels": 4, "out_channels": 4})
     _fill(configs["vae"], _VAE_DEFAULTS)
     check_configs(configs)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from konomi.errors import ModelError
-from konomi.families import titles
+from konomi.families import FAMILIES, titles
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_PARTS = tuple(dict.fromkeys(spec.folder for family in FAMILIES for spec in family.parts))
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from konomi.diffusion.noise import Prediction
 from konomi.errors import ModelError
+from konomi.families.recognition import denoiser_folders
 from konomi.models.external_vae import with_vae
 from konomi.models.folder import open_folder
 from konomi.models.hub import cached_snapshot, download, is_hub_id
@@ -69,7 +70,8 @@ def _open_hub(source: str, prediction: Prediction | None, revision: str | None, 
     folder = cached_snapshot(source, revision)
     if folder is not None:
         files = list(folder.glob("*.safetensors"))
-        candidate = files[0] if len(files) == 1 and not (folder / "unet").is_dir() else folder
+        parts = any((folder / name).is_dir() for name in denoiser_folders())
+        candidate = files[0] if len(files) == 1 and not parts else folder
         try:
             return _open_path(candidate, prediction, needs_vae=needs_vae)
         except ModelError:
