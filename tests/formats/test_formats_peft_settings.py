@@ -189,3 +189,33 @@ def test_ranks_in_the_metadata_of_diffusers_are_compared_too(tmp_path: Path) -> 
         settings = json.dumps({"unet.r": rank, "unet.lora_alpha": 2})
         save_file(tensors, tmp_path / "x.safetensors", {"format": "pt", "lora_adapter_metadata": settings})
         assert len(read_adapter(tmp_path / "x.safetensors").notes) == number
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_starts_of_pissa_and_olora_are_computed_from_the_base_as_peft_does(
+    tmp_path: Path, init: str, rslora: bool
+) -> None:
+    base, weight, _ = trained(tmp_path, init_lora_weights=init, use_rslora=rslora)
+    (tmp_path / "pissa_init").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileFormatError, match=r"--base BASE.*path_initial_model_for_weight_conversion"):
+        read_adapter(tmp_path)
+    module = base.attn1["to_q"]
+    adapter = read_adapter(tmp_path, weight_of={KEY: module.weight}.__getitem__)
+    layer = adapter.layers[KEY]
+    torch.testing.assert_close(module.weight + delta(layer, module.weight), weight, rtol=1e-5, atol=2e-6)
+    assert "with the start computed from the base" in adapter.notes[0]
+    with pytest.raises(FileFormatError, match="another base"):
+        read_adapter(tmp_path, weight_of=lambda _: torch.ones(10, 13))
+    if init == "pissa":
+        with pytest.raises(FileFormatError, match="too close together to be told apart"):
+            read_adapter(tmp_path, weight_of=lambda _: torch.eye(10, 12))
+
+
+@pytest.mark.parametrize("init", ["pissa_niter_16", "corda", "loftq", "lora_ga"])
+def test_a_start_that_nobody_can_compute_again_is_refused_with_the_base_too(tmp_path: Path, init: str) -> None:
+    trained(tmp_path)
+    (tmp_path / "pissa_init").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileFormatError, match=f"init_lora_weights is '{init}'") as caught:
+        read_adapter(config(tmp_path, init_lora_weights=init), weight_of=lambda _: torch.ones(10, 12))
+    assert "--base" not in str(caught.value)

@@ -3,7 +3,7 @@
 Shapes: O output, I input, K kernel, R rank.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -33,11 +33,9 @@ def with_origins(base: HasModule, adapter: Adapter) -> Adapter:
 def whole_layers(base: HasModule, adapter: Adapter) -> dict[str, Replacement]:
     """The same layers alone."""
     layers = {}
+    weight_of = weights_of(base)
     for key, update in adapter.layers.items():
-        weight = getattr(base.module(key), "weight", None)
-        if not isinstance(weight, Tensor):
-            raise ModelError(f"{key} has no weight that an adapter could change.")
-        origin = weight.detach().to("cpu", torch.float32)
+        origin = weight_of(key)
         try:
             change = delta(update, origin)
         except (ModelError, RuntimeError) as error:
@@ -59,6 +57,18 @@ def _whole_bias(update: LayerUpdate, module: nn.Module) -> Tensor | None:
     origin = bias.detach().to("cpu", torch.float32)
     change = bias_delta(update, origin)
     return origin if change is None else origin + change
+
+
+def weights_of(base: HasModule) -> Callable[[str], Tensor]:
+    """Canonical key -> the base's own weight, in float32 on the CPU; a part is loaded when one of it is asked for."""
+
+    def weight_of(key: str) -> Tensor:
+        weight = getattr(base.module(key), "weight", None)
+        if not isinstance(weight, Tensor):
+            raise ModelError(f"{key} has no weight that an adapter could change.")
+        return weight.detach().to("cpu", torch.float32)
+
+    return weight_of
 
 
 def as_differences(base: HasModule, adapter: Adapter, keys: Collection[str]) -> Adapter:

@@ -86,12 +86,13 @@ ADAPTER_FORMATS: tuple[AdapterFormat, ...] = (
 WRITERS: tuple[Writer, ...] = tuple(writer for form in ADAPTER_FORMATS for writer in getattr(form, "WRITERS", ()))
 
 
-def read_adapter(path: Path | str) -> Adapter:
+def read_adapter(path: Path | str, *, weight_of: peft_lora.WeightOf | None = None) -> Adapter:
     """Read an adapter of any known format, recognised by its content.
 
     Raises FileFormatError naming the file, and the tensor where one is at fault: unpaired halves, rank 0, widths that
     do not fit, NaN or infinity, layers of no known name; or saying what the file is if it holds no adapter. What of
-    the file is not used is told in the adapter's `notes`.
+    the file is not used is told in the adapter's `notes`. `weight_of`: canonical key -> the weight of the base at
+    hand, for the files (PiSSA, OLoRA) that mean nothing without it.
     """
     source = open_source(path)
     found = adapter_format(source)
@@ -100,7 +101,8 @@ def read_adapter(path: Path | str) -> Adapter:
             raise FileFormatError(f"{path}: {what}, so nothing was loaded.")
         report = other_report(source, check=False)
         raise FileFormatError(f"{path}: holds no LoRA that konomi knows; it is a file of kind {report.kind!r}.")
-    parsed = accounted(source, found.parse(source))
+    is_peft = found is peft_lora and weight_of is not None
+    parsed = accounted(source, peft_lora.parse(source, weight_of) if is_peft else found.parse(source))
     if parsed.unknown:
         raise FileFormatError(unknown_layers(path, parsed.unknown))
     if odd := odd_context_layer(parsed.adapter.layers):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from konomi.formats.peft_config import (
     read_config,
     split_parts,
 )
+from konomi.formats.peft_start import StartError, start_of
 from konomi.formats.source import PEFT_CONFIG_NAME, PEFT_WEIGHTS, Parsed, Source, fault, open_source
 from konomi.formats.writer import Writer
 from konomi.storage.atomic import write_folder
@@ -41,6 +42,8 @@ from konomi.storage.sniff import FileKind
 from konomi.storage.tensor_file import write_tensors
 
 NAME = "peft"
+WeightOf = Callable[[str], Tensor]
+"""Canonical key -> a base's own weight."""
 _FOLDERS = part_of_folder()
 _ROLES = {
     ("lora_A", "weight"): "lora_down.weight",
@@ -68,15 +71,18 @@ def recognise(source: Source) -> bool:
     )
 
 
-def parse(source: Source) -> Parsed:
-    """Read the folder. Raises FileFormatError for other PEFT types, missing files and unpaired halves."""
+def parse(source: Source, weight_of: WeightOf | None = None) -> Parsed:
+    """Read the folder. Raises FileFormatError for other PEFT types, missing files and unpaired halves.
+
+    `weight_of`: canonical key -> the base's own weight, for adapters that fit what PiSSA or OLoRA left of it.
+    """
     if source.kind is not FileKind.FOLDER:
         parsed = _read_weights(source, "", PeftConfig(None))
         adapter = replace(parsed.adapter, metadata=dict(source.metadata), name=source.name)
         note = f"no {PEFT_CONFIG_NAME} lies beside it, so lora_alpha is taken to be the rank (scale 1)."
         return replace(parsed, adapter=named(adapter), notes=(note,))
     layers: dict[str, LayerUpdate] = {}
-    parts = [_read_part(part, folder) for part, folder in _part_folders(source.path)]
+    parts = [_read_part(part, folder, weight_of) for part, folder in _part_folders(source.path)]
     for part in parts:
         layers |= part.adapter.layers
     unknown = tuple(sorted(name for part in parts for name in part.unknown))
@@ -146,31 +152,36 @@ def _part_folders(folder: Path) -> list[tuple[str, Path]]:
     return [(part, folder / name) for name, part in _FOLDERS.items() if (folder / name / PEFT_CONFIG_NAME).is_file()]
 
 
-def _read_part(part: str, folder: Path) -> Parsed:
+def _read_part(part: str, folder: Path, weight_of: WeightOf | None) -> Parsed:
     config = read_config(_read_json(folder / PEFT_CONFIG_NAME), str(folder / PEFT_CONFIG_NAME))
     path = next((folder / name for name in PEFT_WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise FileFormatError(f"{folder}: holds {PEFT_CONFIG_NAME} but no {PEFT_WEIGHTS[0]}.")
     source = open_source(path, alone=True)
     parsed = accounted(source, _read_weights(source, part, config))
-    return _less_initial(parsed, part, folder, config) if config.init else parsed
+    return _less_initial(parsed, part, folder, config, weight_of) if config.init else parsed
 
 
-def _less_initial(parsed: Parsed, part: str, folder: Path, config: PeftConfig) -> Parsed:
+def _less_initial(parsed: Parsed, part: str, folder: Path, config: PeftConfig, weight_of: WeightOf | None) -> Parsed:
     """The change from the base itself, of an adapter that fits what its start left of the base: B A - B0 A0.
 
     The start is looked for where PEFT's guides save it, in `pissa_init` and the like, inside the folder or beside it.
-    Raises FileFormatError where it is not there: nothing else tells it.
+    PiSSA's and OLoRA's follow from the base's weights as well. Raises FileFormatError where neither is there.
     """
     kind = next(name for name in SUBTRACTED if config.init.lower().startswith(name))
     places = [place / f"{kind}_init" for place in (folder, folder.parent)]
     found = next((place for place in places if (place / PEFT_CONFIG_NAME).is_file()), None)
+    can_compute = config.init.lower() in ("pissa", "olora")
+    if found is None and weight_of is not None and can_compute:
+        return _less_computed(parsed, folder, config, weight_of)
     if found is None:
+        advice = "Convert it with the base it was trained on: konomi convert IN OUT --base BASE. Or put" * can_compute
         raise FileFormatError(
             f"{folder}: init_lora_weights is {config.init!r}: the adapter fits a base from which its start was taken "
-            f"off, not the base itself. Put the start as {kind}_init into the folder, or load the adapter in PEFT and "
-            "save it again: save_pretrained(FOLDER, path_initial_model_for_weight_conversion=START), where START is "
-            "the adapter as it was saved before training."
+            f"off, not the base itself. {advice or 'Put'} the start as {kind}_init into the folder, or load the "
+            "adapter in PEFT and save it again: save_pretrained(FOLDER, "
+            "path_initial_model_for_weight_conversion=START), where START is the adapter as it was saved before "
+            "training."
         )
     weights = next((found / name for name in PEFT_WEIGHTS if (found / name).is_file()), None)
     if weights is None:
@@ -184,10 +195,37 @@ def _less_initial(parsed: Parsed, part: str, folder: Path, config: PeftConfig) -
             raise FileFormatError(f"{found}: does not tell how {key} started, so it cannot be converted.")
         if last.down.shape != first.down.shape or last.up.shape != first.up.shape:
             raise FileFormatError(f"{found}: {key} is of another size there, so it is another adapter's start.")
-        down, up = torch.cat([last.down, first.down]), torch.cat([last.up, -first.up], dim=1)
-        layers[key] = LowRank(down, up, 2 * last.alpha, None, None, last.bias)
+        layers[key] = _minus(last, first.down, first.up)
     note = f"{config.init}: converted to plain LoRA of twice the rank with the start in {found}."
     return replace(parsed, adapter=replace(parsed.adapter, layers=layers), notes=(*parsed.notes, note))
+
+
+def _less_computed(parsed: Parsed, folder: Path, config: PeftConfig, weight_of: WeightOf) -> Parsed:
+    """The same with the start computed from the base's weights, as PEFT does when it loads such an adapter."""
+    layers: dict[str, LayerUpdate] = {}
+    for key, layer in parsed.adapter.layers.items():
+        last = layer.as_low_rank()
+        if last is None or last.magnitude is not None:
+            raise FileFormatError(f"{folder}: {key} is DoRA as well, so its start cannot be taken off.")
+        weight, (outputs, rank), inputs = weight_of(key), last.up.shape[:2], last.down.shape[1]
+        if weight.shape[:2] != (outputs, inputs):
+            raise FileFormatError(f"{folder}: {key} does not fit the base's weight {list(weight.shape)}: another base.")
+        try:
+            down, up = start_of(config.init.lower(), weight, rank, last.alpha / rank)
+        except StartError as error:
+            raise FileFormatError(f"{folder}: the {config.init} start of {key} cannot be computed: {error}.") from error
+        layers[key] = _minus(last, down, up)
+    note = (
+        f"{config.init}: converted to plain LoRA of twice the rank with the start computed from the base, which is "
+        "right for the base it was trained on and no other."
+    )
+    return replace(parsed, adapter=replace(parsed.adapter, layers=layers), notes=(*parsed.notes, note))
+
+
+def _minus(layer: LowRank, down: Tensor, up: Tensor) -> LowRank:
+    """scale (B A - B0 A0), as one layer of both ranks."""
+    both = torch.cat([layer.down, down.to(layer.down)]), torch.cat([layer.up, -up.to(layer.up)], dim=1)
+    return LowRank(*both, 2 * layer.alpha, None, None, layer.bias)
 
 
 def _read_weights(source: Source, part: str, config: PeftConfig) -> Parsed:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, check_fits
+from konomi.adapters.conversion import weights_of
 from konomi.adapters.kinds import LowRank
 from konomi.adapters.kinds.low_rank import LoraSpec
 from konomi.errors import ModelError, RecipeError
@@ -68,9 +69,12 @@ class Start:
 
 
 def read_start(path: str, section: str, base: BaseModel) -> Start:
-    """The LoRA in a file. Loads nothing of the base. Raises RecipeError where it is none that can be trained on,
-    ModelError where it is for another base, FileFormatError."""
-    adapter = read_adapter(path)
+    """The LoRA in a file. Loads nothing of the base, except for a file that means nothing without it (PiSSA, OLoRA).
+
+    Raises RecipeError where it is none that can be trained on, ModelError where it is for another base,
+    FileFormatError.
+    """
+    adapter = read_adapter(path, weight_of=weights_of(base))
     if adapter.negative is not None:
         raise RecipeError(f"{section}.start: {path} is of two branches of guidance (DreamArtist), not a plain LoRA.")
     if not adapter.layers:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from konomi.adapters.conversion import as_differences, with_origins
+from konomi.adapters.conversion import as_differences, weights_of, with_origins
 from konomi.adapters.conversion import compress as compressed
 from konomi.adapters.kinds.magnitude import per_output
 from konomi.errors import KonomiError, RecipeError
@@ -83,22 +83,23 @@ def convert(
         if value:
             raise RecipeError(f"{flag} is for whole models; {source.name} is an adapter.")
     _refuse_part(source)
-    adapter = read_adapter(source)
+    belongs_to = None if base is None else load_base(base, needs_vae=False)
+    adapter = read_adapter(source, weight_of=None if belongs_to is None else weights_of(belongs_to))
     for note in adapter.notes:
         tell(note)
     is_custom = content_of(adapter) == "custom diffusion"
-    if base is not None and (is_custom or compress is not None):
-        adapter = with_origins(load_base(base, needs_vae=False), adapter)
+    if belongs_to is not None and (is_custom or compress is not None):
+        adapter = with_origins(belongs_to, adapter)
     whole = [key for key, update in adapter.layers.items() if update.whole is not None and not is_custom]
-    if whole and base is None:
+    if whole and belongs_to is None:
         raise RecipeError(
             f"{source}: {len(whole)} layers are given as whole weights (first {whole[0]}), which no other format "
             "holds. Name the base they belong to, and they become differences: --base BASE."
         )
     magnitudes = [key for key, update in adapter.layers.items() if per_output(update.magnitude)]
     as_plain = whole + (magnitudes if to in (None, "kohya", "webui") else [])
-    if base is not None and as_plain and compress is None:
-        adapter = as_differences(load_base(base, needs_vae=False), adapter, as_plain)
+    if belongs_to is not None and as_plain and compress is None:
+        adapter = as_differences(belongs_to, adapter, as_plain)
     if compress is not None:
         adapter = replace(adapter, layers=compressed(adapter.layers, compress))
     if to is None and (is_custom or compress is not None):
