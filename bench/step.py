@@ -169,8 +169,9 @@ def own_loop(job: Job) -> Callable[[int], Any]:
     from konomi.config.sections import MemoryConfig, OptimizerConfig, RunConfig
     from konomi.data.batch import Batch, Examples, Latents
     from konomi.diffusion.conditioning import Conditioning
-    from konomi.methods.full import Full, FullConfig
-    from konomi.methods.lora import Lora, LoraConfig
+    from konomi.methods import method_of
+    from konomi.methods.full import FullConfig
+    from konomi.methods.lora import LoraConfig
     from konomi.training.processes import Processes
     from konomi.training.stop import Stop
     from konomi.training.trainer import Trainer
@@ -184,8 +185,9 @@ def own_loop(job: Job) -> Callable[[int], Any]:
         run=RunConfig(batch_size=job.batch, seed=SEED),
         memory=MemoryConfig(gradient_checkpointing=job.checkpointing),
     )
-    method = Lora(base, recipe) if job.kind == "lora" else Full(base, recipe)
-    base.place(device, dtype, float32_parts=method.needs.float32_parts)
+    needs = method_of(recipe).needs(recipe.method, base, recipe)
+    method = method_of(recipe)(recipe.method, base, recipe)
+    base.place(device, dtype, float32_parts=needs.float32_parts)
     if job.checkpointing:
         base.denoiser.enable_gradient_checkpointing()
 

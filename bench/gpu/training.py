@@ -105,14 +105,15 @@ class Training:
             optimizer=OptimizerConfig(learning_rate=1e-5),
             run=RunConfig(batch_size=case.batch, seed=7),
         )
-        method: Any = method_type(self.base, recipe)
+        needs = method_type.needs(recipe.method, self.base, recipe)
+        method: Any = method_type(recipe.method, self.base, recipe)
         device = torch.device(case.device)
-        self.base.place(device, case.precision, float32_parts=method.needs.float32_parts)
+        self.base.place(device, case.precision, float32_parts=needs.float32_parts)
         phases = method.plan()
         trainer = Trainer(
             phases, recipe, processes=Processes(0, 1, device), total_steps=10**6, precision=case.precision
         )
-        batches = CachedBatches(case, self.base, text=not method.needs.trains_text)
+        batches = CachedBatches(case, self.base, text=not needs.trains_text)
         self._events = trainer.run(batches, stop=Stop())
         self.build_seconds = time.perf_counter() - started
 

@@ -43,10 +43,13 @@ class Bias:
     config_type: ClassVar = BiasConfig
     default_learning_rate: ClassVar = 1e-3
 
-    def __init__(self, base, recipe):
-        self.base, self.recipe = base, recipe
+    def __init__(self, config, base, recipe):
+        self.config, self.base, self.recipe = config, base, recipe
         self.denoising = DenoisingLoss(base, recipe)
-        self.needs = Needs(float32_parts=("denoiser",))
+
+    @staticmethod
+    def needs(config, base, recipe):
+        return Needs(float32_parts=("denoiser",))
 
     def default_steps(self, num_images):
         return 2

@@ -13,7 +13,7 @@ import torch
 from konomi.config.recipe import Recipe
 from konomi.config.sections import OptimizerConfig, RunConfig
 from konomi.data.batch import Batch, Examples, Latents
-from konomi.methods import METHODS
+from konomi.methods import METHODS, method_of
 
 FAMILIES = ["sd1", "sd2", "sdxl"]
 DEVICE = torch.device(os.environ.get("KONOMI_TEST_DEVICE", "cpu"))
@@ -97,6 +97,16 @@ def kit():
         @staticmethod
         def method_type(kind):
             return next(method for method in METHODS if method.config_type().kind == kind)
+
+        @staticmethod
+        def method(base, recipe):
+            """Asked what it needs, and built, as every run does."""
+            Kit.needs(base, recipe)
+            return method_of(recipe)(recipe.method, base, recipe)
+
+        @staticmethod
+        def needs(base, recipe):
+            return method_of(recipe).needs(recipe.method, base, recipe)
 
         @staticmethod
         def base(family, *, small=False, lazy=False, **options):

@@ -41,14 +41,14 @@ def bases():
 def test_steps(kit, bases, kind, images, published, narrow):
     method_type = kit.method_type(kind)
     for width, expected in (("published", published), ("narrow", narrow)):
-        method = method_type(bases[width], kit.recipe(method_type.config_type()))
+        method = kit.method(bases[width], kit.recipe(method_type.config_type()))
         assert method.default_steps(images) == expected, width
 
 
 def test_a_hypernetwork_learns_by_the_practice_on_published_widths(kit):
     for configs, expected in ((PUBLISHED, 1e-5), ({}, 3e-4)):
         base = kit.base("sd1", configs=configs)
-        method = kit.method_type("hypernetwork")(base, kit.recipe(HypernetworkConfig(), learning_rate=None))
+        method = kit.method(base, kit.recipe(HypernetworkConfig(), learning_rate=None))
         (phase,) = method.plan()
         assert [group.learning_rate for group in phase.groups] == [expected]
 
@@ -61,7 +61,7 @@ def test_custom_diffusions_rate_is_for_each_picture_of_a_step(kit, batch, prior,
     base = kit.base("sd1", configs=PUBLISHED)
     recipe = kit.recipe(CustomDiffusionConfig(), learning_rate=None)
     recipe = replace(recipe, run=RunConfig(batch_size=batch), prior=PriorConfig(source=prior))
-    (phase,) = kit.method_type("custom_diffusion")(base, recipe).plan()
+    (phase,) = kit.method(base, recipe).plan()
     assert [group.learning_rate for group in phase.groups] == pytest.approx([expected, expected])
 
 

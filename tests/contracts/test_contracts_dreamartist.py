@@ -13,7 +13,7 @@ from konomi.config.sections import SourceConfig
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
-from konomi.methods.dreamartist import DreamArtist, DreamArtistConfig
+from konomi.methods.dreamartist import DreamArtistConfig
 from konomi.models.memory import enable_gradient_checkpointing
 from konomi.models.modes import evaluating
 from konomi.training.processes import Processes
@@ -30,7 +30,7 @@ def start(kit, family="sd1", prediction=None, total=3, base=None, **options):
     base = base or (kit.base(family, prediction=prediction) if prediction else kit.base(family))
     optimizer = {key: options.pop(key) for key in ("learning_rate", "clip_norm") if key in options}
     recipe = kit.recipe(DreamArtistConfig(**options), **({"clip_norm": 0} | optimizer))
-    method = DreamArtist(base, recipe)
+    method = kit.method(base, recipe)
     trainer = Trainer(method.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=total)
     return base, method, trainer
 
@@ -150,7 +150,7 @@ def test_loss_and_gradients_of_both_words(kit, family, prediction, guidance):
 @pytest.mark.kernels
 def test_reconstruction_loss_and_masks(kit, family, prediction):
     base, method, _ = start(kit, family, prediction, reconstruction=1.0)
-    assert method.needs.pixels
+    assert kit.needs(base, method.recipe).pixels
     examples = with_details(kit, kit.examples())
     assert_like_the_oracle(method, PlainBranches(base, words_of(method)), examples, reconstruction=1.0)
 
@@ -312,8 +312,8 @@ def test_gradient_checkpointing_changes_nothing_but_rounding(kit, options):
 
 
 def test_inpainting_bases_train(kit):
-    _, method, trainer = start(kit, base=kit.base("sd1", inpainting=True))
-    assert method.needs.pixels
+    base, method, trainer = start(kit, base=kit.base("sd1", inpainting=True))
+    assert kit.needs(base, method.recipe).pixels
     examples = with_details(kit, kit.examples())
     losses = [event.loss for event in trainer.run(kit.stream(Batch(examples)), stop=Stop())]
     assert all(map(math.isfinite, losses))
@@ -343,7 +343,7 @@ def test_a_word_that_cannot_be_learned_is_told(kit, triggers, words):
     recipe = kit.recipe(DreamArtistConfig())
     sources = tuple(SourceConfig(path="photos", trigger=trigger) for trigger in triggers)
     with pytest.raises(RecipeError, match=words):
-        DreamArtist(kit.base("sd1"), replace(recipe, data=replace(recipe.data, sources=sources)))
+        kit.method(kit.base("sd1"), replace(recipe, data=replace(recipe.data, sources=sources)))
 
 
 def test_unknown_targets_and_a_start_that_is_no_word_are_told(kit):

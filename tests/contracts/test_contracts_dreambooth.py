@@ -137,7 +137,7 @@ def check(ours, expected):
 @pytest.mark.parametrize("text_encoder", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_all_weights(kit, family, prediction, source, text_encoder):
     base = a_base(kit, family, prediction)
-    method = Dreambooth(base, a_recipe(kit, source=source, text_encoder=text_encoder))
+    method = kit.method(base, a_recipe(kit, source=source, text_encoder=text_encoder))
     (phase,) = method.plan()
     parameters = {name: p for group in phase.groups for name, p in group.parameters.items()}
     assert any(name.startswith("text_encoder") for name in parameters) == text_encoder
@@ -167,7 +167,7 @@ def test_all_weights(kit, family, prediction, source, text_encoder):
 @pytest.mark.kernels
 def test_lora(kit, family, prediction, source):
     base = a_base(kit, family, prediction)
-    method = Dreambooth(base, a_recipe(kit, source=source, train="lora", rank=4))
+    method = kit.method(base, a_recipe(kit, source=source, train="lora", rank=4))
     (phase,) = method.plan()
     parameters = {name: p for group in phase.groups for name, p in group.parameters.items()}
     disturb(parameters.values())
@@ -205,7 +205,7 @@ def test_the_untouched_base_answers_for_itself_all_along(kit, config):
     """However far training has gone, the target is what the base said at the start; nothing is left behind."""
     base = kit.base("sd1")
     recipe = replace(kit.recipe(config), prior=PriorConfig(source="prediction"))
-    method = kit.method_type(config.kind)(base, recipe)
+    method = kit.method(base, recipe)
     (phase,) = method.plan()
     loss = (method.training if isinstance(method, Dreambooth) else method).preserving
     subject, rng = a_batch(kit, "prediction").subject, Rng.for_step(5, 0)
@@ -228,7 +228,7 @@ def test_the_learning_rates_are_the_papers_unless_the_recipe_has_its_own(kit):
         recipe = replace(kit.recipe(DreamboothConfig(**config)), optimizer=optimizer)
         loaded = kit.base("sd1")
         loaded.width = width
-        method = Dreambooth(loaded, recipe)
+        method = kit.method(loaded, recipe)
         rates = {group.name: group.learning_rate for phase in method.plan() for group in phase.groups}
         method.close()
         return rates

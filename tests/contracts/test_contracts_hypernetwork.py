@@ -35,7 +35,7 @@ OPTIONS = [
 def start(kit, config, family="sd1", total=3, precision=torch.float32, base=None, **optimizer):
     base = base or kit.base(family)
     recipe = kit.recipe(config, **optimizer)
-    method = kit.method_type("hypernetwork")(base, recipe)
+    method = kit.method(base, recipe)
     base.place("cpu", precision)
     processes = Processes(0, 1, torch.device("cpu"))
     return base, method, Trainer(method.plan(), recipe, processes=processes, total_steps=total, precision=precision)
@@ -277,7 +277,7 @@ def test_going_on_from_a_file(kit, tmp_path):
     base = kit.base("sdxl", lazy=True)
     for odd in (replace(config, start=str(path)), HypernetworkConfig(widths=(7,))):
         with pytest.raises(RecipeError, match=r"method\.(start|widths)"):
-            kit.method_type("hypernetwork")(base, kit.recipe(odd))
+            kit.method(base, kit.recipe(odd))
     assert base.loaded_parts() == ()
     from konomi.adapters.kinds import LowRank
 

@@ -16,7 +16,7 @@ from konomi.methods.pivotal import PivotalConfig
 
 def built(kit, config, **options):
     base = kit.base("sd1", **options)
-    return base, kit.method_type("lora")(base, kit.recipe(config))
+    return base, kit.method(base, kit.recipe(config))
 
 
 def answer(base, kit):
@@ -54,7 +54,7 @@ def trained(kit, tmp_path):
 def test_layers_ranks_and_answers_are_the_files(kit, trained, options):
     path, old = trained(dora=options.get("dora", False))
     base, method = built(kit, LoraConfig(start=str(path), **options))
-    assert method.needs.trains_text
+    assert kit.needs(base, method.recipe).trains_text
     (phase,) = method.plan()
     new = method.export()
     assert {key: update.down.shape for key, update in new.layers.items()} == {
@@ -70,11 +70,11 @@ def test_layers_ranks_and_answers_are_the_files(kit, trained, options):
 
 def test_it_is_said_what_a_file_brings_and_what_is_not_used_of_it(kit, trained):
     path, _ = trained()
-    _, method = built(kit, LoraConfig(start=str(path)))
-    first, second = method.needs.notes
+    needs = kit.needs(kit.base("sd1"), kit.recipe(LoraConfig(start=str(path))))
+    first, second = needs.notes
     assert "ranks 2 to 5, the text encoder too" in first
     assert "ohwx" in second
-    assert "optimizer.text_learning_rate" not in method.needs.unused
+    assert "optimizer.text_learning_rate" not in needs.unused
 
 
 def test_layers_that_the_recipe_names_are_trained_beside_the_files(kit, trained):
@@ -98,10 +98,10 @@ def test_another_rank_is_refused_by_the_name_of_its_setting(kit, trained, settin
 
 def test_pivotals_section_is_named(kit, trained):
     path, _ = trained()
-    pivotal, base = kit.method_type("pivotal"), kit.base("sd1")
-    assert pivotal(base, kit.recipe(PivotalConfig(lora=LoraConfig(start=str(path))))).needs.notes
+    base = kit.base("sd1")
+    assert kit.needs(base, kit.recipe(PivotalConfig(lora=LoraConfig(start=str(path))))).notes
     with pytest.raises(RecipeError, match=r"method\.lora\.text_rank is 7"):
-        pivotal(base, kit.recipe(PivotalConfig(lora=LoraConfig(start=str(path), text_rank=7))))
+        kit.method(base, kit.recipe(PivotalConfig(lora=LoraConfig(start=str(path), text_rank=7))))
 
 
 def test_dora_is_the_files(kit, trained):
@@ -123,9 +123,9 @@ def test_a_file_of_another_kind_or_family_is_refused(kit, trained, tmp_path):
     base = kit.base("sdxl", lazy=True)
     # When the method is made: `check` says it too, and no image was encoded for nothing.
     with pytest.raises(ModelError, match=r"method\.start: .*old\.safetensors: .* is for sd1, this base is sdxl"):
-        kit.method_type("lora")(base, kit.recipe(LoraConfig(start=str(path))))
+        kit.method(base, kit.recipe(LoraConfig(start=str(path))))
     with pytest.raises(ModelError, match=r"method\.lora\.start: .* is for sd1, this base is sdxl"):
-        kit.method_type("pivotal")(base, kit.recipe(PivotalConfig(lora=LoraConfig(start=str(path)))))
+        kit.method(base, kit.recipe(PivotalConfig(lora=LoraConfig(start=str(path)))))
     assert base.loaded_parts() == ()
 
 
@@ -140,7 +140,7 @@ def test_a_file_of_another_size_of_the_family_is_refused(kit, trained, tmp_path,
     write_adapter(replace(old, layers=layers), tmp_path / "other.safetensors")
     base = kit.base("sd1", lazy=True)
     with pytest.raises(ModelError, match=r"method\.start: .*(does not fit|has no layer)"):
-        kit.method_type("lora")(base, kit.recipe(LoraConfig(start=str(tmp_path / "other.safetensors"))))
+        kit.method(base, kit.recipe(LoraConfig(start=str(tmp_path / "other.safetensors"))))
     assert base.loaded_parts() == ()
 
 
@@ -152,8 +152,8 @@ def test_a_file_of_another_size_of_the_family_is_refused(kit, trained, tmp_path,
 def test_a_start_for_another_noise_process_is_said(kit, trained, tmp_path, metadata, said):
     _, old = trained(words=False)
     write_adapter(replace(old, metadata=metadata), tmp_path / "v.safetensors")
-    _, method = built(kit, LoraConfig(start=str(tmp_path / "v.safetensors")))
-    notes = [note for note in method.needs.notes if "says that it was trained" in note]
+    needs = kit.needs(kit.base("sd1"), kit.recipe(LoraConfig(start=str(tmp_path / "v.safetensors"))))
+    notes = [note for note in needs.notes if "says that it was trained" in note]
     assert [said in note for note in notes] == ([True] if said else [])
 
 
@@ -164,6 +164,6 @@ def test_a_word_that_names_no_layer_is_an_error(kit, config, monkeypatch):
     targets = type(base).targets
     monkeypatch.setattr(type(base), "targets", lambda self, word: {} if word == "projection" else targets(self, word))
     with pytest.raises(RecipeError, match="no layers called 'projection'"):
-        kit.method_type(config.kind)(base, kit.recipe(config)).plan()
+        kit.method(base, kit.recipe(config)).plan()
     with pytest.raises(ModelError, match="no layers called 'atention'"):
-        kit.method_type(config.kind)(base, kit.recipe(replace(config, targets=("atention",))))
+        kit.method(base, kit.recipe(replace(config, targets=("atention",))))

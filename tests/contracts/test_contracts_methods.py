@@ -53,7 +53,7 @@ def start(kit, family, kind, *, seed=0, total=4, **optimizer):
     base = kit.base(family, seed=seed)
     method_type = kit.method_type(kind)
     recipe = kit.recipe(method_type.config_type(), **optimizer)
-    method = method_type(base, recipe)
+    method = kit.method(base, recipe)
     trainer = Trainer(method.plan(), recipe, processes=Processes(0, 1, kit.device), total_steps=total)
     return base, method, trainer
 

@@ -50,10 +50,9 @@ def cases():
 
 def start(kit, config, optimizer):
     base = kit.base("sd1", small=True)
-    method_type = kit.method_type(config.kind)
     # What the method itself takes for each group, not one number for all.
     recipe = kit.recipe(config, learning_rate=None, **optimizer)
-    method = method_type(base, recipe)
+    method = kit.method(base, recipe)
     return Trainer(method.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=6)
 
 

@@ -27,10 +27,9 @@ LORA_OPTIONS = [
 
 def start(kit, config, family="sd1", total=3, precision=torch.float32, base=None, **optimizer):
     base = base or kit.base(family)
-    method_type = kit.method_type(config.kind)
     recipe = kit.recipe(config, **optimizer)
-    method = method_type(base, recipe)
-    base.place("cpu", precision, float32_parts=method.needs.float32_parts)
+    method = kit.method(base, recipe)
+    base.place("cpu", precision, float32_parts=kit.needs(base, recipe).float32_parts)
     processes = Processes(0, 1, torch.device("cpu"))
     return base, method, Trainer(method.plan(), recipe, processes=processes, total_steps=total, precision=precision)
 
@@ -82,7 +81,7 @@ def test_full_with_text_encoder_trains_it(kit):
 def test_inpainting_bases_train(kit, config, family):
     base = kit.base(family, inpainting=True)
     _, method, trainer = start(kit, config, base=base)
-    assert method.needs.pixels
+    assert kit.needs(base, method.recipe).pixels
     batch = kit.batch()
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     losses = train(trainer, Batch(replace(batch.subject, pixels=pixels)), kit)

@@ -47,7 +47,7 @@ def run_konomi(kit, family, kind, prediction=None, rate=1e-3):
     base = kit.base(family) if prediction is None else kit.base(family, prediction=prediction)
     method_type = kit.method_type(kind)
     recipe = kit.recipe(method_type.config_type(), clip_norm=0, learning_rate=rate)
-    method = method_type(base, recipe)
+    method = kit.method(base, recipe)
     trainer = Trainer(method.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=STEPS)
     losses = [event.loss for event in trainer.run(kit.stream(kit.batch()), stop=Stop())]
     return losses, {name: p.detach() for name, p in trainer.parameters.items()}, method
@@ -89,7 +89,7 @@ def test_lora_against_peft(kit, family):
         text = base.encode_captions(examples.captions, kit.recipe(None).text)
     names = [key.removeprefix("denoiser.") for key in base.targets("transformer")]
     unet = inject_adapter_in_model(PeftConfig(r=16, lora_alpha=16, target_modules=names), base.denoiser)
-    start = kit.method_type("lora")(kit.base(family), kit.recipe(kit.method_type("lora").config_type()))
+    start = kit.method(kit.base(family), kit.recipe(kit.method_type("lora").config_type()))
     start.plan()
     initial = dict(start.layers.parameters)
     theirs = {}

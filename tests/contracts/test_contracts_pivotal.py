@@ -12,9 +12,9 @@ from konomi.config.sections import SaveConfig
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.formats import content_of, inspect_file, read_adapter, write_adapter
-from konomi.methods.lora import Lora, LoraConfig
-from konomi.methods.pivotal import Pivotal, PivotalConfig
-from konomi.methods.textual_inversion import TextualInversion, TextualInversionConfig
+from konomi.methods.lora import LoraConfig
+from konomi.methods.pivotal import PivotalConfig
+from konomi.methods.textual_inversion import TextualInversionConfig
 from konomi.training.processes import Processes
 from konomi.training.stop import Stop
 from konomi.training.trainer import Trainer
@@ -26,7 +26,7 @@ def start(kit, family="sd1", total=TOTAL, *, optimizer=None, **options):
     options = {"lora": LoraConfig(rank=4)} | options
     base = kit.base(family)
     recipe = kit.recipe(PivotalConfig(**options), **(optimizer or {}))
-    method = Pivotal(base, recipe)
+    method = kit.method(base, recipe)
     trainer = Trainer(method.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=total)
     return base, method, trainer
 
@@ -61,7 +61,7 @@ def test_the_first_phase_is_textual_inversion_and_the_second_a_lora_beside_its_w
     losses = [event.loss for event in trainer.run(kit.stream(kit.batch()), stop=Stop())]
     plain = kit.base(family)
     recipe = kit.recipe(TextualInversionConfig(), learning_rate=5e-3)
-    inversion = TextualInversion(plain, recipe)
+    inversion = kit.method(plain, recipe)
     alone = Trainer(inversion.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=3)
     expected = [event.loss for event in alone.run(kit.stream(kit.batch()), stop=Stop())]
     assert losses[:3] == expected
@@ -70,7 +70,7 @@ def test_the_first_phase_is_textual_inversion_and_the_second_a_lora_beside_its_w
     trained = method.inversion.words.parameters
     assert all(torch.equal(p, word.embeddings["sks"][n.partition(".")[0]]) for n, p in trained.items())
     with attach(plain, [(word, Strengths())]):
-        lora = Lora(plain, kit.recipe(LoraConfig(rank=4)))
+        lora = kit.method(plain, kit.recipe(LoraConfig(rank=4)))
         lora.plan()
         rng = Rng.for_step(5, 3)
         loss = lora.loss(kit.batch(), rng)
@@ -140,4 +140,4 @@ def test_word_and_lora_lie_in_one_file(kit, family, tmp_path):
 def test_formats_without_words_are_refused_before_anything_else(kit, chosen):
     recipe = replace(kit.recipe(PivotalConfig()), save=SaveConfig(format=chosen))
     with pytest.raises(RecipeError, match=f"save.format is '{chosen}', which holds no words"):
-        Pivotal(kit.base("sd1"), recipe)
+        kit.method(kit.base("sd1"), recipe)

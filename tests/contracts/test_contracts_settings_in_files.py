@@ -13,7 +13,7 @@ from konomi.methods.textual_inversion import TextualInversionConfig
 
 def written(kit, config, tmp_path, family="sd1"):
     """Tensors of a run's file before its first step; a LoRA's kohya names without their endings -> (rank, alpha)."""
-    method = kit.method_type(config.kind)(kit.base(family), kit.recipe(config))
+    method = kit.method(kit.base(family), kit.recipe(config))
     method.plan()
     path = tmp_path / "made.safetensors"
     write_adapter(method.export(), path, dtype=torch.float32)

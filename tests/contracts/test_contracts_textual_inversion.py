@@ -14,7 +14,7 @@ from konomi.config.sections import DataConfig, SourceConfig
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
-from konomi.methods.textual_inversion import TEMPLATES, TextualInversion, TextualInversionConfig
+from konomi.methods.textual_inversion import TEMPLATES, TextualInversionConfig
 from konomi.models.memory import enable_gradient_checkpointing
 from konomi.training.processes import Processes
 from konomi.training.stop import Stop
@@ -30,7 +30,7 @@ def start(kit, family="sd1", prediction=None, *, base=None, sources=(), total=4,
     base = base or (kit.base(family, prediction=prediction) if prediction else kit.base(family))
     recipe: Recipe = kit.recipe(TextualInversionConfig(**options), **(optimizer or {}))
     recipe = replace(recipe, data=DataConfig(sources=tuple(SourceConfig(path="x", **s) for s in sources)))
-    method = TextualInversion(base, recipe)
+    method = kit.method(base, recipe)
     trainer = Trainer(method.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=total)
     return base, method, trainer
 

@@ -1,5 +1,7 @@
 """The methods of additional training. A new one is its file and one entry here."""
 
+from konomi.config.recipe import Recipe
+from konomi.errors import RecipeError
 from konomi.methods.custom_diffusion import CustomDiffusion
 from konomi.methods.dreamartist import DreamArtist
 from konomi.methods.dreambooth import Dreambooth
@@ -20,3 +22,11 @@ METHODS: tuple[type[Method], ...] = (
     Pivotal,
     DreamArtist,
 )
+
+
+def method_of(recipe: Recipe) -> type[Method]:
+    """The method whose settings a recipe has. Raises RecipeError if there is none."""
+    for method in METHODS:
+        if isinstance(recipe.method, method.config_type):
+            return method
+    raise RecipeError(f"method.kind is {recipe.method.kind!r}, which konomi does not have.")

@@ -6,15 +6,11 @@ learned together, each under its word; or apart, and merged in closed form (`kon
 the same for every caption, carries no gradient, so that it does not learn the subject in the caption's stead.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter
-from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.live import Together
 from konomi.adapters.weight_change import WeightChanges
 from konomi.adapters.words import TrainedWords
@@ -25,7 +21,7 @@ from konomi.data.size_variation import draw_size_changes, with_sizes_varied
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
-from konomi.methods.method import Needs, ParameterGroup, Phase, Result, for_width, learning_rates
+from konomi.methods.method import AdapterMethod, Needs, ParameterGroup, Phase, for_width, learning_rates
 from konomi.models.base import BaseModel
 
 RARE_WORDS = (
@@ -51,7 +47,7 @@ class CustomDiffusionConfig:
     """Show subjects far away and close up, with words that say so. Images are then encoded in every step."""
 
 
-class CustomDiffusion:
+class CustomDiffusion(AdapterMethod):
     """Trains keys and values of cross-attention, and words."""
 
     config_type: ClassVar = CustomDiffusionConfig
@@ -60,19 +56,18 @@ class CustomDiffusion:
     narrow_learning_rate: ClassVar = 1e-4
     """On `tiny`, where it was measured, whatever the batch."""
 
-    def __init__(self, base: BaseModel, recipe: Recipe) -> None:
-        if not isinstance(recipe.method, CustomDiffusionConfig):
-            raise TypeError(f"CustomDiffusion takes a CustomDiffusionConfig, not {type(recipe.method).__name__}")
+    def __init__(self, config: CustomDiffusionConfig, base: BaseModel, recipe: Recipe) -> None:
         self.base = base
         self.recipe = recipe
-        self.config = recipe.method
-        self.names = _names(recipe)
+        self.config = config
+        self.names = _names(config, recipe)
         # A picture's own mask counts if the recipe says so; where it was pasted counts always.
         self.denoising = DenoisingLoss(base, replace(recipe, objective=replace(recipe.objective, masked=True)))
 
-    @property
-    def needs(self) -> Needs:
-        pixels = self.config.size_augmentation or self.base.inpainting
+    @staticmethod
+    def needs(config: CustomDiffusionConfig, base: BaseModel, recipe: Recipe) -> Needs:
+        _names(config, recipe)
+        pixels = config.size_augmentation or base.inpainting
         return Needs(trains_text=True, pixels=pixels, makes="custom diffusion")
 
     def default_steps(self, num_images: int) -> int:
@@ -98,19 +93,6 @@ class CustomDiffusion:
         # A word that no caption of this pass has gets a gradient of zero, not none: the optimiser would pass over it,
         # and whether it does would depend on how the batch is divided.
         return loss + 0.0 * sum(vectors.sum() for vectors in self.words.parameters.values())
-
-    def export(self) -> Adapter:
-        return replace(self.live.export(), family=self.base.family)
-
-    @contextmanager
-    def as_loaded(self, result: Result) -> Iterator[None]:
-        if not isinstance(result, Adapter):
-            raise TypeError("Custom Diffusion exports an Adapter")
-        with self.words.pause(), self.changes.pause(), attach(self.base, [(result, Strengths())], keep_on_cpu=True):
-            yield
-
-    def close(self) -> None:
-        self.live.detach()
 
     def _with_mask_as_asked(self, examples: Examples) -> Examples:
         return examples if self.recipe.objective.masked else replace(examples, loss_mask=None)
@@ -151,11 +133,10 @@ def _pictures_in_a_step(recipe: Recipe) -> int:
     return recipe.run.batch_size * (2 if beside and recipe.objective.prior_weight else 1)
 
 
-def _names(recipe: Recipe) -> tuple[str, ...]:
+def _names(config: CustomDiffusionConfig, recipe: Recipe) -> tuple[str, ...]:
     """The words to learn. Raises RecipeError where a source has none, or two words are one."""
-    assert isinstance(recipe.method, CustomDiffusionConfig)
     sources = [source for source in recipe.data.sources if source.role == "train"]
-    names = tuple(dict.fromkeys(recipe.method.words or [source.trigger for source in sources] or ["sks"]))
+    names = tuple(dict.fromkeys(config.words or [source.trigger for source in sources] or ["sks"]))
     if "" in names:
         where = next((source.path for source in sources if not source.trigger), "method.words")
         raise RecipeError(

@@ -10,8 +10,7 @@ Shapes: B batch, D width of a text encoder's token embeddings.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -20,12 +19,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from konomi.adapters.adapter import Adapter
-from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.branches import BranchLayers
 from konomi.adapters.kinds.low_rank import LoraSpec
 from konomi.adapters.layers import TrainedLayers, inject
-from konomi.adapters.live import LiveAdapter, Together
+from konomi.adapters.live import Together
 from konomi.adapters.words import TrainedWords, repeated
 from konomi.config.bounds import STRICT
 from konomi.config.recipe import Recipe
@@ -36,7 +33,7 @@ from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import RecipeError
 from konomi.families.selectors import check_selectors
 from konomi.methods.denoising import DenoisingLoss, Noised, subject_and_prior_loss
-from konomi.methods.method import Needs, ParameterGroup, Phase, Result, learning_rates, own_rate
+from konomi.methods.method import AdapterMethod, Needs, ParameterGroup, Phase, learning_rates, own_rate
 from konomi.models.base import BaseModel
 
 Guidance = Annotated[float, Field(ge=1, le=50)]
@@ -79,36 +76,35 @@ class DreamArtistConfig:
     """What the LoRAs change, in the words of `lora`'s setting of that name."""
 
 
-class DreamArtist:
+class DreamArtist(AdapterMethod):
     """Trains two words, and perhaps two LoRAs, through guidance."""
 
     config_type: ClassVar = DreamArtistConfig
     default_learning_rate: ClassVar = 3e-3
 
-    def __init__(self, base: BaseModel, recipe: Recipe) -> None:
-        if not isinstance(recipe.method, DreamArtistConfig):
-            raise TypeError(f"DreamArtist takes a DreamArtistConfig, not {type(recipe.method).__name__}")
+    def __init__(self, config: DreamArtistConfig, base: BaseModel, recipe: Recipe) -> None:
         self.base = base
         self.recipe = recipe
-        self.config = recipe.method
-        if self.config.lora_rank and recipe.save.format in ("diffusers", "peft"):
-            raise RecipeError(
-                f"save.format is {recipe.save.format!r}, which cannot say that a LoRA is for one branch of guidance. "
-                "Use 'kohya'."
-            )
-        check_selectors(base.spec, self.config.targets)
+        self.config = config
         self.word = _word(recipe)
         self.negative_word = self.word + _NEGATIVE
         self.denoising = DenoisingLoss(base, recipe)
         self.lora: BranchLayers | None = None
 
-    @property
-    def needs(self) -> Needs:
+    @staticmethod
+    def needs(config: DreamArtistConfig, base: BaseModel, recipe: Recipe) -> Needs:
+        if config.lora_rank and recipe.save.format in ("diffusers", "peft"):
+            raise RecipeError(
+                f"save.format is {recipe.save.format!r}, which cannot say that a LoRA is for one branch of guidance. "
+                "Use 'kohya'."
+            )
+        check_selectors(base.spec, config.targets)
+        _word(recipe)
         return Needs(
             trains_text=True,
-            pixels=self.base.inpainting or self.config.reconstruction > 0,
-            makes="lora" if self.config.lora_rank else "embedding",
-            unused=_unused(self.config),
+            pixels=base.inpainting or config.reconstruction > 0,
+            makes="lora" if config.lora_rank else "embedding",
+            unused=_unused(config),
         )
 
     def default_steps(self, num_images: int) -> int:
@@ -120,7 +116,7 @@ class DreamArtist:
         self.words = TrainedWords(self.base.words, start)
         if self.config.lora_rank:
             self.lora = BranchLayers(self._inject("positive"), self._inject("negative"))
-        self.live: LiveAdapter = self.words if self.lora is None else Together(self.words, self.lora)
+        self.live = self.words if self.lora is None else Together(self.words, self.lora)
         modules = (*self.base.text_encoders.values(), self.base.denoiser)
         return (Phase("dreamartist", self._groups(), self.loss, self.per_example, modules=modules),)
 
@@ -174,22 +170,6 @@ class DreamArtist:
         if examples.loss_mask is not None and self.recipe.objective.masked:
             error = error * functional.interpolate(examples.loss_mask, size=error.shape[2:], mode="nearest")
         return error.flatten(1).mean(1)
-
-    def export(self) -> Adapter:
-        learned, family = self.live.export(), self.base.family
-        negative = None if learned.negative is None else replace(learned.negative, family=family)
-        return replace(learned, negative=negative, family=family)
-
-    @contextmanager
-    def as_loaded(self, result: Result) -> Iterator[None]:
-        if not isinstance(result, Adapter):
-            raise TypeError("DreamArtist exports an Adapter")
-        lora = nullcontext() if self.lora is None else self.lora.pause()
-        with self.words.pause(), lora, attach(self.base, [(result, Strengths())], keep_on_cpu=True):
-            yield
-
-    def close(self) -> None:
-        self.live.detach()
 
     def _start(self, *, negative: bool) -> dict[str, Tensor]:
         """Part -> vectors [n, D]."""

@@ -11,8 +11,7 @@ It is full fine-tuning (or, to save memory, LoRA training) with an identifier, a
 done by those methods.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -51,28 +50,23 @@ class Dreambooth:
     config_type: ClassVar = DreamboothConfig
     default_learning_rate: ClassVar = 5e-6
 
-    def __init__(self, base: BaseModel, recipe: Recipe) -> None:
-        if not isinstance(recipe.method, DreamboothConfig):
-            raise TypeError(f"Dreambooth takes a DreamboothConfig, not {type(recipe.method).__name__}")
+    def __init__(self, config: DreamboothConfig, base: BaseModel, recipe: Recipe) -> None:
         self.base = base
-        self.config = recipe.method
-        optimizer = self._rates(base, recipe.optimizer)
-        if self.config.train == "model":
-            full = FullConfig(text_encoder=self.config.text_encoder)
-            self.training: Full | Lora = Full(base, replace(recipe, method=full, optimizer=optimizer))
-        else:
-            rank = self.config.rank
-            lora = LoraConfig(rank=rank, text_rank=rank if self.config.text_encoder else 0)
-            self.training = Lora(base, replace(recipe, method=lora, optimizer=optimizer))
+        self.config = config
+        recipe = replace(recipe, optimizer=self._rates(base, recipe.optimizer))
+        inner = _inner(config)
+        self.training = Full(inner, base, recipe) if isinstance(inner, FullConfig) else Lora(inner, base, recipe)
 
-    @property
-    def needs(self) -> Needs:
+    @staticmethod
+    def needs(config: DreamboothConfig, base: BaseModel, recipe: Recipe) -> Needs:
         unused = {}
-        if self.config.train == "model":
+        if config.train == "model":
             unused["method.rank"] = 'method.train is "model"; only "lora" has a rank.'
-        if not self.config.text_encoder:
+        if not config.text_encoder:
             unused["optimizer.text_learning_rate"] = "method.text_encoder is off, so the text encoder is not trained."
-        return replace(self.training.needs, prior="generate", identifier=True, unused=unused)
+        inner = _inner(config)
+        training = Full.needs(inner, base, recipe) if isinstance(inner, FullConfig) else Lora.needs(inner, base, recipe)
+        return replace(training, prior="generate", identifier=True, unused=unused)
 
     def default_steps(self, num_images: int) -> int:
         # The paper: about 1,000 steps, 800 to 1,200 with 3 to 6 images.
@@ -87,10 +81,8 @@ class Dreambooth:
     def export(self) -> Result:
         return self.training.export()
 
-    @contextmanager
-    def as_loaded(self, result: Result) -> Iterator[None]:
-        with self.training.as_loaded(result):
-            yield
+    def as_loaded(self, result: Result) -> AbstractContextManager[None]:
+        return self.training.as_loaded(result)
 
     def close(self) -> None:
         self.training.close()
@@ -111,3 +103,10 @@ class Dreambooth:
         # `rates` stand in place of a learning rate.
         own = None if optimizer.rates else rate
         return replace(optimizer, learning_rate=own, text_learning_rate=text_rate)
+
+
+def _inner(config: DreamboothConfig) -> FullConfig | LoraConfig:
+    """Settings of the method that does the work."""
+    if config.train == "model":
+        return FullConfig(text_encoder=config.text_encoder)
+    return LoraConfig(rank=config.rank, text_rank=config.rank if config.text_encoder else 0)

@@ -43,32 +43,26 @@ class Full:
     config_type: ClassVar = FullConfig
     default_learning_rate: ClassVar = 5e-6
 
-    def __init__(self, base: BaseModel, recipe: Recipe) -> None:
-        if not isinstance(recipe.method, FullConfig):
-            raise TypeError(f"Full takes a FullConfig, not {type(recipe.method).__name__}")
+    def __init__(self, config: FullConfig, base: BaseModel, recipe: Recipe) -> None:
         self.base = base
         self.recipe = recipe
-        self.config = recipe.method
+        self.config = config
+        self.parts = _parts(config, base)
         self.denoising = DenoisingLoss(base, recipe)
         self.preserving = PreservingLoss(
-            base, recipe, self.denoising, untouched=self.untouched, trains_text=self.config.text_encoder
+            base, recipe, self.denoising, untouched=self.untouched, trains_text=config.text_encoder
         )
         self._before: dict[nn.Parameter, Tensor] = {}
 
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        text = cast("tuple[Part, ...]", tuple(self.base.text_encoders)) if self.config.text_encoder else ()
-        return ("denoiser", *text)
-
-    @property
-    def needs(self) -> Needs:
+    @staticmethod
+    def needs(config: FullConfig, base: BaseModel, recipe: Recipe) -> Needs:
         return Needs(
-            trains_text=self.config.text_encoder,
-            pixels=self.base.inpainting,
+            trains_text=config.text_encoder,
+            pixels=base.inpainting,
             makes="model",
             predicts_prior=True,
-            float32_parts=self.parts,
-            unused={} if self.config.text_encoder else {"optimizer.text_learning_rate": _NO_TEXT},
+            float32_parts=_parts(config, base),
+            unused={} if config.text_encoder else {"optimizer.text_learning_rate": _NO_TEXT},
         )
 
     def default_steps(self, num_images: int) -> int:
@@ -143,3 +137,9 @@ class Full:
 
     def _part(self, part: Part) -> nn.Module:
         return self.base.denoiser if part == "denoiser" else self.base.text_encoders[part]
+
+
+def _parts(config: FullConfig, base: BaseModel) -> tuple[Part, ...]:
+    """Those that are trained."""
+    text = cast("tuple[Part, ...]", tuple(base.text_encoders)) if config.text_encoder else ()
+    return ("denoiser", *text)

@@ -14,8 +14,7 @@ quiet where the input looks like that of shallow layers.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -23,8 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from konomi.adapters.adapter import Adapter, Hypernetwork
-from konomi.adapters.apply import Strengths, attach
+from konomi.adapters.adapter import Hypernetwork
 from konomi.adapters.hypernetwork import HALVES, LiveHypernetwork, Network, make_network, width_of
 from konomi.config.bounds import STRICT
 from konomi.config.recipe import Recipe
@@ -35,7 +33,15 @@ from konomi.families.selectors import depth_of
 from konomi.formats import read_adapter
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.lora_start import trained_for_notes
-from konomi.methods.method import Needs, ParameterGroup, Phase, Result, begin_step, for_width, learning_rates
+from konomi.methods.method import (
+    AdapterMethod,
+    Needs,
+    ParameterGroup,
+    Phase,
+    begin_step,
+    for_width,
+    learning_rates,
+)
 from konomi.methods.preservation import PreservingLoss
 from konomi.models.base import BaseModel
 
@@ -96,7 +102,7 @@ class HypernetworkConfig:
     at their defaults here."""
 
 
-class HypernetworkMethod:
+class HypernetworkMethod(AdapterMethod):
     """Trains networks before the projections of the frozen base."""
 
     config_type: ClassVar = HypernetworkConfig
@@ -104,14 +110,12 @@ class HypernetworkMethod:
     """The practice with Stable Diffusion's widths, the seed deck's and web UIs'; `narrow_learning_rate` on `tiny`."""
     narrow_learning_rate: ClassVar = 3e-4
 
-    def __init__(self, base: BaseModel, recipe: Recipe) -> None:
-        if not isinstance(recipe.method, HypernetworkConfig):
-            raise TypeError(f"HypernetworkMethod takes a HypernetworkConfig, not {type(recipe.method).__name__}")
+    def __init__(self, config: HypernetworkConfig, base: BaseModel, recipe: Recipe) -> None:
         self.base = base
         self.recipe = recipe
-        self.config = recipe.method
-        self.started, self.start_notes = _read_start(self.config, base)
-        self.spec = _spec(self.config)
+        self.config = config
+        self.started, _ = _read_start(config, base)
+        self.spec = _spec(config)
         if self.started is not None:
             self.spec = replace(self.spec, **{name: getattr(self.started, name) for name in _STRUCTURE})
         if self.started is not None or self.config.widths:
@@ -119,17 +123,19 @@ class HypernetworkMethod:
             self._widths(base.outline())
         self.denoising = DenoisingLoss(base, recipe)
         self.preserving = PreservingLoss(
-            base, recipe, self.denoising, untouched=lambda: self.networks.pause(), trains_text=False
+            base, recipe, self.denoising, untouched=lambda: self.live.pause(), trains_text=False
         )
 
-    @property
-    def needs(self) -> Needs:
+    @staticmethod
+    def needs(config: HypernetworkConfig, base: BaseModel, recipe: Recipe) -> Needs:
+        _spec(config)
+        _, notes = _read_start(config, base)
         return Needs(
-            pixels=self.base.inpainting,
+            pixels=base.inpainting,
             makes="hypernetwork",
             predicts_prior=True,
-            unused=_unused(self.config),
-            notes=self.start_notes,
+            unused=_unused(config),
+            notes=notes,
         )
 
     def default_steps(self, num_images: int) -> int:
@@ -152,7 +158,7 @@ class HypernetworkMethod:
         for layer in layers.values():
             layer.requires_grad_(False)
         values = self.base.targets("attention.v")
-        self.networks = LiveHypernetwork(layers, pairs, self.spec, values=values)
+        self.live = self.networks = LiveHypernetwork(layers, pairs, self.spec, values=values)
         self.shallow = self._shallow()
         default = for_width(self.base, published=self.default_learning_rate, narrow=self.narrow_learning_rate)
         rate, _ = learning_rates(self.recipe.optimizer, default)
@@ -168,19 +174,6 @@ class HypernetworkMethod:
             loss = self.preserving(batch, rng)
         squares = [states.float().square().mean() for states in added]
         return loss + self.config.shallow_penalty * torch.stack(squares).mean() if squares else loss
-
-    def export(self) -> Adapter:
-        return replace(self.networks.export(), family=self.base.family)
-
-    @contextmanager
-    def as_loaded(self, result: Result) -> Iterator[None]:
-        if not isinstance(result, Adapter):
-            raise TypeError("a hypernetwork exports an Adapter")
-        with self.networks.pause(), attach(self.base, [(result, Strengths())], keep_on_cpu=True):
-            yield
-
-    def close(self) -> None:
-        self.networks.detach()
 
     def _network(self, width: int, half: str, like: Tensor) -> Network:
         """A network at its start, which depends on seed, width and half only."""

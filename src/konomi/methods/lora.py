@@ -6,15 +6,12 @@ only A and B are learned. Also here, as switches: a larger step for B (LoRA+, Ha
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from konomi.adapters.adapter import Adapter
-from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.kinds.low_rank import LoraSpec
 from konomi.adapters.layers import inject
 from konomi.config.bounds import STRICT, Fraction
@@ -26,10 +23,10 @@ from konomi.families.selectors import check_selectors, selects
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.lora_start import Start, read_start
 from konomi.methods.method import (
+    AdapterMethod,
     Needs,
     ParameterGroup,
     Phase,
-    Result,
     begin_step,
     for_width,
     learning_rates,
@@ -85,41 +82,39 @@ class LoraConfig:
     encoder and convolutions; other layers are trained beside them where `targets`, `conv_rank` or `text_rank` ask."""
 
 
-class Lora:
+class Lora(AdapterMethod):
     """Trains low-rank updates beside the frozen base."""
 
     config_type: ClassVar = LoraConfig
     default_learning_rate: ClassVar = 1e-4
 
-    def __init__(self, base: BaseModel, recipe: Recipe, *, section: str = "method") -> None:
+    def __init__(self, config: LoraConfig, base: BaseModel, recipe: Recipe, *, section: str = "method") -> None:
         """`section`: where the recipe has these settings, for messages."""
-        if not isinstance(recipe.method, LoraConfig):
-            raise TypeError(f"Lora takes a LoraConfig, not {type(recipe.method).__name__}")
         self.base = base
         self.recipe = recipe
         self.section = section
-        self.config = recipe.method
-        self.dora_axis = dora_axis(self.config, recipe.save.format)
-        self.start = read_start(self.config.start, section, base) if self.config.start else None
-        check_selectors(base.spec, self.config.targets)
+        self.config = config
+        self.dora_axis = dora_axis(config, recipe.save.format)
+        self.start = read_start(config.start, section, base) if config.start else None
+        check_selectors(base.spec, config.targets)
         self.start_specs = {} if self.start is None else self._specs_of(self.start)
+        self.trains_text = _trains_text(config, self.start)
         self.denoising = DenoisingLoss(base, recipe)
         self.preserving = PreservingLoss(
-            base,
-            recipe,
-            self.denoising,
-            untouched=lambda: self.layers.pause(),
-            trains_text=self.needs.trains_text,
+            base, recipe, self.denoising, untouched=lambda: self.live.pause(), trains_text=self.trains_text
         )
 
-    @property
-    def needs(self) -> Needs:
+    @staticmethod
+    def needs(config: LoraConfig, base: BaseModel, recipe: Recipe, *, section: str = "method") -> Needs:
+        dora_axis(config, recipe.save.format)
+        check_selectors(base.spec, config.targets)
+        start = read_start(config.start, section, base) if config.start else None
         return Needs(
-            trains_text=self.config.text_rank > 0 or (self.start is not None and self.start.has_text),
-            pixels=self.base.inpainting,
+            trains_text=_trains_text(config, start),
+            pixels=base.inpainting,
             predicts_prior=True,
-            unused=_unused(self.config, self.start),
-            notes=() if self.start is None else _start_notes(self.start),
+            unused=_unused(config, start),
+            notes=() if start is None else _start_notes(start),
         )
 
     def default_steps(self, num_images: int) -> int:
@@ -129,7 +124,7 @@ class Lora:
 
     def plan(self) -> tuple[Phase, ...]:
         specs = self._specs()
-        self.layers = inject(
+        self.live = self.layers = inject(
             {key: self.base.module(key) for key in specs}, specs.__getitem__, seed=self.recipe.run.seed
         )
         if self.start is not None:
@@ -139,19 +134,6 @@ class Lora:
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
         begin_step(self.layers, batch, rng)
         return self.preserving(batch, rng)
-
-    def export(self) -> Adapter:
-        return replace(self.layers.export(), family=self.base.family)
-
-    @contextmanager
-    def as_loaded(self, result: Result) -> Iterator[None]:
-        if not isinstance(result, Adapter):
-            raise TypeError("a LoRA exports an Adapter")
-        with self.layers.pause(), attach(self.base, [(result, Strengths())], keep_on_cpu=True):
-            yield
-
-    def close(self) -> None:
-        self.layers.detach()
 
     def _specs(self) -> dict[str, LoraSpec]:
         """Canonical key -> what is trained there."""
@@ -228,8 +210,12 @@ class Lora:
     def _modules(self) -> Iterator[nn.Module]:
         yield from self.layers.modules
         yield self.base.denoiser
-        if self.needs.trains_text:
+        if self.trains_text:
             yield from self.base.text_encoders.values()
+
+
+def _trains_text(config: LoraConfig, start: Start | None) -> bool:
+    return config.text_rank > 0 or (start is not None and start.has_text)
 
 
 def _unused(config: LoraConfig, start: Start | None) -> dict[str, str]:

@@ -1,13 +1,14 @@
 """What a method is: which parameters it trains, against which loss, and what it leaves behind."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
 from konomi.adapters.adapter import Adapter
+from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.live import LiveAdapter
 from konomi.config.prior import PriorSource
 from konomi.config.rates import highest_rate
@@ -163,15 +164,21 @@ def begin_step(live: LiveAdapter, batch: Batch, rng: Rng) -> None:
 
 
 class Method(Protocol):
-    """The interface every method file implements. Built as `SomeMethod(base, recipe)` before the base is loaded."""
+    """The interface every method file implements. Asked what it needs, and built, before the base is loaded."""
 
     config_type: ClassVar[type[Any]]
     default_learning_rate: ClassVar[float]
 
-    def __init__(self, base: BaseModel, recipe: Recipe) -> None: ...
+    def __init__(self, config: Any, base: BaseModel, recipe: Recipe) -> None:
+        """`config`: of `config_type`; `recipe`: the whole recipe, whose method section may be another method's that
+        works with this one. Nothing of the base is loaded yet."""
+        ...
 
-    @property
-    def needs(self) -> Needs: ...
+    @staticmethod
+    def needs(config: Any, base: BaseModel, recipe: Recipe) -> Needs:
+        """What training with these settings asks of base and data: known before the data is looked at, so that the
+        prior and the captions can be decided by it. Raises RecipeError for settings that cannot be followed."""
+        ...
 
     def default_steps(self, num_images: int) -> int:
         """Length of a run whose recipe names neither steps nor epochs."""
@@ -192,3 +199,27 @@ class Method(Protocol):
     def close(self) -> None:
         """Detach from the base for good."""
         ...
+
+
+class AdapterMethod:
+    """What methods have in common that train something beside a frozen base: they say what, as `live`, and what they
+    leave behind, how that looks on the base and how it comes off follow from it."""
+
+    base: BaseModel
+    live: LiveAdapter
+    """What is trained, attached; from `plan` on."""
+
+    def export(self) -> Adapter:
+        learned, family = self.live.export(), self.base.family
+        negative = None if learned.negative is None else replace(learned.negative, family=family)
+        return replace(learned, negative=negative, family=family)
+
+    @contextmanager
+    def as_loaded(self, result: Result) -> Iterator[None]:
+        if not isinstance(result, Adapter):
+            raise TypeError(f"{type(self).__name__} exports an Adapter")
+        with self.live.pause(), attach(self.base, [(result, Strengths())], keep_on_cpu=True):
+            yield
+
+    def close(self) -> None:
+        self.live.detach()

@@ -4,24 +4,29 @@ Textual Inversion finds the place in the base's vocabulary that comes closest to
 LoRA has less to change, and what it learns hangs on the word. Both lie in one file.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter
-from konomi.adapters.apply import Strengths, attach
-from konomi.adapters.live import set_learning
+from konomi.adapters.live import Together, set_learning
 from konomi.config.bounds import STRICT
 from konomi.config.recipe import Recipe
 from konomi.data.batch import Batch, Examples
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.methods.lora import Lora, LoraConfig
-from konomi.methods.method import Needs, ParameterGroup, Phase, Result, begin_step, own_rate, placed, rate_for_width
+from konomi.methods.method import (
+    AdapterMethod,
+    Needs,
+    ParameterGroup,
+    Phase,
+    begin_step,
+    own_rate,
+    placed,
+    rate_for_width,
+)
 from konomi.methods.textual_inversion import TextualInversion, TextualInversionConfig
 from konomi.models.base import BaseModel
 
@@ -49,33 +54,33 @@ class PivotalConfig:
     """The LoRA, as in lora."""
 
 
-class Pivotal:
+class Pivotal(AdapterMethod):
     """Trains the vectors of new words, then low-rank updates that know them."""
 
     config_type: ClassVar = PivotalConfig
     default_learning_rate: ClassVar = Lora.default_learning_rate
 
-    def __init__(self, base: BaseModel, recipe: Recipe) -> None:
-        if not isinstance(recipe.method, PivotalConfig):
-            raise TypeError(f"Pivotal takes a PivotalConfig, not {type(recipe.method).__name__}")
+    def __init__(self, config: PivotalConfig, base: BaseModel, recipe: Recipe) -> None:
+        self.base = base
+        self.recipe = recipe
+        self.config = config
+        self.inversion = TextualInversion(config.words, base, recipe)
+        self.lora = Lora(config.lora, base, recipe, section="method.lora")
+
+    @staticmethod
+    def needs(config: PivotalConfig, base: BaseModel, recipe: Recipe) -> Needs:
         if recipe.save.format in ("peft", "diffusers"):
             raise RecipeError(
                 f"save.format is {recipe.save.format!r}, which holds no words; pivotal writes LoRA and words into one "
                 "file. Use 'kohya'."
             )
-        self.base = base
-        self.recipe = recipe
-        self.config = recipe.method
-        self.inversion = TextualInversion(base, replace(recipe, method=self.config.words))
-        self.lora = Lora(base, replace(recipe, method=self.config.lora), section="method.lora")
-
-    @property
-    def needs(self) -> Needs:
-        unused = placed(self.inversion.needs.unused, "method.words") | placed(self.lora.needs.unused, "method.lora")
+        words = TextualInversion.needs(config.words, base, recipe)
+        lora = Lora.needs(config.lora, base, recipe, section="method.lora")
+        unused = placed(words.unused, "method.words") | placed(lora.unused, "method.lora")
         # The LoRA decays and has the recipe's rates.
         for path in ("optimizer.weight_decay", "optimizer.learning_rate"):
             unused.pop(path, None)
-        return replace(self.lora.needs, trains_text=True, unused=unused, for_bare_images=("method.words.templates",))
+        return replace(lora, trains_text=True, unused=unused, for_bare_images=("method.words.templates",))
 
     def default_steps(self, num_images: int) -> int:
         # The pivot need not be found to the last digit: the LoRA does the rest.
@@ -84,6 +89,7 @@ class Pivotal:
     def plan(self) -> tuple[Phase, ...]:
         (inversion,) = self.inversion.plan()
         (lora,) = self.lora.plan()
+        self.live = Together(self.inversion.words, self.lora.layers)
         self._learn(words=True, lora=False)
         # The rates of the recipe are the LoRA's; a schedule holds for both.
         optimizer, later = self.recipe.optimizer, self.config.word_rate_later
@@ -124,24 +130,6 @@ class Pivotal:
         """Of the second phase."""
         self._learn(words=self.config.word_rate_later > 0, lora=True)
         return self.lora.loss(replace(batch, subject=self.inversion.captioned(batch.subject, rng)), rng)
-
-    def export(self) -> Adapter:
-        return replace(self.lora.export(), embeddings=self.inversion.export().embeddings)
-
-    @contextmanager
-    def as_loaded(self, result: Result) -> Iterator[None]:
-        if not isinstance(result, Adapter):
-            raise TypeError("pivotal tuning exports an Adapter")
-        with (
-            self.inversion.words.pause(),
-            self.lora.layers.pause(),
-            attach(self.base, [(result, Strengths())], keep_on_cpu=True),
-        ):
-            yield
-
-    def close(self) -> None:
-        self.lora.close()
-        self.inversion.close()
 
     def _words(self, rate: float) -> ParameterGroup:
         return ParameterGroup("words", self.inversion.words.parameters, rate, weight_decay=0.0)

@@ -6,8 +6,6 @@ E |e - e_theta(z_t, t, c(caption with v))|^2. The base, its token table too, sta
 Shapes: n vectors of a word, D width of a text encoder's token embeddings.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -15,8 +13,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from konomi.adapters.adapter import Adapter
-from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.words import KeepNorm, TrainedWords, repeated
 from konomi.config.bounds import STRICT
 from konomi.config.recipe import Recipe
@@ -26,7 +22,7 @@ from konomi.data.captions import has_trigger
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
-from konomi.methods.method import Needs, ParameterGroup, Phase, Result, for_width, learning_rates
+from konomi.methods.method import AdapterMethod, Needs, ParameterGroup, Phase, for_width, learning_rates
 from konomi.models.base import BaseModel
 
 Templates = Literal["object", "style", "none"]
@@ -81,31 +77,30 @@ class TextualInversionConfig:
     painting in the style of ...) or nothing. A source's own template goes before."""
 
 
-class TextualInversion:
+class TextualInversion(AdapterMethod):
     """Trains the vectors of new words."""
 
     config_type: ClassVar = TextualInversionConfig
     default_learning_rate: ClassVar = 5e-3
 
-    def __init__(self, base: BaseModel, recipe: Recipe) -> None:
-        if not isinstance(recipe.method, TextualInversionConfig):
-            raise TypeError(f"TextualInversion takes a TextualInversionConfig, not {type(recipe.method).__name__}")
+    def __init__(self, config: TextualInversionConfig, base: BaseModel, recipe: Recipe) -> None:
         self.base = base
         self.recipe = recipe
-        self.config = recipe.method
-        self.sources = sources_by_word(recipe, self.config.word)
+        self.config = config
+        self.sources = sources_by_word(recipe, config.word)
         self.denoising = DenoisingLoss(base, recipe)
 
-    @property
-    def needs(self) -> Needs:
+    @staticmethod
+    def needs(config: TextualInversionConfig, base: BaseModel, recipe: Recipe) -> Needs:
+        sources = sources_by_word(recipe, config.word)
         unused = {"optimizer.weight_decay": "words are not pulled towards zero."}
-        if self.config.word not in self.sources:
-            unused["method.word"] = f"the triggers of the sources are the words: {', '.join(self.sources)}."
-        if self.recipe.optimizer.text_learning_rate is not None:
+        if config.word not in sources:
+            unused["method.word"] = f"the triggers of the sources are the words: {', '.join(sources)}."
+        if recipe.optimizer.text_learning_rate is not None:
             unused["optimizer.learning_rate"] = "the words learn at optimizer.text_learning_rate."
         return Needs(
             trains_text=True,
-            pixels=self.base.inpainting,
+            pixels=base.inpainting,
             makes="embedding",
             unused=unused,
             for_bare_images=("method.templates",),
@@ -120,7 +115,7 @@ class TextualInversion:
         tables = {part: _token_table(self.base, part) for part in self.base.text_encoders}
         norms = {part: float(table.norm(dim=1).mean()) for part, table in tables.items()}
         start = {word: self._start(word, tables) for word in self.sources}
-        self.words = TrainedWords(self.base.words, start, keep_norm=self.config.keep_norm, norms=norms)
+        self.live = self.words = TrainedWords(self.base.words, start, keep_norm=self.config.keep_norm, norms=norms)
         rate, _ = learning_rates(self.recipe.optimizer, self.default_learning_rate)
         text_rate = self.recipe.optimizer.text_learning_rate
         # Decay would pull a word towards nothing.
@@ -135,19 +130,6 @@ class TextualInversion:
             return loss
         # Captions that were all dropped hold no word: nothing to learn in this step.
         return loss + sum((0.0 * vectors.sum() for vectors in self.words.parameters.values()), torch.zeros_like(loss))
-
-    def export(self) -> Adapter:
-        return replace(self.words.export(), family=self.base.family)
-
-    @contextmanager
-    def as_loaded(self, result: Result) -> Iterator[None]:
-        if not isinstance(result, Adapter):
-            raise TypeError("Textual Inversion exports an Adapter")
-        with self.words.pause(), attach(self.base, [(result, Strengths())], keep_on_cpu=True):
-            yield
-
-    def close(self) -> None:
-        self.words.detach()
 
     def captioned(self, examples: Examples, rng: Rng) -> Examples:
         """The word in every caption: in front where it is missing, in a template where it is all there is."""

@@ -10,7 +10,7 @@ from konomi.tasks.previewing import preview_prompts
 def next_commands(job: Job, folder: Path, result: Path) -> tuple[str, ...]:
     """Draw with the result, and train on."""
     prompt = next(iter(preview_prompts(job)), "a house by a lake")
-    if job.method.needs.makes == "model":
+    if job.needs.makes == "model":
         draw = ["konomi", "generate", prompt, "--base", str(result)]
     else:
         draw = ["konomi", "generate", prompt, "--base", job.recipe.base, "--add", str(result)]

@@ -27,7 +27,7 @@ from konomi.data.variants import preparing
 from konomi.errors import DataError, RecipeError
 from konomi.formats import WRITERS
 from konomi.hardware.precision import PRECISIONS, choose_precision, slow_precision_notes
-from konomi.methods import METHODS
+from konomi.methods import method_of
 from konomi.methods.denoising import check_objective
 from konomi.methods.method import Method, Needs
 from konomi.models.base import BaseModel
@@ -56,6 +56,8 @@ class Job:
     recipe: Recipe
     """With everything filled in that a recipe may leave open."""
     base: BaseModel
+    needs: Needs
+    """What the method asks of base and data."""
     method: Method
     manifest: Manifest
     assignment: Assignment
@@ -87,18 +89,19 @@ def prepare(recipe: Recipe) -> Job:
     recipe = asked = _with_dataset_values(with_absolute_paths(recipe))
     base = load_base(recipe.base, vae=recipe.vae, prediction=recipe.prediction)
     own_zero_snr = base.zero_terminal_snr
+    check_objective(base, recipe.objective)
     if recipe.objective.zero_terminal_snr:
-        check_objective(base, recipe.objective)
         # Previews and the saved file follow: a result that does not say so is sampled wrongly everywhere.
         base.use_zero_terminal_snr()
     recipe = _filled_in(recipe, base)
-    needs = _method_type(recipe)(base, recipe).needs
+    method_type = method_of(recipe)
+    needs = method_type.needs(recipe.method, base, recipe)
     _check_format(recipe, needs)
     memory = cache_folder(recipe)
     recipe = with_identifier_captions(recipe, needs)
     manifest = with_triggers_in_reach(remembered_scan(recipe.data, memory), base, recipe, memory)
     recipe = with_prior(recipe, needs, manifest.records, base)
-    method = _method_type(recipe)(base, recipe)
+    method = method_type(recipe.method, base, recipe)
     size = parse_size(recipe.data.resolution or str(base.resolution))
     training, validation, split_notes = split_off(manifest.records, recipe, memory)
     assignment = assign(training, size, recipe.data.buckets)
@@ -119,7 +122,7 @@ def prepare(recipe: Recipe) -> Job:
     situation = Situation(
         asked=asked,
         recipe=recipe,
-        needs=method.needs,
+        needs=needs,
         records=assignment.records,
         summary=summary,
         precision=precision,
@@ -132,6 +135,7 @@ def prepare(recipe: Recipe) -> Job:
     return Job(
         recipe=recipe,
         base=base,
+        needs=needs,
         method=method,
         manifest=manifest,
         assignment=assignment,
@@ -144,7 +148,7 @@ def prepare(recipe: Recipe) -> Job:
             *base.notes,
             *identifier_notes(base, needs, training),
             *slow_precision_notes(precision, processes.device),
-            *method.needs.notes,
+            *needs.notes,
             *split_notes,
             *_idle_notes(recipe.run.batch_size, processes.world),
             *unused_settings(situation),
@@ -176,11 +180,11 @@ def open_stream(job: Job) -> Iterator[Prepared | Warned | BatchStream]:
         seed=recipe.run.seed,
         latents=latents,
         text=text,
-        pixels=job.method.needs.pixels,
+        pixels=job.needs.pixels,
         prepare=preparing(recipe.data.images, job.base.latent_factor),
     )
     if recipe.memory.offload:
-        if latents is not None and not job.method.needs.pixels:
+        if latents is not None and not job.needs.pixels:
             base.unload("vae")
         if text is not None and complete:
             base.unload(*base.text_encoders)
@@ -206,7 +210,7 @@ def held_out_stream(job: Job) -> BatchStream | None:
         seed=0,
         latents=latents,
         text=text,
-        pixels=job.method.needs.pixels,
+        pixels=job.needs.pixels,
         prepare=preparing(recipe.data.images, job.base.latent_factor),
     )
 
@@ -215,7 +219,7 @@ def place(job: Job) -> None:
     """Base on its device: frozen parts in the computation's format or a smaller one, trained ones in float32."""
     wanted = job.recipe.memory.storage_dtype
     storage = PRECISIONS[wanted] if wanted != "auto" and job.precision == torch.float32 else None
-    needs = job.method.needs
+    needs = job.needs
     job.base.place(job.processes.device, job.precision, float32_parts=needs.float32_parts, storage=storage)
 
 
@@ -274,13 +278,6 @@ def _as_file_name(name: str) -> str:
     return kept.strip(" .-").replace(" ", "-")[:80]
 
 
-def _method_type(recipe: Recipe) -> type[Method]:
-    for method in METHODS:
-        if isinstance(recipe.method, method.config_type):
-            return method
-    raise RecipeError(f"method.kind is {recipe.method.kind!r}, which konomi does not have.")
-
-
 def _check_format(recipe: Recipe, needs: Needs) -> None:
     """Raises RecipeError for a result format that does not fit what the method makes."""
     chosen, makes = recipe.save.format, needs.makes
@@ -318,7 +315,7 @@ def _make_caches(job: Job) -> tuple[LatentCache | None, TextCache | None]:
             recipe.data.images,
             folder=folder if cache.latents == "disk" else None,
         )
-    if cache.text != "off" and not job.method.needs.trains_text:
+    if cache.text != "off" and not job.needs.trains_text:
         fingerprint = f"{base.fingerprint('text')} {number_format}"
         text = TextCache(fingerprint, recipe.text, folder=folder if cache.text == "disk" else None)
     return latents, text

@@ -63,7 +63,7 @@ def saves_due(job: Job, step: int) -> tuple[When, ...]:
 
 def result_path(job: Job, folder: Path, stem: str) -> Path:
     """Where a result lies: a folder for PEFT and for whole models in diffusers' layout, else one file."""
-    chosen, makes = job.recipe.save.format, job.method.needs.makes
+    chosen, makes = job.recipe.save.format, job.needs.makes
     if makes == "model":
         suffix = "" if chosen == "diffusers" else ".safetensors"
     else:

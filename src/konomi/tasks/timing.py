@@ -34,9 +34,9 @@ class MadeUpStream:
             captions=words,
             sizes=torch.tensor([[height, width, 0, 0, height, width]] * count),
             latents=Latents(torch.randn(grid), torch.zeros(grid)),
-            pixels=torch.zeros(count, 3, height, width) if job.method.needs.pixels else None,
+            pixels=torch.zeros(count, 3, height, width) if job.needs.pixels else None,
         )
-        if not job.method.needs.trains_text:
+        if not job.needs.trains_text:
             with torch.no_grad():
                 text = base.encode_captions(words, job.recipe.text).to("cpu")
             self.examples = replace(self.examples, text=text)

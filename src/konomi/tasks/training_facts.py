@@ -40,7 +40,7 @@ def training_facts(job: Job, step: int, *, rates: Mapping[str, float], hashes: b
     counts = Counter(names[record.locator] for record in records)
     repeats = {names[record.locator]: record.repeats for record in records}
     method = recipe.method
-    is_embedding = job.method.needs.makes == "embedding"
+    is_embedding = job.needs.makes == "embedding"
     return TrainingFacts(
         name=recipe.run.name,
         family=job.base.family,

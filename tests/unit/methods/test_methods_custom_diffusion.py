@@ -49,7 +49,7 @@ def make_method(family="sd1", words=("<a>", "<b>"), base=None, dtype=torch.float
         run=RunConfig(seed=5, batch_size=2),
         optimizer=OptimizerConfig(),
     )
-    method = CustomDiffusion(base, recipe)
+    method = CustomDiffusion(recipe.method, base, recipe)
     (phase,) = method.plan()
     return base, method, {name: p for group in phase.groups for name, p in group.parameters.items()}
 
@@ -199,10 +199,10 @@ def test_each_source_brings_its_word_and_must():
     sources = tuple(SourceConfig(path=f"p{i}", trigger=t) for i, t in enumerate(("<a>", "<b>", "<a>")))
     data = DataConfig(sources=(*sources, SourceConfig(path="q", role="prior")))
     recipe = Recipe(base="random", method=CustomDiffusionConfig(), data=data)
-    assert CustomDiffusion(random_base("sd1"), recipe).names == ("<a>", "<b>")
+    assert CustomDiffusion(recipe.method, random_base("sd1"), recipe).names == ("<a>", "<b>")
     bare = replace(data, sources=(*sources, SourceConfig(path="p9")))
     with pytest.raises(RecipeError, match=r"p9: .*--trigger WORD"):
-        CustomDiffusion(random_base("sd1"), replace(recipe, data=bare))
+        CustomDiffusion(recipe.method, random_base("sd1"), replace(recipe, data=bare))
 
 
 def test_only_what_was_pasted_counts_and_the_caption_says_how_large():
@@ -292,9 +292,11 @@ def diffusers_unet(base):
 
 
 def test_latents_are_cached_where_sizes_stay():
-    _, method, _ = make_method(size_augmentation=False)
-    assert not method.needs.pixels and method.needs.trains_text
-    assert make_method()[1].needs.pixels
+    base, method, _ = make_method(size_augmentation=False)
+    recipe = method.recipe
+    needs = CustomDiffusion.needs(method.config, base, recipe)
+    assert not needs.pixels and needs.trains_text
+    assert CustomDiffusion.needs(replace(method.config, size_augmentation=True), base, recipe).pixels
     with_pixels, without = make_examples(pixels=True), make_examples()
     rng = Rng.for_step(0, 0)
     torch.testing.assert_close(method.loss(Batch(with_pixels), rng), method.loss(Batch(without), rng))
