@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from konomi.errors import KonomiError
     from konomi.tasks import check, convert, demo, doctor, generate, identifiers, inspect, load_base, resume, train
     from konomi.tasks.recipes import new_recipe, read_recipe, recipe_from_flags
+    from konomi.training.stop import Stop
 
 __version__ = "0.1.0"
 
@@ -37,12 +38,14 @@ _HOME = {
         ),
         "tasks",
     ),
+    "Stop": "training.stop",
     **dict.fromkeys(("new_recipe", "read_recipe", "recipe_from_flags"), "tasks.recipes"),
 }
 
 __all__ = [
     "KonomiError",
     "Recipe",
+    "Stop",
     "check",
     "convert",
     "demo",

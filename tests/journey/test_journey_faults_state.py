@@ -94,7 +94,7 @@ def test_a_longer_run_that_dies_before_its_result_does_not_pass_off_the_earlier_
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("konomi.tasks.training.save_result", die)
+        patch.setattr("konomi.tasks.between_steps.save_result", die)
         with pytest.raises(RunError):
             list(konomi.resume(folder, steps=3))
     assert (folder / "sks.safetensors").read_bytes() == earlier
@@ -206,7 +206,7 @@ def test_an_interrupt_within_a_preview_is_no_failure_of_it(make_recipe, tmp_path
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("konomi.tasks.training.draw_previews", interrupted)
+    monkeypatch.setattr("konomi.tasks.run_previews.draw_previews", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(konomi.train(make_recipe(tmp_path / "run", steps=2, overrides=PICTURES)))
 
@@ -339,7 +339,7 @@ def test_what_a_run_was_cut_off_before_is_made_up_for_after_its_checkpoint(make_
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("konomi.tasks.training.save_result", die)
+        patch.setattr("konomi.tasks.between_steps.save_result", die)
         with pytest.raises(RunError):
             list(konomi.train(make_recipe(folder, steps=3, overrides=overrides)))
     events = [type(event).__name__ for event in konomi.resume(folder)]

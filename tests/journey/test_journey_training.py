@@ -1,6 +1,7 @@
 """Whole runs through the Python interface: what lies in the folder, previews, resuming, refusals."""
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from konomi.errors import RunError
 from konomi.storage.tensor_file import read_tensors
 from konomi.tasks import previewing
 from konomi.training.checkpoint import checkpoint_paths
-from konomi.training.events import Finished, Previewed, Saved, Step, Validated, Warned
+from konomi.training.events import Checkpointed, Finished, Previewed, Saved, Step, Validated, Warned
 
 EXPECTED_LORA = {"checkpoints", "log.jsonl", "manifest.jsonl", "recipe.toml", "sks.safetensors", "tensorboard"}
 
@@ -104,6 +105,45 @@ def test_stopped_and_resumed_equals_uninterrupted(make_recipe, tmp_path, same_te
         assert same_tensors(a / f"{name}.safetensors", b / f"{name}.safetensors")
 
 
+def test_a_request_to_stop_saves_and_can_be_resumed(make_recipe, tmp_path, same_tensors):
+    whole, folder = tmp_path / "whole", tmp_path / "stopped"
+    run(make_recipe(whole, steps=4))
+    stop = konomi.Stop()
+    seen = []
+    for event in konomi.train(make_recipe(folder, steps=4), stop=stop):
+        seen.append(event)
+        if isinstance(event, Step) and event.step == 1:
+            asking = threading.Thread(target=stop.request)
+            asking.start()
+            asking.join()
+    steps = [event.step for event in seen if isinstance(event, Step)]
+    assert steps in ([1], [1, 2])
+    checkpoint, finished = seen[-2:]
+    assert isinstance(checkpoint, Checkpointed)
+    assert (finished.step, finished.path, finished.interrupted) == (steps[-1], "", True)
+    assert checkpoint.path == str(checkpoint_paths(folder / "checkpoints")[-1])
+    assert not (folder / "sks.safetensors").exists()
+    again = list(konomi.resume(folder, stop=konomi.Stop()))
+    assert isinstance(again[-1], Finished)
+    assert not again[-1].interrupted
+    assert losses(folder) == losses(whole)
+    assert same_tensors(folder / "sks.safetensors", whole / "sks.safetensors")
+
+
+def test_a_request_to_stop_before_the_first_step_ends_without_an_error(make_recipe, tmp_path):
+    stop = konomi.Stop()
+    stop.request()
+    events = list(konomi.train(make_recipe(tmp_path / "run", steps=4), stop=stop))
+    assert not any(isinstance(event, Step) for event in events)
+    assert (events[-1].step, events[-1].interrupted) == (0, True)
+    assert not checkpoint_paths(tmp_path / "run" / "checkpoints")
+    run(make_recipe(tmp_path / "other", steps=2))
+    stop = konomi.Stop()
+    stop.request()
+    events = list(konomi.resume(tmp_path / "other", steps=3, stop=stop))
+    assert (events[-1].step, events[-1].interrupted) == (2, True)
+
+
 @pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.kernels
 def test_8_bit_moments_resume_bit_for_bit(make_recipe, tmp_path, same_tensors, method):
@@ -180,7 +220,7 @@ def test_a_failing_preview_costs_nothing(make_recipe, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("konomi.tasks.training.draw_previews", fail)
+    monkeypatch.setattr("konomi.tasks.run_previews.draw_previews", fail)
     assert previewing.draw_previews is not fail
     events = run(make_recipe(tmp_path / "run", steps=4, overrides=["run.preview_every=2", "run.save_every=2"]))
     assert len([e for e in events if isinstance(e, Step)]) == 4

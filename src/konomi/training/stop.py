@@ -9,7 +9,7 @@ from types import FrameType
 
 
 class Stop:
-    """A flag the loop looks at after every step."""
+    """A request to save and stop, one for each run; any thread may make it. The loop looks at it after every step."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -17,15 +17,15 @@ class Stop:
         """Whether a request is heeded: steps are being done, and what they learned is worth saving."""
 
     def request(self) -> None:
-        """Finish the step at hand, save, and end."""
+        """Finish the step at hand, save a checkpoint, and end. Before the first step there is nothing to save."""
         self.requested = True
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
+def stop_on_signals(stop: Stop) -> Iterator[Stop]:
     """SIGINT and SIGTERM raise KeyboardInterrupt until `stop.saves` is set; then the first sets the flag, and a second
     one is immediate. Outside the main thread only the flag works."""
-    stop = Stop()
+    stop.saves = False
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
