@@ -228,7 +228,14 @@ def test_check_shows_them_and_json_has_them(place, capsys):
 def test_zero_terminal_snr_asked_of_a_base_that_has_it_is_named(marked):
     recipe = Recipe(base="x", method=LoraConfig(), objective=ObjectiveConfig(zero_terminal_snr=True))
     run = Situation(
-        asked=recipe, recipe=recipe, needs=Needs(), records=(), summary=SimpleNamespace(), zero_terminal_snr=marked
+        asked=recipe,
+        recipe=recipe,
+        needs=Needs(),
+        records=(),
+        summary=SimpleNamespace(),
+        precision=torch.float32,
+        casts_weights=False,
+        zero_terminal_snr=marked,
     )
     told = [line for line in unused_settings(run) if line.startswith("objective.zero_terminal_snr = true does nothing")]
     assert len(told) == marked
