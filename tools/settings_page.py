@@ -7,7 +7,10 @@ from konomi.methods import METHODS
 
 TEN = (
     ("base", "the model everything starts from; the larger, the slower"),
-    ("data.sources.N.trigger", "the word that calls up what is learned; take a rare one (`konomi identifiers`)"),
+    (
+        "data.sources.N.trigger",
+        "the prompt word that stands for what is learned; take a rare one (`konomi identifiers`)",
+    ),
     ("run.steps", "how long; too few learn nothing, too many burn in: look at the previews"),
     ("optimizer.learning_rate", "how large each step is; halve it where pictures burn, double it where nothing comes"),
     ("run.batch_size", "images a step; more is steadier and costs memory"),

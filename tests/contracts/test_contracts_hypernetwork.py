@@ -284,7 +284,7 @@ def test_going_on_from_a_file(kit, tmp_path):
     key = "denoiser.mid_block.attentions.0.transformer_blocks.0.attn1.to_k"
     lora = Adapter(layers={key: LowRank(torch.ones(2, 32), torch.ones(32, 2), 2.0)}, family="sd1")
     write_adapter(lora, tmp_path / "lora.safetensors")
-    with pytest.raises(RecipeError, match="is no hypernetwork"):
+    with pytest.raises(RecipeError, match="is not a hypernetwork"):
         start(kit, replace(config, start=str(tmp_path / "lora.safetensors")))
 
 

@@ -117,7 +117,7 @@ def test_dora_is_the_files(kit, trained):
 def test_a_file_of_another_kind_or_family_is_refused(kit, trained, tmp_path):
     word = tmp_path / "word.safetensors"
     write_adapter(Adapter(embeddings={"sks": {"text_encoder": torch.ones(2, 768)}}, family="sd1"), word)
-    with pytest.raises(RecipeError, match="learned words alone, no LoRA"):
+    with pytest.raises(RecipeError, match="only learned words, no LoRA"):
         built(kit, LoraConfig(start=str(word)))
     path, _ = trained()
     base = kit.base("sdxl", lazy=True)

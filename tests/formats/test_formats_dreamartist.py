@@ -1,4 +1,4 @@
-"""DreamArtist's pairs of files: NAME and NAME-neg, as learned words alone or with a LoRA for each branch."""
+"""DreamArtist's pairs of files: NAME and NAME-neg, as learned words or with a LoRA for each branch."""
 
 from dataclasses import replace
 

@@ -93,7 +93,7 @@ def test_there_and_back_through_every_kind(tmp_path: Path) -> None:
         convert_adapter(tmp_path / "cat.pt", tmp_path / "x.bin")
     with pytest.raises(FileFormatError, match=r"ends in \.safetensors in this format"):
         convert_adapter(tmp_path / "cat.pt", tmp_path / "x.bin", "diffusers")
-    with pytest.raises(FileFormatError, match="no format that holds an embedding; choose webui or diffusers"):
+    with pytest.raises(FileFormatError, match="not a format that holds an embedding; choose webui or diffusers"):
         convert_adapter(tmp_path / "cat.pt", tmp_path / "x.safetensors", "peft")
     assert not list(tmp_path.glob("x*"))
 
@@ -201,7 +201,7 @@ def test_a_broken_companion_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="2 words; an embedding has one"):
         torch.save(webui_pt(VECTORS) | {"string_to_param": {"*": VECTORS, "+": VECTORS}}, tmp_path / "y.pt")
         read_adapter(tmp_path / "y.pt")
-    with pytest.raises(FileFormatError, match="is no tensor"):
+    with pytest.raises(FileFormatError, match="is not a tensor"):
         torch.save(webui_pt(VECTORS) | {"string_to_param": {"*": [1.0]}}, tmp_path / "z.pt")
         read_adapter(tmp_path / "z.pt")
 

@@ -209,14 +209,17 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "NaN": ({320: (K, V | {"linear.1.bias": torch.full((320,), float("nan"))})}, r"320\.v\.linear\.1\.bias holds NaN"),
     "unknown activation": ({320: (K, V), "activation_func": "softmax"}, r"activation_func 'softmax' is none .* mish"),
     "no word": ({320: (K, V), "activation_func": [1]}, r"activation_func '\[1\]' is none"),
-    "structure of words": ({320: (K, V), "layer_structure": "1,2,1"}, r"layer_structure 1,2,1 is no list of numbers"),
+    "structure of words": (
+        {320: (K, V), "layer_structure": "1,2,1"},
+        r"layer_structure 1,2,1 is not a list of numbers",
+    ),
     "open end": ({320: (K, V), "layer_structure": [1, 2]}, r"layer_structure 1,2 does not begin and end with 1"),
     "nothing between": (
         {320: (K, V), "layer_structure": [1, 0, 1]},
         r"layer_structure 1,0,1 is not of numbers above 0",
     ),
     "immense": ({320: (K, V), "layer_structure": [1, 1e300, 1]}, r"layer_structure .* out of all bounds"),
-    "width": ({10**9: (K, V)}, r"1000000000 is no width of attention"),
+    "width": ({10**9: (K, V)}, r"1000000000 is not a width of attention layers"),
     "dropout": ({320: (K, V), "dropout_structure": [0, 1.5, 0]}, r"dropout_structure 0,1.5,0 is not of 3 numbers"),
     "dropout count": ({320: (K, V), "dropout_structure": [0, 0]}, r"dropout_structure 0,0 is not of 3 numbers"),
     "no switch": ({320: (K, V), "is_layer_norm": "yes"}, r"is_layer_norm 'yes' is neither"),
@@ -283,7 +286,7 @@ def test_nothing_broken_is_written(tmp_path: Path) -> None:
 
 
 def test_a_lora_format_does_not_hold_it(a1111: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match="'kohya' is no format that holds a hypernetwork"):
+    with pytest.raises(FileFormatError, match="'kohya' is not a format that holds a hypernetwork"):
         convert_adapter(a1111, tmp_path / "x.safetensors", "kohya")
 
 

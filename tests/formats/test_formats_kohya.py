@@ -260,14 +260,14 @@ D, U = torch.ones(2, 768), torch.ones(5, 2)
 BAD: dict[str, tuple[dict[str, Tensor], str]] = {
     "no up": (layer(TO_K, down=D, alpha=torch.tensor(1.0)), r"to_k\.lora_down\.weight has no lora_up"),
     "no down": (layer(TO_K, up=U), r"to_k\.lora_up\.weight has no lora_down"),
-    "alpha alone": (layer(TO_K, alpha=torch.tensor(1.0)), r"to_k\.alpha stands alone"),
+    "alpha alone": (layer(TO_K, alpha=torch.tensor(1.0)), r"to_k\.alpha has none of the tensors"),
     "rank 0": (layer(TO_K, down=torch.ones(0, 768), up=torch.ones(5, 0)), r"to_k\.lora_down\.weight has rank 0"),
     "other rank": (layer(TO_K, down=D, up=torch.ones(5, 3)), r"lora_up\.weight has rank 3; its lora_down has rank 2"),
     "three axes": (layer(TO_K, down=torch.ones(2, 3, 4), up=U), r"lora_down\.weight has shape \[2, 3, 4\]"),
     "alpha table": (layer(TO_K, down=D, up=U, alpha=torch.ones(2)), r"to_k\.alpha has shape"),
     "odd magnitude": (layer(TO_K, down=D, up=U, dora_scale=torch.ones(7, 1)), r"to_k\.dora_scale has shape"),
     "two kinds": (layer(TO_K, down=D, up=U, diff=torch.ones(5, 768)), r"to_k\.diff does not belong"),
-    "half loha": (layer(TO_K, hada_w1_a=torch.ones(5, 2)), r"to_k has no hada_w1_b"),
+    "half loha": (layer(TO_K, hada_w1_a=torch.ones(5, 2)), r"to_k has no matrix hada_w1_b"),
     "half lokr": (layer(TO_K, lokr_w1=torch.ones(5, 2)), r"to_k has neither lokr_w2"),
     "odd lokr core": (
         layer(TO_K, lokr_w1=D, lokr_w2_a=D, lokr_w2_b=D, lokr_t2=torch.ones(3, 2, 3, 3)), r"to_k\.lokr_t2 has shape",

@@ -156,7 +156,7 @@ def test_what_is_ignored_is_named_with_its_reason(tmp_path: Path) -> None:
     lines = sentences(read(tmp_path, LOKR).values())
     assert lines == (
         "1 of 1 layer used by ComfyUI, A1111",
-        f"0 of 1 layer used by diffusers: the file is not loaded: {UNET}.lokr_w1 is no plain LoRA's tensor",
+        f"0 of 1 layer used by diffusers: the file is not loaded: {UNET}.lokr_w1 is not a plain LoRA's tensor",
     )
     lines = sentences(read(tmp_path, BASE | plain("lora_te_encoder_layers_0_mlp_fc1")).values())
     assert (

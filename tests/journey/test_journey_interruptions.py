@@ -70,7 +70,7 @@ def test_a_second_run_in_the_folder_is_refused_and_a_dead_ones_lock_is_not(recip
     konomi_cli.wait_for_step(folder, 2, process)
     second = konomi_cli.run("resume", folder)
     assert second.returncode == 1
-    assert "another run works in this folder" in second.stderr
+    assert "another run is using this folder" in second.stderr
     assert len(second.stderr.strip().splitlines()) == 1
     process.kill()
     process.communicate()

@@ -297,7 +297,7 @@ def test_two_runs_cannot_share_a_folder(make_recipe, tmp_path):
     for event in first:
         if isinstance(event, Step):
             break
-    with pytest.raises(RunError, match="another run works in this folder"):
+    with pytest.raises(RunError, match="another run is using this folder"):
         list(konomi.resume(folder))
     first.close()
     assert not (folder / "run.lock").exists()

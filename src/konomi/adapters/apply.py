@@ -197,7 +197,7 @@ def _attach_words(base: HasModules, adapter: Adapter, strength: float, attachmen
         return
     for word, vectors in adapter.embeddings.items():
         if word in base.words:
-            raise ModelError(f"{_name(adapter)} brings the word {word!r}, which another adapter has brought already.")
+            raise ModelError(f"{_name(adapter)} has the word {word!r}, which another adapter already has.")
         for part, vectors_nD in vectors.items():
             _check_width(base, adapter, word, part, vectors_nD)
         base.words[word] = {part: vectors_nD * strength for part, vectors_nD in vectors.items()}

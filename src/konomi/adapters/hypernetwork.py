@@ -216,8 +216,8 @@ def check_fits(base: HasAttention, hypernetwork: Hypernetwork, name: str = "", f
     if len(lacking) == len(hypernetwork.pairs) or (lacking and not text & set(hypernetwork.pairs)):
         widths, wanted = (", ".join(map(str, sorted(found))) for found in (lacking, has))
         raise ModelError(
-            f"{title} is for attention layers of width {widths}; this base has none such (it has {wanted}). "
-            "It was made for another family of models."
+            f"{title} is for attention layers of width {widths}; this base has no such layers (its widths are "
+            f"{wanted}). It was made for another family of models."
         )
     if family and own_family and family != own_family:
         raise ModelError(f"{title} is for {family}, this base is {own_family}: use a base of its family.")

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from konomi.cli.language import translated
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """The parser of every command."""
@@ -17,7 +19,17 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print usage and the message, with what was probably meant, and leave with exit code 2."""
-        super().error(message + self._meant())
+        super().error(translated(message + self._meant()))
+
+    def format_help(self) -> str:
+        """argparse's, in the reader's language."""
+        self.description = translated(self.description or "")
+        for group in self._action_groups:
+            group.title = translated(group.title or "")
+        for action in self._actions:
+            if isinstance(action.help, str):
+                action.help = translated(action.help)
+        return super().format_help()
 
     def _meant(self) -> str:
         """` Did you mean --steps?` for each option that there is not."""

@@ -40,11 +40,12 @@ def print_check(report: "CheckReport", *, show_all: bool = False) -> None:
     if show_all:
         for finding in report.findings:
             if len(finding.names) > MAX_LISTED:
-                console.print(Text(f"all {len(finding.names)} of: {printable(finding.message)}", style="dim"))
+                told = f"all {len(finding.names)} of: {printable(finding.message)}"
+                console.print(Text(translated(told), style="dim"))
                 console.print(Text("\n".join(f"  {printable(name)}" for name in finding.names)))
     if report.nouns:
         listed = ", ".join(f"{noun} ({share:.2f})" for noun, share in report.nouns)
-        console.print(Text(translated(f"class noun: {listed}? Say --class NOUN with the one that is right.")))
+        console.print(Text(translated(f"class noun: {listed}? Give --class NOUN with the one that is right.")))
     console.print(Text(translated_sum(report.sentence), style="bold"))
     if report.trainable:
         console.print(Text(translated(printable(report.trainable))))

@@ -16,7 +16,7 @@ def inspect(arguments: list[str]) -> int:
     """Say what files are. One that cannot be read does not keep the others from being shown."""
     parser = ArgumentParser(
         prog="konomi inspect",
-        description="What a model or adapter file is, what calls it, where it works, and whether it is sound.",
+        description="What a model or adapter file is, its trigger, which programs use it, and whether it is intact.",
         allow_abbrev=False,
     )
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path)
@@ -84,5 +84,5 @@ def convert(arguments: list[str]) -> int:
     )
     print(translated(f"Wrote {printable(str(path))}"))
     for line in tasks.where_it_works(path):
-        print(f"  {printable(line)}")
+        print(f"  {translated(printable(line))}")
     return 0

@@ -4,6 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from konomi.cli.arguments import ArgumentParser
+from konomi.cli.language import translated
 from konomi.cli.plain import json_text, tell
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def identifiers(arguments: list[str]) -> int:
             found = news
         elif shown:
             end = "\n" if news.done == news.total else ""
-            print(f"\rmeasuring {news.what}: {news.done}/{news.total}", end=end, file=sys.stderr, flush=True)
+            told = translated(f"measuring {news.what}: {news.done}/{news.total}")
+            print(f"\r{told}", end=end, file=sys.stderr, flush=True)
     if options.json:
         print(json_text(found))
     else:
@@ -60,11 +62,11 @@ def _print_table(found: "tuple[Identifier, ...]") -> None:
     from konomi.cli.screen import screen
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("word")
+    table.add_column(translated("word"))
     for name in ("token", "text", "denoiser", "score"):
-        table.add_column(name, justify="right")
+        table.add_column(translated(name), justify="right")
     for one in found:
         table.add_row(one.word, str(one.token), f"{one.text:.3f}", f"{one.denoiser:.4f}", f"{one.score:.4f}")
     console = screen()
     console.print(table)
-    console.print("Small numbers are good: the base makes nothing of the word yet.")
+    console.print(translated("Lower is better: the base has no meaning for the word yet."))

@@ -1,7 +1,9 @@
 """Messages in the reader's language: whole English sentences are raised, and translated where they are printed.
 
-A catalogue has pairs of templates; `{name}` stands for a value, which is kept as it is (but `{reason}`
-and `{subject}` are messages themselves, and looked up too). A message without a pair passes in English.
+A catalogue has pairs of templates; `{name}` stands for a value, which is kept as it is. But values called `reason` or
+`subject`, with a number perhaps, are messages themselves and looked up too, and so is what `reasons` has in brackets.
+What has no pair as a whole is looked up without the name in front (`file: message`), then sentence by sentence. A
+message without a pair passes in English.
 """
 
 import importlib
@@ -13,10 +15,15 @@ from functools import cache
 
 LANGUAGES = ("en", "ja")
 _CATALOGUES = {"ja": "konomi.cli.japanese"}
-_INNER = ("reason", "subject")
+_INNER = re.compile(r"(?:reason|subject)\d?")
 """Values of these names are messages themselves, and are translated too."""
 _VALUE = re.compile(r"\{(\w*)\}")
-_SLIP = " Did you mean "
+_SENTENCE = re.compile(r"(?<=[.?!]) +(?=[A-Z`-])")
+_IN_BRACKETS = re.compile(r"(?<= )\(((?:[^()]|\([^()]*\))*)\)")
+_NAMES = 6
+"""Names in front of a message (`folder: file: message`) that are looked behind."""
+_LONGEST = 4000
+"""Characters of a line that is taken apart; a longer one is looked up as a whole."""
 
 
 def language() -> str:
@@ -32,7 +39,7 @@ def translated(text: str) -> str:
     chosen = language()
     if chosen == "en":
         return text
-    return "\n".join(_line(line, chosen) for line in text.split("\n"))
+    return "\n".join(_indented(line, chosen) for line in text.split("\n"))
 
 
 def translated_sum(sentence: str) -> str:
@@ -46,19 +53,82 @@ def translated_sum(sentence: str) -> str:
     return sentence
 
 
-def _line(line: str, chosen: str, *, inner: bool = True) -> str:
+def _indented(line: str, chosen: str) -> str:
+    text = line.lstrip(" ")
+    return line[: len(line) - len(text)] + _line(text, chosen)
+
+
+def _line(line: str, chosen: str) -> str:
+    if (whole := _whole(line, chosen)) is not None:
+        return whole
+    if len(line) > _LONGEST:
+        return line
+    if (behind := _behind_names(line, chosen)) is not None:
+        return behind
+    sentences = _SENTENCE.split(line)
+    if len(sentences) > 1:
+        found = [_whole(sentence, chosen) or _behind_names(sentence, chosen) for sentence in sentences]
+        if any(found):
+            return _joined(sentences, found)
+    return line
+
+
+def _joined(sentences: list[str], found: list[str | None]) -> str:
+    """Japanese sentences stand side by side; what stayed in English keeps its space."""
+    text = ""
+    for english, target in zip(sentences, found, strict=True):
+        space = " " if text and (target is None or text[-1].isascii()) else ""
+        text += space + (target or english)
+    return text
+
+
+def _behind_names(line: str, chosen: str, depth: int = 2) -> str | None:
+    """`file: message` with the message in the reader's language; None where it has no entry."""
+    at = -1
+    for _ in range(_NAMES):
+        at = line.find(": ", at + 1)
+        if at < 0:
+            return None
+        if (rest := _whole(line[at + 2 :], chosen, depth=depth)) is not None:
+            return f"{line[:at]}: {rest}"
+    return None
+
+
+def _part(text: str, chosen: str, depth: int) -> str:
+    """A message within another: whole, behind a name, or several of them that are joined."""
+    if (found := _whole(text, chosen, depth=depth) or _behind_names(text, chosen, depth)) is not None:
+        return found
+    for joiner in ("; ", " and "):
+        parts = text.split(joiner)
+        targets = [_whole(part, chosen, depth=depth) or _behind_names(part, chosen, depth) for part in parts]
+        if len(parts) > 1 and (all(targets) or (joiner == "; " and any(targets))):
+            return "、".join(target or part for target, part in zip(targets, parts, strict=True))
+    return text
+
+
+def _whole(line: str, chosen: str, *, depth: int = 2) -> str | None:
     for literals, names, target in _catalogue(chosen):
         if (values := _match(line, literals)) is not None:
+            if names and not literals[0] and ": " in f"{values[0]} " and not _INNER.fullmatch(names[0]):
+                # What stands in front of the message is not a part of its first value.
+                continue
             found = dict(zip(names, values, strict=True))
-            if inner:
-                # One level: what a file puts into a message nests no deeper.
-                found |= {name: _line(found[name], chosen, inner=False) for name in _INNER if name in found}
+            for name, value in found.items():
+                if name == "reasons":
+                    found[name] = _IN_BRACKETS.sub(lambda match: f"({_part(match[1], chosen, 0)})", value)
+                elif depth and _INNER.fullmatch(name):
+                    # What is put into a message nests no deeper.
+                    found[name] = _part(value, chosen, depth - 1)
+                else:
+                    found[name] = _value(value, chosen)
             return _filled(target, found)
-    head, slip, rest = line.rpartition(_SLIP)
-    if slip and rest.endswith("?"):
-        # The nearest right name is added to many messages.
-        return _line(head, chosen) + _line(f"{slip}{rest}".strip(), chosen)
-    return line
+    return None
+
+
+def _value(value: str, chosen: str) -> str:
+    for pattern, target in importlib.import_module(_CATALOGUES[chosen]).VALUES:
+        value = re.sub(pattern, target, value)
+    return value
 
 
 def _filled(target: str, values: Mapping[str, str]) -> str:

@@ -25,15 +25,15 @@ BROKEN_PIPE = 141
 COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("demo", "konomi.cli.training", "train on the built-in base and sample images, and show what changed"),
     ("new", "konomi.cli.recipes", "write a commented recipe"),
-    ("check", "konomi.cli.recipes", "look at images, captions, sizes and steps before training"),
+    ("check", "konomi.cli.recipes", "check images, captions, sizes and steps before training"),
     ("train", "konomi.cli.training", "train by a recipe, or by a method and a folder of images"),
-    ("resume", "konomi.cli.training", "go on exactly where a run stopped"),
+    ("resume", "konomi.cli.training", "continue a run exactly where it stopped"),
     ("generate", "konomi.cli.generating", "draw pictures"),
     ("identifiers", "konomi.cli.identifying", "list words that can become the name of a subject"),
-    ("inspect", "konomi.cli.files", "say what a model or adapter file is"),
+    ("inspect", "konomi.cli.files", "show what a model or adapter file is"),
     ("convert", "konomi.cli.files", "write a file in another tool's format"),
     ("merge", "konomi.cli.merging", "make one file of several"),
-    ("doctor", "konomi.cli.machine", "say what this machine can run"),
+    ("doctor", "konomi.cli.machine", "show what this machine can run"),
 )
 """Name, module, and what it does. The module has a function of that name: arguments -> exit code."""
 
@@ -85,7 +85,7 @@ def _ended_by(error: Exception, arguments: Sequence[str], *, interrupted: bool) 
         return 1
     from konomi.cli.failure import explain_failure
 
-    print(explain_failure(error, arguments), file=sys.stderr)
+    print(translated(explain_failure(error, arguments)), file=sys.stderr)
     return 1
 
 
@@ -115,11 +115,11 @@ def _overview() -> str:
         "",
         "Tune a text-to-image diffusion model to your own taste.",
         "",
-        *(f"  {command:<13}{what}" for command, _, what in COMMANDS),
+        *(f"  {command:<13}{translated(what)}" for command, _, what in COMMANDS),
         "",
-        "konomi COMMAND --help tells more. Start with: konomi demo",
+        "konomi COMMAND --help says more. Start with: konomi demo",
     ]
-    return "\n".join(lines)
+    return translated("\n".join(lines))
 
 
 def _notice(interrupts: list[int]) -> bool:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from konomi.cli.arguments import ArgumentParser
+from konomi.cli.language import translated
 from konomi.cli.plain import tell
 from konomi.errors import RecipeError
 
@@ -23,7 +24,7 @@ def merge(arguments: list[str]) -> int:
 
 def _add_custom(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Merge files of Custom Diffusion in closed form: each subject keeps what its word calls up, and the base "
+        "Merge files of Custom Diffusion in closed form: each subject keeps what its word stands for, and the base "
         "changes as little as it can on ordinary captions."
     )
     parser.add_argument("files", metavar="FILE", nargs="+", help="files or folders, two or more")
@@ -55,7 +56,8 @@ def _custom(options: argparse.Namespace) -> int:
         tell=tell,
     )
     for prompt in merged.prompts:
-        print(f"kept: {prompt}")
-    print(f"{merged.num_captions} ordinary captions; largest error on what is kept: {merged.largest_error:.1e}")
-    print(f"Wrote {merged.path}")
+        print(translated(f"kept: {prompt}"))
+    said = f"{merged.num_captions} ordinary captions; largest error on what is kept: {merged.largest_error:.1e}"
+    print(translated(said))
+    print(translated(f"Wrote {merged.path}"))
     return 0

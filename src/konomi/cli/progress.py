@@ -66,7 +66,7 @@ def follow(events: Iterator[Event], *, resume_command: Callable[[Path], str], do
         if finished.pictures:
             print(translated(f"Pictures: {', '.join(finished.pictures)}"))
         for lead, command in zip(("Next:", "Or:  "), finished.next_commands):
-            print(f"{lead} {command}")
+            print(translated(f"{lead} {command}"))
     return _code(finished)
 
 
@@ -173,7 +173,7 @@ class PlainLines:
 
     def _print(self, text: str) -> None:
         self.last_time = self.clock()
-        print(text, flush=True)
+        print(translated(text), flush=True)
 
 
 class LiveBar:
@@ -213,17 +213,19 @@ class LiveBar:
             self.progress.remove_task(task)
         self.preparing.clear()
         self.pace.begin(event)
-        self.task = self.progress.add_task("training", total=event.total_steps, completed=event.first_step)
+        self.task = self.progress.add_task(translated("training"), total=event.total_steps, completed=event.first_step)
 
     def _prepare(self, event: Prepared) -> None:
         if event.what not in self.preparing:
-            self.preparing[event.what] = self.progress.add_task(f"preparing {event.what}", total=event.total)
+            self.preparing[event.what] = self.progress.add_task(
+                translated(f"preparing {event.what}"), total=event.total
+            )
         self.progress.update(self.preparing[event.what], completed=event.done, total=event.total)
 
     def _lines(self) -> list[str]:
         """What stands below the bar."""
-        figures = [self.pace.text()] if self.task is not None and self.pace.samples_per_second else []
-        return [*figures, f"latest preview: {self.pace.preview}"] if self.pace.preview else figures
+        figures = [translated(self.pace.text())] if self.task is not None and self.pace.samples_per_second else []
+        return [*figures, translated(f"latest preview: {self.pace.preview}")] if self.pace.preview else figures
 
 
 def sentence(event: Event) -> str:

@@ -36,7 +36,7 @@ def new(arguments: list[str]) -> int:
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="where to; by default the screen")
     parser.add_argument("--base", default="tiny", help="the model to start from (default: %(default)s)")
     parser.add_argument("--images", metavar="DIR", default="photos", help="folder of images (default: %(default)s)")
-    parser.add_argument("--trigger", metavar="WORD", default="", help="the word that calls up what is learned")
+    parser.add_argument("--trigger", metavar="WORD", default="", help="the prompt word that stands for what is learned")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     options = parser.parse_args(arguments)
 
@@ -73,8 +73,9 @@ def _brought_along(source: str) -> str:
 
     found = import_settings(source, METHOD_CONFIGS)
     for line in found.left:
-        print(f"not taken over: {printable(line)}", file=sys.stderr)
-    print(f"{len(found.taken)} settings of {found.tool} taken over, {len(found.left)} not.", file=sys.stderr)
+        print(translated(f"not taken over: {printable(line)}"), file=sys.stderr)
+    said = f"{len(found.taken)} settings of {found.tool} taken over, {len(found.left)} not."
+    print(translated(said), file=sys.stderr)
     return imported_recipe(found, Path(source).name if Path(source).suffix and "--" not in source else "a command line")
 
 
@@ -119,7 +120,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser, *, base: str | None = None
     add("--images", metavar="DIR", type=Path, action="append", default=[], help="images to learn; may be repeated")
     add("--base", help="`tiny` (built in), a folder, a .safetensors or .ckpt file, or a hub id")
     add_base_flags(parser)
-    add("--trigger", metavar="WORD", default="", help="the word that calls up what is learned")
+    add("--trigger", metavar="WORD", default="", help="the prompt word that stands for what is learned")
     add("--class", dest="class_noun", metavar="NOUN", default="", help="what it is, e.g. dog")
     add("--clip", metavar="CLIP", help="a CLIP folder or hub id that proposes a class noun where none is given")
     add("--prior", metavar="DIR", type=Path, help="images of the class, so that it is not forgotten")

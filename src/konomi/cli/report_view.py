@@ -37,9 +37,9 @@ def print_file(path: Path, report: "FileReport", *, everything: bool = False) ->
     console.print(Text(printable(str(path)), style="bold"))
     table = _two_columns()
     for label_, lines in verdict(report):
-        table.add_row(Text(label_), Text("\n".join(_cut(printable(line)) for line in lines)))
+        table.add_row(Text(translated(label_)), Text("\n".join(_cut(_line(label_, line)) for line in lines)))
     if not everything:
-        table.add_row(Text("--all"), Text("shows metadata, hashes, types and sizes", style="dim"))
+        table.add_row(Text("--all"), Text(translated("shows metadata, hashes, types and sizes"), style="dim"))
         console.print(Padding(table, (0, 0, 1, 2)))
         return
     table.add_row(Text(""), Text(""))
@@ -59,12 +59,19 @@ def print_doctor(report: "DoctorReport") -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for row in report.rows:
-        mark = Text("ok", style="green") if row.ok else Text("!!", style="bold red")
-        text = Text(printable(row.value))
+        mark = Text(translated("ok"), style="green") if row.ok else Text("!!", style="bold red")
+        text = Text(translated(printable(row.value)))
         if row.advice:
             text.append(f"\n{translated(printable(row.advice))}", style="dim" if row.ok else "yellow")
-        table.add_row(mark, Text(row.what), text)
+        table.add_row(mark, Text(translated(row.what)), text)
     console.print(table)
+
+
+def _line(label_: str, line: str) -> str:
+    """A line of the verdict in the reader's language, which is looked up with its label: alone it says too little."""
+    head = f"{label_}: "
+    told = translated(head + printable(line))
+    return told.removeprefix(head) if told.startswith(head) else told.partition(": ")[2]
 
 
 def _two_columns() -> Table:
@@ -82,17 +89,17 @@ def _value(value: Any) -> Text | Table:
         table = _two_columns()
         for index, (key, item) in enumerate(value.items()):
             if index == SHOWN:
-                table.add_row(Text("..."), Text(f"{len(value) - SHOWN} more; --json shows them"))
+                table.add_row(Text("..."), Text(translated(f"{len(value) - SHOWN} more; --json shows them")))
                 break
             table.add_row(Text(label(key)), _value(item))
         return table
     if isinstance(value, list | tuple) and value and not isinstance(value[0], int | float):
         lines = [_cut(label(item)) for item in value[:LISTED]]
         if len(value) > LISTED:
-            lines.append(f"... and {len(value) - LISTED} more ({len(value)} in all); --json shows them")
+            lines.append(translated(f"... and {len(value) - LISTED} more ({len(value)} in all); --json shows them"))
         return Text("\n".join(lines))
     if isinstance(value, bool):
-        return Text("yes" if value else "no")
+        return Text(translated("yes" if value else "no"))
     if isinstance(value, int):
         return Text(f"{value:,}")
     return Text(_cut(label(value)))

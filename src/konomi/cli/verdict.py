@@ -45,7 +45,7 @@ def _what(report: "FileReport") -> str:
         kind = " and ".join(dict.fromkeys(names)) or "LoRA"
     from konomi.families import title_of
 
-    family = title_of(report.family) or "a model that the file does not tell"
+    family = title_of(report.family) or "a model that the file does not name"
     words = [f"{kind} for {family}"]
     if report.ranks:
         words.append(f"rank {' and '.join(list(report.ranks)[:_FEW])}")
@@ -88,12 +88,12 @@ def _usable(reading: object) -> bool:
 def _health(report: "FileReport") -> list[str]:
     health = report.health
     if not health.checked:
-        return ["not looked at"]
+        return ["not checked"]
     if health.nonfinite:
         return [f"broken: {len(health.nonfinite)} tensors hold NaN or infinity ({health.nonfinite[0]}, ...)"]
     lines = []
     if report.unknown:
-        lines.append(f"{len(report.unknown)} tensors have no place in it ({report.unknown[0]}, ...)")
+        lines.append(f"{len(report.unknown)} tensors belong to no known layer ({report.unknown[0]}, ...)")
     if health.zero:
         lines.append(f"{len(health.zero)} tensors are all zero ({health.zero[0]}, ...): those did not train")
     return lines or ["sound: every number is finite, and nothing is all zero"]

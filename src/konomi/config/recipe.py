@@ -40,7 +40,7 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     """Images and captions."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """What is asked of the denoiser."""
+    """What the denoiser learns to predict, and how its error is weighted."""
     prior: PriorConfig = field(default_factory=PriorConfig)
     """What keeps the class as it is while a subject of it is learned."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -135,7 +135,7 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveConfig:
-    """What is asked of the denoiser."""
+    """What the denoiser learns to predict, and how its error is weighted."""
 
     __pydantic_config__ = STRICT
 

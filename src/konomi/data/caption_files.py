@@ -127,7 +127,7 @@ class CaptionFiles:
         found = []
         if strays:
             files = "1 caption file belongs" if len(strays) == 1 else f"{len(strays)} caption files belong"
-            rule = "A caption is called like its image: x.png and x.txt."
+            rule = "A caption has the name of its image: x.png and x.txt."
             message = (
                 f"{shown}: {files} to no image and is not read: {{names}}. {rule}"
                 if len(strays) == 1

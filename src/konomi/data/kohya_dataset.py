@@ -147,7 +147,7 @@ def _check(table: dict[str, Any], path: Path, where: str, known: dict[str, Any],
     for key, value in table.items():
         if key in _UNSUPPORTED:
             if value:
-                problems.append(f"{_at(path, f'{where}.{key}')} has no counterpart here: {_UNSUPPORTED[key]}")
+                problems.append(f"{_at(path, f'{where}.{key}')} has no equivalent in konomi: {_UNSUPPORTED[key]}")
         elif key == "enable_wildcard" and key in known and value is True:
             problems.append(
                 f"{_at(path, f'{where}.{key}')}: of several lines one is taken each time; braces stay in the caption"
@@ -166,7 +166,7 @@ def _advice(key: str, known: dict[str, Any]) -> str:
     if key in _KNOWN:
         return "does not belong in this section"
     nearest = difflib.get_close_matches(key, [*known, *_UNSUPPORTED], n=1)
-    return "is no setting of sd-scripts" + (f"; did you mean {nearest[0]}?" if nearest else "")
+    return "is not a setting of sd-scripts" + (f"; did you mean {nearest[0]}?" if nearest else "")
 
 
 def _place(values: dict[str, Any], path: Path, where: str, source: SourceConfig) -> Place:

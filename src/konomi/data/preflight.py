@@ -200,8 +200,8 @@ def _next_door(shown: str, place: Place, training: Sequence[Candidate]) -> list[
             if name in beside and any(split_suffix(item.name)[0] in stems for item in beside[name].iterdir()):
                 found.append(
                     Finding(
-                        f"{shown}: the captions lie next door in {printable(str(beside[name]))} and are not read. Give "
-                        f"the folder that holds both: {printable(str(beside[name].parent))}"
+                        f"{shown}: the captions are in the neighbouring folder {printable(str(beside[name]))} and are "
+                        f"not read. Give the folder that holds both: {printable(str(beside[name].parent))}"
                     )
                 )
         plain = place.reads_folder_names and place.role == "train" and place.path.name.lower() != "img"

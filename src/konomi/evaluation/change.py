@@ -36,7 +36,7 @@ def subject_finding(name: str, before: list[Tensor], after: list[Tensor], subjec
     good = subject_rise(before, after, subject_ND) >= LEARNED
     rises = ", and ".join(f"from {old:.2f} to {new:.2f}" for old, new in pairs)
     verdict = f"{name} was learned" if good else f"{name} was hardly learned"
-    return Finding(good, f"{verdict}: the likeness to the pictures it was shown went {rises}.")
+    return Finding(good, f"{verdict}: the similarity to its training pictures went {rises}.")
 
 
 def class_finding(prompt: str, before_KD: Tensor, after_KD: Tensor, subject_ND: Tensor, *, rise: float) -> Finding:
@@ -44,8 +44,8 @@ def class_finding(prompt: str, before_KD: Tensor, after_KD: Tensor, subject_ND: 
     drift = likeness(after_KD, subject_ND) - likeness(before_KD, subject_ND)
     good = drift <= KEPT * max(rise, LEARNED)
     verdict = f'The class was kept: "{prompt}"' if good else f'The class was not kept: "{prompt}"'
-    moved = f"came nearer to the subject by {drift:.2f}" if drift > 0 else "came no nearer to the subject"
-    return Finding(good, f"{verdict} {moved}; the prompts with its name came nearer by {rise:.2f}.")
+    moved = f"moved towards the subject by {drift:.2f}" if drift > 0 else "did not move towards the subject"
+    return Finding(good, f"{verdict} {moved}; the prompts with its name moved by {rise:.2f}.")
 
 
 def unrelated_finding(name: str, before_KD: Tensor, after_KD: Tensor) -> Finding:
@@ -53,7 +53,7 @@ def unrelated_finding(name: str, before_KD: Tensor, after_KD: Tensor) -> Finding
     same = float((before_KD * after_KD).sum(dim=1).mean())
     good = same >= UNHARMED
     verdict = f"{name} is unharmed" if good else f"{name} was changed, and should not have been"
-    return Finding(good, f"{verdict}: its likeness to the base's own pictures of the same seeds is {same:.2f}.")
+    return Finding(good, f"{verdict}: its similarity to the base's own pictures of the same seeds is {same:.2f}.")
 
 
 def subject_rise(before: list[Tensor], after: list[Tensor], subject_ND: Tensor) -> float:

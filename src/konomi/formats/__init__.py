@@ -121,7 +121,7 @@ def writer_for(content: Content, to: Target | None = None) -> Writer:
     if found is None:
         known = dict.fromkeys(target for writer in fitting for target in writer.targets)
         kind = "a LoRA" if content == "lora" else f"an {content}" if content == "embedding" else f"a {content} result"
-        raise FileFormatError(f"{to!r} is no format that holds {kind}; choose {' or '.join(known) or 'none'}.")
+        raise FileFormatError(f"{to!r} is not a format that holds {kind}; choose {' or '.join(known) or 'none'}.")
     return found
 
 

@@ -112,7 +112,7 @@ def _classes(source: Source, component: str) -> set[str]:
 
 def _from_list(path: Path, value: list[Tensor]) -> dict[str, LayerUpdate]:
     if len(value) % 2:
-        raise FileFormatError(f"{path}: a list of {len(value)} matrices; an up for every down is wanted.")
+        raise FileFormatError(f"{path}: a list of {len(value)} matrices; every down needs its up.")
     value = [item.detach() for item in value]
     pairs = [{"lora_up.weight": up, "lora_down.weight": down} for up, down in zip(value[::2], value[1::2])]
     widths = {up.shape[0] for up in value[::2] if up.dim()}
@@ -170,7 +170,7 @@ def _companions(
         return {}
     value = read_pickle(text)
     if not isinstance(value, list) or not all(isinstance(item, Tensor) for item in value):
-        raise FileFormatError(f"{text}: a list of matrices is wanted.")
+        raise FileFormatError(f"{text}: must be a list of matrices.")
     return _from_list(text, value)
 
 
@@ -179,5 +179,5 @@ def read_tokens(path: Path, value: Any) -> dict[str, dict[str, Tensor]]:
     if not isinstance(value, dict) or not all(
         isinstance(item, Tensor) and item.dim() in (1, 2) for item in value.values()
     ):
-        raise FileFormatError(f"{path}: a table of tokens and their vectors is wanted.")
+        raise FileFormatError(f"{path}: must be a table of tokens and their vectors.")
     return {str(token): {"text_encoder": vectors(path, str(token), item)} for token, item in value.items()}

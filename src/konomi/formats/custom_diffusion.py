@@ -117,7 +117,7 @@ def _layer(source: Source, key: str, parts: dict[str, Any]) -> LayerUpdate:
     if isinstance(weight, dict):
         return _compressed_layer(source, key, weight)
     if not isinstance(weight, Tensor):
-        raise fault(source.path, f"{key}.weight", "is missing" if weight is None else "is no tensor")
+        raise fault(source.path, f"{key}.weight", "is missing" if weight is None else "is not a tensor")
     wanted = (1, 2) if key.startswith("text_encoder.") else (2,)
     if weight.dim() not in wanted or not weight.numel() or not weight.is_floating_point():
         raise fault(source.path, f"{key}.weight", f"has shape {list(weight.shape)} and type {weight.dtype}")
@@ -139,7 +139,7 @@ def _compressed_layer(source: Source, key: str, factors: Mapping[Any, Any]) -> L
 
 def _words_of_table(source: Source, table: Any) -> dict[str, dict[str, Tensor]]:
     if not isinstance(table, dict):
-        raise fault(source.path, "modifier_token", "is no table of words")
+        raise fault(source.path, "modifier_token", "is not a table of words")
     return {str(word): {"text_encoder": _vectors(source.path, str(word), value)} for word, value in table.items()}
 
 
@@ -170,13 +170,13 @@ def _named_files(source: Source) -> list[str]:
         raise fault(source.path, f"metadata {_WORDS}", f"is not JSON ({error})") from error
     # A name never leads out of the folder.
     if not isinstance(names, list) or not all(isinstance(n, str) and n == Path(n).name for n in names):
-        raise fault(source.path, f"metadata {_WORDS}", "is no list of file names")
+        raise fault(source.path, f"metadata {_WORDS}", "is not a list of file names")
     return names
 
 
 def _vectors(path: Path, word: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.dim() not in (1, 2) or not value.numel() or not value.is_floating_point():
-        raise fault(path, word, "is no vector")
+        raise fault(path, word, "is not a vector")
     if not is_finite(value):
         raise fault(path, word, "holds NaN or infinity; the file is broken. Use another save of it")
     return value.detach().reshape(-1, value.shape[-1])
@@ -283,7 +283,7 @@ def _whole_weights(adapter: Adapter, path: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for key, layer in adapter.layers.items():
         if not key.startswith("denoiser.") or ".attn2." not in key:
-            raise FileFormatError(f"{path}: Custom Diffusion changes cross-attention alone; {key} has no place in it.")
+            raise FileFormatError(f"{path}: Custom Diffusion changes only cross-attention; {key} has no place in it.")
         if layer.whole is None:
             raise FileFormatError(f"{path}: it holds whole weights, and {_NEEDS_BASE}")
         name = key.removeprefix("denoiser.")

@@ -41,7 +41,7 @@ def parse(source: Source) -> Parsed:
     """Every word of the table. Raises FileFormatError naming the one that has no vectors."""
     tensors, words = source.tensors(), _words(source)
     if not words:
-        raise fault(source.path, next(iter(tensors)), "is no vector of a word, which the file says it holds")
+        raise fault(source.path, next(iter(tensors)), "is not the vector of a word, as the file says")
     embeddings = {word: {"text_encoder": vectors(source.path, word, tensors[word])} for word in words}
     adapter = with_family(Adapter(embeddings=embeddings, metadata=dict(source.metadata), name=source.name))
     plain = [] if _says_so(source) else [word for word in words if not _WORD_IN_BRACKETS.fullmatch(word)]

@@ -56,4 +56,4 @@ def _tensor(path: Path, value: object) -> Tensor:
     try:
         return torch.tensor(rows, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise FileFormatError(f"{path}: the embedding in this picture is no table of numbers.") from error
+        raise FileFormatError(f"{path}: the embedding in this picture is not a table of numbers.") from error

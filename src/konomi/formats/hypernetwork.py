@@ -149,7 +149,7 @@ def _from_tensors(source: Source) -> tuple[Halves, dict[str, Any], list[str]]:
     except ValueError as error:
         raise fault(source.path, f"metadata {_ENTRY}", f"is not JSON ({error})") from error
     if not isinstance(table, dict):
-        raise fault(source.path, f"metadata {_ENTRY}", "is no table")
+        raise fault(source.path, f"metadata {_ENTRY}", "is not a table")
     return halves, table, unknown
 
 
@@ -160,7 +160,7 @@ def _from_pickle(source: Source) -> tuple[Halves, dict[str, Any], list[str]]:
     for key, item in source.value.items():
         if type(key) is int:
             if not _is_pair(item):
-                raise fault(source.path, str(key), "is no pair of networks for keys and values")
+                raise fault(source.path, str(key), "is not a pair of networks for keys and values")
             k, v = (_renamed(source.path, f"{key}.{half}", part) for half, part in zip(HALVES, item))
             halves[key] = (k, v)
         elif isinstance(item, Tensor):
@@ -185,7 +185,7 @@ def _renamed(path: Path, where: str, half: Mapping[Any, Any]) -> dict[str, Tenso
     tensors = {}
     for key, tensor in half.items():
         if not isinstance(tensor, Tensor):
-            raise fault(path, f"{where}.{str(key)[:60]}", "is no tensor")
+            raise fault(path, f"{where}.{str(key)[:60]}", "is not a tensor")
         layer, _, kind = str(key).rpartition(".")
         tensors[f"{_OLD_NAMES.get(layer, layer)}.{kind}"] = tensor.detach()
     return tensors
@@ -215,7 +215,7 @@ def _hypernetwork(path: Path, table: Mapping[str, Any], halves: Halves) -> Hyper
     pairs = {}
     for width, (k, v) in sorted(halves.items()):
         if not 0 < width <= _WIDEST:
-            raise fault(path, str(width), "is no width of attention")
+            raise fault(path, str(width), "is not a width of attention layers")
         pairs[width] = (_checked(path, f"{width}.k", k, width, spec), _checked(path, f"{width}.v", v, width, spec))
     return replace(spec, pairs=pairs)
 
@@ -232,7 +232,7 @@ def _checked(path: Path, where: str, tensors: Mapping[str, Tensor], width: int, 
         if tensors[name].shape != shape:
             raise fault(path, f"{where}.{name}", f"is {list(tensors[name].shape)}; {said} has {list(shape)} there")
         if not tensors[name].is_floating_point():
-            raise fault(path, f"{where}.{name}", f"has type {tensors[name].dtype}; a floating type is wanted")
+            raise fault(path, f"{where}.{name}", f"has type {tensors[name].dtype}; it must be a floating-point type")
     for name in tensors:
         if name not in expected:
             raise fault(path, f"{where}.{name}", f"has no place in {said}")
@@ -256,7 +256,7 @@ def _numbers(path: Path, table: Mapping[str, Any], name: str, default: tuple[flo
     if value is None:
         return default
     if not isinstance(value, list | tuple) or not all(type(item) in (int, float) for item in value):
-        raise fault(path, f"{name} {str(value)[:60]}", "is no list of numbers")
+        raise fault(path, f"{name} {str(value)[:60]}", "is not a list of numbers")
     if any(abs(item) > 1e6 or item != item for item in value):
         raise fault(path, f"{name} {str(value)[:60]}", "holds numbers out of all bounds")
     return tuple(float(item) for item in value)

@@ -63,7 +63,7 @@ def layer_from_parts(parts: Mapping[str, Tensor]) -> LayerUpdate:
     _check_shapes(parts)
     kind = next((kind for kind in KINDS if names & _OWN[kind]), None) or kind_of_parts(names)
     if kind is None:
-        raise LayerError(min(names, default=""), "stands alone: the tensors it belongs to are missing")
+        raise LayerError(min(names, default=""), "has none of the tensors it belongs to")
     for name in sorted(names - kind.about.parts.keys()):
         raise LayerError(name, "does not belong to a layer of this kind; konomi cannot combine the two")
     return kind.from_parts(parts)
@@ -74,7 +74,7 @@ def _check_shapes(parts: Mapping[str, Tensor]) -> None:
     for name, tensor in parts.items():
         whole = name == "alpha" and tensor.dtype in _INTEGERS
         if name != "on_input" and not tensor.is_floating_point() and not whole:
-            raise LayerError(name, f"has type {str(tensor.dtype).removeprefix('torch.')}; a floating type is wanted")
+            raise LayerError(name, f"has type {str(tensor.dtype).removeprefix('torch.')}; it must be a floating-point type")
         if not (possible := _NUM_AXES.get(name)):
             continue
         if tensor.dim() not in possible:

@@ -134,7 +134,7 @@ def _ranks(table: Mapping[str, Any]) -> tuple[int | None, dict[str, int], dict[s
     rank, pattern = table.get("r"), table.get("rank_pattern") or {}
     wrong = {}
     if not isinstance(rank, int | None) or isinstance(rank, bool):
-        rank, wrong["r"] = None, "it is no whole number; the tensors tell the rank"
+        rank, wrong["r"] = None, "it is not a whole number; the tensors tell the rank"
     if not isinstance(pattern, dict) or not all(type(value) is int for value in pattern.values()):
         pattern, wrong["rank_pattern"] = {}, "it is no table of whole numbers; the tensors tell the rank"
     return rank, pattern, wrong
@@ -169,7 +169,7 @@ def read_config(table: Mapping[str, Any], where: str) -> PeftConfig:
         raise FileFormatError(f"{where}: lora_alpha and alpha_pattern must be numbers, the latter a table of them.")
     for name in ("use_rslora", "use_dora", "lora_bias"):
         if not isinstance(table.get(name), bool | None):
-            raise FileFormatError(f"{where}: {name} is {str(table[name])[:40]!r}; true or false is wanted.")
+            raise FileFormatError(f"{where}: {name} is {str(table[name])[:40]!r}; it must be true or false.")
     init = table.get("init_lora_weights")
     init = init if isinstance(init, str) and init.lower().startswith(SUBTRACTED) else ""
     rank, rank_pattern, wrong = _ranks(table)

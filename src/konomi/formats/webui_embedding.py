@@ -155,7 +155,7 @@ def _vectors(source: Source) -> Vectors:
         raise FileFormatError(f"{source.path}: string_to_param holds {len(held)} words; an embedding has one.")
     ((name, tensor),) = held.items()
     if not isinstance(tensor, Tensor):
-        raise fault(source.path, f"string_to_param.{name}", "is no tensor")
+        raise fault(source.path, f"string_to_param.{name}", "is not a tensor")
     return {"text_encoder": vectors(source.path, f"string_to_param.{name}", tensor)}
 
 

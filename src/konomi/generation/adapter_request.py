@@ -83,7 +83,7 @@ def adapters_of_prompt(prompt: str, folders: Sequence[Path]) -> tuple[AdapterReq
 
     `:W` sets both weights, `:TEXT:DENOISER` as web UIs read it, `:te=W` and `:unet=W` by name; `:lbw=1,0,...` weights
     blocks (`konomi.generation.block_weights`). What else a tag says is in `unused`.
-    Raises RecipeError for a weight that is no number, or a name that is in none of the folders.
+    Raises RecipeError for a weight that is not a number, or a name that is in none of the folders.
     """
     find = cache(lambda name, kind: find_adapter(name, folders, kind))  # It looks through all the folders.
     return tuple(_request(tag, find) for tag in extract_tags(prompt)[1])
@@ -155,7 +155,7 @@ def _holds_hypernetwork(path: Path) -> bool:
 
 def _weight(tag: Tag, written: str) -> float:
     if not re.fullmatch(NUMBER, written.strip()):
-        raise RecipeError(f"<{tag.kind}:{tag.name}:...>: the weight {written[:40]!r} is no number.")
+        raise RecipeError(f"<{tag.kind}:{tag.name}:...>: the weight {written[:40]!r} is not a number.")
     if not isfinite(float(written)):
         raise RecipeError(f"<{tag.kind}:{tag.name}:...>: the weight is too large a number.")
     return float(written)

@@ -23,7 +23,7 @@ def parse_block_weights(written: str, tag: str) -> dict[str, float]:
     if values[0].upper() in _PRESETS and len(values) == 1:
         return dict.fromkeys(_LISTS[max(_LISTS)], _PRESETS[values[0].upper()])
     if wrong := next((value for value in values if not re.fullmatch(NUMBER, value)), None):
-        raise RecipeError(f"{tag}: lbw={wrong[:40]!r} is no number; of presets only ALL and NONE are known.")
+        raise RecipeError(f"{tag}: lbw={wrong[:40]!r} is not a number; of presets only ALL and NONE are known.")
     if not all(isfinite(float(value)) for value in values):
         raise RecipeError(f"{tag}: lbw holds too large a number.")
     if len(values) not in _LISTS:

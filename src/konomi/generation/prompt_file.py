@@ -68,7 +68,7 @@ def parse_prompt_line(line: str, default: Request) -> Request:
         try:
             values[name] = read(written.strip())
         except ValueError as error:
-            raise DataError(f"--{letter} {written.strip()!r} is no number.") from error
+            raise DataError(f"--{letter} {written.strip()!r} is not a number.") from error
     request = replace(default, **values)
     request.check()
     return request

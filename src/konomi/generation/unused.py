@@ -52,14 +52,14 @@ def _unused_in_prompt(prompt: str, where: str) -> Iterable[str]:
         if kind.casefold() not in TAG_KINDS:
             yield f"{_short(piece)} in {where} is drawn as text: the tags that konomi knows are {', '.join(TAG_KINDS)}."
     for piece in re.findall(r"__[\w/*-]{1,100}?__", prompt):
-        yield f"{_short(piece)} in {where} is drawn as text: konomi fills in no wildcards."
+        yield f"{_short(piece)} in {where} is drawn as text: konomi does not fill in wildcards."
     for piece in re.findall(r"\{[^{}]{0,200}\|[^{}]{0,200}\}", prompt):
-        yield f"{_short(piece)} in {where} is drawn as text: konomi picks none of several. [a|b] takes turns."
+        yield f"{_short(piece)} in {where} is drawn as text: konomi does not pick one of several. [a|b] takes turns."
     for piece in re.findall(r"(?<!\w)embedding:[\w.-]{1,100}", prompt):
         name = piece.removeprefix("embedding:")
-        yield f"{_short(piece)} in {where}: a word is called by its name alone. Write {_short(name)}."
+        yield f"{_short(piece)} in {where}: a word is used by its name only. Write {_short(name)}."
     if re.search(r"(?<!\w)AND(?!\w)", prompt):
-        yield f"AND in {where} is drawn as a word: konomi composes no prompts with it. a:0.7 | b:0.3 blends two."
+        yield f"AND in {where} is drawn as a word: konomi does not combine prompts with it. a:0.7 | b:0.3 blends two."
 
 
 def unused_in_adapter(
@@ -72,7 +72,7 @@ def unused_in_adapter(
         tag = f"<{request.kind}:{request.path.stem}:...>"
         notes.append(f"{tag}: {', '.join(_short(one) for one in request.unused)} has no effect here.")
     if without_weight:
-        notes.append(f"{name}: lbw says nothing about {len(without_weight)} layers, which keep the whole strength.")
+        notes.append(f"{name}: lbw does not name {len(without_weight)} layers, which keep the full strength.")
     reads_text = bool(adapter.embeddings) or any(not key.startswith("denoiser.") for key in adapter.layers)
     reads_denoiser = adapter.hypernetwork is not None or any(key.startswith("denoiser.") for key in adapter.layers)
     weights = [request.denoiser_weight] * reads_denoiser + [request.text_weight] * reads_text
@@ -87,10 +87,10 @@ def unused_in_adapter(
         notes.append(f"{name}: all its {len(adapter.layers)} layers are zero, as before any training: they do nothing.")
     words = [word for word in adapter.embeddings if not word.endswith("-neg")]
     if words and not any(_says(one, words) for one in requests):
-        notes.append(f"{name} brings {' or '.join(map(_short, words))}, which no prompt says: it has no effect.")
+        notes.append(f"{name} brings {' or '.join(map(_short, words))}, which no prompt contains: it has no effect.")
     trigger = adapter.metadata.get("modelspec.trigger_phrase", "")
     if trigger and not words and not any(_says(one, [trigger]) for one in requests):
-        notes.append(f"{name} was trained with the trigger {_short(trigger)}, which no prompt says.")
+        notes.append(f"{name} was trained with the trigger {_short(trigger)}, which no prompt contains.")
     return notes
 
 

@@ -85,7 +85,7 @@ def merge(layers: Sequence[Mapping[str, Replacement]], targets: Sequence[Tensor]
         largest = max(largest, float(error))
         if not largest <= TOLERANCE:
             raise ModelError(
-                f"{key}: the concepts want different answers to the same text (off by {float(error):.1%}), so no "
+                f"{key}: the concepts need different outputs for the same text (off by {float(error):.1%}), so no "
                 "weight satisfies both. Give each a prompt with its own word first."
             )
         merged[key] = Replacement(weight_OI, origin)

@@ -231,7 +231,7 @@ def _word(recipe: Recipe) -> str:
         raise RecipeError(f"dreamartist learns one word in a run, not {len(words)}: give all sources the same trigger.")
     word = next(iter(words), "sks")
     if not word.strip():
-        raise RecipeError("dreamartist learns a word: say which with --trigger WORD.")
+        raise RecipeError("dreamartist learns a word: give it with --trigger WORD.")
     if word.casefold().endswith(_NEGATIVE):
         raise RecipeError(f"{word!r} is what the counterpart of a word is called: choose one without {_NEGATIVE}.")
     return word

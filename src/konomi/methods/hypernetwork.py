@@ -272,7 +272,7 @@ def _read_start(config: HypernetworkConfig, base: BaseModel) -> tuple[Hypernetwo
     adapter = read_adapter(config.start)
     found = adapter.hypernetwork
     if found is None:
-        raise RecipeError(f"method.start: {config.start} is no hypernetwork.")
+        raise RecipeError(f"method.start: {config.start} is not a hypernetwork.")
     asked, usual = _spec(config), _spec(HypernetworkConfig())
     for name in _STRUCTURE:
         theirs, ours = getattr(found, name), getattr(asked, name)

@@ -78,13 +78,13 @@ def read_start(path: str, section: str, base: BaseModel) -> Start:
     if adapter.negative is not None:
         raise RecipeError(f"{section}.start: {path} is of two branches of guidance (DreamArtist), not a plain LoRA.")
     if not adapter.layers:
-        held = "a hypernetwork" if adapter.hypernetwork is not None else "learned words alone"
+        held = "a hypernetwork" if adapter.hypernetwork is not None else "only learned words"
         raise RecipeError(f"{section}.start: {path} is {held}, no LoRA.")
     factored = {key: update.as_low_rank() for key, update in adapter.layers.items()}
     layers = {key: update for key, update in factored.items() if update is not None}
     others = [key for key in factored if key not in layers]
     if others:
-        raise RecipeError(f"{section}.start: {path} is no plain LoRA ({others[0]} is of another kind).")
+        raise RecipeError(f"{section}.start: {path} is not a plain LoRA ({others[0]} is of another kind).")
     biased = [key for key, update in adapter.layers.items() if update.bias is not None]
     if biased:
         raise RecipeError(f"{section}.start: {path} changes biases ({biased[0]}), which would be lost in training.")

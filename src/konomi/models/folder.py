@@ -73,7 +73,7 @@ def open_folder(path: Path, *, prediction: Prediction | None = None, needs_vae: 
     family = family_of_folder(folders, configs)
     if family is None:
         kind = short(next(iter(configs.values())).get("addition_embed_type"))
-        raise ModelError(f"{path}: its UNet (addition_embed_type {kind}) is of no family that konomi knows.")
+        raise ModelError(f"{path}: its UNet (addition_embed_type {kind}) belongs to no family that konomi knows.")
     for tower in family.text_encoders:
         text = configs[tower.part] = read_json(path / tower.part / "config.json")
         if text.get("model_type", "clip_text_model") != "clip_text_model":

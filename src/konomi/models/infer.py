@@ -183,7 +183,7 @@ def _shape(
 ) -> tuple[int, ...]:
     shape = table.get(name)
     if shape is None:
-        raise ModelError(f"the tensor {name} is missing, so this is no complete model.")
+        raise ModelError(f"the tensor {name} is missing, so this is not a complete model.")
     if len(shape) < 2:
         raise ModelError(f"the tensor {name} has the impossible shape {list(shape)}.")
     return shape

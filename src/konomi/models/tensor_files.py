@@ -89,7 +89,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ModelError(f"{path}: too large for a config.")
         content = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ModelError(f"{path}: is missing, so this is no complete diffusers folder.") from error
+        raise ModelError(f"{path}: is missing, so this is not a complete diffusers folder.") from error
     except (ValueError, OSError) as error:
         raise ModelError(f"{path}: the config is damaged ({error}).") from error
     if not isinstance(content, dict):

@@ -136,7 +136,7 @@ def _check(vocabulary: Vocabulary) -> None:
         raise ModelError("the tokenizer's vocabulary gives two tokens the same number.")
     for text in (*vocabulary.tokens, *(half for pair in vocabulary.merges for half in pair)):
         if not text.isascii() and _SURROGATE.search(text):
-            raise ModelError(f"the tokenizer's vocabulary has the token {text!r}, which is no text.")
+            raise ModelError(f"the tokenizer's vocabulary has the token {text!r}, which is not text.")
     if not all(0 <= number < _MOST_TOKENS for number in vocabulary.tokens.values()):
         raise ModelError(f"the tokenizer's vocabulary has token numbers outside 0 to {_MOST_TOKENS - 1}.")
     for left, right in vocabulary.merges:

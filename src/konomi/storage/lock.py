@@ -116,7 +116,7 @@ class RunLock:
         descriptor = os.open(self.path, flags, 0o644)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise RunError(f"{self.path}: is no regular file, where the lock of a run should be. Remove it.")
+            raise RunError(f"{self.path}: is not a regular file, where the lock of a run should be. Remove it.")
         return descriptor
 
     def _check_holder(self, *, free_if_unnamed: bool) -> None:
@@ -125,7 +125,7 @@ class RunLock:
             holder = read_holder(self.path)
             if holder is not None and not holder.is_gone():
                 raise RunError(
-                    f"{self.path.parent}: another run works in this folder (process {holder.pid} on {holder.host}, "
+                    f"{self.path.parent}: another run is using this folder (process {holder.pid} on {holder.host}, "
                     f"since {holder.since}). Wait for it, stop it, or choose another output folder"
                     + ("." if holder.host == socket.gethostname() else f"; if it is over, delete {self.path}.")
                 )

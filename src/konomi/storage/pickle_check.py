@@ -170,13 +170,13 @@ class _Reader:
     def append(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not list:
-            raise ValueError("items appended to something that is no list")
+            raise ValueError("items appended to something that is not a list")
         target.extend(items)
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not dict or len(items) % 2:
-            raise ValueError("items set in something that is no dictionary")
+            raise ValueError("items set in something that is not a dictionary")
         for key, value in zip(items[::2], items[1::2]):
             if not isinstance(key, str | int | float | bytes | None) and key != Global(LIGHTNING_CALLBACK):
                 raise ForbiddenError("a dictionary key that is neither text nor number")
@@ -214,7 +214,7 @@ class _Reader:
         state = self.stack.pop()
         target = self.stack[-1]
         if type(state) is not dict or not all(isinstance(key, str) for key in state):
-            raise ForbiddenError("an object state that is no dictionary")
+            raise ForbiddenError("an object state that is not a dictionary")
         if isinstance(target, ParameterBox):
             target.state = state
         elif type(target) is not dict:

@@ -28,7 +28,7 @@ def check_regular(path: Path, what: str) -> int:
     except (OSError, ValueError) as unreadable:
         raise FileFormatError(f"{path}: the {what} cannot be read ({unreadable}).") from unreadable
     if not stat.S_ISREG(status.st_mode):
-        found = next((name for test, name in _KINDS if test(status.st_mode)), "no regular file")
+        found = next((name for test, name in _KINDS if test(status.st_mode)), "something that is not a regular file")
         raise FileFormatError(f"{path}: is {found}, where a {what} should be; it is not opened.")
     return status.st_size
 

@@ -198,7 +198,7 @@ def _checked_info(path: Path, name: str, entry: object) -> TensorInfo:
     if not isinstance(dtype, str) or dtype not in _BYTES:
         raise FileFormatError(f"{path}: {name} has the unknown type {str(dtype)[:40]!r}.")
     if not _naturals(shape) or len(shape) > 64 or not _naturals(offsets) or len(offsets) != 2:
-        raise FileFormatError(f"{path}: {name} has a shape or position that is no list of whole numbers.")
+        raise FileFormatError(f"{path}: {name} has a shape or position that is not a list of whole numbers.")
     start, end = offsets
     if end - start != math.prod(shape) * _BYTES[dtype]:
         raise FileFormatError(f"{path}: {name} of shape {shape} and type {dtype} cannot take {end - start} bytes.")
@@ -210,7 +210,7 @@ def _check_layout(path: Path, tensors: dict[str, TensorInfo], data_size: int) ->
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].size)):
         if info.start != position:
             fault = "overlaps another tensor" if info.start < position else "lies behind a hole in the data"
-            raise FileFormatError(f"{path}: {name} {fault}; the file is damaged or made to deceive.")
+            raise FileFormatError(f"{path}: {name} {fault}; the file is damaged or tampered with.")
         position += info.size
         if position > data_size:
             raise FileFormatError(

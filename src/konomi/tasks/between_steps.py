@@ -117,6 +117,6 @@ class BetweenSteps:
         path = save_result(self.job, result, self.folder, step=step, when=when, rates=rates)
         works: list[str] = []
         if when == "end":
-            with optional_work("where the result works was not found out", works):
+            with optional_work("which programs can use the result could not be determined", works):
                 works += where_it_works(path)
         return Saved(step, str(path), tuple(works))

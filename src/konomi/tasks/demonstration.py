@@ -29,7 +29,7 @@ TRIGGER, NOUN = "sks", "creature"
 PANEL = (
     (f"a {TRIGGER} {NOUN}", "the trigger word"),
     (f"a {TRIGGER} {NOUN} on a blue background", "the trigger in a new place"),
-    (f"a {NOUN}", "the class alone: should change little"),
+    (f"a {NOUN}", "only the class: should change little"),
     ("a fox on a green background", "something unrelated: should not change"),
 )
 NUM_SUBJECT_ROWS = 2
@@ -135,8 +135,8 @@ def _report(columns: list[Rows], findings: tuple[Finding, ...], run: _Run, resul
         ),
         findings=findings,
         method=(
-            "Likeness is the cosine of picture features of the CLIP inside konomi; 1 is the same picture. The base is "
-            "small, and its pictures are coarse: it is here to show the way, not to make art."
+            "Similarity is the cosine of picture features of the CLIP inside konomi; 1 is the same picture. The base "
+            "is small, and its pictures are coarse: it is here to show the way, not to make art."
         ),
         samples=samples,
         grids=(Grid("Before and after", ("base", "trained"), rows),),

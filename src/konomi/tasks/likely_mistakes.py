@@ -22,11 +22,11 @@ def _of_rates(run: Situation) -> Iterator[str]:
         if rate is None or f"optimizer.{name}" in run.needs.unused:
             continue
         if rate == 0:
-            yield f"optimizer.{name} is 0: what it is for stays as it is."
+            yield f"optimizer.{name} is 0: the weights it is for are not trained."
         elif optimizer.kind == "prodigy" and rate < NO_FACTOR:
             yield (
                 f"optimizer.{name} is {rate:g}, which prodigy multiplies with the step size that it finds itself: next "
-                "to nothing would be learned. Leave it out, or say 1."
+                "to nothing would be learned. Leave it out, or set it to 1."
             )
     if optimizer.warmup >= max(run.summary.steps, 1):
         yield (
@@ -55,13 +55,13 @@ def _of_images(run: Situation) -> Iterator[str]:
         of = "an epoch has" if len(counts) == 1 else "the largest bucket has, in an epoch,"
         yield (
             f"run.batch_size is {batch}, and {of} {max(counts.values())} image(s): no step has more, and the rest of "
-            "the batch is not made up. Lower it, or raise data.sources.N.repeats."
+            "the batch is not filled up. Lower it, or raise data.sources.N.repeats."
         )
     epochs = run.summary.steps / max(run.summary.steps_per_epoch, 1)
     times = epochs * seen / max(len(run.training), 1)
     if times > LEARNED_BY_HEART and not _learns_words_alone(run):
         yield (
-            f"each image is seen {times:.0f} times: so often it is learned by heart, pose and background with it "
+            f"each image is seen {times:.0f} times: so often that it is memorised, pose and background included "
             "(overfitting). Use more images, or fewer steps (run.steps)."
         )
     images = run.recipe.data.images
@@ -90,6 +90,6 @@ def _of_captions(run: Situation) -> Iterator[str]:
 def _of_the_class(run: Situation) -> Iterator[str]:
     if run.recipe.objective.prior_weight == 0:
         if run.asked.prior.source not in ("auto", "none"):
-            yield f'objective.prior_weight is 0: what prior.source = "{run.asked.prior.source}" makes counts nothing.'
+            yield f'objective.prior_weight is 0: what prior.source = "{run.asked.prior.source}" makes has no effect.'
         elif any(record.role == "prior" for record in run.records):
-            yield "objective.prior_weight is 0: the prior (class) images count nothing."
+            yield "objective.prior_weight is 0: the prior (class) images have no effect."

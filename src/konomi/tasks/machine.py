@@ -13,7 +13,7 @@ from konomi.families import FAMILIES
 MINIMUM = {"torch": (2, 10), "transformers": (5, 3), "pillow": (12, 3), "diffusers": (0, 38)}
 CUDA_INDEX = "https://download.pytorch.org/whl/cu126"
 CPU_BUILD = (
-    "There is an NVIDIA card, but this PyTorch is built for the CPU alone. Mend it: "
+    "There is an NVIDIA card, but this PyTorch is built for the CPU only. To fix that: "
     f"pip install --force-reinstall torch --index-url {CUDA_INDEX}"
 )
 _PCI = Path("/sys/bus/pci/devices")

@@ -58,7 +58,7 @@ def merge_custom(
     """
     output = Path(output)
     if len(files) < 2:
-        raise RecipeError("merge custom wants two files or more.")
+        raise RecipeError("merge custom needs at least two files.")
     check_new(output)
     adapters = [read_adapter(file) for file in files]
     for adapter in adapters:
@@ -90,9 +90,9 @@ def _words(adapters: Sequence[Adapter], files: Sequence[str | Path]) -> dict[str
     found: dict[str, str | Path] = {}
     for adapter, file in zip(adapters, files, strict=True):
         if content_of(adapter) != "custom diffusion" and not _is_compressed(adapter):
-            raise RecipeError(f"{file}: is no file of Custom Diffusion, so it cannot be merged as one.")
+            raise RecipeError(f"{file}: is not a Custom Diffusion file, so it cannot be merged as one.")
         if not adapter.embeddings:
-            raise RecipeError(f"{file}: brings no word of its own, so nothing tells which text is its.")
+            raise RecipeError(f"{file}: has no word of its own, so konomi cannot tell which prompts are about it.")
         for word in adapter.embeddings:
             if (other := next((known for known in found if known.casefold() == word.casefold()), None)) is not None:
                 raise RecipeError(f"{file}: its word {word!r} is also that of {found[other]}. Train one under another.")
@@ -122,7 +122,7 @@ def _target_states(base: BaseModel, text: str) -> Tensor:
     """
     pieces = find_words(text, base.words)
     if sum(found is not None for _, found in pieces) != 1:
-        raise RecipeError(f"--prompt {text!r}: one word of one file, and once, is wanted in it.")
+        raise RecipeError(f"--prompt {text!r}: it must contain one word of one file, exactly once.")
     lengths = [_num_tokens(base, piece, found) for piece, found in pieces]
     before = sum(lengths[: next(i for i, (_, found) in enumerate(pieces) if found is not None)])
     if 2 + sum(lengths) > base.num_positions:

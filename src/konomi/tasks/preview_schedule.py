@@ -59,7 +59,7 @@ def automatic_plan(each: float, run: float, total: int) -> PreviewPlan:
     allowed = int(max(SHARE * run, SECONDS) / each) if each else ON_THE_WAY + 2
     if allowed < 2:
         note = (
-            f"previews are drawn at the end alone: each time they take about {_spoken(each)}, and the run about "
+            f"previews are drawn only at the end: each time they take about {_spoken(each)}, and the run about "
             f"{_spoken(run)}. run.preview_every = {max(total // 2, 1)} draws them on the way as well."
         )
         return PreviewPlan(frozenset({total}), note)

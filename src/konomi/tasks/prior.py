@@ -71,15 +71,15 @@ def with_prior(recipe: Recipe, needs: Needs, records: Sequence[Record], base: Ba
     training = [record for record in records if record.role == "train"]
     if needs.identifier and any(not record.trigger and not record.captions for record in training):
         raise RecipeError(
-            f"{recipe.method.kind} needs an identifier, a rare word that will mean the subject. Say --trigger WORD "
+            f"{recipe.method.kind} needs an identifier, a rare word that will mean the subject. Give --trigger WORD "
             f"(trigger of the source); `konomi identifiers --base {recipe.base}` lists such words."
         )
     speaks_of_class = source not in ("none", "images") and "[class]" in prior.prompt
     if speaks_of_class and any(not record.class_noun for record in training):
         raise RecipeError(
             f"{recipe.method.kind} needs a class noun, what the subject is in plain words."
-            f"{_proposed(recipe, training)} Say --class NOUN (class_noun of the source), or prior.source=none to train "
-            "without the class."
+            f"{_proposed(recipe, training)} Give --class NOUN (class_noun of the source), or prior.source=none to "
+            "train without the class."
         )
     # The paper's supplement draws about as many as there are steps, Custom Diffusion 200; usual are 100 to 200.
     least, each = for_width(base, published=(100, 40), narrow=(20, 10))
@@ -131,8 +131,8 @@ def identifier_notes(base: BaseModel, needs: Needs, records: Iterable[Record]) -
             )
         elif is_ordinary(word):
             notes.append(
-                f"the identifier {word!r} is an ordinary word: what the base knows by it gets in the way, and is lost. "
-                f"{advice}"
+                f"the identifier {word!r} is an ordinary word: what the base already knows by it interferes and is "
+                f"overwritten. {advice}"
             )
     return tuple(notes)
 

@@ -33,7 +33,7 @@ class RunPreviews:
             return
         # Without a plan there are still those at the end.
         notes: list[str] = []
-        with optional_work("what previews cost could not be measured; they are drawn at the end alone", notes):
+        with optional_work("what previews cost could not be measured; they are drawn only at the end", notes):
             self.schedule = preview_plan(self.job)
         yield from map(Warned, [*notes, *([self.schedule.note] if self.schedule.note else [])])
 

@@ -112,8 +112,8 @@ def newest_good(folder: Path, *, warn: Callable[[str], None], most_bytes: float 
     if not paths:
         raise RunError(f"{folder}: holds no checkpoint, so there is nothing to resume. Start the run anew with train.")
     raise RunError(
-        f"{folder}: all {len(paths)} checkpoints are damaged, so the run cannot be resumed. Start it anew with another "
-        "output folder; a saved result file can be gone on from (method.start)."
+        f"{folder}: all {len(paths)} checkpoints are damaged, so the run cannot be resumed. Start again with another "
+        "output folder; method.start can continue from a saved result file."
     )
 
 
@@ -154,8 +154,8 @@ def _checked_sums(path: Path, sums: dict[str, Any]) -> dict[str, str]:
     for name, expected in sums.items():
         if not _FILE_NAME.fullmatch(name) or not isinstance(expected, str):
             raise FileFormatError(
-                f"{path / 'manifest.json'}: names {name[:80]!r}, which is no file of a checkpoint. It is damaged, or "
-                "made to deceive."
+                f"{path / 'manifest.json'}: names {name[:80]!r}, which is not a file of a checkpoint. It is damaged "
+                "or tampered with."
             )
     return sums
 

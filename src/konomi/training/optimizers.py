@@ -140,7 +140,7 @@ def restore_optimizer(
         rate, decay = group["lr"], group["weight_decay"]
         for key, value in values.items():
             if key in group and group[key] is not None and not same_kind(group[key], value):
-                raise RunError(f"the checkpoint's optimiser has {key} = {value!r}, which is no such setting.")
+                raise RunError(f"the checkpoint's optimiser has {key} = {value!r}, which is not a setting of it.")
         group.update(values)
         # The recipe decides these; the check against the checkpoint's recipe has already been made.
         group["lr"], group["weight_decay"] = rate, decay

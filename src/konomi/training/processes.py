@@ -71,7 +71,7 @@ def _among_others(device: str) -> Processes:
     from accelerate import PartialState
 
     if device not in ("auto", "cpu", "cuda"):
-        raise RunError(f"run.device is {device!r}; of several processes each finds its own: say auto, cpu or cuda.")
+        raise RunError(f"run.device is {device!r}; of several processes each finds its own: use auto, cpu or cuda.")
     local, cards = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if device == "cuda":
         choose_device(device)

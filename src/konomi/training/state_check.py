@@ -62,6 +62,6 @@ def _is_plain(value: object) -> bool:
 
 def _strange(name: str, value: object) -> RunError:
     return RunError(
-        f"the checkpoint's state.json is no state of this recipe: {name} is {str(value)[:60]!r}. Resume with the "
+        f"the checkpoint's state.json does not fit this recipe: {name} is {str(value)[:60]!r}. Resume with the "
         "recipe the run was started with, or start anew."
     )

@@ -58,7 +58,7 @@ def test_words_of_another_width_or_twice_are_refused_and_leave_no_trace():
     with pytest.raises(ModelError, match="is 48 wide; text_encoder of this base has width 32"):
         attach(base, [(word(name="<dog>"), Strengths()), (word(48), Strengths())])
     assert base.words == {}
-    with pytest.raises(ModelError, match="another adapter has brought already"):
+    with pytest.raises(ModelError, match="another adapter already has"):
         attach(base, [(word(), Strengths()), (word(), Strengths())])
     assert base.words == {}
 
@@ -91,5 +91,5 @@ def test_a_hypernetwork_changes_what_keys_and_values_read_and_comes_off():
 
 
 def test_a_hypernetwork_of_another_width_is_refused():
-    with pytest.raises(ModelError, match="of width 40; this base has none such"):
+    with pytest.raises(ModelError, match="of width 40; this base has no such layers"):
         attach(random_base("sd1"), [(Adapter(hypernetwork=hypernetwork(40)), Strengths())])

@@ -28,7 +28,10 @@ TEXT = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
         ({}, None),
         ({"prompt": "a (dog:1.2) <lora:x:1>, <3 [a|b] {c} a_b"}, None),
         ({"prompt": "a <ti:x:1>"}, "<ti:x:1> in the prompt is drawn as text"),
-        ({"prompt": "a __colour__ dog"}, "__colour__ in the prompt is drawn as text: konomi fills in no wildcards"),
+        (
+            {"prompt": "a __colour__ dog"},
+            "__colour__ in the prompt is drawn as text: konomi does not fill in wildcards",
+        ),
         ({"prompt": "a {red|blue} dog"}, "{red|blue} in the prompt is drawn as text"),
         ({"prompt": "embedding:bad_hands, dog"}, "Write bad_hands."),
         ({"prompt": "a dog AND a cat"}, "AND in the prompt is drawn as a word"),
@@ -61,7 +64,7 @@ def adapter(*keys, words=(), up=1.0, **metadata):
         (adapter(ATTENTION, TEXT), {"denoiser_weight": 0.0}, None),
         (adapter(ATTENTION, TEXT), {"denoiser_weight": 0.0, "text_weight": 0.0}, "is at strength 0"),
         (adapter(ATTENTION, TEXT, up=0.0), {}, "all its 2 layers are zero, as before any training: they do nothing"),
-        (adapter(words=["sks"]), {}, "brings sks, which no prompt says: it has no effect"),
+        (adapter(words=["sks"]), {}, "brings sks, which no prompt contains: it has no effect"),
         (adapter(words=["dog", "dog-neg"]), {}, None),
         (adapter(ATTENTION, **{"modelspec.trigger_phrase": "sks"}), {}, "was trained with the trigger sks"),
         (adapter(ATTENTION, **{"modelspec.trigger_phrase": "dog"}), {}, None),
@@ -92,7 +95,7 @@ def test_arguments_of_a_tag_are_used_or_kept_to_be_named(folder):
     [
         ("<lora:fox_stile:1>", r"no such adapter .* did you mean Fox_style\?"),
         ("<lora:Fox_style:lbw=1,0>", r"lbw has 2 numbers; lists of 12, 17, 20, 26 have a meaning"),
-        ("<lora:Fox_style:lbw=OUTD>", r"lbw='OUTD' is no number; of presets only ALL and NONE"),
+        ("<lora:Fox_style:lbw=OUTD>", r"lbw='OUTD' is not a number; of presets only ALL and NONE"),
         (f"<lora:Fox_style:{'9' * 400}>", r"too large a number"),
         (f"<lora:Fox_style:lbw={','.join(['1'] * 16)},{'9' * 400}>", r"too large a number"),
     ],
@@ -133,7 +136,7 @@ def test_block_weights_scale_layers():
     assert [asked.of(key) for key in (ATTENTION, TEXT, other, deep)] == [0.5, 2.0, 0.5, 0.0]
     assert (without, asked.of(downsampler)) == ((downsampler,), 2.0)
     (note,) = unused_in_adapter(request, content, [PLAIN], without)
-    assert "lbw says nothing about 1 layers" in note
+    assert "lbw does not name 1 layers" in note
 
 
 V = {"modelspec.prediction_type": "v"}

@@ -75,5 +75,5 @@ def test_a_layer_that_one_lacks_answers_there_as_the_base_does():
 def test_answers_that_contradict_each_other_are_named():
     origin, first, second = random(OUTPUTS, WIDTH), random(OUTPUTS, WIDTH, seed=1), random(OUTPUTS, WIDTH, seed=2)
     same = random(3, WIDTH, seed=3)
-    with pytest.raises(ModelError, match="want different answers to the same text"):
+    with pytest.raises(ModelError, match="need different outputs for the same text"):
         merge(layers(first, second, origin=origin), [same, same], random(50, WIDTH, seed=5))

@@ -185,7 +185,7 @@ MISTAKES = [
     ("lora", "run.batch_size=8", "an epoch has 3 image"),
     ("lora", "run.steps=1200", "seen 400 times"),
     ("textual_inversion", "data.captions.dropout=0.1", "does not hold the word"),
-    ("lora", 'prior.source="generate" objective.prior_weight=0', "counts nothing"),
+    ("lora", 'prior.source="generate" objective.prior_weight=0', "has no effect"),
 ]
 
 

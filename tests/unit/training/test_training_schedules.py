@@ -84,12 +84,12 @@ def test_rates_by_step_are_read_back_step_by_step(pieces, is_open, spaces):
 @pytest.mark.parametrize(
     ("rates", "message"),
     [
-        ("fast", "'fast' is no learning rate from 0 to 10"),
-        ("1e-3:200:5", "'1e-3:200:5' is no learning rate"),
-        ("-1:200", "'-1:200' is no learning rate"),
-        ("nan:5", "'nan:5' is no learning rate"),
-        ("20", "'20' is no learning rate"),
-        ("1e-3:200,,1e-4", "'' is no learning rate"),
+        ("fast", "'fast' is not a learning rate from 0 to 10"),
+        ("1e-3:200:5", "'1e-3:200:5' is not a learning rate"),
+        ("-1:200", "'-1:200' is not a learning rate"),
+        ("nan:5", "'nan:5' is not a learning rate"),
+        ("20", "'20' is not a learning rate"),
+        ("1e-3:200,,1e-4", "'' is not a learning rate"),
         ("1e-3, 1e-4", "'1e-3' says no step up to which it holds"),
         ("1e-3:200, 1e-4:200", "'1e-4:200' ends at step 200, not after step 200"),
         ("1e-3:0", "'1e-3:0' ends at step 0, not after step 0"),

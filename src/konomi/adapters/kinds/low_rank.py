@@ -114,9 +114,9 @@ class LowRank:
         if up.shape[1] != rank:
             raise LayerError("lora_up.weight", f"has rank {up.shape[1]}; its lora_down has rank {rank}")
         if mid is not None and (mid.dim() != 4 or tuple(mid.shape[:2]) != (rank, rank)):
-            raise LayerError("lora_mid.weight", f"has shape {list(mid.shape)}; [{rank}, {rank}, K, K] is wanted")
+            raise LayerError("lora_mid.weight", f"has shape {list(mid.shape)}; [{rank}, {rank}, K, K] is needed")
         if up.dim() == 4 and tuple(up.shape[2:]) != (1, 1):
-            raise LayerError("lora_up.weight", f"has a kernel of {list(up.shape[2:])}; 1 x 1 is wanted")
+            raise LayerError("lora_up.weight", f"has a kernel of {list(up.shape[2:])}; it must be 1 x 1")
         magnitude = parts.get("dora_scale")
         check_magnitude(magnitude, up.shape[0], down.shape[1])
         alpha = alpha_of(parts, rank)
@@ -201,7 +201,7 @@ class LowRank:
         rank = self.rank
         up, down = self.up.flatten(1), self.down.flatten(1)
         if up.shape[1] != rank and self.mid is None:
-            raise ModelError(f"its halves do not belong together: down has rank {rank}, up {up.shape[1]}")
+            raise ModelError(f"its two matrices do not fit together: down has rank {rank}, up {up.shape[1]}")
         if self.mid is not None:
             return torch.einsum("rskl,or,si->oikl", self.mid, up, down) * self.scale
         return (up @ down).reshape(up.shape[0], *self.down.shape[1:]) * self.scale

@@ -49,7 +49,7 @@ def check_magnitude(magnitude: Tensor | None, outputs: int, inputs: int) -> None
     per_output = magnitude.numel() == outputs and magnitude.shape[0] == outputs
     per_input = magnitude.dim() >= 2 and magnitude.numel() == inputs == magnitude.shape[1]
     if not per_output and not per_input:
-        raise LayerError("dora_scale", f"has shape {list(magnitude.shape)}; [{outputs}, 1] or [1, {inputs}] is wanted")
+        raise LayerError("dora_scale", f"has shape {list(magnitude.shape)}; [{outputs}, 1] or [1, {inputs}] is needed")
 
 
 def _at_length(direction: Tensor, magnitude: Tensor) -> Tensor:

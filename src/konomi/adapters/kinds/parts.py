@@ -27,7 +27,7 @@ def alpha_of(parts: Mapping[str, Tensor], rank: int) -> float:
     if "alpha" not in parts:
         return float(rank)
     if parts["alpha"].numel() != 1:
-        raise LayerError("alpha", f"has shape {list(parts['alpha'].shape)}; one number is wanted")
+        raise LayerError("alpha", f"has shape {list(parts['alpha'].shape)}; it must be one number")
     value = float(parts["alpha"].item())
     if not math.isfinite(value):
         raise LayerError("alpha", "holds NaN or infinity")
@@ -38,7 +38,7 @@ def bias_of(parts: Mapping[str, Tensor], outputs: int = 0, name: str = "diff_b")
     """What is added to the bias, [O]."""
     bias = parts.get(name)
     if bias is not None and (bias.dim() != 1 or (outputs and bias.numel() != outputs)):
-        raise LayerError(name, f"has shape {list(bias.shape)}; [{outputs or 'outputs'}] is wanted")
+        raise LayerError(name, f"has shape {list(bias.shape)}; [{outputs or 'outputs'}] is needed")
     return bias
 
 
@@ -46,7 +46,7 @@ def check_core(parts: Mapping[str, Tensor], core: str, outer: str, inner: str) -
     """Of a Tucker core [R, R, K, K]: the ranks of its two factors."""
     ranks = (parts[outer].shape[0], parts[inner].shape[0])
     if tuple(parts[core].shape[:2]) != ranks:
-        raise LayerError(core, f"has shape {list(parts[core].shape)}; [{ranks[0]}, {ranks[1]}, K, K] is wanted")
+        raise LayerError(core, f"has shape {list(parts[core].shape)}; [{ranks[0]}, {ranks[1]}, K, K] is needed")
 
 
 def scalar(value: float, like: Tensor) -> Tensor:

@@ -39,11 +39,11 @@ class Rescale:
     def from_parts(cls, parts: Mapping[str, Tensor]) -> Self:
         """Raises LayerError where the axis is not told."""
         if "weight" not in parts:
-            raise LayerError("on_input", "stands alone: the tensors it belongs to are missing")
+            raise LayerError("on_input", "has none of the tensors it belongs to")
         if "on_input" not in parts:
             raise LayerError("weight", "has no on_input beside it, so its axis is unknown")
         if parts["on_input"].numel() != 1:
-            raise LayerError("on_input", f"has shape {list(parts['on_input'].shape)}; one truth value is wanted")
+            raise LayerError("on_input", f"has shape {list(parts['on_input'].shape)}; it must be one boolean")
         return cls(parts["weight"], bool(parts["on_input"].item()))
 
     def to_parts(self, *, norm: bool) -> dict[str, Tensor]:

@@ -1,9 +1,49 @@
 """The Japanese catalogue, one file for each area of messages."""
 
-from konomi.cli.japanese import checks, commands, pictures, runs, settings, stored
+from konomi.cli.japanese import (
+    adapters,
+    checks,
+    commands,
+    folders,
+    methods,
+    models,
+    pictures,
+    programs,
+    runs,
+    screens,
+    settings,
+    stored,
+    stored_files,
+    usage,
+)
 
 COUNTS = checks.COUNTS
-AREAS = (commands.PAIRS, checks.PAIRS, settings.PAIRS, runs.PAIRS, pictures.PAIRS, stored.PAIRS)
+VALUES = (
+    (r",? and ([\d,]+) more$", r" ほか \1 件"),
+    (r"^(\d+) h (\d+) min$", r"\1 時間 \2 分"),
+    (r"^(\d+) min$", r"\1 分"),
+    (r"^([\d.]+) s$", r"\1 秒"),
+)
+"""Patterns of values that are not names: how many follow, and times."""
+AREAS = tuple(
+    area.PAIRS
+    for area in (
+        commands,
+        usage,
+        screens,
+        checks,
+        folders,
+        settings,
+        methods,
+        runs,
+        pictures,
+        programs,
+        stored,
+        stored_files,
+        models,
+        adapters,
+    )
+)
 
 PAIRS = {english: target for area in AREAS for english, target in area.items()}
 """English template -> Japanese template."""

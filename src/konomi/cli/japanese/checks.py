@@ -34,7 +34,7 @@ PAIRS = {
     "... and {count} more are left out; --all shows them.": "... ほか {count} 件が除外されています。--all ですべて表示します。",
     "stops: {message}": "中止: {message}",
     "left out: {name}: {reason}": "除外: {name}: {reason}",
-    "class noun: {listed}? Say --class NOUN with the one that is right.": "クラス名の候補: {listed}。合うものを --class NOUN で指定してください。",
+    "class noun: {listed}? Give --class NOUN with the one that is right.": "クラス名の候補: {listed}。合うものを --class NOUN で指定してください。",
     "How long that takes: add --time to measure it.": "所要時間は --time を付けると測れます。",
     "about {time}, without encoding and previews": "約 {time}(エンコードとプレビューを除く)",
     "no base was named: this is what training on {base} ({size} px) would do. Name yours with --base; sizes, token counts and defaults depend on it.": "ベースモデルが指定されていないため、{base}({size} px)で学習する場合の内容を表示しています。--base で指定してください。サイズ、トークン数、既定値はベースモデルによって変わります。",
@@ -57,7 +57,7 @@ PAIRS = {
     "1 file is": "1 個のファイル",
     "{count} files are": "{count} 個のファイル",
     # Captions.
-    "A caption is called like its image: x.png and x.txt.": "キャプションは画像と同じ名前にしてください(x.png と x.txt)。",
+    "A caption has the name of its image: x.png and x.txt.": "キャプションは画像と同じ名前にしてください(x.png と x.txt)。",
     "{subject} longer than {limit} tokens (up to {longest}), and what follows is cut off: {names}. {reason}": "{subject}が {limit} トークンより長く(最大 {longest})、超えた部分は切り捨てられます: {names}。{reason}",
     "the trigger of {captions} stood beyond token {limit}, or could be shuffled there, and would not be learned; it is put in front: {names}": "トリガーがトークン {limit} より後ろにある(またはシャッフルで後ろに回る)キャプションがあり({captions})、そのままでは学習されないため、先頭に置きます: {names}",
     "{shown}: {subject} to no image and is not read: {names}. {reason}": "{shown}: {subject}に対応する画像がなく、読み込まれません: {names}。{reason}",
@@ -81,7 +81,7 @@ PAIRS = {
     "{shown}: {other} lies beside it and is not used. If it holds images of the class, give it with --prior.": "{shown}: 隣にある {other} は使われません。クラスの画像であれば --prior で指定してください。",
     "{subject} drawn by konomi, as the PNG text says, a preview or a sheet perhaps: what learns from a model's pictures learns its faults. Remove them if that is not meant: {names}": "{subject}は konomi が描いたもの(プレビューや一覧など)です。モデルの描いた画像から学習すると、その欠点も学習します。意図したものでなければ取り除いてください: {names}",
     "{count} images are byte-identical copies of others; each is trained on its own: {names}": "{count} 枚の画像がほかの画像とまったく同じです。それぞれ別の画像として学習されます: {names}",
-    "{subject} left out: {names}. `konomi check` lists all of them.": "{subject}を除外しました: {names}。すべての一覧は `konomi check` で確認できます。",
+    "{subject} left out: {reasons}. `konomi check` lists all of them.": "{subject}を除外しました: {reasons}。すべての一覧は `konomi check` で確認できます。",
     "and {count} more notes on the data; `konomi check` shows them all.": "データについてほかに {count} 件の注意があります。`konomi check` ですべて表示します。",
     # Why a file is left out.
     "a link to a folder; links are not followed": "フォルダへのリンクです。リンクはたどりません",

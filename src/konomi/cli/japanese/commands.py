@@ -15,7 +15,7 @@ PAIRS = {
     "{steps} steps, {parameters} trainable parameters, {device}, {precision}": "{steps} ステップ、学習するパラメータ {parameters}、{device}、{precision}",
     "going on after step {step} of {total}, {device}, {precision}": "ステップ {step}/{total} の続きから再開します。{device}、{precision}",
     "step {step}: validation loss {loss} (untouched base {base})": "ステップ {step}: 検証の損失 {loss}(元のベースモデルでは {base})",
-    "preparing {what}: {done}/{total}": "準備中 {what}: {done}/{total}",
+    "preparing {subject}: {done}/{total}": "準備中 {subject}: {done}/{total}",
     # Names.
     "Did you mean {name}?": "{name} のことですか?",
     "{path}: no such setting.": "{path}: そのような設定はありません。",
@@ -45,8 +45,8 @@ PAIRS = {
     "{base}: its owner asks for consent. Give it on the hub's page and log in (hf auth login).": "{base}: 所有者が同意を求めています。ハブのページで同意し、ログインしてください(hf auth login)。",
     "{base}: holds no VAE. Give one with --vae FILE (`vae = ` in a recipe), or take a model that has it.": "{base}: VAE が入っていません。--vae FILE(レシピでは `vae = `)で指定するか、VAE 入りのモデルを使ってください。",
     # Identifier and class.
-    "{method} needs an identifier, a rare word that will mean the subject. Say --trigger WORD (trigger of the source); `konomi identifiers --base {base}` lists such words.": "{method} には識別語(被写体を指す珍しい言葉)が必要です。--trigger WORD で指定してください。`konomi identifiers --base {base}` で候補が出ます。",
-    "{method} needs a class noun, what the subject is in plain words.{proposed} Say --class NOUN (class_noun of the source), or prior.source=none to train without the class.": "{method} にはクラス名(被写体が何であるかを表す普通の言葉)が必要です。{proposed} --class NOUN で指定するか、prior.source=none でクラスなしに学習してください。",
+    "{method} needs an identifier, a rare word that will mean the subject. Give --trigger WORD (trigger of the source); `konomi identifiers --base {base}` lists such words.": "{method} には識別語(被写体を指す珍しい言葉)が必要です。--trigger WORD で指定してください。`konomi identifiers --base {base}` で候補が出ます。",
+    "{method} needs a class noun, what the subject is in plain words.{proposed} Give --class NOUN (class_noun of the source), or prior.source=none to train without the class.": "{method} にはクラス名(被写体が何であるかを表す普通の言葉)が必要です。{proposed} --class NOUN で指定するか、prior.source=none でクラスなしに学習してください。",
     # Runs.
     "{run}: holds a run already. `konomi resume {same}` goes on with it; another --output starts a new one; --overwrite replaces it.": "{run}: すでに学習の記録があります。`konomi resume {same}` で続けるか、別の --output で新しく始めるか、--overwrite で置き換えてください。",
     "{run}: is not a run folder (no recipe.toml in it). Name the folder that `train` wrote to.": "{run}: 学習のフォルダではありません(recipe.toml がありません)。`train` が書いたフォルダを指定してください。",
@@ -65,5 +65,5 @@ PAIRS = {
     "Close other programs; loading a large base takes about 8 GiB.": "ほかのプログラムを閉じてください。大きな base の読み込みには約 8 GiB 必要です。",
     "Runs need room for checkpoints: free some space.": "チェックポイントを置く場所が必要です。空きを作ってください。",
     "Fine for the base `tiny` and for tests; full-size bases take seconds to minutes a step.": "`tiny` とテストには十分です。本物のモデルでは1ステップに数秒から数分かかります。",
-    "There is an NVIDIA card, but this PyTorch is built for the CPU alone. Mend it: pip install --force-reinstall torch --index-url {index}": "NVIDIA のカードがありますが、この PyTorch は CPU 専用です。直すには: pip install --force-reinstall torch --index-url {index}",
+    "There is an NVIDIA card, but this PyTorch is built for the CPU only. To fix that: pip install --force-reinstall torch --index-url {index}": "NVIDIA のカードがありますが、この PyTorch は CPU 専用です。直すには: pip install --force-reinstall torch --index-url {index}",
 }  # fmt: skip

@@ -126,7 +126,7 @@ def _rest(found: Imported, flat: Mapping[str, Any], kind: str) -> None:
         setting = "run.save_every" if str(flat["save_every_unit"]).upper() == "STEP" else "run.save_every_epochs"
         found.put("save_every", setting, whole(flat["save_every"]))
     elif "save_every" in flat:
-        found.leave("save_every", "its unit is none that konomi has, steps or epochs")
+        found.leave("save_every", "its unit is neither steps nor epochs")
     _at_intervals(found, flat)
     _loss(found, flat)
     if kind == "full" and switch(flat.get("text_encoder.train", False)):

@@ -26,7 +26,7 @@ class Left:
 
 
 Table = Mapping[str, To | Left]
-ITSELF = Left("konomi sees to it by itself")
+ITSELF = Left("konomi does this by itself")
 
 
 @dataclass(slots=True)
@@ -118,7 +118,7 @@ def whole(value: Any) -> int:
     """A whole number, also where it is text or ends in .0."""
     number = float(value)
     if number != int(number):
-        raise ValueError("is no whole number")
+        raise ValueError("is not a whole number")
     return int(number)
 
 

@@ -91,7 +91,7 @@ def _custom_diffusion(source: Source, adapter: Adapter) -> tuple[Reading, ...]:
     if any("_custom_diffusion." in name for name in source.shapes) and adapter.layers:
         place = "pipe.unet.load_attn_procs(FOLDER, weight_name=...), pipe.load_textual_inversion for each word"
         return (*found, counted(diffusers.NAME, adapter.layers, {}, place=place))
-    reason = "delta.bin is read by its authors' scripts alone; convert with --to diffusers --base BASE"
+    reason = "only its authors' scripts read delta.bin; convert with --to diffusers --base BASE"
     return (*found, refused(diffusers.NAME, adapter.layers, reason))
 
 

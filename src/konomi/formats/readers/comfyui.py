@@ -40,7 +40,7 @@ def _fault(layer: NamedLayer) -> str:
     if layer.kind == "ia3":
         return "(IA)^3 is not read"
     if layer.kind not in _KINDS:
-        return "its tensors make no kind of update that is read"
+        return "its tensors form no kind of update that is read"
     if any(part.startswith("lora_magnitude_vector") for part in layer.parts):
         return "DoRA magnitudes are dropped (lora_magnitude_vector); convert with --to kohya"
     if "lora_B.bias" in layer.parts:

@@ -1,6 +1,6 @@
 """diffusers' rules (`load_lora_weights`, `load_textual_inversion`), as its public loaders have them.
 
-A kohya file is taken whole or not at all: one tensor that is no plain LoRA's ends in an error.
+A kohya file is taken whole or not at all: one tensor that is not a plain LoRA's ends in an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def lora(layers: Sequence[NamedLayer], family: str, alphas: Mapping[str, float])
     if all(layer.dialect == "kohya" for layer in layers):
         for layer in layers:
             if extra := set(layer.parts) - _PLAIN:
-                reason = f"the file is not loaded: {layer.name}.{min(extra)} is no plain LoRA's tensor"
+                reason = f"the file is not loaded: {layer.name}.{min(extra)} is not a plain LoRA's tensor"
                 return refused(NAME, names, reason, place=_LORA)
         faults = _kohya_faults(layers, family, alphas)
         return counted(NAME, names, faults, place=_LORA)
@@ -44,7 +44,7 @@ def lora(layers: Sequence[NamedLayer], family: str, alphas: Mapping[str, float])
         elif not layer.key:
             faults[layer.name] = "no layer of the model has this name"
         elif not layer.name.startswith(tuple(f"{folder}." for folder in part_of_folder())):
-            faults[layer.name] = "without unet. in front of its name it is passed over; convert with --to diffusers"
+            faults[layer.name] = "without unet. in front of its name it is ignored; convert with --to diffusers"
     return counted(NAME, names, faults, place=_LORA)
 
 
@@ -68,7 +68,7 @@ def _kohya_faults(layers: Sequence[NamedLayer], family: str, alphas: Mapping[str
         elif layer.is_text and _projection(layer) in ("q", "k", "v") and _out_proj(layer) not in names:
             faults[layer.name] = "without an out_proj beside them, a text encoder's q, k and v are dropped"
         elif layer.name in alphas and alphas[layer.name] != usual[part] and (layer.is_text or _projection(layer)):
-            faults[layer.name] = "its alpha is not the usual one of the file, and only that is used"
+            faults[layer.name] = "its alpha differs from most of the file, and only the most common one is used"
     return faults
 
 
