@@ -32,6 +32,7 @@ EXCEPTIONS: dict[str, str] = {
     r"^a house by a lake$|on the beach$": "a prompt",
     r"^konomi [a-z]+( \{\})*( --.*)?$|^konomi (check|train) RECIPE|^pipe\.|^ddim, euler": "a command, or code",
     r"^- not taken over: ": "a comment in a recipe",
+    r"^no [a-z_]+( \(sd-scripts' default\))?$": "the name of a setting that was not there",
     r"^(any|one) of \{\}$": "a piece of what a setting takes, which has entries as a whole",
     r"^(custom diffusion|single file|model folder|unknown tensors|aesthetic embedding|model of another family"
     r"|holds neither model_index.json nor adapter_config.json)$": "a kind or format, by the name that --json has",

@@ -101,7 +101,7 @@ class PeftConfig:
             scale = self.alpha_of(path, ranks[path]) / ranks[path]
             found.append(
                 f"the settings say rank {said} for {path}{others}, the tensors have {ranks[path]}: read with the "
-                f"tensors' rank, at the scale {scale:g}. PEFT does not load it; mend r or rank_pattern."
+                f"tensors' rank, at the scale {scale:g}. PEFT does not load it; correct r or rank_pattern."
             )
         found += [f"{_first(idle)} is the name of no layer here, so it changes nothing."] if idle else []
         return tuple(found)
@@ -136,7 +136,7 @@ def _ranks(table: Mapping[str, Any]) -> tuple[int | None, dict[str, int], dict[s
     if not isinstance(rank, int | None) or isinstance(rank, bool):
         rank, wrong["r"] = None, "it is not a whole number; the tensors tell the rank"
     if not isinstance(pattern, dict) or not all(type(value) is int for value in pattern.values()):
-        pattern, wrong["rank_pattern"] = {}, "it is no table of whole numbers; the tensors tell the rank"
+        pattern, wrong["rank_pattern"] = {}, "it is not a table of whole numbers; the tensors tell the rank"
     return rank, pattern, wrong
 
 

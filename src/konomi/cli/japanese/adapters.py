@@ -179,6 +179,12 @@ PAIRS = {
     "{count} bytes are too many for a configuration.": "設定ファイルとしては大きすぎます({count} バイト)。",
     "does not tell how {name} started, so it cannot be converted.": "{name} の初期値がわからないため、変換できません。",
     "{name} is of another size there, so it is another adapter's start.": "{name} の大きさが異なり、別のアダプタの初期値です。",
+    "it is not a whole number; the tensors tell the rank": "整数ではありません(ランクはテンソルから求めます)",
+    "it is not a table of whole numbers; the tensors tell the rank": "整数の表ではありません(ランクはテンソルから求めます)",
+    "rank_pattern has {count} patterns, too many to compare with the tensors.": "rank_pattern のパターンが {count} 個あり、多すぎてテンソルと比較できません。",
+    "rank_pattern cannot be compared with the tensors: a pattern of it {reason}.": "rank_pattern をテンソルと比較できません(パターンが{reason})。",
+    "the settings say rank {rank} for {names}, the tensors have {own}: read with the tensors' rank, at the scale {scale}. PEFT does not load it; correct r or rank_pattern.": "設定では {names} のランクが {rank} ですが、テンソルでは {own} です。テンソルのランク、スケール {scale} で読みました。PEFT では読み込めないため、r か rank_pattern を直してください。",
+    "{name} is the name of no layer here, so it changes nothing.": "{name} という層はないため、何も変わりません。",
     # What a pattern of PEFT's settings has.
     "has a closing bracket too many": "閉じ括弧が多い",
     "ends in the middle": "途中で終わっている",
