@@ -41,7 +41,7 @@ EXCEPTIONS: dict[str, str] = {
     r"^(Prodigy|schedule-free|Lion) optimiser$|^\.tar shards$|^Reading \.tar shards$|pip install": "a name",
     r"^\{\}, Sheet of: ": "written into a picture",
     r"already has a replaced forward$|^this UNet reads pooled|^buckets are multiples": "a programmer's",
-    r"^no step is under way": "a programmer's",
+    r"^no step is under way|^two live adapters": "a programmer's",
     r"is missing in some parts$|^the run is to end$|^a \{\} too long to be shown$": "a programmer's, or a value",
     r"^a (network \{\} of width|whole number of \{\} bits|list or table of \{\})|^ and layer norm$": "a value",
     r"^(another file|not noted|out of all bounds)$": "a value",
@@ -73,7 +73,7 @@ def has_japanese(message: Message) -> bool:
     from konomi.cli.language import translated, translated_sum
 
     text = message.text.strip().removeprefix("{} ")
-    forms = [text, f"{text}.", f"{text} {{}}"]
+    forms = [text, f"{text}.", f"{text} {{}}", text.removesuffix("{}")]
     if message.kind in ("LayerError", "fault"):
         # `formats.source.fault` makes a sentence of them.
         forms = [f"{{}} {message.text}."]

@@ -74,7 +74,9 @@ def _check_shapes(parts: Mapping[str, Tensor]) -> None:
     for name, tensor in parts.items():
         whole = name == "alpha" and tensor.dtype in _INTEGERS
         if name != "on_input" and not tensor.is_floating_point() and not whole:
-            raise LayerError(name, f"has type {str(tensor.dtype).removeprefix('torch.')}; it must be a floating-point type")
+            raise LayerError(
+                name, f"has type {str(tensor.dtype).removeprefix('torch.')}; it must be a floating-point type"
+            )
         if not (possible := _NUM_AXES.get(name)):
             continue
         if tensor.dim() not in possible:

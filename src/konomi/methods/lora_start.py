@@ -79,7 +79,7 @@ def read_start(path: str, section: str, base: BaseModel) -> Start:
         raise RecipeError(f"{section}.start: {path} is of two branches of guidance (DreamArtist), not a plain LoRA.")
     if not adapter.layers:
         held = "a hypernetwork" if adapter.hypernetwork is not None else "only learned words"
-        raise RecipeError(f"{section}.start: {path} is {held}, no LoRA.")
+        raise RecipeError(f"{section}.start: {path} holds {held}, no LoRA.")
     factored = {key: update.as_low_rank() for key, update in adapter.layers.items()}
     layers = {key: update for key, update in factored.items() if update is not None}
     others = [key for key in factored if key not in layers]
