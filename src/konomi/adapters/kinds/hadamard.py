@@ -49,7 +49,7 @@ class Hadamard:
         """Raises LayerError for factors that are missing or of different rank or size."""
         for name in _FACTORS:
             if f"hada_{name}" not in parts:
-                raise LayerError("", f"has no hada_{name}")
+                raise LayerError("", f"has no matrix hada_{name}")
         w1_a, w1_b, w2_a, w2_b = (parts[f"hada_{name}"] for name in _FACTORS)
         t1, t2 = parts.get("hada_t1"), parts.get("hada_t2")
         if (t1 is None) != (t2 is None):

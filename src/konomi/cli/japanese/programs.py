@@ -42,7 +42,6 @@ PAIRS = {
     "only .pt files hold a hypernetwork there; convert to a name that ends in .pt": "ハイパーネットワークは .pt でだけ読まれます。.pt で終わる名前に変換してください",
     "the file is not loaded: it knows no module type for {name}": "{name} の種類が未対応のため、ファイルが読み込まれません",
     "a text encoder's layer is only found with text_model in its name": "テキストエンコーダの層は名前に text_model がないと読まれません",
-    "SDXL's text encoders are lora_te1 and lora_te2 there": "SDXL のテキストエンコーダは lora_te1 と lora_te2 という名前でだけ読まれます",
     "this model's one text encoder is lora_te there": "このモデルのテキストエンコーダは lora_te という名前でだけ読まれます",
     "only the layers of a text encoder are found": "読まれるのはテキストエンコーダの層だけです",
     "words inside a LoRA are not read; save the word as a file of its own (models/embeddings)": "LoRA の中の言葉は読まれません。言葉を別のファイルに保存してください(models/embeddings)",
