@@ -42,6 +42,7 @@ PAIRS = {
     "only .pt files hold a hypernetwork there; convert to a name that ends in .pt": "ハイパーネットワークは .pt でだけ読まれます。.pt で終わる名前に変換してください",
     "the file is not loaded: it knows no module type for {name}": "{name} の種類が未対応のため、ファイルが読み込まれません",
     "a text encoder's layer is only found with text_model in its name": "テキストエンコーダの層は名前に text_model がないと読まれません",
+    "{subject}'s text encoders are {names} there": "{subject}のテキストエンコーダは {names} という名前でだけ読まれます",
     "this model's one text encoder is lora_te there": "このモデルのテキストエンコーダは lora_te という名前でだけ読まれます",
     "only the layers of a text encoder are found": "読まれるのはテキストエンコーダの層だけです",
     "words inside a LoRA are not read; save the word as a file of its own (models/embeddings)": "LoRA の中の言葉は読まれません。言葉を別のファイルに保存してください(models/embeddings)",
