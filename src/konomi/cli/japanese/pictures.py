@@ -60,6 +60,8 @@ PAIRS = {
     "the {subject} has {count} characters; at most {most}. Shorten it: {text}": "{subject}が {count} 文字あります。{most} 文字以下に短くしてください: {text}",
     "prompt": "プロンプト",
     "negative prompt": "ネガティブプロンプト",
+    "--grid has no effect with one picture. --count N draws several.": "絵が 1 枚なので --grid は効きません。--count N で複数描けます。",
+    "--clip-skip {skip} has no effect: it is the base's own choice.": "--clip-skip {skip} は効きません(ベースモデルの既定と同じです)。",
     "the prompt": "プロンプト",
     "the negative prompt": "ネガティブプロンプト",
 }  # fmt: skip
