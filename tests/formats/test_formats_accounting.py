@@ -162,7 +162,7 @@ def test_the_verbs_tell_of_it(tmp_path: Path) -> None:
     )
     assert code == 0 and "metadata lora_alpha is not used" in err and "note" not in out
     told: list[str] = []
-    with pytest.raises(RecipeError, match="is no file of Custom Diffusion"):
+    with pytest.raises(RecipeError, match="is not a Custom Diffusion file"):
         merge_custom([path, path], tmp_path / "m.safetensors", base="tiny", tell=told.append)
     assert len(told) == 2
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")

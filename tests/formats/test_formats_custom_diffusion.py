@@ -196,10 +196,10 @@ def broken_delta(case: str) -> tuple[dict[str, object], str]:
             return value, "no common rank"
         case "no vector":
             words["<new1>"] = "text"
-            return value, "<new1> is no vector"
+            return value, "<new1> is not a vector"
         case "no table":
             value["modifier_token"] = [1]
-            return value, "modifier_token is no table"
+            return value, "modifier_token is not a table"
     raise AssertionError(case)
 
 

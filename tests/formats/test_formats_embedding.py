@@ -164,8 +164,8 @@ def test_a_picture_that_carries_an_embedding(tmp_path: Path) -> None:
         (b"sd-ti-embedding\0!!", "is damaged"),
         (b"sd-ti-embedding\0" + base64.b64encode(b"[" * 100_000), "is damaged"),
         (encoded({"string_to_param": 5}), "no string_to_param"),
-        (encoded({"string_to_param": {"*": {"TORCHTENSOR": [[1, 2], [3]]}}}), "no table of numbers"),
-        (encoded({"string_to_param": {"*": {"TORCHTENSOR": "x"}}}), "no table of numbers"),
+        (encoded({"string_to_param": {"*": {"TORCHTENSOR": [[1, 2], [3]]}}}), "not a table of numbers"),
+        (encoded({"string_to_param": {"*": {"TORCHTENSOR": "x"}}}), "not a table of numbers"),
     ]:
         with pytest.raises(FileFormatError, match=message):
             read_adapter(png(tmp_path / "bad.png", [(b"tEXt", broken)]))

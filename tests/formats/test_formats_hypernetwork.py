@@ -196,8 +196,8 @@ def without(table: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 K, V = pair(320)
 FAULTS: dict[str, tuple[Any, str]] = {
-    "a half is missing": ({320: (K,), 640: pair(640)}, r"320 is no pair of networks"),
-    "no table": ({320: (K, V), 640: [1, 2]}, r"640 is no pair of networks"),
+    "a half is missing": ({320: (K,), 640: pair(640)}, r"320 is not a pair of networks"),
+    "no table": ({320: (K, V), 640: [1, 2]}, r"640 is not a pair of networks"),
     "a tensor is missing": ({320: (K, without(V, "linear.1.bias"))}, r"320\.v\.linear\.1\.bias is missing"),
     "one too many": ({320: (K | {"linear.2.weight": K["linear.0.weight"]}, V)}, r"320\.k\.linear\.2\.weight has no pl"),
     "another width": ({640: (K, V)}, r"640\.k\.linear\.0\.weight is \[640, 320\]; .* has \[1280, 640\] there"),
@@ -205,7 +205,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "activation moves": ({320: (K, V), "activation_func": "relu"}, r"320\.k\.linear\.2\.weight is missing"),
     "norm": ({320: (K, V), "is_layer_norm": True}, r"320\.k\.linear\.1\.weight is \[320, 640\]"),
     "whole numbers": ({320: (K, {n: t.int() for n, t in V.items()})}, r"320\.v\.linear\.0\.weight has type"),
-    "no tensor": ({320: (K, V | {"linear.1.bias": 3})}, r"320\.v\.linear\.1\.bias is no tensor"),
+    "no tensor": ({320: (K, V | {"linear.1.bias": 3})}, r"320\.v\.linear\.1\.bias is not a tensor"),
     "NaN": ({320: (K, V | {"linear.1.bias": torch.full((320,), float("nan"))})}, r"320\.v\.linear\.1\.bias holds NaN"),
     "unknown activation": ({320: (K, V), "activation_func": "softmax"}, r"activation_func 'softmax' is none .* mish"),
     "no word": ({320: (K, V), "activation_func": [1]}, r"activation_func '\[1\]' is none"),
@@ -247,7 +247,7 @@ def test_faulty_safetensors_name_what_is_wrong(tmp_path: Path) -> None:
         (flat(*(n for n in flat() if ".v." in n)), {}, r"320\.v\.linear\.0\.weight is missing"),
         (flat() | {"note": torch.ones(1)}, {}, r"note: konomi knows no such layer"),
         (flat(), {"hypernetwork": "{"}, r"metadata hypernetwork is not JSON"),
-        (flat(), {"hypernetwork": "[]"}, r"metadata hypernetwork is no table"),
+        (flat(), {"hypernetwork": "[]"}, r"metadata hypernetwork is not a table"),
         (flat(), {"hypernetwork": json.dumps({"layer_structure": [1, float("nan"), 1]})}, r"out of all bounds"),
         ({"other": torch.ones(2)}, {"hypernetwork": "{}"}, r"holds no network"),
     ]

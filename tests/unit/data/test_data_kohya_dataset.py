@@ -163,7 +163,7 @@ SUBSET = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "x"\n'
     [
         (
             SUBSET + "num_repeat = 5",
-            r"datasets\[0\]\.subsets\[0\]\.num_repeat is no setting .*did you mean num_repeats\?",
+            r"datasets\[0\]\.subsets\[0\]\.num_repeat is not a setting .*did you mean num_repeats\?",
         ),
         (SUBSET + "resolution = 512", r"subsets\[0\]\.resolution does not belong in this section"),
         ('[general]\nimage_dir = "x"\n' + SUBSET, r"general\.image_dir does not belong in this section"),

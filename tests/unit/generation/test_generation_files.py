@@ -38,7 +38,7 @@ def test_a_prompt_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a dog\na cat --d x", r"prompts.txt, line 2: --d 'x' is no number"),
+        (b"a dog\na cat --d x", r"prompts.txt, line 2: --d 'x' is not a number"),
         (b"a --q 3", r"line 1: --q is not known; the options are --n --w"),
         (b"a --s 0", r"line 1: steps is 0"),
         (b"# nothing\n", r"holds no prompt"),
@@ -121,7 +121,7 @@ def test_tags_of_a_prompt(folders):
         AdapterRequest(a / "deep" / "cat.safetensors", 2.0, 2.0, "hypernet"),
     )
     assert adapters_of_prompt("plain <s1>", folders) == ()
-    with pytest.raises(RecipeError, match="weight 'much' is no number"):
+    with pytest.raises(RecipeError, match="weight 'much' is not a number"):
         adapters_of_prompt("<lora:dog:much>", folders)
 
 
