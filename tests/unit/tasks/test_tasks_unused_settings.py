@@ -178,7 +178,7 @@ def test_defaults_are_never_named_and_every_reason_is_a_settings(notes, method, 
 
 MISTAKES = [
     ("lora", 'optimizer.kind="prodigy" optimizer.learning_rate=1e-4', "prodigy multiplies"),
-    ("lora", "optimizer.learning_rate=0", "stays as it is"),
+    ("lora", "optimizer.learning_rate=0", "are not trained"),
     ("lora", "optimizer.warmup=80", "never reaches"),
     ("lora", 'optimizer.kind="schedule_free" optimizer.ema_decay=0.9', "schedule_free"),
     ("lora", 'optimizer.kind="schedule_free" optimizer.schedule="cosine"', "without optimizer.schedule"),
