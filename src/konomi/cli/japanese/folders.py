@@ -45,6 +45,7 @@ PAIRS = {
     "not a readable .tar ({why}). Copy it again; a compressed one must be unpacked.": "読める .tar ではありません({why})。コピーし直してください。圧縮されている場合は展開が必要です。",
     "two files of one name in one sample ({name})": "1 つのサンプルに同じ名前のファイルが 2 つあります({name})",
     "more than {most} shards. Check the numbers in braces.": "シャードが {most} 個を超えています。波括弧の数字を確かめてください。",
+    "That is where what is known of images is kept (data.cache.folder).": "画像の情報はここに保存されます(data.cache.folder)。",
     "the image index cannot be written ({why})": "画像の索引を書き込めません({why})",
     "line {line}: not valid JSON ({why})": "{line} 行目: JSON として正しくありません({why})",
     "line {line}: not valid CSV ({why})": "{line} 行目: CSV として正しくありません({why})",
