@@ -73,7 +73,7 @@ def has_japanese(message: Message) -> bool:
     from konomi.cli.language import translated, translated_sum
 
     text = message.text.strip().removeprefix("{} ")
-    forms = [text, f"{text}.", f"{text} {{}}", text.removesuffix("{}")]
+    forms = [text, f"{text}.", f"{text} {{}}", text.removesuffix("{}").rstrip()]
     if message.kind in ("LayerError", "fault"):
         # `formats.source.fault` makes a sentence of them.
         forms = [f"{{}} {message.text}."]
