@@ -97,7 +97,6 @@ PAIRS = {
     "strength is {strength}; of {steps} steps that leaves none. Raise strength or steps.": "strength が {strength} なので、{steps} ステップのうち実行されるステップがありません。strength か steps を上げてください。",
     "steps is {steps}; at most {most}, as many as the noise has levels.": "steps が {steps} です。ノイズの段階数({most})以下にしてください。",
     "clip_skip is {skip}; 0 (the base's own choice) or a layer from the end.": "clip_skip が {skip} です。0(ベースモデルの既定)か、終わりから数えた層の番号を指定してください。",
-    "guidance_rescale is {value}; it must lie between 0 and 1.": "guidance_rescale が {value} です。0 から 1 の間でなければなりません。",
     "mask is given without init. Give the picture that the mask belongs to.": "mask に対応する init がありません。マスクする絵を指定してください。",
     "run.device is {device}, but this machine has {count} CUDA devices.": "run.device が {device} ですが、このマシンの CUDA デバイスは {count} 個です。",
     "run.device is 'mps', which this machine does not have.": "run.device が 'mps' ですが、このマシンにはありません。",
