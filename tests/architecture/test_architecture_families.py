@@ -10,12 +10,12 @@ from konomi.families import FAMILIES
 from konomi.families.family import DenoiserSpec, Family, Pipeline, TextEncoderSpec, VaeSpec, Variant
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted((ROOT / "src" / "konomi").rglob("*.py"))
+# Translations repeat sentences that stand elsewhere.
+SOURCES = sorted(path for path in (ROOT / "src" / "konomi").rglob("*.py") if path.parent.name != "japanese")
 MAY_NAME_FAMILIES = {
     "src/konomi/formats/cloneofsimo.py": "layers in a row without names: the list is of two families' U-Nets",
     "src/konomi/config/foreign/sd_scripts.py": "a field of sd-scripts is called so",
     "src/konomi/config/foreign/ai_toolkit.py": "AI Toolkit's own words for families",
-    "src/konomi/cli/japanese/stored.py": "the translation of a sentence in a family's file",
 }
 
 

@@ -175,10 +175,10 @@ def _less_initial(parsed: Parsed, part: str, folder: Path, config: PeftConfig, w
     if found is None and weight_of is not None and can_compute:
         return _less_computed(parsed, folder, config, weight_of)
     if found is None:
-        advice = "Convert it with the base it was trained on: konomi convert IN OUT --base BASE. Or put" * can_compute
+        advice = "Convert it with the base it was trained on: konomi convert IN OUT --base BASE. Or: " * can_compute
         raise FileFormatError(
             f"{folder}: init_lora_weights is {config.init!r}: the adapter fits a base from which its start was taken "
-            f"off, not the base itself. {advice or 'Put'} the start as {kind}_init into the folder, or load the "
+            f"off, not the base itself. {advice}Put the start as {kind}_init into the folder, or load the "
             "adapter in PEFT and save it again: save_pretrained(FOLDER, "
             "path_initial_model_for_weight_conversion=START), where START is the adapter as it was saved before "
             "training."

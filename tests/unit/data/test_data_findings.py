@@ -69,7 +69,7 @@ def test_captions_in_a_folder_beside_that_of_the_images(tmp_path: Path) -> None:
     manifest = scanned(tmp_path / "set")
     assert captions_of(manifest) == {"images/p.png": ("one",), "images/deep/p.png": ("two",)}
     assert not manifest.findings
-    told = the_finding(scanned(tmp_path / "set" / "images"), "next door").message
+    told = the_finding(scanned(tmp_path / "set" / "images"), "the neighbouring folder").message
     assert str(tmp_path / "set" / "captions") in told and told.endswith(str(tmp_path / "set"))
 
 

@@ -140,7 +140,7 @@ def test_what_the_recipe_adopts(tmp_path: Path) -> None:
         "data.captions.tag_dropout": 0.1,
     }
     (problem,) = read.problems
-    assert "general.color_aug has no counterpart" in problem
+    assert "general.color_aug has no equivalent" in problem
     picture(tmp_path / "x" / "a.png", 1)
     (tmp_path / "x" / "a.txt").write_text("a dog", encoding="utf-8")
     (record,) = scan(DataConfig(sources=(SourceConfig(path=str(path)),))).records

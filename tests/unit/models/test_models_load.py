@@ -341,7 +341,7 @@ def edited(folder: Path, tmp_path: Path, component: str, changes: dict[str, Any]
         ("unet", {"block_out_channels": [10**12] * 3}, "block_out_channels"),
         ("unet", {"down_block_types": ["os.system"] * 3}, "describes no model that can be built"),
         ("unet", {"cross_attention_dim": 48}, r"has shape \[16, 32\], the model \[16, 48\]"),
-        ("unet", {"addition_embed_type": "image"}, "of no family that konomi knows"),
+        ("unet", {"addition_embed_type": "image"}, "belongs to no family that konomi knows"),
         ("text_encoder", {"model_type": "t5"}, "its text_encoder is a t5, not CLIP"),
         ("text_encoder", {"num_hidden_layers": 10**8}, "num_hidden_layers = 100000000"),
         ("text_encoder", {"auto_map": {"AutoModel": "evil.py"}, "hidden_act": "evil"}, "describes no model"),

@@ -202,4 +202,13 @@ PAIRS = {
     "has a range that begins with an escape": "範囲がエスケープで始まる",
     "has a possessive repeat": "絶対最大量指定子がある",
     "has a range that makes no sense": "範囲が正しくない",
+    "{path}: init_lora_weights is {init}: the adapter fits a base from which its start was taken off, not the base itself. {advice}Put the start as {kind}_init into the folder, or load the adapter in PEFT and save it again: save_pretrained(FOLDER, path_initial_model_for_weight_conversion=START), where START is the adapter as it was saved before training.": "{path}: init_lora_weights が {init} です。このアダプタは初期値を差し引いたベース用で、元のベースには合いません。{advice}初期値を {kind}_init としてこのフォルダに置くか、PEFT で読み込んで save_pretrained(FOLDER, path_initial_model_for_weight_conversion=START) で保存し直してください(START は学習前に保存したアダプタ)。",
+    "Convert it with the base it was trained on: konomi convert IN OUT --base BASE. Or:": "学習に使ったベースを指定して変換できます: konomi convert IN OUT --base BASE。または、",
+    "{init}: converted to plain LoRA of twice the rank with the start computed from the base, which is right for the base it was trained on and no other.": "{init}: ベースから計算した初期値を使い、rank が 2 倍の通常の LoRA に変換しました。正しいのは学習に使ったベースの場合だけです。",
+    "{path}: {key} is DoRA as well, so its start cannot be taken off.": "{path}: {key} は DoRA でもあるため、初期値を差し引けません。",
+    "{path}: {key} does not fit the base's weight {shape}: another base.": "{path}: {key} がベースの重み {shape} に合いません。別のベースです。",
+    "{path}: the {init} start of {key} cannot be computed: {reason}.": "{path}: {key} の {init} の初期値を計算できません: {reason}。",
+    "it is no linear layer with a scale": "スケールのある線形層ではない",
+    "its rank is larger than the weight has": "rank が重みの階数より大きい",
+    "its directions lie too close together to be told apart, so rounding decides its start": "特異値が近すぎて方向を区別できず、丸めで初期値が変わる",
 }  # fmt: skip
