@@ -59,7 +59,7 @@ class PlainBranches:
         self.base, self.guidance, self.low = base, guidance, low_guidance
         self.unet = copy.deepcopy(base.denoiser).double()
         self.vae = copy.deepcopy(base.vae).double()
-        self.alphas = base.schedule.alphas_cumprod.double()
+        self.alphas = base.process.schedule.alphas_cumprod.double()
         self.words = {
             word: {part: p.detach().double().requires_grad_() for part, p in parts.items()}
             for word, parts in words.items()
@@ -108,7 +108,7 @@ class PlainBranches:
             if self.low is not None:
                 s = self.low + (self.guidance - self.low) * math.cos((t.item() / 999 - 1) * math.pi / 2)
             guided = below + s * (above - below)
-            epsilon = self.base.prediction == "epsilon"
+            epsilon = self.base.process.prediction == "epsilon"
             wanted = noise[i] if epsilon else alpha * noise[i] - sigma * latents[i]
             mask = torch.ones(1, 8, 8) if examples.loss_mask is None else examples.loss_mask[i]
             total = total + (mask * (guided - wanted) ** 2).mean()

@@ -55,7 +55,7 @@ def text_states(base, captions, encoders):
 def scheduler(base):
     from diffusers import DDPMScheduler
 
-    prediction = {"epsilon": "epsilon", "v": "v_prediction"}[base.prediction]
+    prediction = {"epsilon": "epsilon", "v": "v_prediction"}[base.process.prediction]
     plan = DDPMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -63,7 +63,7 @@ def scheduler(base):
         beta_schedule="scaled_linear",
         prediction_type=prediction,
     )
-    plan.alphas_cumprod = base.schedule.alphas_cumprod.double()
+    plan.alphas_cumprod = base.process.schedule.alphas_cumprod.double()
     return plan
 
 
@@ -74,7 +74,7 @@ def asked(base, examples, rng):
     noise = rng.fork("noise").normal((4, 8, 8)).double()
     timesteps = rng.fork("timestep").integers(0, 1000)
     plan = scheduler(base)
-    wanted = noise if base.prediction == "epsilon" else plan.get_velocity(latents, noise, timesteps)
+    wanted = noise if base.process.prediction == "epsilon" else plan.get_velocity(latents, noise, timesteps)
     return plan.add_noise(latents, noise, timesteps), timesteps, wanted
 
 

@@ -124,7 +124,7 @@ def plain_loss(base, examples, rng, text):
         extra = {"text_embeds": text.pooled.double(), "time_ids": examples.sizes.double()}
     noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
     answer = base.denoiser(noisy, timesteps, text.states.double(), extra)[0]
-    wanted = noise if base.prediction == "epsilon" else kept.sqrt() * noise - (1 - kept).sqrt() * latents
+    wanted = noise if base.process.prediction == "epsilon" else kept.sqrt() * noise - (1 - kept).sqrt() * latents
     return F.mse_loss(answer, wanted)
 
 

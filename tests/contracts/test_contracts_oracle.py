@@ -17,7 +17,7 @@ STEPS = 5
 def diffusers_scheduler(base):
     from diffusers import DDPMScheduler
 
-    prediction = {"epsilon": "epsilon", "v": "v_prediction"}[base.prediction]
+    prediction = {"epsilon": "epsilon", "v": "v_prediction"}[base.process.prediction]
     return DDPMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -39,7 +39,7 @@ def plain_loss(base, unet, examples, step, text):
     if text.pooled is not None:
         extra = {"added_cond_kwargs": {"text_embeds": text.pooled, "time_ids": examples.sizes.float()}}
     answer = unet(noisy, timesteps, encoder_hidden_states=text.states, **extra).sample
-    wanted = noise if base.prediction == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
+    wanted = noise if base.process.prediction == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
     return functional.mse_loss(answer, wanted)
 
 

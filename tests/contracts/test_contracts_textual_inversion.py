@@ -65,11 +65,11 @@ def oracle(base, examples, rng, vectors):
     latents = (examples.latents.mean + examples.latents.std * rng.fork("latents").normal((4, 8, 8))).double()
     noise, timesteps = rng.fork("noise").normal((4, 8, 8)).double(), rng.fork("timestep").integers(0, 1000)
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    scheduler.alphas_cumprod = base.schedule.alphas_cumprod.double()
+    scheduler.alphas_cumprod = base.process.schedule.alphas_cumprod.double()
     unet = copy.deepcopy(base.denoiser).double()
     noisy = scheduler.add_noise(latents, noise, timesteps)
     answer = unet(noisy, timesteps, encoder_hidden_states=torch.cat(states, -1), **extra).sample
-    wanted = noise if base.prediction == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
+    wanted = noise if base.process.prediction == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
     return functional.mse_loss(answer, wanted)
 
 

@@ -134,6 +134,24 @@ class DataConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TimestepConfig:
+    """Which times a base of flow matching is trained at."""
+
+    __pydantic_config__ = STRICT
+
+    distribution: Literal["auto", "uniform", "logit_normal"] = "auto"
+    """`uniform`, or `logit_normal`, more in the middle (Esser et al. 2024, equation 19; sd-scripts and ai-toolkit call
+    it `sigmoid`); auto: the base's own."""
+    mean: Annotated[float, Field(ge=-5, le=5)] = 0.0
+    """Of the normal distribution behind `logit_normal`; above 0 prefers noise."""
+    std: Annotated[float, Field(gt=0, le=5)] = 1.0
+    """Its deviation (sd-scripts' `sigmoid_scale`)."""
+    shift: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Move times towards noise, as larger pictures need: s t / (1 + (s - 1) t) (Esser et al. 2024, equation 23;
+    sd-scripts' `discrete_flow_shift`); 1 moves nothing, 0 takes the base's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveConfig:
     """What the denoiser learns to predict, and how its error is weighted."""
 
@@ -143,8 +161,9 @@ class ObjectiveConfig:
     """Distance between prediction and target. Huber forgives outliers."""
     huber_delta: Annotated[float, Field(gt=0)] = 0.1
     """Where Huber turns from square to straight."""
-    weighting: Literal["none", "min_snr", "debiased"] = "none"
-    """Weight of each noise level: min-SNR (Hang et al. 2023) or debiased estimation (Yu et al. 2023)."""
+    weighting: Literal["none", "min_snr", "debiased", "cosmap"] = "none"
+    """Weight of each noise level: min-SNR (Hang et al. 2023) or debiased estimation (Yu et al. 2023); for bases of flow
+    matching cosmap (Esser et al. 2024)."""
     snr_gamma: Annotated[float, Field(gt=0)] = 5.0
     """Ceiling of min-SNR weighting."""
     noise_offset: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -155,9 +174,11 @@ class ObjectiveConfig:
     """Rescale the noise schedule so that the last step is pure noise (Lin et al. 2023). For v-prediction bases.
     Previews are drawn and the result is marked accordingly; a base that is marked so is trained so in any case."""
     min_timestep: Annotated[int, Field(ge=0, le=999)] = 0
-    """Smallest timestep trained."""
+    """Smallest timestep trained; for bases of flow matching in thousandths of the time."""
     max_timestep: Annotated[int, Field(ge=0, le=999)] = 999
     """Largest timestep trained."""
+    timesteps: TimestepConfig = field(default_factory=TimestepConfig)
+    """Which times a base of flow matching is trained at."""
     masked: bool = True
     """Weight the loss by the image's mask where it has one: `x-masklabel.png` (0 to 1) or `x_att.png` (0 to 5) beside
     `x.png`, or its opacity (`data.images.alpha`)."""

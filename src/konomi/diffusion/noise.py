@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Prediction = Literal["epsilon", "v", "sample"]
+Prediction = Literal["epsilon", "v", "sample", "flow"]
+"""What the network is asked for. `flow`: the velocity eps - z_0 of flow matching, see `konomi.diffusion.flow`."""
 
 
 @dataclass(frozen=True, slots=True)

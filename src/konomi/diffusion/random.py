@@ -47,7 +47,7 @@ class Rng:
         self.keys = keys_B
 
     @classmethod
-    def for_step(cls, seed: int, step: int, *, device: torch.device | str = "cpu") -> "Rng":
+    def for_step(cls, seed: int, step: float, *, device: torch.device | str = "cpu") -> "Rng":
         """The generator of one optimiser step, with a single key; see `for_samples`."""
         # Filled by a kernel on the device: a copy from the host could make the host wait.
         return cls(torch.full((1,), stable_hash("step", seed, step), dtype=torch.int64, device=device))

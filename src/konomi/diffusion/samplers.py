@@ -4,7 +4,7 @@ Shapes: B batch; latents [B, C, h, w].
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -25,6 +25,7 @@ from konomi.diffusion.timesteps import (
     linspace_above_zero,
     of_process,
     skip,
+    straight,
     trailing,
 )
 from konomi.errors import ModelError, RecipeError
@@ -54,6 +55,10 @@ _KINDS: dict[SamplerName, _Kind] = {
     "unipc": _Kind(solvers.unipc, "linspace_above_zero"),
     "pndm": _Kind(solvers.pndm, "leading"),
 }
+
+
+FLOW_SAMPLERS: tuple[SamplerName, ...] = ("euler", "heun", "dpmpp_2m")
+"""Those that know flow matching: the first two follow any slope, the third reads alpha_t and sigma_t of the process."""
 
 
 class Sampler:
@@ -86,7 +91,7 @@ class Sampler:
         if self._kind.spacing == "leading":
             a = self._levels.alphas_cumprod[step]
             return a**0.5 * latents + (1 - a) ** 0.5 * noise
-        alpha, sigma = solvers.alpha_sigma(self._levels.sigmas[step])
+        alpha, sigma = solvers.alpha_sigma(self._run, step)
         return alpha * latents + sigma * noise
 
     def model_input(self, latents: Tensor, step: int) -> Tensor:
@@ -123,13 +128,27 @@ def make_sampler(
         raise ModelError("sampler pndm cannot be used with a base that predicts the clean image. Take ddim.")
     if num_steps > schedule.num_timesteps:
         raise RecipeError(f"steps is {num_steps}; this base's noise has only {schedule.num_timesteps} levels.")
-    skipped = num_steps - min(int(num_steps * strength), num_steps)
-    if skipped == num_steps:
-        raise RecipeError(f"strength is {strength:g}; of {num_steps} steps that leaves none. Raise strength or steps.")
+    skipped = _skipped(num_steps, strength)
     kind = _KINDS[name]
     levels = _levels(name, kind, schedule, prediction, num_steps)
     first_sigma = float(levels.sigmas[0])
     return Sampler(kind, _evaluations(name, skip(levels, skipped)), first_sigma, prediction)
+
+
+def make_flow_sampler(name: SamplerName, *, shift: float, num_steps: int, strength: float = 1.0) -> Sampler:
+    """One of `FLOW_SAMPLERS` for flow matching, over times from 1 to 0 in equal steps, then shifted (as diffusers'
+    pipelines of FLUX, Qwen-Image and Z-Image have them). Arguments and errors as for `make_sampler`."""
+    levels = skip(straight(num_steps, shift), _skipped(num_steps, strength))
+    kind = replace(_KINDS[name], exploding=False)
+    return Sampler(kind, _evaluations(name, levels), 1.0, "flow")
+
+
+def _skipped(num_steps: int, strength: float) -> int:
+    """Steps left out at the beginning. Raises RecipeError where none is left."""
+    skipped = num_steps - min(int(num_steps * strength), num_steps)
+    if skipped == num_steps:
+        raise RecipeError(f"strength is {strength:g}; of {num_steps} steps that leaves none. Raise strength or steps.")
+    return skipped
 
 
 def _levels(name: SamplerName, kind: _Kind, schedule: NoiseSchedule, prediction: Prediction, num_steps: int) -> Levels:

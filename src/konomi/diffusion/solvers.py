@@ -1,7 +1,8 @@
 """One step of each sampler, as a short function after its paper; the arithmetic is that of diffusers' schedulers.
 
 x is the latents of the level where the step begins. `variance_preserving` solvers hold z_t = alpha_t z_0 + sigma_t eps,
-the others ("exploding") z_t / alpha_t = z_0 + sigma eps. Indices: i is the evaluation, i + 1 the level that comes next.
+the others ("exploding") z_t / alpha_t = z_0 + sigma eps; of flow
+matching z_t = (1 - t) z_0 + t eps, where sigma_t is t. Indices: i is the evaluation, i + 1 the level that comes next.
 """
 
 from collections.abc import Callable
@@ -145,13 +146,13 @@ def unipc(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
 
 def _unipc_step(run: Run, i: int, x: Tensor, *, order: int, after: Tensor | None) -> Tensor:
     """From level i to the next; with the estimate made `after` it the corrector, else the predictor."""
-    sigmas, newest = run.levels.sigmas, run.earlier[-1]
+    newest = run.earlier[-1]
     alpha, sigma, begin, h = _interval(run, i)
     grown = torch.expm1(-h)
     following = sigma / begin * x - alpha * grown * newest
     if order == 1 and after is None:
         return following
-    ratio = (_log_snr(sigmas[i - 1]) - _log_snr(sigmas[i])) / h if order == 2 else None
+    ratio = (_log_snr(run, i - 1) - _log_snr(run, i)) / h if order == 2 else None
     if ratio is None:
         assert after is not None
         return following - alpha * grown * (0.5 * (after - newest))
@@ -167,9 +168,8 @@ def _unipc_step(run: Run, i: int, x: Tensor, *, order: int, after: Tensor | None
 
 def _interval(run: Run, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of the step from level i to the next: alpha and sigma where it ends, sigma where it begins, change of log-SNR."""
-    sigmas = run.levels.sigmas
-    (alpha, sigma), (_, begin) = alpha_sigma(sigmas[i + 1]), alpha_sigma(sigmas[i])
-    return alpha, sigma, begin, _log_snr(sigmas[i + 1]) - _log_snr(sigmas[i])
+    (alpha, sigma), (_, begin) = alpha_sigma(run, i + 1), alpha_sigma(run, i)
+    return alpha, sigma, begin, _log_snr(run, i + 1) - _log_snr(run, i)
 
 
 def _estimated(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
@@ -186,12 +186,14 @@ def _has_second_order(run: Run, i: int) -> bool:
 
 def _difference(run: Run, i: int, h: Tensor) -> Tensor:
     """First difference of the two latest estimates, in units of the coming step of log-SNR."""
-    ratio = (_log_snr(run.levels.sigmas[i]) - _log_snr(run.levels.sigmas[i - 1])) / h
+    ratio = (_log_snr(run, i) - _log_snr(run, i - 1)) / h
     return (1.0 / ratio) * (run.earlier[-1] - run.earlier[-2])
 
 
 def _slope(run: Run, sigma: Tensor, x: Tensor, answer: Tensor) -> Tensor:
-    """dx/dsigma = (x - denoised) / sigma, in the exploding form."""
+    """dx/dsigma = (x - denoised) / sigma, in the exploding form; of flow matching what the network says."""
+    if run.prediction == "flow":
+        return answer
     if run.prediction == "epsilon":
         denoised = x - sigma * answer
     elif run.prediction == "v":
@@ -202,22 +204,27 @@ def _slope(run: Run, sigma: Tensor, x: Tensor, answer: Tensor) -> Tensor:
 
 
 def _denoised_vp(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
-    """The denoiser's idea of z_0, in the variance-preserving form."""
-    alpha, sigma = alpha_sigma(run.levels.sigmas[i])
+    """The denoiser's idea of z_0, in the variance-preserving form, or that of flow matching."""
+    alpha, sigma = alpha_sigma(run, i)
+    if run.prediction == "flow":
+        return x - sigma * answer
     if run.prediction == "epsilon":
         return (x - sigma * answer) / alpha
     return alpha * x - sigma * answer if run.prediction == "v" else answer
 
 
-def alpha_sigma(sigma: Tensor) -> tuple[Tensor, Tensor]:
+def alpha_sigma(run: Run, i: int) -> tuple[Tensor, Tensor]:
     """alpha_t and sigma_t of a level."""
+    sigma = run.levels.sigmas[i]
+    if run.prediction == "flow":
+        return 1 - sigma, sigma
     alpha = 1 / ((sigma**2 + 1) ** 0.5)
     return alpha, sigma * alpha
 
 
-def _log_snr(sigma: Tensor) -> Tensor:
+def _log_snr(run: Run, i: int) -> Tensor:
     """lambda_t, half the logarithm of the signal-to-noise ratio."""
-    alpha, noise = alpha_sigma(sigma)
+    alpha, noise = alpha_sigma(run, i)
     return torch.log(alpha) - torch.log(noise)
 
 

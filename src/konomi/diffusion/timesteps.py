@@ -91,6 +91,14 @@ def of_process(timesteps: NDArray[np.int64], alphas_cumprod: Tensor) -> Levels:
     )
 
 
+def straight(num_steps: int, shift: float) -> Levels:
+    """Flow matching: times 1 - i / n, shifted towards noise (Esser et al. 2024, equation 23); sigma_t is t itself, and
+    alpha_t is 1 - t."""
+    times = np.linspace(1, 1 / num_steps, num_steps)
+    sigmas = torch.from_numpy(np.append(shift * times / (1 + (shift - 1) * times), 0).astype(np.float32))
+    return Levels(sigmas[:-1], sigmas, (1 - sigmas) ** 2, tuple(range(num_steps)))
+
+
 def skip(levels: Levels, count: int) -> Levels:
     """Without the first, noisiest levels."""
     return Levels(

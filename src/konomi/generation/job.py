@@ -13,7 +13,6 @@ from torch import Tensor
 from konomi.adapters.branches import negative_branch
 from konomi.config.sections import TextConfig
 from konomi.diffusion.conditioning import Conditioning
-from konomi.diffusion.samplers import make_sampler
 from konomi.errors import RecipeError
 from konomi.generation.picture_input import fitted_size, init_to_pixels, mask_to_pixels
 from konomi.generation.request import Request
@@ -66,9 +65,7 @@ class TextCache:
 def prepare(base: BaseModel, request: Request, encode: TextCache) -> Job:
     """`request` must have its size (`with_size`). Its negative prompt is completed by learned negative words."""
     request = replace(request, negative=with_negative_words(request, base.words))
-    sampler = make_sampler(
-        request.sampler, base.schedule, base.prediction, num_steps=request.steps, strength=request.strength
-    )
+    sampler = base.process.sampler(request.sampler, num_steps=request.steps, strength=request.strength)
     num_steps = sampler.steps[-1] + 1
     prompts = prompt_per_step(extract_tags(request.prompt)[0], num_steps)
     negatives = prompt_per_step(extract_tags(request.negative)[0], num_steps)

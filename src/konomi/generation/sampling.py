@@ -11,7 +11,7 @@ from torch import Tensor
 
 from konomi.adapters.branches import negative_branch
 from konomi.diffusion.conditioning import Conditioning, concatenate
-from konomi.diffusion.samplers import Sampler, make_sampler
+from konomi.diffusion.samplers import Sampler
 from konomi.generation.job import Job
 from konomi.models.base import BaseModel
 
@@ -22,9 +22,7 @@ OnStep = Callable[[int, int], None]
 def sample_latents(base: BaseModel, jobs: Sequence[Job], on_step: OnStep | None = None) -> Tensor:
     """Float32 latents [B, C, h, w] of jobs that agree in `batch_key`."""
     request = jobs[0].request
-    sampler = make_sampler(
-        request.sampler, base.schedule, base.prediction, num_steps=request.steps, strength=request.strength
-    )
+    sampler = base.process.sampler(request.sampler, num_steps=request.steps, strength=request.strength)
     factor = base.latent_factor
     shape = (1, base.latent_channels, request.height // factor, request.width // factor)
     generators = [torch.Generator("cpu").manual_seed(job.request.seed) for job in jobs]

@@ -99,7 +99,9 @@ def trained_otherwise(name: str, adapter: Adapter, base: BaseModel) -> list[str]
     alone live in the text encoder, which has none."""
     if not adapter.layers and adapter.hypernetwork is None:
         return []
-    other = other_process(adapter.metadata, prediction=base.prediction, zero_terminal_snr=base.zero_terminal_snr)
+    other = other_process(
+        adapter.metadata, prediction=base.process.prediction, zero_terminal_snr=base.zero_terminal_snr
+    )
     advice = "it may draw noise or grey. Use a base like the one it was trained on"
     return [f"{name} says that it was trained {other}: {advice}."] if other else []
 

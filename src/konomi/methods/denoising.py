@@ -13,8 +13,8 @@ from torch.nn import functional
 from konomi.config.recipe import Recipe
 from konomi.config.sections import ObjectiveConfig
 from konomi.data.batch import Batch, Examples
-from konomi.diffusion import noise as process
 from konomi.diffusion.conditioning import Conditioning, concatenate
+from konomi.diffusion.process import Process
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.models.base import BaseModel
@@ -53,7 +53,7 @@ class Question:
 class DenoisingLoss:
     """`loss(examples, rng)`: the mean denoising loss of some examples (Ho et al. 2020, equation 14, and its kin).
 
-    Holds what does not change in a run: the base, the objective, and the noise schedule on the base's device.
+    Holds what does not change in a run: the base, the objective, and the noise process on the base's device.
     """
 
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
@@ -61,17 +61,18 @@ class DenoisingLoss:
         self.base = base
         self.objective = recipe.objective
         self.text = recipe.text
-        self._schedule: process.NoiseSchedule | None = None
+        self._asked: Process | None = None
+        self._process: Process | None = None
+        self._device: torch.device | None = None
 
     @property
-    def schedule(self) -> process.NoiseSchedule:
-        if self._schedule is None or self._schedule.alphas_cumprod.device != self.base.device:
-            schedule = self.base.schedule
-            if self.objective.zero_terminal_snr:
-                # A run has asked its base already; this is for those who use the loss by itself.
-                schedule = process.zero_terminal_snr(schedule)
-            self._schedule = schedule.to(self.base.device)
-        return self._schedule
+    def process(self) -> Process:
+        """The base's, as the objective asks for it, on the base's device."""
+        base = self.base
+        if self._process is None or self._asked is not base.process or self._device != base.device:
+            self._asked, self._device = base.process, base.device
+            self._process = base.process.for_objective(self.objective, base.name).to(base.device)
+        return self._process
 
     def __call__(self, examples: Examples, rng: Rng, *, timesteps_B: Tensor | None = None) -> Tensor:
         """A float32 scalar. Timesteps are drawn unless given."""
@@ -117,14 +118,13 @@ class DenoisingLoss:
         """Draw latents, noise and, unless given, timesteps. `rng` has a key per sample."""
         latents = self.draw_latents(examples, rng)
         if timesteps_B is None:
-            low, high = self.objective.min_timestep, self.objective.max_timestep
-            timesteps_B = rng.fork("timestep").integers(low, high + 1)
+            timesteps_B = self.process.draw_timesteps(rng.fork("timestep"), self.objective)
         noise = self._noise(latents, rng)
         input_noise = noise
         if self.objective.input_perturbation > 0:
             extra = rng.fork("perturbation").normal(latents.shape[1:])
             input_noise = noise + self.objective.input_perturbation * extra
-        noisy_latents = process.add_noise(self.schedule, latents, input_noise, timesteps_B)
+        noisy_latents = self.process.add_noise(latents, input_noise, timesteps_B)
         return Noised(latents, noise, noisy_latents, timesteps_B)
 
     def draw_latents(self, examples: Examples, rng: Rng) -> Tensor:
@@ -158,7 +158,7 @@ class DenoisingLoss:
     def compare(self, answer: Tensor, noised: Noised, mask: Tensor | None) -> Tensor:
         """The loss of each example, float32 [B], where the denoiser gave `answer` (float32)."""
         timesteps_B = noised.timesteps_B
-        wanted = process.target(self.schedule, self.base.prediction, noised.latents, noised.noise, timesteps_B)
+        wanted = self.process.target(noised.latents, noised.noise, timesteps_B)
         return self.compare_with(wanted, answer, timesteps_B, mask)
 
     def compare_with(self, wanted: Tensor, answer: Tensor, timesteps_B: Tensor, mask: Tensor | None) -> Tensor:
@@ -167,13 +167,7 @@ class DenoisingLoss:
         if mask is not None and self.objective.masked:
             loss = loss * mask
         loss_B = loss.flatten(1).mean(1)
-        weights_B = process.loss_weights(
-            self.schedule,
-            self.base.prediction,
-            timesteps_B,
-            kind=self.objective.weighting,
-            gamma=self.objective.snr_gamma,
-        )
+        weights_B = self.process.loss_weights(timesteps_B, self.objective)
         return loss_B if weights_B is None else loss_B * weights_B
 
     def _inpaint_channels(self, examples: Examples, rng: Rng, latents: Tensor) -> Tensor:
@@ -232,8 +226,4 @@ def check_objective(base: BaseModel, objective: ObjectiveConfig) -> None:
             f"objective.min_timestep is {objective.min_timestep}, above objective.max_timestep "
             f"({objective.max_timestep}). Swap them."
         )
-    if objective.zero_terminal_snr and base.prediction == "epsilon":
-        raise RecipeError(
-            f"objective.zero_terminal_snr is on, but {base.name} predicts noise (epsilon), which is undefined where "
-            "nothing but noise is left. Switch it off, or take a v-prediction base."
-        )
+    base.process.for_objective(objective, base.name)

@@ -28,7 +28,6 @@ from konomi.config.bounds import STRICT
 from konomi.config.recipe import Recipe
 from konomi.data.batch import Batch, Examples
 from konomi.diffusion.conditioning import concatenate
-from konomi.diffusion.noise import clean_estimate
 from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import RecipeError
 from konomi.families.selectors import check_selectors
@@ -156,16 +155,14 @@ class DreamArtist(AdapterMethod):
         high, low = self.config.guidance, self.config.low_guidance
         if low is None:
             return torch.full_like(timesteps_B, high, dtype=torch.float32).view(-1, 1, 1, 1)
-        share = timesteps_B.float() / (self.denoising.schedule.num_timesteps - 1)
+        share = self.denoising.process.share(timesteps_B)
         return (low + (high - low) * torch.cos((share - 1) * (math.pi / 2))).view(-1, 1, 1, 1)
 
     def reconstruction_error(self, examples: Examples, noised: Noised, answer: Tensor) -> Tensor:
         """Mean |D(z_0 as the prediction has it) - image|, [B], weighted by the mask like the other loss."""
         if examples.pixels is None:
             raise AssertionError("the reconstruction loss needs pixels in every step")
-        estimate = clean_estimate(
-            self.denoising.schedule, self.base.prediction, answer, noised.noisy_latents, noised.timesteps_B
-        )
+        estimate = self.denoising.process.clean_estimate(answer, noised.noisy_latents, noised.timesteps_B)
         error = (self.base.decode_latents(estimate) - examples.pixels).abs()
         if examples.loss_mask is not None and self.recipe.objective.masked:
             error = error * functional.interpolate(examples.loss_mask, size=error.shape[2:], mode="nearest")

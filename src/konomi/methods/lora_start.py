@@ -103,5 +103,7 @@ def check_start(path: str, section: str, base: BaseModel, adapter: Adapter) -> N
 
 def trained_for_notes(path: str, adapter: Adapter, base: BaseModel) -> tuple[str, ...]:
     """A line where the file says that it was trained for another noise process than the base has."""
-    other = other_process(adapter.metadata, prediction=base.prediction, zero_terminal_snr=base.zero_terminal_snr)
+    other = other_process(
+        adapter.metadata, prediction=base.process.prediction, zero_terminal_snr=base.zero_terminal_snr
+    )
     return (f"{path} says that it was trained {other}: what it learned does not carry over.",) if other else ()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from konomi.config.sections import TextConfig
 from konomi.data.batch import Latents
 from konomi.diffusion.conditioning import Conditioning
-from konomi.diffusion.noise import NoiseSchedule, Prediction
+from konomi.diffusion.process import Process
 from konomi.families.family import Family, Part
 from konomi.models.text_encoding import NO_WORDS, Words
 
@@ -28,11 +28,11 @@ class BaseModel(Protocol):
     """What is known of its family."""
     notes: tuple[str, ...]
     """What its files hold and konomi does not use, a line each: for people, before anything is done with it."""
-    prediction: Prediction
-    schedule: NoiseSchedule
-    """Already rescaled where `zero_terminal_snr` is set."""
+    process: Process
+    """How latents are noised and what the denoiser is asked for; rescaled already where `zero_terminal_snr` is set."""
     zero_terminal_snr: bool
-    """The noise process ends in pure noise: the model's file says so, or `use_zero_terminal_snr` was called."""
+    """A variance-preserving process ends in pure noise: the model's file says so, or `use_zero_terminal_snr` was
+    called."""
     resolution: int
     """Native side in pixels."""
     latent_factor: int
@@ -66,7 +66,8 @@ class BaseModel(Protocol):
     def use_zero_terminal_snr(self) -> None:
         """From now on the noise process ends in pure noise (Lin et al. 2023), for training, sampling and saving.
 
-        Raises ModelError where the base predicts epsilon, which says nothing where no signal is left.
+        Raises ModelError where the base predicts epsilon, which says nothing where no signal is left, or has another
+        process than a variance-preserving one.
         """
         ...
 
@@ -162,7 +163,7 @@ class BaseModel(Protocol):
         ...
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The denoiser's answer [B, C, h, w] in the sense of `prediction`."""
+        """The denoiser's answer [B, C, h, w] in the sense of `process.prediction`; timesteps [B] are the process's."""
         ...
 
     def targets(self, word: str) -> dict[str, nn.Module]:

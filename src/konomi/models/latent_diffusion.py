@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from konomi.config.sections import TextConfig
 from konomi.data.batch import Latents
 from konomi.diffusion.conditioning import Conditioning
+from konomi.diffusion.process import Process
 from konomi.errors import ModelError
 from konomi.families import published_config
 from konomi.families.family import Family, Part, TextEncoderSpec
 from konomi.families.selectors import check_selectors
 from konomi.hardware.allocator import keep_large_blocks
 from konomi.models.clip_text import TextEncoder
-from konomi.models.noise_config import noise_schedule, with_zero_terminal_snr
+from konomi.models.noise_config import noise_process, with_zero_terminal_snr
 from konomi.models.parts import build_part, empty_part
 from konomi.models.source import PartSource
 from konomi.models.text_encoding import NO_WORDS, TextTower, Words, count_chunks, encode_text, token_vectors
@@ -41,11 +42,10 @@ class LatentDiffusion:
         self.name = name
         self.family = self.spec.name
         self.notes = source.notes
-        self.prediction = source.prediction
         self.scheduler = dict(source.configs["scheduler"])
         """The noise process in diffusers' terms, as it is saved."""
-        self.schedule = noise_schedule(self.scheduler)
-        self.zero_terminal_snr = self.schedule.ends_in_pure_noise
+        self.process: Process = noise_process(self.scheduler, source.prediction)
+        self.zero_terminal_snr = self.process.prediction != "flow" and self.process.ends_in_pure_noise
         self.latent_channels = int(vae["latent_channels"])
         self.latent_factor = 2 ** (len(vae["block_out_channels"]) - 1)
         self.latent_scale = float(vae.get("scaling_factor") or self.spec.vae.latent_scale)
@@ -77,13 +77,16 @@ class LatentDiffusion:
         return layers.pop() if len(layers) == 1 else 0
 
     def use_zero_terminal_snr(self) -> None:
-        if self.prediction == "epsilon":
+        prediction = self.process.prediction
+        if prediction == "flow":
+            raise ModelError(f"{self.name} is a base of flow matching, which ends in pure noise anyway.")
+        if prediction == "epsilon":
             raise ModelError(
                 f"{self.name} predicts noise (epsilon), which is undefined where nothing but noise is left: "
                 "zero terminal SNR needs a v-prediction base."
             )
         self.scheduler = with_zero_terminal_snr(self.scheduler)
-        self.schedule = noise_schedule(self.scheduler)
+        self.process = noise_process(self.scheduler, prediction)
         self.zero_terminal_snr = True
         self._fingerprints.clear()
 
@@ -156,9 +159,9 @@ class LatentDiffusion:
                 settings.append(str(sorted((k, v) for k, v in self.source.configs[folder].items() if k in known)))
             extra = [str(self._dtype_of(names[0])), self.family, str(self.latent_scale)]
             extra += self._reading() if part == "text" else []
-            if part == "denoiser" and (self.zero_terminal_snr or self.prediction != self.spec.predictions[0]):
+            if part == "denoiser" and (self.zero_terminal_snr or self.process.prediction != self.spec.predictions[0]):
                 # The same weights asked for something else are another model.
-                extra += [self.prediction, str(self.zero_terminal_snr)]
+                extra += [self.process.prediction, str(self.zero_terminal_snr)]
             self._fingerprints[key] = _digest(hashes + settings + extra)
         return self._fingerprints[key]
 

@@ -5,10 +5,27 @@ from typing import Any
 
 import torch
 
+from konomi.diffusion.flow import FlowMatching
 from konomi.diffusion.noise import NoiseSchedule, Prediction, scaled_linear_schedule, zero_terminal_snr
+from konomi.diffusion.process import Process
+from konomi.diffusion.variance_preserving import VariancePreserving
 from konomi.errors import ModelError
 
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+FLOW = "FlowMatchEulerDiscreteScheduler"
+
+
+def noise_process(config: Mapping[str, Any], prediction: Prediction) -> Process:
+    """The process of a diffusers scheduler config. Raises ModelError for one konomi does not know."""
+    if prediction != "flow":
+        return VariancePreserving(noise_schedule(config), prediction)
+    unknown = [name for name in ("use_dynamic_shifting", "use_karras_sigmas", "invert_sigmas") if config.get(name)]
+    shift = config.get("shift", 1.0)
+    if unknown:
+        raise ModelError(f"the scheduler's config has {unknown[0]}, which konomi does not know.")
+    if not isinstance(shift, int | float) or not 0 < shift <= 100:
+        raise ModelError(f"the scheduler's config has shift = {str(shift)[:40]}, which no model of this kind has.")
+    return FlowMatching(shift=float(shift))
 
 
 def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
@@ -44,6 +61,8 @@ def with_zero_terminal_snr(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def prediction_of(config: Mapping[str, Any]) -> Prediction:
     """What a scheduler config says the denoiser answers."""
+    if config.get("_class_name") == FLOW:
+        return "flow"
     word = config.get("prediction_type", "epsilon")
     if word not in _PREDICTIONS:
         raise ModelError(f"the scheduler's config has the prediction type {word!r}; known: {', '.join(_PREDICTIONS)}.")
@@ -60,4 +79,6 @@ def prediction_named(word: str) -> Prediction:
 
 def prediction_word(prediction: Prediction) -> str:
     """diffusers' word."""
+    if prediction == "flow":
+        return "flow_prediction"
     return "v_prediction" if prediction == "v" else prediction

@@ -88,7 +88,7 @@ def save_single_file(
     content: dict[str, Tensor] = {}
     for part in base.parts:
         content.update(_to_ldm(base, part, _final(base, part, replaced.get(part, {}), dtype)))
-    content.update(marker_tensors(base.prediction, zero_terminal_snr=base.zero_terminal_snr))
+    content.update(marker_tensors(base.process.prediction, zero_terminal_snr=base.zero_terminal_snr))
     check_free_space(path.parent, _SLACK + sum(tensor.numel() * tensor.element_size() for tensor in content.values()))
     write_tensors(path, content, {**_own_metadata(base, content), **(metadata or {})})
 
@@ -194,8 +194,8 @@ def _own_metadata(base: LatentDiffusion, content: Mapping[str, Tensor]) -> dict[
     side = base.resolution
     result = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": base.spec.variant(base.prediction).architecture,
-        "modelspec.prediction_type": base.prediction,
+        "modelspec.architecture": base.spec.variant(base.process.prediction).architecture,
+        "modelspec.prediction_type": base.process.prediction,
         "modelspec.resolution": f"{side}x{side}",
     }
     shapes = {name: tuple(tensor.shape) for name, tensor in content.items()}
@@ -205,7 +205,9 @@ def _own_metadata(base: LatentDiffusion, content: Mapping[str, Tensor]) -> dict[
         "scheduler": _published_scheduler(base),
         **{tower.part: infer_text(base.spec, tower, shapes, {}) for tower in base.spec.text_encoders},
     }
-    inferred["unet"]["sample_size"] = base.spec.variant(base.prediction).resolution // base.spec.vae.latent_factor
+    inferred["unet"]["sample_size"] = (
+        base.spec.variant(base.process.prediction).resolution // base.spec.vae.latent_factor
+    )
     inferred["scheduler"]["prediction_type"] = base.scheduler.get("prediction_type", "epsilon")
     unusual = {}
     for name, settings in TOLD.items():

@@ -34,7 +34,7 @@ def inspect(path: str | Path) -> FileReport:
         base = load_base(path, needs_vae=False)
     except KonomiError as error:
         return replace(report, problem=report.problem or str(error))
-    facts = {"prediction_type": prediction_word(base.prediction)}
+    facts = {"prediction_type": prediction_word(base.process.prediction)}
     facts |= {"zero_terminal_snr": "true"} if base.zero_terminal_snr else {}
     return replace(report, metadata={**report.metadata, **facts}, notes=(*report.notes, *base.notes))
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from konomi.config.sections import TextConfig
 from konomi.diffusion.conditioning import Conditioning
-from konomi.diffusion.noise import add_noise
 from konomi.errors import RecipeError
 from konomi.models.base import BaseModel
 from konomi.tasks.generating import load_base
@@ -119,10 +118,11 @@ def denoiser_reactions(base: BaseModel, prompts: Sequence[str], plain: Condition
     image = torch.randn(1, base.latent_channels, 1, 1, generator=generator).expand_as(noise)
     told = _encode(base, prompts)
     changes = torch.zeros(len(prompts))
-    schedule = base.schedule.to(base.device)
+    process = base.process.to(base.device)
     for level in LEVELS:
-        at = torch.tensor([level], device=base.device)
-        noisy = add_noise(schedule, image.to(base.device), noise.to(base.device), at)
+        # Thousandths of the way from image to noise.
+        at = process.timesteps([level if process.prediction != "flow" else level / 1000], base.device)
+        noisy = process.add_noise(image.to(base.device), noise.to(base.device), at)
         before = _predict(base, noisy, at, plain)
         after = _predict(base, noisy.expand(len(prompts), -1, -1, -1), at.expand(len(prompts)), told)
         changes += torch.tensor(_change(after, before)) / len(LEVELS)

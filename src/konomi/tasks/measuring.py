@@ -10,7 +10,7 @@ from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.method import Phase, RewordsCaptions
 from konomi.models.modes import evaluating
 from konomi.tasks.preparing import Job
-from konomi.training.validation import spread_timesteps, validation_loss
+from konomi.training.validation import validation_loss
 
 
 def held_out_loss(job: Job, held_out: Sequence[Examples], phase: Phase | None, modules: Sequence[nn.Module]) -> float:
@@ -18,8 +18,8 @@ def held_out_loss(job: Job, held_out: Sequence[Examples], phase: Phase | None, m
 
     `modules`: what is in training mode, dropout among it.
     """
-    objective = job.recipe.objective
-    timesteps = spread_timesteps(job.recipe.validation.timesteps, objective.min_timestep, objective.max_timestep)
+    process = job.base.process
+    timesteps = process.spread_timesteps(job.recipe.validation.timesteps, job.recipe.objective)
     denoising = DenoisingLoss(job.base, job.recipe)
 
     def loss(examples: Examples, rng: Rng, timesteps_B: Tensor) -> Tensor:
@@ -30,4 +30,4 @@ def held_out_loss(job: Job, held_out: Sequence[Examples], phase: Phase | None, m
         return denoising.per_example(examples, rng, timesteps_B=timesteps_B)
 
     with evaluating(*modules):
-        return validation_loss(loss, held_out, timesteps, job.processes.device)
+        return validation_loss(loss, held_out, timesteps, process, job.processes.device)

@@ -131,6 +131,7 @@ def prepare(recipe: Recipe) -> Job:
         drawn_class_images=class_images.total,
         clip_layer=base.clip_layer,
         zero_terminal_snr=own_zero_snr,
+        process=base.process,
     )
     return Job(
         recipe=recipe,

@@ -90,7 +90,7 @@ def seconds_each(job: Job) -> float:
     with evaluating(base.denoiser, *base.text_encoders.values()):
         text = base.encode_captions(("", ""), job.recipe.text)
         text = base.with_sizes(text, torch.tensor([[height, width, 0, 0, height, width]] * 2, device=base.device))
-        timesteps = torch.full((2,), 500, device=base.device)
+        timesteps = base.process.timesteps([*base.process.spread_timesteps(1, job.recipe.objective)] * 2, base.device)
         started = 0.0
         # The first pass warms up.
         for _ in range(2):

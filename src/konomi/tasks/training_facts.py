@@ -44,7 +44,7 @@ def training_facts(job: Job, step: int, *, rates: Mapping[str, float], hashes: b
     return TrainingFacts(
         name=recipe.run.name,
         family=job.base.family,
-        prediction="v_prediction" if job.base.prediction == "v" else "epsilon",
+        prediction="v_prediction" if job.base.process.prediction == "v" else "epsilon",
         kind="textual-inversion" if is_embedding else "lora",
         network_module="" if is_embedding else "networks.lora",
         base_name=recipe.base,
@@ -137,7 +137,7 @@ def _settings(job: Job, rates: Mapping[str, float]) -> dict[str, object]:
         "loss_type": {"mse": "l2"}.get(objective.loss, objective.loss),
         "huber_c": objective.huber_delta if objective.loss == "huber" else None,
         "zero_terminal_snr": job.base.zero_terminal_snr,
-        "v_parameterization": job.base.prediction == "v",
+        "v_parameterization": job.base.process.prediction == "v",
         "prior_loss_weight": objective.prior_weight,
         "max_token_length": recipe.text.max_tokens if recipe.text.max_tokens > 75 else None,
         "cache_latents": recipe.data.cache.latents != "off",

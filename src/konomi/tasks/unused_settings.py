@@ -15,6 +15,7 @@ from konomi.config.sections import CaptionConfig, SourceConfig
 from konomi.data.captions import caption_varies, final_caption
 from konomi.data.manifest import Record
 from konomi.data.summary import DatasetSummary
+from konomi.diffusion.process import Process
 from konomi.hardware.precision import PRECISIONS
 from konomi.methods.method import Needs
 from konomi.tasks.preview_switch import SWITCH, previews_switched_off
@@ -44,6 +45,8 @@ class Situation:
     """The base's own, from the end; 0: not known."""
     zero_terminal_snr: bool = False
     """Of the base, before the recipe asked for it."""
+    process: Process | None = None
+    """The base's; None: not known."""
 
     @property
     def training(self) -> list[Record]:
@@ -189,6 +192,8 @@ def _of_objective(run: Situation) -> Reasons:
         found["objective.masked"] = "no image has a mask."
     if run.zero_terminal_snr:
         found["objective.zero_terminal_snr"] = "the base says it of itself, and is trained so in any case."
+    if run.process is not None:
+        found |= run.process.unused(objective)
     if not run.has_prior:
         found["objective.prior_weight"] = "there are no prior (class) images, and prior.source makes none."
     return found

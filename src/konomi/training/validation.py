@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from konomi.data.batch import Examples
+from konomi.diffusion.process import Process
 from konomi.diffusion.random import Rng
 
 
@@ -16,15 +17,13 @@ class PerExampleLoss(Protocol):
         ...
 
 
-def spread_timesteps(count: int, low: int, high: int) -> list[int]:
-    """`count` timesteps in the middle of equal stretches of low..high."""
-    width = (high - low + 1) / count
-    return [int(low + (index + 0.5) * width) for index in range(count)]
-
-
 @torch.no_grad()
 def validation_loss(
-    loss: PerExampleLoss, batches: Sequence[Examples], timesteps: Sequence[int], device: torch.device
+    loss: PerExampleLoss,
+    batches: Sequence[Examples],
+    timesteps: Sequence[float],
+    process: Process,
+    device: torch.device,
 ) -> float:
     """Mean over all images and timesteps. The seed is fixed: it must not follow the run's."""
     total, count = 0.0, 0
@@ -32,7 +31,7 @@ def validation_loss(
         moved = examples.to(device)
         for timestep in timesteps:
             rng = Rng.for_step(0, timestep, device=device)
-            timesteps_B = torch.full((len(examples),), timestep, dtype=torch.int64, device=device)
+            timesteps_B = process.timesteps([timestep] * len(examples), device)
             total += float(loss(moved, rng, timesteps_B).sum())
             count += len(examples)
     return total / count

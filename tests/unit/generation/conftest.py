@@ -10,6 +10,7 @@ from torch import Tensor
 from konomi.config.sections import TextConfig
 from konomi.data.batch import Latents
 from konomi.diffusion.noise import scaled_linear_schedule
+from konomi.diffusion.variance_preserving import VariancePreserving
 from konomi.families import family_named
 from konomi.models.clip_text import TextEncoder
 from konomi.models.text_encoding import TextTower, count_chunks, encode_text
@@ -39,7 +40,6 @@ class SmallBase:
     """A BaseModel of about 100,000 weights (SD1, or SDXL with two text encoders; 4 or 9 input channels)."""
 
     name = "small"
-    prediction = "epsilon"
     resolution = 32
     latent_factor = 2
     latent_channels = 4
@@ -55,7 +55,7 @@ class SmallBase:
         self.inpainting = inpainting
         self.words: dict[str, dict[str, Tensor]] = {}
         self.negative_weights: dict[torch.nn.Parameter, Tensor] = {}
-        self.schedule = scaled_linear_schedule()
+        self.process = VariancePreserving(scaled_linear_schedule(), "epsilon")
         self.zero_terminal_snr, self.guidance_rescale = False, 0.0
         self.device, self.dtype = torch.device("cpu"), torch.float32
         text = transformers.CLIPTextConfig(

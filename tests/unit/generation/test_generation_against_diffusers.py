@@ -9,6 +9,7 @@ from PIL import Image
 from konomi.config.sections import TextConfig
 from konomi.diffusion.noise import zero_terminal_snr
 from konomi.diffusion.samplers import SAMPLERS, make_sampler
+from konomi.diffusion.variance_preserving import VariancePreserving
 from konomi.generation.job import TextCache, prepare, with_size
 from konomi.generation.request import Request
 from konomi.generation.sampling import rescale_guidance, sample_latents
@@ -30,7 +31,7 @@ def states(base, prompt):
 
 
 def scheduler(base, request):
-    return diffusers_scheduler(request.sampler, base.prediction)
+    return diffusers_scheduler(request.sampler, base.process.prediction)
 
 
 def gradient(size=(32, 32)):
@@ -139,8 +140,7 @@ def test_inpaint(request, oracle, base_name, sampler, strength):
 @pytest.mark.kernels
 def test_zero_terminal_snr_is_drawn_as_diffusers_does(small, oracle, monkeypatch, rescale):
     """Rescaled schedule, trailing timesteps, guidance rescale."""
-    monkeypatch.setattr(small, "prediction", "v")
-    monkeypatch.setattr(small, "schedule", zero_terminal_snr(small.schedule))
+    monkeypatch.setattr(small, "process", VariancePreserving(zero_terminal_snr(small.process.schedule), "v"))
     monkeypatch.setattr(small, "guidance_rescale", 0.7)
     chosen = None if rescale else 0.0
     request = Request(
@@ -168,7 +168,7 @@ def test_a_prompt_switches_between_steps_not_between_evaluations(small, sampler)
     request = with_size(small, Request(prompt="[cat:dog:2]", steps=4, sampler=sampler, guidance=1.0))
     with torch.no_grad():
         told = prepare(small, request, TextCache(small)).positive
-    steps = make_sampler(sampler, small.schedule, "epsilon", num_steps=4).steps
+    steps = make_sampler(sampler, small.process.schedule, "epsilon", num_steps=4).steps
     assert [one is told[0] for one in told] == [step < 2 for step in steps]
 
 

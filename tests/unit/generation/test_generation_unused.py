@@ -161,7 +161,7 @@ EPSILON = {"modelspec.prediction_type": "epsilon"}
 )
 def test_an_adapter_of_another_noise_process_is_named(metadata, base, said):
     prediction, zero = base
-    drawn = SimpleNamespace(prediction=prediction, zero_terminal_snr=zero)
+    drawn = SimpleNamespace(process=SimpleNamespace(prediction=prediction), zero_terminal_snr=zero)
     lora = replace(adapter(ATTENTION), metadata=metadata)
     notes = trained_otherwise("x.safetensors", lora, drawn)
     assert [note.startswith("x.safetensors says") and said in note for note in notes] == ([True] if said else [])

@@ -110,11 +110,11 @@ def test_loss_and_gradients_equal_a_plain_formulation_in_float64(family):
     latents = examples.latents.mean + examples.latents.std * keys.fork("latents").normal((4, 8, 8))
     noise = keys.fork("noise").normal((4, 8, 8))
     timesteps = keys.fork("timestep").integers(0, 1000)
-    alphas = other.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    alphas = other.process.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
     text = other.with_sizes(other.encode_captions(examples.captions, TextConfig(), words=words), examples.sizes)
     velocity = alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
-    wanted = noise.double() if other.prediction == "epsilon" else velocity
+    wanted = noise.double() if other.process.prediction == "epsilon" else velocity
     expected = functional.mse_loss(other.predict(noisy, timesteps, text), wanted)
     expected.backward()
 
@@ -226,7 +226,7 @@ def test_only_what_was_pasted_counts_and_the_caption_says_how_large():
         encoded = base.encode_images(varied.pixels)
         latents = encoded.mean + encoded.std * keys.fork("latents").normal((4, 8, 8))
         noise, timesteps = keys.fork("noise").normal((4, 8, 8)), keys.fork("timestep").integers(0, 1000)
-        alphas = base.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1).float()
+        alphas = base.process.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1).float()
         noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
         answer = base.predict(noisy, timesteps, base.encode_captions(varied.captions, TextConfig()))
     counts = varied.loss_mask > 0

@@ -12,6 +12,7 @@ from konomi.data.batch import Batch, Examples, Latents
 from konomi.diffusion.conditioning import Conditioning
 from konomi.diffusion.noise import scaled_linear_schedule, zero_terminal_snr
 from konomi.diffusion.random import Rng
+from konomi.diffusion.variance_preserving import VariancePreserving
 from konomi.errors import RecipeError
 from konomi.methods.denoising import DenoisingLoss, random_holes, subject_and_prior_loss
 from konomi.methods.lora import LoraConfig
@@ -26,8 +27,7 @@ class FakeBase(SimpleNamespace):
     def __init__(self, prediction="epsilon", **options):
         super().__init__(
             name="fake",
-            prediction=prediction,
-            schedule=SCHEDULE,
+            process=VariancePreserving(SCHEDULE, prediction),
             device=torch.device("cpu"),
             inpainting=False,
             **options,
@@ -75,7 +75,7 @@ def expected(base, objective, batch, step=0):
     if objective.input_perturbation:
         inputs = noise + objective.input_perturbation * rng.fork("perturbation").normal(shape).double()
     answer = torch.tanh(a * z0 + s * inputs)
-    wanted = {"epsilon": noise, "v": a * noise - s * z0, "sample": z0}[base.prediction]
+    wanted = {"epsilon": noise, "v": a * noise - s * z0, "sample": z0}[base.process.prediction]
     difference = (answer - wanted).abs()
     delta = objective.huber_delta
     loss = {
@@ -89,13 +89,13 @@ def expected(base, objective, batch, step=0):
     snr = (a2 / (1 - a2)).flatten()
     gamma = torch.full_like(snr, objective.snr_gamma)
     weights = {
-        ("none", base.prediction): torch.ones_like(snr),
+        ("none", base.process.prediction): torch.ones_like(snr),
         ("min_snr", "epsilon"): torch.minimum(snr, gamma) / snr,
         ("min_snr", "v"): torch.minimum(snr, gamma) / (snr + 1),
         ("min_snr", "sample"): torch.minimum(snr, gamma),
         ("debiased", "epsilon"): snr.clamp(max=1000) ** -0.5,
         ("debiased", "v"): 1 / (snr.clamp(max=1000) + 1),
-    }[objective.weighting, base.prediction]
+    }[objective.weighting, base.process.prediction]
     return loss * weights
 
 
@@ -220,12 +220,12 @@ def test_combinations_that_cannot_work_are_refused():
 
 def test_zero_terminal_snr_is_trained_on_and_leaves_the_base_its_schedule():
     ours, rescaled = FakeBase("v"), FakeBase("v")
-    rescaled.schedule = zero_terminal_snr(SCHEDULE)
+    rescaled.process = VariancePreserving(zero_terminal_snr(SCHEDULE), "v")
     last = {"min_timestep": 999, "max_timestep": 999}
     loss = loss_of(ours, ObjectiveConfig(zero_terminal_snr=True, **last), examples())
     torch.testing.assert_close(loss, loss_of(rescaled, ObjectiveConfig(**last), examples()))
     assert not torch.allclose(loss, loss_of(FakeBase("v"), ObjectiveConfig(**last), examples()), rtol=1e-4)
-    assert ours.schedule is SCHEDULE
+    assert ours.process.schedule is SCHEDULE
 
 
 def test_zero_terminal_snr_ends_in_pure_noise():

@@ -55,7 +55,8 @@ def test_folder_to_file_to_folder_is_bit_exact(family: str, inpainting: bool, tm
     save_folder(load_base(tmp_path / "file.safetensors"), tmp_path / "second", dtype=torch.float32)
     for path in (tmp_path / "first", tmp_path / "file.safetensors", tmp_path / "second"):
         found = load_base(path)
-        assert (found.family, found.inpainting, found.prediction) == (family, inpainting, base.prediction)
+        assert (found.family, found.inpainting) == (family, inpainting)
+        assert found.process.prediction == base.process.prediction
         assert found.resolution == base.resolution
         assert found.latent_scale == base.latent_scale
         assert same(base, found)
@@ -70,8 +71,8 @@ def test_v_and_epsilon_survive_both_layouts(tmp_path: Path) -> None:
         base = random_base("sd2", prediction=prediction)  # type: ignore[arg-type]
         save_single_file(base, tmp_path / f"{prediction}.safetensors", dtype=torch.float32)
         save_folder(base, tmp_path / prediction, dtype=torch.float32)
-        assert load_base(tmp_path / f"{prediction}.safetensors").prediction == prediction
-        assert load_base(tmp_path / prediction).prediction == prediction
+        assert load_base(tmp_path / f"{prediction}.safetensors").process.prediction == prediction
+        assert load_base(tmp_path / prediction).process.prediction == prediction
 
 
 def test_sd2_without_metadata_goes_by_yaml_then_by_default(tmp_path: Path) -> None:
@@ -82,13 +83,13 @@ def test_sd2_without_metadata_goes_by_yaml_then_by_default(tmp_path: Path) -> No
     told.pop("scheduler", None)
     del tensors["v_pred"]
     write_tensors(path, tensors, {"konomi.configs": json.dumps(told)})
-    assert load_base(path).prediction == "v"
-    assert load_base(path, prediction="epsilon").prediction == "epsilon"
+    assert load_base(path).process.prediction == "v"
+    assert load_base(path, prediction="epsilon").process.prediction == "epsilon"
     yaml = "model:\n  target: os.system\n  params:\n    !!python/object/apply:os.system ['exit']\n"
     path.with_suffix(".yaml").write_text(yaml)
-    assert load_base(path).prediction == "epsilon"
+    assert load_base(path).process.prediction == "epsilon"
     path.with_suffix(".yaml").write_text(yaml + '    parameterization: "v"\n')
-    assert load_base(path).prediction == "v"
+    assert load_base(path).process.prediction == "v"
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -50,8 +50,8 @@ def test_files_say_what_they_predict(family: str, prediction: Any, zero_snr: boo
     write_tensors(bare, read_tensors(file), {"konomi.configs": json.dumps(told)})
     for path in (file, folder, *((bare,) if prediction == "v" else ())):
         found = load_base(path)
-        assert (found.prediction, found.zero_terminal_snr) == (prediction, zero_snr)
-        assert torch.equal(found.schedule.alphas_cumprod, base.schedule.alphas_cumprod)
+        assert (found.process.prediction, found.zero_terminal_snr) == (prediction, zero_snr)
+        assert torch.equal(found.process.schedule.alphas_cumprod, base.process.schedule.alphas_cumprod)
         assert found.guidance_rescale == (0.7 if zero_snr else 0.0)
 
 
@@ -70,7 +70,7 @@ def test_diffusers_takes_the_folder_for_what_it_is(family: str, tmp_path: Path) 
     assert type(scheduler).__name__ == name == scheduler.config["_class_name"]
     assert scheduler.config.prediction_type == "v_prediction"
     # diffusers' Euler puts 2^-24 for zero, which an infinite noise level stands for.
-    torch.testing.assert_close(scheduler.alphas_cumprod, base.schedule.alphas_cumprod, rtol=0, atol=2e-6)
+    torch.testing.assert_close(scheduler.alphas_cumprod, base.process.schedule.alphas_cumprod, rtol=0, atol=2e-6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # theirs, about numpy 2
         scheduler.set_timesteps(20)
@@ -99,19 +99,19 @@ def test_diffusers_reads_the_single_file_beside_the_markers(tmp_path: Path) -> N
 
 def test_zero_terminal_snr_is_lin_et_als_algorithm(tmp_path: Path) -> None:
     base = random_base("sdxl", prediction="v")
-    before = base.schedule.alphas_cumprod.double()
+    before = base.process.schedule.alphas_cumprod.double()
     base.use_zero_terminal_snr()
     root = before.sqrt()
     shifted = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    torch.testing.assert_close(base.schedule.alphas_cumprod.double(), shifted.square(), rtol=1e-5, atol=1e-9)
-    assert base.schedule.snr(torch.tensor([999])) == 0
-    assert base.schedule.alphas_cumprod[0].item() == pytest.approx(before[0].item(), rel=1e-6)
+    torch.testing.assert_close(base.process.schedule.alphas_cumprod.double(), shifted.square(), rtol=1e-5, atol=1e-9)
+    assert base.process.schedule.snr(torch.tensor([999])) == 0
+    assert base.process.schedule.alphas_cumprod[0].item() == pytest.approx(before[0].item(), rel=1e-6)
     betas = 1 - before / torch.cat([torch.ones(1, dtype=before.dtype), before[:-1]])
     theirs = torch.cumprod(1 - rescale_zero_terminal_snr(betas), dim=0)
-    torch.testing.assert_close(base.schedule.alphas_cumprod.double(), theirs, rtol=1e-4, atol=1e-7)
-    again = base.schedule.alphas_cumprod.clone()
+    torch.testing.assert_close(base.process.schedule.alphas_cumprod.double(), theirs, rtol=1e-4, atol=1e-7)
+    again = base.process.schedule.alphas_cumprod.clone()
     base.use_zero_terminal_snr()
-    assert torch.equal(base.schedule.alphas_cumprod, again)
+    assert torch.equal(base.process.schedule.alphas_cumprod, again)
 
 
 def test_a_marker_is_stronger_than_metadata_and_nothing_by_itself(tmp_path: Path) -> None:
@@ -121,12 +121,12 @@ def test_a_marker_is_stronger_than_metadata_and_nothing_by_itself(tmp_path: Path
     assert metadata["modelspec.prediction_type"] == "epsilon"
     write_tensors(path, {**tensors, "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, metadata)
     found = load_base(path)
-    assert (found.prediction, found.zero_terminal_snr) == ("v", True)
+    assert (found.process.prediction, found.zero_terminal_snr) == ("v", True)
     found = load_base(path, prediction="epsilon")
-    assert (found.prediction, found.zero_terminal_snr) == ("epsilon", False)
+    assert (found.process.prediction, found.zero_terminal_snr) == ("epsilon", False)
     write_tensors(path, {**tensors, "ztsnr": torch.zeros(0)}, metadata)
     found = load_base(path)
-    assert (found.prediction, found.zero_terminal_snr) == ("epsilon", False)
+    assert (found.process.prediction, found.zero_terminal_snr) == ("epsilon", False)
 
 
 def test_epsilon_cannot_end_in_pure_noise() -> None:

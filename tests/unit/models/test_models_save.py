@@ -45,9 +45,9 @@ def test_folders_are_diffusers_pipelines(family: str, inpainting: bool, kind: st
     save_folder(base, tmp_path / "model", dtype=torch.float32)
     loaded = pipeline(tmp_path / "model")
     assert type(loaded).__name__ == kind
-    wanted = {"epsilon": "epsilon", "v": "v_prediction"}[base.prediction]
+    wanted = {"epsilon": "epsilon", "v": "v_prediction"}[base.process.prediction]
     assert loaded.scheduler.config.prediction_type == wanted
-    torch.testing.assert_close(loaded.scheduler.alphas_cumprod, base.schedule.alphas_cumprod, rtol=0, atol=1e-7)
+    torch.testing.assert_close(loaded.scheduler.alphas_cumprod, base.process.schedule.alphas_cumprod, rtol=0, atol=1e-7)
     with torch.no_grad():
         encoded = loaded.encode_prompt(
             "a photo of a cat", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False

@@ -38,10 +38,10 @@ def test_zero_snr_training_is_drawn_and_saved_as_such(images: Path, tmp_path: Pa
     save_folder(random_base("sd1", prediction="v"), tmp_path / "v", dtype=torch.float32)
     job = prepared(tmp_path / "v", images, "objective.zero_terminal_snr=true", "save.precision=fp32")
     assert job.base.zero_terminal_snr
-    assert job.base.schedule.ends_in_pure_noise
+    assert job.base.process.schedule.ends_in_pure_noise
     path = save_result(job, Weights({}), tmp_path, step=1, when="end")
     assert {"v_pred", "ztsnr"} <= read_header(path).tensors.keys()
-    assert load_base(path).schedule.ends_in_pure_noise
+    assert load_base(path).process.schedule.ends_in_pure_noise
     assert not prepared(tmp_path / "v", images).base.zero_terminal_snr
     save_folder(random_base("sd1"), tmp_path / "epsilon", dtype=torch.float32)
     with pytest.raises(RecipeError, match="zero_terminal_snr is on, but epsilon predicts noise"):
@@ -73,7 +73,7 @@ def test_recipes_and_verbs_take_a_vae_and_a_prediction(images: Path, tmp_path: P
     with pytest.raises(ModelError, match="holds no VAE"):
         prepared(bare, images)
     job = prepared(bare, images, f"vae={whole}", "prediction=v_prediction")
-    assert job.base.prediction == "v"
+    assert job.base.process.prediction == "v"
     assert torch.equal(
         job.base.encode_images(torch.zeros(1, 3, 64, 64)).mean,
         random_base("sd1").encode_images(torch.zeros(1, 3, 64, 64)).mean,
@@ -89,7 +89,7 @@ def test_recipes_and_verbs_take_a_vae_and_a_prediction(images: Path, tmp_path: P
     assert main(["generate", *drawn, "--base", str(bare), *common]) == 0
     assert "are not used" in capsys.readouterr().err
     assert main(["convert", str(bare), str(tmp_path / "converted"), *common]) == 0
-    assert load_base(tmp_path / "converted").prediction == "v"
+    assert load_base(tmp_path / "converted").process.prediction == "v"
     assert "are not used" in capsys.readouterr().err
     capsys.readouterr()
     assert main(["inspect", str(bare), "--json"]) == 0
