@@ -85,7 +85,7 @@ def test_a_damaged_mask_is_read_or_named(whole, data):
 class Small:
     """As much of a base as sizes are asked of."""
 
-    latent_factor, resolution, guidance_rescale = 8, 64, 0.0
+    size_step, resolution, guidance_rescale = 8, 64, 0.0
 
 
 @fuzzed

@@ -13,7 +13,12 @@ Bucket = tuple[int, int]
 """Width, height in pixels."""
 
 GRID = 8
-"""Pixels: every bucket side is a multiple of it, so that it is one of the pixels per latent cell."""
+"""Pixels: every bucket side is a multiple of it, and of what the base asks for."""
+
+
+def grid_for(size_step: int) -> int:
+    """Pixels that bucket sides are multiples of, for a base whose pictures are multiples of `size_step`."""
+    return math.lcm(GRID, size_step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +53,13 @@ def parse_size(text: str) -> Bucket:
     return int(found[1]), int(found[2] or found[1])
 
 
-def limits(resolution: Bucket, config: BucketConfig) -> Limits:
+def limits(resolution: Bucket, config: BucketConfig, grid: int = GRID) -> Limits:
     """Step and sides in pixels; `min_side` rounded up and `max_side` down to the step. Raises RecipeError."""
     short, long = min(resolution), max(resolution)
-    step = config.step or max(GRID, min(64, short // 8 // GRID * GRID))
-    if step % GRID:
-        near = max(GRID, round(step / GRID) * GRID)
-        raise RecipeError(f"data.buckets.step is {step}; it must be a multiple of {GRID}. Use {near}.")
+    step = config.step or max(grid, min(64, short // 8) // grid * grid)
+    if step % grid:
+        near = max(grid, round(step / grid) * grid)
+        raise RecipeError(f"data.buckets.step is {step}; it must be a multiple of {grid}. Use {near}.")
     min_side = -(-(config.min_side or short // 2) // step) * step
     max_side = (config.max_side or max(2 * short, long)) // step * step
     if min_side > max_side:
@@ -91,17 +96,17 @@ def _tallest(area: int, min_side: int, max_side: int, step: int, square: int) ->
     return tuple(sorted(sizes))
 
 
-def buckets_for(resolution: Bucket, config: BucketConfig) -> tuple[Bucket, ...]:
+def buckets_for(resolution: Bucket, config: BucketConfig, grid: int = GRID) -> tuple[Bucket, ...]:
     """The list of buckets a configuration offers (own sizes of small images come on top). Raises RecipeError."""
     if config.kind == "fixed":
-        if resolution[0] % GRID or resolution[1] % GRID:
-            below = "x".join(str(max(GRID, side // GRID * GRID)) for side in resolution)
+        if resolution[0] % grid or resolution[1] % grid:
+            below = "x".join(str(max(grid, side // grid * grid)) for side in resolution)
             raise RecipeError(
                 f"data.resolution is {resolution[0]}x{resolution[1]}; for data.buckets.kind = 'fixed' both sides must "
-                f"be multiples of {GRID}. Use {below}."
+                f"be multiples of {grid}. Use {below}."
             )
         return (resolution,)
-    bounds = limits(resolution, config)
+    bounds = limits(resolution, config, grid)
     make = novelai_buckets if config.kind == "novelai" else area_buckets
     sizes = make(resolution, min_side=bounds.min_side, max_side=bounds.max_side, step=bounds.step)
     if not sizes:
@@ -112,15 +117,16 @@ def buckets_for(resolution: Bucket, config: BucketConfig) -> tuple[Bucket, ...]:
     return sizes
 
 
-def assign(records: Sequence[Record], resolution: Bucket, config: BucketConfig) -> Assignment:
+def assign(records: Sequence[Record], resolution: Bucket, config: BucketConfig, grid: int = GRID) -> Assignment:
     """Give each image the bucket whose width / height is nearest to its own; an exact size wins.
 
     An image whose ratio is `max_ratio_error` or more away from every bucket is excluded with the reason. Of buckets
-    equally near, the one with the larger area is taken. Raises RecipeError for settings that allow no bucket.
+    equally near, the one with the larger area is taken. `grid`: pixels that every side is a multiple of.
+    Raises RecipeError for settings that allow no bucket.
     """
-    sizes = buckets_for(resolution, config)
+    sizes = buckets_for(resolution, config, grid)
     own_sizes = config.kind == "area" and not config.upscale
-    bounds = limits(resolution, config) if own_sizes else None
+    bounds = limits(resolution, config, grid) if own_sizes else None
     known: dict[Bucket, Bucket | str] = {}
     kept: list[Record] = []
     buckets: list[Bucket] = []

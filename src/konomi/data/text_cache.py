@@ -13,11 +13,12 @@ import torch
 
 from konomi.config.sections import TextConfig
 from konomi.data.shards import Notice, Progress, ShardStore, digest
-from konomi.diffusion.conditioning import Conditioning
+from konomi.diffusion.conditioning import Conditioning, concatenate
 from konomi.errors import ModelError
 
 EncodeCaptions = Callable[[Sequence[str]], Conditioning]
-"""Captions -> states and, where the family has it, pooled; of one length, whatever the captions."""
+"""Captions -> states and, where the family has it, pooled; of one length whatever the captions, or with
+a mask."""
 
 
 class TextCache:
@@ -71,8 +72,17 @@ class TextCache:
         if not self._captions.issuperset(captions):
             return None
         rows = [self._store.get(digest(caption)) for caption in captions]
-        pooled = torch.stack([row["pooled"] for row in rows]) if "pooled" in rows[0] else None
-        return Conditioning(torch.stack([row["states"] for row in rows]), pooled)
+        # Rows of a text encoder with an attention mask are as long as their captions.
+        return concatenate(
+            [
+                Conditioning(
+                    row["states"][None],
+                    row["pooled"][None] if "pooled" in row else None,
+                    mask=row["mask"].bool()[None] if "mask" in row else None,
+                )
+                for row in rows
+            ]
+        )
 
     def _put(self, captions: Sequence[str], encode: EncodeCaptions) -> None:
         with torch.no_grad():
@@ -81,6 +91,11 @@ class TextCache:
             row = {"states": encoded.states[number]}
             if encoded.pooled is not None:
                 row["pooled"] = encoded.pooled[number]
+            if encoded.mask is not None:
+                # What the longest caption of the batch made of it is left out.
+                length = int(encoded.mask[number].nonzero().max()) + 1 if encoded.mask[number].any() else 1
+                row["states"] = row["states"][:length]
+                row["mask"] = encoded.mask[number, :length].to(torch.uint8)
             if not all(bool(torch.isfinite(tensor).all()) for tensor in row.values()):
                 raise ModelError(
                     f"The text encoder turns the caption {caption[:80]!r} into NaN or infinity. Try run.precision = "

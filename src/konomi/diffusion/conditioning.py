@@ -22,6 +22,8 @@ class Conditioning:
     """Micro-conditioning (Podell et al. 2023) [B, 6]: original height, width, crop top, left, target height, width."""
     inpaint: Tensor | None = None
     """Inpainting bases [B, 5, h, w]: the mask (1 = to be drawn), then the latents of the masked image."""
+    mask: Tensor | None = None
+    """Text positions that count, bool [B, T], where the text encoder has an attention mask. None: all of them do."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Conditioning":
         """The same, on a device; floating tensors in `dtype`. Sizes stay whole numbers: bfloat16 cannot hold 1001."""
@@ -34,12 +36,14 @@ class Conditioning:
         return self._map(lambda tensor: tensor[index])
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
-        optional = (None if value is None else change(value) for value in (self.pooled, self.sizes, self.inpaint))
+        values = (self.pooled, self.sizes, self.inpaint, self.mask)
+        optional = (None if value is None else change(value) for value in values)
         return Conditioning(change(self.states), *optional)
 
 
 def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
-    """Join along the batch. Text of fewer positions than the longest is padded by repeating its last position.
+    """Join along the batch. Text of fewer positions than the longest is padded: with a mask by positions that do not
+    count, without one by repeating its last position.
 
     A field must be there in all parts or in none.
     """
@@ -50,8 +54,18 @@ def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
         assert len(values) in (0, len(parts)), f"{name} is missing in some parts"
         return torch.cat(values) if values else None
 
-    states = torch.cat([_stretch(part.states, longest) for part in parts])
-    return Conditioning(states, join("pooled"), join("sizes"), join("inpaint"))
+    masks = [part.mask for part in parts if part.mask is not None]
+    assert len(masks) in (0, len(parts)), "mask is missing in some parts"
+    stretch = _fill_up if masks else _stretch
+    states = torch.cat([stretch(part.states, longest) for part in parts])
+    mask = torch.cat([_fill_up(mask, longest) for mask in masks]) if masks else None
+    return Conditioning(states, join("pooled"), join("sizes"), join("inpaint"), mask)
+
+
+def _fill_up(values_BT: Tensor, length: int) -> Tensor:
+    """[B, T, ...] with zeros up to a length."""
+    missing = values_BT.new_zeros(len(values_BT), length - values_BT.shape[1], *values_BT.shape[2:])
+    return torch.cat([values_BT, missing], dim=1)
 
 
 def _stretch(states_BTD: Tensor, length: int) -> Tensor:

@@ -62,6 +62,8 @@ class DenoiserSpec:
     """kohya's files call its layers as the original code does, not as diffusers does."""
     reads_sizes: bool = False
     """It reads sizes and pooled text."""
+    patch: int = 1
+    """Side of the square of latent cells that it reads as one position (transformers: 2)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

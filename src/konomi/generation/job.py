@@ -115,7 +115,7 @@ def _zero_if_empty(prompt: str, conditioning: Conditioning, zeros: bool) -> Cond
 def with_size(base: BaseModel, request: Request) -> Request:
     """The request, checked, with width and height filled in. Raises RecipeError for one that cannot be drawn."""
     request.check()
-    factor = base.latent_factor
+    factor = base.size_step
     width, height = request.width, request.height
     if request.init is not None and not (width and height):
         own = request.init.size

@@ -19,6 +19,8 @@ from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.models.base import BaseModel
 
+_OPTIONAL = ("pooled", "sizes", "inpaint", "mask")
+
 
 @dataclass(frozen=True, slots=True)
 class Noised:
@@ -41,12 +43,14 @@ class Question:
     conditioning: Conditioning
 
     def fits(self, other: "Question") -> bool:
-        """Whether one pass can take both: text of other lengths would have to be padded, which changes the answer."""
+        """Whether one pass can take both: text of other lengths would have to be padded, which changes the answer where
+        no mask says so."""
         ours, theirs = self.conditioning, other.conditioning
         return (
             self.noised.noisy_latents.shape[1:] == other.noised.noisy_latents.shape[1:]
-            and ours.states.shape[1:] == theirs.states.shape[1:]
-            and all((getattr(ours, n) is None) == (getattr(theirs, n) is None) for n in ("pooled", "sizes", "inpaint"))
+            and (ours.mask is not None or ours.states.shape[1] == theirs.states.shape[1])
+            and ours.states.shape[2] == theirs.states.shape[2]
+            and all((getattr(ours, n) is None) == (getattr(theirs, n) is None) for n in _OPTIONAL)
         )
 
 

@@ -37,6 +37,8 @@ class BaseModel(Protocol):
     """Native side in pixels."""
     latent_factor: int
     """Pixels per latent cell."""
+    size_step: int
+    """Sides of pictures are multiples of this many pixels: latent cells, times the patch that the denoiser reads."""
     latent_channels: int
     inpainting: bool
     """The denoiser takes 9 channels: noisy latents, mask, masked image."""

@@ -4,6 +4,7 @@ Shapes: B batch, C latent channels, h w latent grid, H W pixels.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
@@ -48,6 +49,7 @@ class LatentDiffusion:
         self.zero_terminal_snr = self.process.prediction != "flow" and self.process.ends_in_pure_noise
         self.latent_channels = int(vae["latent_channels"])
         self.latent_factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        self.size_step = self.latent_factor * self.spec.denoiser.patch
         self.latent_scale = float(vae.get("scaling_factor") or self.spec.vae.latent_scale)
         self.resolution = int(unet["sample_size"]) * self.latent_factor
         self.inpainting = int(unet["in_channels"]) == 2 * self.latent_channels + 1
@@ -223,7 +225,7 @@ class LatentDiffusion:
     def with_sizes(self, conditioning: Conditioning, sizes: Tensor) -> Conditioning:
         if not self.spec.denoiser.reads_sizes:
             return conditioning
-        return Conditioning(conditioning.states, conditioning.pooled, sizes, conditioning.inpaint)
+        return replace(conditioning, sizes=sizes)
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         denoiser: Any = self._part("denoiser")

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from konomi.config.recipe import Recipe
-from konomi.data.buckets import assign, parse_size
+from konomi.data.buckets import assign, grid_for, parse_size
 from konomi.data.containers import Entry
 from konomi.data.manifest import Record
 from konomi.data.sources import measure_file
@@ -67,7 +67,7 @@ def with_class_images(job: Job) -> Job:
     )
     manifest = replace(job.manifest, records=job.manifest.records + records)
     size = parse_size(job.recipe.data.resolution or str(job.base.resolution))
-    assignment = assign(job.assignment.records + records, size, job.recipe.data.buckets)
+    assignment = assign(job.assignment.records + records, size, job.recipe.data.buckets, grid_for(job.base.size_step))
     run = job.recipe.run
     summary = dataset_summary(
         manifest,

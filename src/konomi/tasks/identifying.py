@@ -8,7 +8,7 @@ text states, for all candidates; then, for those that change them least, the cha
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -137,7 +137,7 @@ def _predict(base: BaseModel, noisy: Tensor, timesteps_B: Tensor, conditioning: 
         # Everything is to be drawn: mask 1, and nothing behind it.
         hole = torch.zeros(len(noisy), base.latent_channels + 1, *noisy.shape[2:], device=noisy.device)
         hole[:, 0] = 1
-        conditioning = Conditioning(conditioning.states, conditioning.pooled, conditioning.sizes, hole)
+        conditioning = replace(conditioning, inpaint=hole)
     return base.predict(noisy, timesteps_B, conditioning).float()
 
 

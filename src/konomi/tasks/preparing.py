@@ -13,7 +13,7 @@ import torch
 from konomi.config.load import change_recipe, recipe_data, with_absolute_paths
 from konomi.config.recipe import Recipe
 from konomi.data.batch import Latents
-from konomi.data.buckets import Assignment, assign, parse_size
+from konomi.data.buckets import Assignment, assign, grid_for, parse_size
 from konomi.data.images import verify
 from konomi.data.kohya_dataset import read_dataset_toml
 from konomi.data.latent_cache import LatentCache
@@ -102,14 +102,14 @@ def prepare(recipe: Recipe) -> Job:
     manifest = with_triggers_in_reach(remembered_scan(recipe.data, memory), base, recipe, memory)
     recipe = with_prior(recipe, needs, manifest.records, base)
     method = method_type(recipe.method, base, recipe)
-    size = parse_size(recipe.data.resolution or str(base.resolution))
+    size, grid = parse_size(recipe.data.resolution or str(base.resolution)), grid_for(base.size_step)
     training, validation, split_notes = split_off(manifest.records, recipe, memory)
-    assignment = assign(training, size, recipe.data.buckets)
+    assignment = assign(training, size, recipe.data.buckets, grid)
     validation = with_triggers_in_reach(Manifest(validation), base, recipe, memory).records
-    held_out = assign(validation, size, recipe.data.buckets)
+    held_out = assign(validation, size, recipe.data.buckets, grid)
     manifest = with_enlarged_told(with_shapes_left_out(manifest, assignment, held_out), assignment)
-    factor = base.latent_factor
-    class_images = class_images_of(recipe, training, (size[0] // factor * factor, size[1] // factor * factor))
+    step = base.size_step
+    class_images = class_images_of(recipe, training, (size[0] // step * step, size[1] // step * step))
     summary = dataset_summary(
         manifest,
         assignment,

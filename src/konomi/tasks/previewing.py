@@ -33,15 +33,15 @@ def preview_prompts(job: Job) -> tuple[str, ...]:
 
 def preview_requests(job: Job) -> list[Request]:
     """One picture a prompt, from fixed seeds."""
-    settings, factor = job.recipe.preview, job.base.latent_factor
+    settings, step = job.recipe.preview, job.base.size_step
     width, height = parse_size(settings.size or job.recipe.data.resolution or str(job.base.resolution))
     return [
         Request.of(
             settings,
             prompt=prompt,
             seed=settings.seed + index,
-            width=width // factor * factor,
-            height=height // factor * factor,
+            width=width // step * step,
+            height=height // step * step,
             clip_skip=job.recipe.text.clip_skip,
         )
         for index, prompt in enumerate(preview_prompts(job))

@@ -41,7 +41,7 @@ class SmallBase:
 
     name = "small"
     resolution = 32
-    latent_factor = 2
+    latent_factor = size_step = 2
     latent_channels = 4
     num_positions = 77
 
