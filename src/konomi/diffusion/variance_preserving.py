@@ -75,7 +75,7 @@ class VariancePreserving:
 
     def loss_weights(self, timesteps_B: Tensor, objective: ObjectiveConfig) -> Tensor | None:
         kind = objective.weighting
-        assert kind != "cosmap", "refused by for_objective"
+        assert kind != "cosmap"  # Refused by `for_objective`.
         return noise.loss_weights(self.schedule, self.prediction, timesteps_B, kind=kind, gamma=objective.snr_gamma)
 
     def sampler(self, name: str, *, num_steps: int, strength: float = 1.0) -> Sampler:
