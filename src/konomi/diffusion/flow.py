@@ -76,6 +76,9 @@ class FlowMatching:
     def timesteps(self, values: Sequence[float], device: torch.device | str) -> Tensor:
         return torch.tensor(list(values), dtype=torch.float32, device=device)
 
+    def at(self, share: float) -> float:
+        return share
+
     def share(self, timesteps_B: Tensor) -> Tensor:
         return timesteps_B.float()
 

@@ -53,6 +53,10 @@ class Process(Protocol):
         """[B], in the format that the network and the other functions read."""
         ...
 
+    def at(self, share: float) -> float:
+        """The timestep that lies so far from the image (0) to noise (1)."""
+        ...
+
     def share(self, timesteps_B: Tensor) -> Tensor:
         """How far each timestep is from the image (0) to noise (1), float32 [B]."""
         ...

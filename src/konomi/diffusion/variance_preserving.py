@@ -61,6 +61,9 @@ class VariancePreserving:
     def timesteps(self, values: Sequence[float], device: torch.device | str) -> Tensor:
         return torch.tensor([int(value) for value in values], dtype=torch.int64, device=device)
 
+    def at(self, share: float) -> int:
+        return min(round(share * self.schedule.num_timesteps), self.schedule.num_timesteps - 1)
+
     def share(self, timesteps_B: Tensor) -> Tensor:
         return timesteps_B.float() / (self.schedule.num_timesteps - 1)
 

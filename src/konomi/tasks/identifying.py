@@ -24,8 +24,8 @@ from konomi.training.events import Prepared
 
 CANDIDATES = 1500
 """The rarest words of a vocabulary that are looked at; CLIP's has some 13,600 of that length."""
-LEVELS = (250, 500, 750)
-"""Timesteps at which the denoiser is asked: details, shapes, layout."""
+LEVELS = (0.25, 0.5, 0.75)
+"""How far from the image to noise the timesteps are at which the denoiser is asked: details, shapes, layout."""
 _WORD = re.compile(r"[a-z]{3,5}</w>")
 
 
@@ -120,8 +120,7 @@ def denoiser_reactions(base: BaseModel, prompts: Sequence[str], plain: Condition
     changes = torch.zeros(len(prompts))
     process = base.process.to(base.device)
     for level in LEVELS:
-        # Thousandths of the way from image to noise.
-        at = process.timesteps([level if process.prediction != "flow" else level / 1000], base.device)
+        at = process.timesteps([process.at(level)], base.device)
         noisy = process.add_noise(image.to(base.device), noise.to(base.device), at)
         before = _predict(base, noisy, at, plain)
         after = _predict(base, noisy.expand(len(prompts), -1, -1, -1), at.expand(len(prompts)), told)

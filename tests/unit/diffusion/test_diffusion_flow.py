@@ -109,6 +109,11 @@ def test_uniform_times_within_bounds_and_the_bases_own_shift():
     assert FLOW.draw_timesteps(Rng(torch.arange(4000)), objective).mean() > drawn.mean() + 0.05
 
 
+def test_a_share_of_the_way_is_a_timestep_of_each_process():
+    assert [VP.at(share) for share in (0, 0.25, 0.5, 0.75, 1)] == [0, 250, 500, 750, 999]
+    assert [FLOW.at(share) for share in (0, 0.25, 1)] == [0, 0.25, 1]
+
+
 def test_cosmap_is_diffusers():
     from diffusers.training_utils import compute_loss_weighting_for_sd3
 
