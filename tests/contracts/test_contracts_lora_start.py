@@ -164,6 +164,6 @@ def test_a_word_that_names_no_layer_is_an_error(kit, config, monkeypatch):
     targets = type(base).targets
     monkeypatch.setattr(type(base), "targets", lambda self, word: {} if word == "projection" else targets(self, word))
     with pytest.raises(RecipeError, match="no layers called 'projection'"):
-        kit.method(base, kit.recipe(config)).plan()
+        kit.method(base, kit.recipe(config))
     with pytest.raises(ModelError, match="no layers called 'atention'"):
         kit.method(base, kit.recipe(replace(config, targets=("atention",))))

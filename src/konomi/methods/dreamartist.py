@@ -32,6 +32,7 @@ from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import RecipeError
 from konomi.families.selectors import check_selectors
 from konomi.methods.denoising import DenoisingLoss, Noised, subject_and_prior_loss
+from konomi.methods.layer_words import check_words, layers_called
 from konomi.methods.method import AdapterMethod, Needs, ParameterGroup, Phase, learning_rates, own_rate
 from konomi.models.base import BaseModel
 
@@ -98,6 +99,8 @@ class DreamArtist(AdapterMethod):
                 "Use 'kohya'."
             )
         check_selectors(base.spec, config.targets)
+        if config.lora_rank:
+            check_words(base, config.targets, DreamArtistConfig().targets)
         _word(recipe)
         return Needs(
             trains_text=True,
@@ -182,10 +185,7 @@ class DreamArtist(AdapterMethod):
     def _inject(self, branch: str) -> TrainedLayers:
         modules: dict[str, nn.Module] = {}
         for word in self.config.targets:
-            found = self.base.targets(word)
-            if not found:
-                raise RecipeError(f"{self.base.name} has no layers called {word!r}: leave it out of method.targets.")
-            modules |= found
+            modules |= layers_called(self.base, word)
         if not modules:
             raise RecipeError("method.targets is empty: the LoRAs of method.lora_rank would change nothing.")
         spec = LoraSpec(rank=self.config.lora_rank, alpha=float(self.config.lora_rank))

@@ -5,7 +5,7 @@ only A and B are learned. Also here, as switches: a larger step for B (LoRA+, Ha
 (rsLoRA, Kalajdzievski 2023), and learned magnitudes (DoRA, Liu et al. 2024).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.families.selectors import check_selectors, selects
 from konomi.methods.denoising import DenoisingLoss
+from konomi.methods.layer_words import check_words, layers_called
 from konomi.methods.lora_start import Start, read_start
 from konomi.methods.method import (
     AdapterMethod,
@@ -108,6 +109,8 @@ class Lora(AdapterMethod):
     def needs(config: LoraConfig, base: BaseModel, recipe: Recipe, *, section: str = "method") -> Needs:
         dora_axis(config, recipe.save.format)
         check_selectors(base.spec, config.targets)
+        words = [*config.targets, *["conv"] * bool(config.conv_rank), *["text"] * bool(config.text_rank)]
+        check_words(base, words, LoraConfig().targets)
         start = read_start(config.start, section, base) if config.start else None
         return Needs(
             trains_text=_trains_text(config, start),
@@ -142,13 +145,13 @@ class Lora(AdapterMethod):
         targets = () if start is not None and config.targets == LoraConfig().targets else config.targets
         specs = {}
         for word in targets:
-            specs.update(dict.fromkeys(self._layers_called(word), self._spec(config.rank, config.alpha)))
+            specs.update(dict.fromkeys(layers_called(self.base, word), self._spec(config.rank, config.alpha)))
         for word, rank, alpha in (
             ("conv", config.conv_rank, config.conv_alpha),
             ("text", config.text_rank, config.text_alpha),
         ):
             if rank:
-                specs.update(dict.fromkeys(self._layers_called(word), self._spec(rank, alpha)))
+                specs.update(dict.fromkeys(layers_called(self.base, word), self._spec(rank, alpha)))
         specs |= self.start_specs
         if not specs:
             where = f"{self.section}.targets"
@@ -181,13 +184,6 @@ class Lora(AdapterMethod):
             dora=config.dora,
             dora_axis=self.dora_axis,
         )
-
-    def _layers_called(self, word: str) -> Mapping[str, nn.Module]:
-        """Raises RecipeError where the base has none: a word that names nothing would be ignored."""
-        found = self.base.targets(word)
-        if not found:
-            raise RecipeError(f"{self.base.name} has no layers called {word!r}: leave the word out of the recipe.")
-        return found
 
     def _groups(self) -> tuple[ParameterGroup, ...]:
         """One group per learning rate: denoiser or text, A or B."""

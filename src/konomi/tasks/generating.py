@@ -116,8 +116,7 @@ def generate(
         **_without_none(given),
     )
     requests = _requests(default, prompts, prompt_file, count)
-    if grid and len(requests) == 1:
-        tell("--grid has no effect with one picture. --count N draws several.")
+    _tell_all(_in_vain(len(requests), grid, batch), tell)
     always = [parse_add(argument) for argument in add]
     groups, files = _read_adapters(requests, always, [Path.cwd(), output], tell)
     loaded = load_base(base, vae=vae, prediction=prediction, device=device, precision=precision)
@@ -140,6 +139,17 @@ def generate(
                     pictures.append(picture)
     if grid and len(pictures) > 1:
         yield save_sheet(_sheet(pictures), output)
+
+
+def _in_vain(pictures: int, grid: bool, batch: int) -> list[str]:
+    """What was asked and needs more pictures than are drawn."""
+    notes = []
+    if grid and pictures == 1:
+        notes.append("--grid has no effect with one picture. --count N draws several.")
+    if batch > pictures:
+        drawn = "one picture" if pictures == 1 else f"{pictures} pictures"
+        notes.append(f"--batch {batch}: {drawn} in all, so no batch is as large. --count N draws more of each prompt.")
+    return notes
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from konomi.storage.home import expanded
 from konomi.tasks.findings import with_enlarged_told, with_shapes_left_out, with_triggers_in_reach
 from konomi.tasks.holding_out import as_measured, as_measured_record, split_off
 from konomi.tasks.likely_mistakes import likely_mistakes
+from konomi.tasks.preview_notes import preview_notes
 from konomi.tasks.prior import (
     ClassImages,
     class_images_of,
@@ -153,6 +154,7 @@ def prepare(recipe: Recipe) -> Job:
             *split_notes,
             *_idle_notes(recipe.run.batch_size, processes.world),
             *unused_settings(situation),
+            *preview_notes(recipe, base),
             *likely_mistakes(situation),
         ),
     )

@@ -294,9 +294,13 @@ def _of_previews(run: Situation) -> Reasons:
     if recipe.run.preview_every == "auto" and previews_switched_off():
         reason = f"the environment says {SWITCH}=off. run.preview_every = N draws them all the same."
         return {f"preview.{item.name}": reason for item in fields(recipe.preview)}
-    if recipe.preview.guidance <= 1:
-        return {"preview.negative": "preview.guidance is 1 or less, which leaves no room for it."}
-    return {}
+    found: Reasons = {}
+    if not (run.zero_terminal_snr or recipe.objective.zero_terminal_snr) and not recipe.preview.guidance_rescale:
+        found["preview.guidance_rescale"] = "it is the usual, as the base's noise does not end in pure noise."
+    if recipe.preview.guidance == 1:
+        reason = "preview.guidance is 1, which switches guidance off."
+        found |= dict.fromkeys(("preview.negative", "preview.guidance_rescale"), reason)
+    return found
 
 
 def _of_validation(run: Situation) -> Reasons:

@@ -59,3 +59,6 @@ def test_what_the_base_does_by_itself_and_a_sheet_of_one_picture_are_named(tmp_p
     assert len(list(tasks.generate(["a cat"], clip_skip=open_base("tiny").clip_layer, grid=True, **options))) == 1
     assert any("--clip-skip" in note and "no effect" in note for note in told)
     assert any("--grid has no effect" in note for note in told)
+    told.clear()
+    assert len(list(tasks.generate(["a cat"], batch=2, **options))) == 1
+    assert any(note.startswith("--batch 2: one picture in all") for note in told)

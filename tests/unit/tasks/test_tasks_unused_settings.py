@@ -121,6 +121,8 @@ UNUSED = [
     ("lora", "preview.steps=9", "KONOMI_PREVIEWS=off"),
     ("lora", "run.preview_every=0 preview.steps=9", "run.preview_every"),
     ("lora", 'run.preview_every=10 preview.guidance=1 preview.negative="bad"', "preview.guidance"),
+    ("lora", "run.preview_every=10 preview.guidance=1 preview.guidance_rescale=0.5", "preview.guidance"),
+    ("lora", "run.preview_every=10 preview.guidance_rescale=0", "pure noise"),
     ("lora", "validation.fraction=0.3", "run.validate_every"),
 ]
 
@@ -147,6 +149,7 @@ USED = [
     ("lora", "plain", 'prior.source="generate" prior.count=3 prior.steps=2 objective.prior_weight=0.5'),
     ("lora", "plain", 'optimizer.schedule="cosine_restarts" optimizer.cycles=2'),
     ("lora", "plain", "run.batch_size=3 memory.accumulation=3 run.save_every=10 run.checkpoint_every=10"),
+    ("lora", "plain", 'run.preview_every=10 preview.guidance=0.5 preview.negative="x" preview.guidance_rescale=0.5'),
     ("lora", "plain", "run.preview_every=10 preview.steps=3 run.validate_every=10 validation.fraction=0.5"),
     ("lora", "plain", "run.precision=fp32 memory.storage_dtype=fp16"),
     ("dreambooth", "plain", 'method.train="lora" method.rank=4 optimizer.text_learning_rate=1e-4'),
@@ -239,3 +242,15 @@ def test_zero_terminal_snr_asked_of_a_base_that_has_it_is_named(marked):
     )
     told = [line for line in unused_settings(run) if line.startswith("objective.zero_terminal_snr = true does nothing")]
     assert len(told) == marked
+
+
+def test_previews_that_come_out_otherwise_than_written_are_said(notes):
+    prompts = "preview.prompts=['a <lora:x:0.5> dog', '__color__ dog', 'a dog']"
+    asked = ("preview.size='67x64'", prompts, "preview.negative='a AND b'")
+    told = [note for note in notes("lora", "run.preview_every=10", *asked) if note.startswith("preview.")]
+    assert [note.split(" ")[0] for note in told] == [
+        "preview.size", "preview.prompts.0:", "preview.prompts.1:", "preview.negative:",
+    ]  # fmt: skip
+    assert "64x64" in told[0]
+    assert "<lora:x>" in told[1]
+    assert not [note for note in notes("lora", *asked) if note.startswith("preview.prompts.0:")]
