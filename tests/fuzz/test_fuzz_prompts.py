@@ -13,8 +13,8 @@ from PIL import Image
 from konomi.data.images import read_mask
 from konomi.errors import RecipeError
 from konomi.generation.adapter_request import adapters_of_prompt
+from konomi.generation.drawing import with_size
 from konomi.generation.infotext import parse_infotext
-from konomi.generation.job import with_size
 from konomi.generation.prompt_file import read_prompt_file
 from konomi.generation.request import Request
 from konomi.generation.unused import unused_in_request

@@ -53,7 +53,6 @@ class TrainingFacts:
     seed: int | None = None
     comment: str = ""
     trigger: str = ""
-    usage_hint: str = ""
     extra: Mapping[str, object] = field(default_factory=dict)
     """Further `ss_*` entries without the prefix: learning_rate, optimizer, batch_size_per_device, ..."""
     finished: datetime | None = None
@@ -95,7 +94,6 @@ def training_metadata(facts: TrainingFacts) -> dict[str, str]:
         "modelspec.date": when.strftime("%Y-%m-%dT%H:%M:%S"),
         "modelspec.prediction_type": "v" if facts.prediction == "v_prediction" else "epsilon",
         "modelspec.trigger_phrase": facts.trigger,
-        "modelspec.usage_hint": facts.usage_hint,
     }
     entries |= {f"ss_{name}": value for name, value in facts.extra.items()}
     return {name: text(value) for name, value in entries.items() if value not in (None, "", {})}

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from konomi.errors import ModelError
+from konomi.generation.drawing import Drawing, PromptEncoder, drawing_of, with_size
 from konomi.generation.infotext import write_infotext
-from konomi.generation.job import Job, TextCache, prepare, with_size
 from konomi.generation.request import Origin, Picture, Request
 from konomi.generation.sampling import OnStep, sample_latents
 from konomi.models.base import BaseModel
@@ -38,12 +38,12 @@ def generate(
     origin = origin or Origin(model=base.name)
     # Everything is checked before anything is drawn; texts and pictures are read when their turn comes.
     sized = [with_size(base, request) for request in requests]
-    encode = TextCache(base)
-    for _, group in groupby((_ready(base, request, encode) for request in sized), key=lambda job: job.batch_key):
-        while jobs := list(islice(group, max(batch, 1))):
-            images = _draw(base, jobs, on_step)
-            for job, image in zip(jobs, images):
-                yield Picture(image, job.request, write_infotext(job.request, origin))
+    encode = PromptEncoder(base)
+    for _, group in groupby((_ready(base, request, encode) for request in sized), key=lambda one: one.batch_key):
+        while drawings := list(islice(group, max(batch, 1))):
+            images = _draw(base, drawings, on_step)
+            for drawing, image in zip(drawings, images):
+                yield Picture(image, drawing.request, write_infotext(drawing.request, origin))
 
 
 def count_on(request: Request, count: int) -> list[Request]:
@@ -51,18 +51,18 @@ def count_on(request: Request, count: int) -> list[Request]:
     return [replace(request, seed=request.seed + i) for i in range(count)]
 
 
-def _ready(base: BaseModel, request: Request, encode: TextCache) -> Job:
+def _ready(base: BaseModel, request: Request, encode: PromptEncoder) -> Drawing:
     with evaluating(*base.text_encoders.values()):
-        return prepare(base, request, encode)
+        return drawing_of(base, request, encode)
 
 
-def _draw(base: BaseModel, jobs: Sequence[Job], on_step: OnStep | None) -> list[Image.Image]:
+def _draw(base: BaseModel, drawings: Sequence[Drawing], on_step: OnStep | None) -> list[Image.Image]:
     with evaluating(base.denoiser, base.vae):
-        latents = sample_latents(base, jobs, on_step)
-        return [_decode(base, job, latents_1Chw) for job, latents_1Chw in zip(jobs, latents.split(1))]
+        latents = sample_latents(base, drawings, on_step)
+        return [_decode(base, drawing, latents_1Chw) for drawing, latents_1Chw in zip(drawings, latents.split(1))]
 
 
-def _decode(base: BaseModel, job: Job, latents_1Chw: Tensor) -> Image.Image:
+def _decode(base: BaseModel, drawing: Drawing, latents_1Chw: Tensor) -> Image.Image:
     """One at a time: decoding is the peak of memory, and no image may depend on its neighbours."""
     pixels = base.decode_latents(latents_1Chw).float().cpu() if torch.isfinite(latents_1Chw).all() else None
     if pixels is None or not torch.isfinite(pixels).all():
@@ -70,11 +70,11 @@ def _decode(base: BaseModel, job: Job, latents_1Chw: Tensor) -> Image.Image:
         full = base.dtype == torch.float32
         advice = "Lower the guidance or the adapters' weights." if full else "Choose --precision fp32."
         raise ModelError(
-            f"The picture of seed {job.request.seed} is not a number: the {part} overflowed in "
+            f"The picture of seed {drawing.request.seed} is not a number: the {part} overflowed in "
             f"{str(base.dtype).removeprefix('torch.')}. {advice}"
         )
-    if job.init is not None and job.mask is not None:
-        pixels = pixels * job.mask + job.init * (1 - job.mask)
+    if drawing.init is not None and drawing.mask is not None:
+        pixels = pixels * drawing.mask + drawing.init * (1 - drawing.mask)
     return pixels_to_image(pixels)
 
 

@@ -12,32 +12,32 @@ from torch import Tensor
 from konomi.adapters.branches import negative_branch
 from konomi.diffusion.conditioning import Conditioning, concatenate
 from konomi.diffusion.samplers import Sampler
-from konomi.generation.job import Job
+from konomi.generation.drawing import Drawing
 from konomi.models.base import BaseModel
 
 OnStep = Callable[[int, int], None]
 """Called after each step with the number of steps done and in all, of the batch that is being drawn."""
 
 
-def sample_latents(base: BaseModel, jobs: Sequence[Job], on_step: OnStep | None = None) -> Tensor:
-    """Float32 latents [B, C, h, w] of jobs that agree in `batch_key`."""
-    request = jobs[0].request
+def sample_latents(base: BaseModel, drawings: Sequence[Drawing], on_step: OnStep | None = None) -> Tensor:
+    """Float32 latents [B, C, h, w] of drawings that agree in `batch_key`."""
+    request = drawings[0].request
     sampler = base.process.sampler(request.sampler, num_steps=request.steps, strength=request.strength)
     factor = base.latent_factor
     shape = (1, base.latent_channels, request.height // factor, request.width // factor)
-    generators = [torch.Generator("cpu").manual_seed(job.request.seed) for job in jobs]
+    generators = [torch.Generator("cpu").manual_seed(drawing.request.seed) for drawing in drawings]
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(base.device)
-    known, mask = _known_latents(base, jobs)
+    known, mask = _known_latents(base, drawings)
     # Inpainting at full strength starts from noise alone, else what lies under the mask would shine through.
     if known is None or (mask is not None and request.strength == 1):
         latents = sampler.first_latents(noise)
     else:
         latents = sampler.add_noise(known, noise)
-    inpaint = _inpaint_channels(base, jobs) if base.inpainting else None
-    guidance = _Guidance.of(base, jobs) if jobs[0].negative is not None else None
+    inpaint = _inpaint_channels(base, drawings) if base.inpainting else None
+    guidance = _Guidance.of(base, drawings) if drawings[0].negative is not None else None
     num_evaluations = len(sampler.timesteps)
     for step in range(num_evaluations):
-        conditioning = _conditioning(base, jobs, step, inpaint)
+        conditioning = _conditioning(base, drawings, step, inpaint)
         answer = _ask(base, sampler, step, latents, conditioning, guidance)
         latents = sampler.step(answer, step, latents, generators)
         if mask is not None and known is not None and not base.inpainting:
@@ -85,9 +85,9 @@ class _Guidance:
     """phi of each image [B, 1, 1, 1]; None where all are 0."""
 
     @classmethod
-    def of(cls, base: BaseModel, jobs: Sequence[Job]) -> "_Guidance":
-        scales = [job.request.guidance for job in jobs]
-        rescales = [job.request.guidance_rescale or 0.0 for job in jobs]
+    def of(cls, base: BaseModel, drawings: Sequence[Drawing]) -> "_Guidance":
+        scales = [drawing.request.guidance for drawing in drawings]
+        rescales = [drawing.request.guidance_rescale or 0.0 for drawing in drawings]
         scales_B111, rescales_B111 = (torch.tensor(v, device=base.device).view(-1, 1, 1, 1) for v in (scales, rescales))
         return cls(scales_B111, rescales_B111 if any(rescales) else None)
 
@@ -103,34 +103,34 @@ def rescale_guidance(guided: Tensor, with_prompt: Tensor, share: Tensor | float)
     return share * (guided * factor) + (1 - share) * guided
 
 
-def _conditioning(base: BaseModel, jobs: Sequence[Job], step: int, inpaint: Tensor | None) -> Conditioning:
+def _conditioning(base: BaseModel, drawings: Sequence[Drawing], step: int, inpaint: Tensor | None) -> Conditioning:
     """Of all images at a step: the negative ones first where there is guidance."""
-    rows = [job.positive[step] for job in jobs]
-    if jobs[0].negative is not None:
-        rows = [job.negative[step] for job in jobs if job.negative is not None] + rows
+    rows = [drawing.positive[step] for drawing in drawings]
+    if drawings[0].negative is not None:
+        rows = [drawing.negative[step] for drawing in drawings if drawing.negative is not None] + rows
     joined = concatenate(rows)
     if inpaint is None:
         return joined
-    return replace(joined, inpaint=inpaint if jobs[0].negative is None else torch.cat([inpaint, inpaint]))
+    return replace(joined, inpaint=inpaint if drawings[0].negative is None else torch.cat([inpaint, inpaint]))
 
 
-def _known_latents(base: BaseModel, jobs: Sequence[Job]) -> tuple[Tensor | None, Tensor | None]:
+def _known_latents(base: BaseModel, drawings: Sequence[Drawing]) -> tuple[Tensor | None, Tensor | None]:
     """Latents of the pictures to start from [B, C, h, w], and the mask [B, 1, h, w] where there is one.
 
     The mean of the VAE's distribution is taken, so that the noise of a seed is the same with and without a picture.
     """
-    latents = [_encode(base, job.init) for job in jobs if job.init is not None]
-    masks = [_shrink(base, job.mask) for job in jobs if job.mask is not None]
+    latents = [_encode(base, drawing.init) for drawing in drawings if drawing.init is not None]
+    masks = [_shrink(base, drawing.mask) for drawing in drawings if drawing.mask is not None]
     return (torch.cat(latents) if latents else None), (torch.cat(masks) if masks else None)
 
 
-def _inpaint_channels(base: BaseModel, jobs: Sequence[Job]) -> Tensor:
+def _inpaint_channels(base: BaseModel, drawings: Sequence[Drawing]) -> Tensor:
     """[B, 5, h, w]: mask, latents of the picture with the masked part grey. Without a picture everything is masked."""
     channels = []
-    for job in jobs:
-        size = (1, 3, job.request.height, job.request.width)
-        init = torch.zeros(size) if job.init is None else job.init
-        mask = torch.ones(1, 1, *size[2:]) if job.mask is None else job.mask
+    for drawing in drawings:
+        size = (1, 3, drawing.request.height, drawing.request.width)
+        init = torch.zeros(size) if drawing.init is None else drawing.init
+        mask = torch.ones(1, 1, *size[2:]) if drawing.mask is None else drawing.mask
         masked = init * (mask < 0.5)
         channels.append(torch.cat([_shrink(base, mask), _encode(base, masked)], dim=1))
     return torch.cat(channels).to(base.dtype)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.kinds import LayerUpdate
 from konomi.errors import shortened
+from konomi.formats.learned_words import NEGATIVE
 from konomi.formats.trained_for import other_process
 from konomi.generation.adapter_request import AdapterRequest
 from konomi.generation.request import Request
@@ -85,7 +86,7 @@ def unused_in_adapter(
         notes.append(f"{name} holds nothing for the {part}: its weight {weight:g} has no effect.")
     elif adapter.layers and all(map(_is_zero, adapter.layers.values())):
         notes.append(f"{name}: all its {len(adapter.layers)} layers are zero, as before any training: they do nothing.")
-    words = [word for word in adapter.embeddings if not word.endswith("-neg")]
+    words = [word for word in adapter.embeddings if not word.endswith(NEGATIVE)]
     if words and not any(_says(one, words) for one in requests):
         notes.append(f"{name} brings {' or '.join(map(_short, words))}, which no prompt contains: it has no effect.")
     trigger = adapter.metadata.get("modelspec.trigger_phrase", "")

@@ -31,6 +31,7 @@ from konomi.diffusion.conditioning import concatenate
 from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import RecipeError
 from konomi.families.selectors import check_selectors
+from konomi.formats.learned_words import NEGATIVE
 from konomi.methods.denoising import DenoisingLoss, Noised, subject_and_prior_loss
 from konomi.methods.layer_words import check_words, layers_called
 from konomi.methods.method import AdapterMethod, Needs, ParameterGroup, Phase, learning_rates, own_rate
@@ -40,7 +41,6 @@ Guidance = Annotated[float, Field(ge=1, le=50)]
 Vectors = Annotated[int, Field(ge=1, le=70)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
-_NEGATIVE = "-neg"
 _SPREAD = 1e-3
 """Standard deviation of what sets the negative word apart at the start."""
 
@@ -87,7 +87,7 @@ class DreamArtist(AdapterMethod):
         self.recipe = recipe
         self.config = config
         self.word = _word(recipe)
-        self.negative_word = self.word + _NEGATIVE
+        self.negative_word = self.word + NEGATIVE
         self.denoising = DenoisingLoss(base, recipe)
         self.lora: BranchLayers | None = None
 
@@ -229,6 +229,6 @@ def _word(recipe: Recipe) -> str:
     word = next(iter(words), "sks")
     if not word.strip():
         raise RecipeError("dreamartist learns a word: give it with --trigger WORD.")
-    if word.casefold().endswith(_NEGATIVE):
-        raise RecipeError(f"{word!r} is what the counterpart of a word is called: choose one without {_NEGATIVE}.")
+    if word.casefold().endswith(NEGATIVE):
+        raise RecipeError(f"{word!r} is what the counterpart of a word is called: choose one without {NEGATIVE}.")
     return word

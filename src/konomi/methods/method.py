@@ -91,7 +91,6 @@ class Weights:
     """Whole parts of a base, as a method that trains them leaves them: canonical `PART.PATH.weight` -> tensor."""
 
     tensors: dict[str, Tensor]
-    metadata: dict[str, str] = field(default_factory=dict)
 
 
 Result = Adapter | Weights

@@ -19,12 +19,12 @@ from konomi.data.images import read_image, read_mask
 from konomi.errors import RecipeError
 from konomi.formats import content_of, read_adapter
 from konomi.generation.adapter_request import AdapterRequest, adapters_of_prompt, parse_add, strengths, tag_kind
+from konomi.generation.drawing import with_size
 from konomi.generation.embedding_request import embeddings_of_prompt, named_as_trained, named_by_file
 from konomi.generation.generate import count_on
 from konomi.generation.generate import generate as draw
 from konomi.generation.grid import make_grid
 from konomi.generation.infotext import save_png, save_sheet
-from konomi.generation.job import with_size
 from konomi.generation.prompt_file import read_prompt_file
 from konomi.generation.request import Origin, Picture, Request, UsedAdapter
 from konomi.generation.unused import resized, trained_otherwise, unused_in_adapter, unused_in_request

@@ -13,19 +13,18 @@ from konomi.config.recipe import Recipe
 from konomi.config.sections import RunConfig
 from konomi.data.manifest import write_manifest
 from konomi.errors import FileFormatError, RecipeError, RunError
-from konomi.methods import METHODS
 from konomi.storage.atomic import explained, sweep_temporaries, write_text
 from konomi.storage.lock import RunLock
 from konomi.storage.regular import check_regular, read_small
 from konomi.tasks.preparing import Job
 from konomi.tasks.preview_schedule import draws_previews
 from konomi.tasks.previewing import preview_paths
+from konomi.tasks.recipes import METHOD_CONFIGS
 from konomi.tasks.saving import result_path
 from konomi.training.checkpoint import Checkpoint, checkpoint_paths
 from konomi.training.log import read_log
 from konomi.training.trackers import TRACKERS
 
-METHOD_CONFIGS = tuple(method.config_type for method in METHODS)
 TRACKED = tuple(tracker.name for tracker in TRACKERS)
 OUTPUTS = ("checkpoints", "previews", *TRACKED, "log.jsonl", "recipe.toml", "manifest.jsonl")
 AT_THE_END = ("result", "validation", "previews")

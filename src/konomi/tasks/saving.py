@@ -31,7 +31,7 @@ def save_result(
     stem = stem_of(job, step, when)
     path = result_path(job, folder, stem)
     if isinstance(result, Adapter):
-        facts = training_facts(job, step, rates=rates or {}, hashes=when == "end")
+        facts = training_facts(job, step, result, rates=rates or {}, hashes=when == "end")
         named = replace(result, name=stem, metadata=training_metadata(facts))
         write_adapter(named, path, to=adapter_target(chosen), dtype=dtype, replace_folder=_is_result(path))
         return path
@@ -39,8 +39,7 @@ def save_result(
     if chosen == "diffusers":
         save_folder(job.base, path, dtype=dtype, tensors=tensors, replace=_is_result(path))
         return path
-    metadata = model_metadata(job, step) | result.metadata
-    save_single_file(job.base, path, dtype=dtype, tensors=tensors, metadata=metadata)
+    save_single_file(job.base, path, dtype=dtype, tensors=tensors, metadata=model_metadata(job, step))
     return path
 
 

@@ -3,17 +3,24 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import LayerUpdate
 from konomi.config.sections import OptimizerConfig
 from konomi.data.buckets import parse_size
 from konomi.data.captions import final_caption, tags_of
 from konomi.data.containers import split_locator
+from konomi.families.family import Family
+from konomi.families.selectors import selects
 from konomi.formats.kohya_metadata import TrainingFacts, training_metadata
 from konomi.storage.hashing import sha256_file, short_hash
 from konomi.tasks.preparing import Job
 from konomi.training.optimizers import betas_of
+
+Number = TypeVar("Number", int, float)
 
 _OPTIMIZERS = {
     "adamw": "torch.optim.adamw.AdamW",
@@ -26,9 +33,11 @@ _OPTIMIZERS = {
 _MIXED_PRECISION = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 
 
-def training_facts(job: Job, step: int, *, rates: Mapping[str, float], hashes: bool) -> TrainingFacts:
-    """What the run knows about its adapter. `rates`: learning rate of each parameter group. `hashes`: read the whole
-    base file for its sha256."""
+def training_facts(
+    job: Job, step: int, result: Adapter | None, *, rates: Mapping[str, float], hashes: bool
+) -> TrainingFacts:
+    """What the run knows about its adapter, or (None) about a whole model. `rates`: learning rate of each parameter
+    group. `hashes`: read the whole base file for its sha256."""
     recipe, base_file = job.recipe, Path(job.recipe.base)
     is_file = base_file.is_file()
     records = [record for record in job.assignment.records if record.role == "train"]
@@ -39,7 +48,7 @@ def training_facts(job: Job, step: int, *, rates: Mapping[str, float], hashes: b
         folders.setdefault(names[record.locator], Counter()).update(tags)
     counts = Counter(names[record.locator] for record in records)
     repeats = {names[record.locator]: record.repeats for record in records}
-    method = recipe.method
+    rank, alpha, conv_rank = (None, None, None) if result is None else network_size(result, job.base.spec)
     is_embedding = job.needs.makes == "embedding"
     return TrainingFacts(
         name=recipe.run.name,
@@ -50,9 +59,9 @@ def training_facts(job: Job, step: int, *, rates: Mapping[str, float], hashes: b
         base_name=recipe.base,
         base_short_hash=short_hash(base_file) if is_file else "",
         base_sha256=sha256_file(base_file) if is_file and hashes else "",
-        rank=getattr(method, "rank", None),
-        alpha=getattr(method, "alpha", None) or getattr(method, "rank", None),
-        network_args={"conv_dim": conv} if (conv := getattr(method, "conv_rank", 0)) else {},
+        rank=rank,
+        alpha=alpha,
+        network_args={} if conv_rank is None else {"conv_dim": conv_rank},
         resolution=parse_size(recipe.data.resolution or str(job.base.resolution)),
         clip_skip=recipe.text.clip_skip or None,
         tag_frequency=folders,
@@ -74,9 +83,27 @@ def training_facts(job: Job, step: int, *, rates: Mapping[str, float], hashes: b
     )
 
 
+def network_size(adapter: Adapter, family: Family) -> tuple[int | None, float | None, int | None]:
+    """Rank and alpha of an adapter's layers, and the rank of those that change convolutions, each as most have it: what
+    kohya calls dim, alpha and conv_dim. None where nothing has such a thing. The denoiser's linear layers go first."""
+    groups: dict[str, list[LayerUpdate]] = {"linear": [], "conv": [], "text": []}
+    for key, update in adapter.layers.items():
+        denoises = key.startswith("denoiser.")
+        groups["text" if not denoises else "conv" if selects(family, "conv", key) else "linear"].append(update)
+    first = next((group for group in groups.values() if any(update.rank is not None for update in group)), [])
+    rank, alpha = _usual(update.rank for update in first), _usual(update.alpha for update in first)
+    return rank, alpha, _usual(update.rank for update in groups["conv"])
+
+
+def _usual(values: Iterable[Number | None]) -> Number | None:
+    """The value that most have; None if none has any."""
+    counts = Counter(value for value in values if value is not None)
+    return counts.most_common(1)[0][0] if counts else None
+
+
 def model_metadata(job: Job, step: int) -> dict[str, str]:
     """Metadata of a whole model: ModelSpec and a line on how it was made."""
-    facts = training_metadata(training_facts(job, step, rates={}, hashes=False))
+    facts = training_metadata(training_facts(job, step, None, rates={}, hashes=False))
     kept = {name: value for name, value in facts.items() if name.startswith("modelspec.")}
     kept["modelspec.architecture"] = kept["modelspec.architecture"].split("/")[0]
     kept["konomi"] = json.dumps({"method": job.recipe.method.kind, "base": facts["ss_sd_model_name"], "steps": step})

@@ -10,7 +10,7 @@ from konomi.config.sections import TextConfig
 from konomi.diffusion.noise import zero_terminal_snr
 from konomi.diffusion.samplers import SAMPLERS, make_sampler
 from konomi.diffusion.variance_preserving import VariancePreserving
-from konomi.generation.job import TextCache, prepare, with_size
+from konomi.generation.drawing import PromptEncoder, drawing_of, with_size
 from konomi.generation.request import Request
 from konomi.generation.sampling import rescale_guidance, sample_latents
 from twins import diffusers_scheduler
@@ -22,7 +22,7 @@ EXACT = {"rtol": 1e-4, "atol": 1e-4}
 
 def ours(base, request):
     with torch.no_grad():
-        return sample_latents(base, [prepare(base, with_size(base, request), TextCache(base))])
+        return sample_latents(base, [drawing_of(base, with_size(base, request), PromptEncoder(base))])
 
 
 def states(base, prompt):
@@ -167,7 +167,7 @@ def test_guidance_rescale_is_diffusers():
 def test_a_prompt_switches_between_steps_not_between_evaluations(small, sampler):
     request = with_size(small, Request(prompt="[cat:dog:2]", steps=4, sampler=sampler, guidance=1.0))
     with torch.no_grad():
-        told = prepare(small, request, TextCache(small)).positive
+        told = drawing_of(small, request, PromptEncoder(small)).positive
     steps = make_sampler(sampler, small.process.schedule, "epsilon", num_steps=4).steps
     assert [one is told[0] for one in told] == [step < 2 for step in steps]
 

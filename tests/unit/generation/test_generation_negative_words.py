@@ -10,9 +10,9 @@ from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.kinds import LowRank
 from konomi.config.sections import TextConfig
+from konomi.generation.drawing import with_negative_words
 from konomi.generation.generate import generate
 from konomi.generation.infotext import parse_infotext
-from konomi.generation.job import with_negative_words
 from konomi.generation.request import Request
 from konomi.models.scratch import random_base
 

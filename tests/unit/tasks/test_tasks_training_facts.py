@@ -10,12 +10,14 @@ from PIL import Image
 from safetensors import safe_open
 
 import konomi
+from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import Difference, LowRank
 from konomi.formats.kohya_metadata import training_metadata
 from konomi.models.save import save_folder
 from konomi.models.scratch import random_base
 from konomi.tasks.preparing import Job, prepare
 from konomi.tasks.recipes import recipe_from_flags
-from konomi.tasks.training_facts import folder_names, training_facts
+from konomi.tasks.training_facts import folder_names, network_size, training_facts
 from konomi.training.events import Saved
 
 
@@ -41,6 +43,29 @@ def job(place: Path, *changes: str) -> Job:
     return prepare(recipe(place, *changes))
 
 
+LINEAR = "denoiser.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+CONV = "denoiser.mid_block.resnets.0.conv1"
+TEXT = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+
+
+def low_rank(rank: int, alpha: float) -> LowRank:
+    return LowRank(down=torch.zeros(rank, 8), up=torch.zeros(8, rank), alpha=alpha)
+
+
+def trained(rank: int) -> Adapter:
+    return Adapter(layers={LINEAR: low_rank(rank, float(rank))})
+
+
+def test_sizes_are_what_the_tensors_have() -> None:
+    layers = {TEXT: low_rank(8, 8.0), CONV: low_rank(2, 1.0), LINEAR: low_rank(4, 6.0)}
+    family = random_base("sd1").spec
+    assert network_size(Adapter(layers=layers), family) == (4, 6.0, 2)
+    assert network_size(Adapter(layers={TEXT: layers[TEXT]}), family) == (8, 8.0, None)
+    assert network_size(Adapter(layers={CONV: layers[CONV]}), family) == (2, 1.0, 2)
+    whole = {LINEAR: Difference(weight=torch.zeros(8, 8))}
+    assert network_size(Adapter(layers=whole, embeddings={}), family) == (None, None, None)
+
+
 def test_names_and_formats_are_kohyas(place: Path) -> None:
     changes = [
         "run.steps=30", "run.batch_size=2", "optimizer.schedule=cosine_restarts", "optimizer.warmup=0.1",
@@ -49,7 +74,7 @@ def test_names_and_formats_are_kohyas(place: Path) -> None:
     ]  # fmt: skip
     prepared = job(place, *changes)
     rates = {"denoiser.a": 1e-4, "denoiser.b": 1.6e-3, "text.a": 5e-5}
-    found = training_metadata(training_facts(prepared, 20, rates=rates, hashes=False))
+    found = training_metadata(training_facts(prepared, 20, trained(16), rates=rates, hashes=False))
     wanted = {
         "learning_rate": "0.0016", "unet_lr": "0.0001", "text_encoder_lr": "5e-05",
         "optimizer": "torch.optim.adamw.AdamW(weight_decay=0.01,betas=(0.9, 0.999))",
@@ -66,19 +91,21 @@ def test_names_and_formats_are_kohyas(place: Path) -> None:
 
 
 def test_what_is_off_is_none_as_kohya_writes_it(place: Path) -> None:
-    found = training_metadata(training_facts(job(place), 1, rates={"denoiser.a": 1e-4}, hashes=False))
+    found = training_metadata(training_facts(job(place), 1, None, rates={"denoiser.a": 1e-4}, hashes=False))
     for name in ("noise_offset", "min_snr_gamma", "text_encoder_lr", "ip_noise_gamma", "max_token_length"):
         assert found[f"ss_{name}"] == "None"
     assert found["ss_lr_scheduler"] == "constant" and found["ss_zero_terminal_snr"] == "False"
 
 
 def test_tags_are_divided_as_the_recipe_says_and_folders_of_one_name_stay_apart(place: Path) -> None:
-    found = training_metadata(training_facts(job(place), 1, rates={}, hashes=False))
+    found = training_metadata(training_facts(job(place), 1, None, rates={}, hashes=False))
     assert json.loads(found["ss_tag_frequency"]) == {
         "x/10_sks dog": {"sks": 1, "red; blue": 1, "green": 1}, "y/10_sks dog": {"sks": 1, "red": 1}
     }  # fmt: skip
     assert set(json.loads(found["ss_dataset_dirs"])) == {"x/10_sks dog", "y/10_sks dog"}
-    other = training_metadata(training_facts(job(place, 'data.captions.separator=";"'), 1, rates={}, hashes=False))
+    other = training_metadata(
+        training_facts(job(place, 'data.captions.separator=";"'), 1, None, rates={}, hashes=False)
+    )
     assert json.loads(other["ss_tag_frequency"])["x/10_sks dog"].keys() >= {"red", "blue, green"}
     assert str(place) not in json.dumps(found | other)
 

@@ -14,6 +14,7 @@ from konomi.adapters.branches import negative_branch
 from konomi.config.sections import TextConfig
 from konomi.diffusion.conditioning import Conditioning
 from konomi.errors import RecipeError
+from konomi.formats.learned_words import NEGATIVE
 from konomi.generation.picture_input import fitted_size, init_to_pixels, mask_to_pixels
 from konomi.generation.request import Request
 from konomi.models.base import BaseModel
@@ -22,7 +23,7 @@ from konomi.models.prompt_syntax import extract_tags, find_words
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Drawing:
     """Ready to draw."""
 
     request: Request
@@ -37,7 +38,7 @@ class Job:
 
     @property
     def batch_key(self) -> tuple[object, ...]:
-        """Jobs that can share a batch agree in this. Numbers of text positions too: padding one image's text to its
+        """Drawings that can share a batch agree in this. Numbers of text positions too: padding one image's text to its
         neighbour's length would change the picture."""
         r = self.request
         lengths = self.positive[0].states.shape[1]
@@ -46,7 +47,7 @@ class Job:
         return r.width, r.height, r.steps, r.sampler, r.strength, lengths, guided, modes
 
 
-class TextCache:
+class PromptEncoder:
     """Encoded prompts, each by itself, so that neither the batch nor the other prompts change a bit of it."""
 
     def __init__(self, base: BaseModel) -> None:
@@ -62,7 +63,7 @@ class TextCache:
         return self._known[key]
 
 
-def prepare(base: BaseModel, request: Request, encode: TextCache) -> Job:
+def drawing_of(base: BaseModel, request: Request, encode: PromptEncoder) -> Drawing:
     """`request` must have its size (`with_size`). Its negative prompt is completed by learned negative words."""
     request = replace(request, negative=with_negative_words(request, base.words))
     sampler = base.process.sampler(request.sampler, num_steps=request.steps, strength=request.strength)
@@ -83,7 +84,7 @@ def prepare(base: BaseModel, request: Request, encode: TextCache) -> Job:
         complete = {prompt: base.with_sizes(value, sizes) for prompt, value in unique.items()}
         return tuple(complete[per_step[step]] for step in sampler.steps)
 
-    return Job(
+    return Drawing(
         request=request,
         positive=conditions(prompts, negative=False),
         negative=conditions(negatives, negative=True) if guided else None,
@@ -99,7 +100,7 @@ def with_negative_words(request: Request, words: Collection[str]) -> str:
         return request.negative
     by_folded = {word.casefold(): word for word in words}
     used = {word.casefold(): word for _, word in find_words(extract_tags(request.prompt)[0], words) if word}
-    halves = [by_folded[half] for word in used if (half := f"{word}-neg") in by_folded]
+    halves = [by_folded[half] for word in used if (half := f"{word}{NEGATIVE}") in by_folded]
     written = {word for _, word in find_words(request.negative, words)}
     return ", ".join(filter(None, [*(half for half in halves if half not in written), request.negative]))
 
