@@ -11,59 +11,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from konomi.config.recipe import Recipe
-    from konomi.errors import KonomiError
-    from konomi.tasks import check, convert, demo, doctor, generate, identifiers, inspect, load_base, resume, train
-    from konomi.tasks.recipes import new_recipe, read_recipe, recipe_from_flags
-    from konomi.training.stop import Stop
+    # For type checkers alone; a test holds that these are the names below.
+    from konomi.config.recipe import Recipe as Recipe
+    from konomi.errors import KonomiError as KonomiError
+    from konomi.tasks import check as check
+    from konomi.tasks import convert as convert
+    from konomi.tasks import demo as demo
+    from konomi.tasks import doctor as doctor
+    from konomi.tasks import generate as generate
+    from konomi.tasks import identifiers as identifiers
+    from konomi.tasks import inspect as inspect
+    from konomi.tasks import load_base as load_base
+    from konomi.tasks import merge_custom as merge_custom
+    from konomi.tasks import new_recipe as new_recipe
+    from konomi.tasks import read_recipe as read_recipe
+    from konomi.tasks import recipe_from_flags as recipe_from_flags
+    from konomi.tasks import resume as resume
+    from konomi.tasks import train as train
+    from konomi.tasks import where_it_works as where_it_works
+    from konomi.training.stop import Stop as Stop
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "Recipe": "config.recipe",
-    "KonomiError": "errors",
-    **dict.fromkeys(
-        (
-            "check",
-            "convert",
-            "demo",
-            "doctor",
-            "generate",
-            "identifiers",
-            "inspect",
-            "load_base",
-            "merge_custom",
-            "resume",
-            "train",
-        ),
-        "tasks",
-    ),
-    "Stop": "training.stop",
-    **dict.fromkeys(("new_recipe", "read_recipe", "recipe_from_flags"), "tasks.recipes"),
-}
-
-__all__ = [
-    "KonomiError",
-    "Recipe",
-    "Stop",
-    "check",
-    "convert",
-    "demo",
-    "doctor",
-    "generate",
-    "identifiers",
-    "inspect",
-    "load_base",
-    "merge_custom",
-    "new_recipe",
-    "read_recipe",
-    "recipe_from_flags",
-    "resume",
-    "train",
-]
+_BESIDE_VERBS = {"KonomiError": "errors", "Recipe": "config.recipe", "Stop": "training.stop"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name in _BESIDE_VERBS:
+        return getattr(import_module(f"{__name__}.{_BESIDE_VERBS[name]}"), name)
+    if name.startswith("_") or name not in import_module(f"{__name__}.tasks").VERBS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.tasks"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted((*globals(), *_BESIDE_VERBS, *import_module(f"{__name__}.tasks").VERBS))

@@ -5,59 +5,61 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from konomi.tasks.checking import CheckReport, CheckRow, check
-    from konomi.tasks.demonstration import demo
-    from konomi.tasks.files import convert, inspect
-    from konomi.tasks.generating import generate, load_base
-    from konomi.tasks.identifying import Identifier, identifiers
-    from konomi.tasks.machine import DoctorReport, DoctorRow, doctor
-    from konomi.tasks.merging import CustomMerge, merge_custom
-    from konomi.tasks.training import resume, train
+    # For type checkers alone; a test holds that these are the names of VERBS.
+    from konomi.tasks.checking import CheckReport as CheckReport
+    from konomi.tasks.checking import CheckRow as CheckRow
+    from konomi.tasks.checking import check as check
+    from konomi.tasks.demonstration import demo as demo
+    from konomi.tasks.files import convert as convert
+    from konomi.tasks.files import inspect as inspect
+    from konomi.tasks.files import where_it_works as where_it_works
+    from konomi.tasks.generating import generate as generate
+    from konomi.tasks.generating import load_base as load_base
+    from konomi.tasks.identifying import Identifier as Identifier
+    from konomi.tasks.identifying import identifiers as identifiers
+    from konomi.tasks.machine import DoctorReport as DoctorReport
+    from konomi.tasks.machine import DoctorRow as DoctorRow
+    from konomi.tasks.machine import doctor as doctor
+    from konomi.tasks.merging import CustomMerge as CustomMerge
+    from konomi.tasks.merging import merge_custom as merge_custom
+    from konomi.tasks.recipes import new_recipe as new_recipe
+    from konomi.tasks.recipes import read_recipe as read_recipe
+    from konomi.tasks.recipes import recipe_from_flags as recipe_from_flags
+    from konomi.tasks.training import resume as resume
+    from konomi.tasks.training import train as train
 
-_HOME = {
-    "CheckReport": "checking",
-    "CheckRow": "checking",
+VERBS = {
     "check": "checking",
-    "demo": "demonstration",
     "convert": "files",
-    "inspect": "files",
-    "where_it_works": "files",
-    "generate": "generating",
-    "load_base": "generating",
-    "Identifier": "identifying",
-    "identifiers": "identifying",
-    "DoctorReport": "machine",
-    "DoctorRow": "machine",
+    "demo": "demonstration",
     "doctor": "machine",
-    "CustomMerge": "merging",
+    "generate": "generating",
+    "identifiers": "identifying",
+    "inspect": "files",
+    "load_base": "generating",
     "merge_custom": "merging",
+    "new_recipe": "recipes",
+    "read_recipe": "recipes",
+    "recipe_from_flags": "recipes",
     "resume": "training",
     "train": "training",
+    "where_it_works": "files",
 }
+"""Function -> its module here. `konomi` has the same ones."""
 
-__all__ = [
-    "CheckReport",
-    "CheckRow",
-    "CustomMerge",
-    "DoctorReport",
-    "DoctorRow",
-    "Identifier",
-    "check",
-    "convert",
-    "demo",
-    "doctor",
-    "generate",
-    "identifiers",
-    "inspect",
-    "load_base",
-    "merge_custom",
-    "resume",
-    "train",
-    "where_it_works",
-]
+_ANSWERS = {
+    "CheckReport": "checking",
+    "CheckRow": "checking",
+    "CustomMerge": "merging",
+    "DoctorReport": "machine",
+    "DoctorRow": "machine",
+    "Identifier": "identifying",
+}
+"""What some of them return."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    home = VERBS.get(name) or _ANSWERS.get(name)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{home}"), name)

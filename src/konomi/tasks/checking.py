@@ -88,9 +88,12 @@ class CheckReport:
 
 
 def check(recipe: Recipe, *, read_all: bool = True, measure: bool = False, assumed_base: bool = False) -> CheckReport:
-    """Look at images, captions, buckets and steps. `read_all` decodes every image, to find damaged ones now.
-    `measure` loads the base and does three steps on made-up examples, to tell how long the run will take.
-    `assumed_base`: nobody named the recipe's base, and the report says so.
+    """Look at images, captions, buckets and steps.
+
+    recipe: the run to look at.
+    read_all: decode every image, to find damaged ones now.
+    measure: load the base and do three steps on made-up examples, to tell how long the run will take.
+    assumed_base: nobody named the recipe's base, and the report says so.
 
     Raises KonomiError for what would stop the run.
     """

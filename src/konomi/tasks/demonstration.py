@@ -64,6 +64,9 @@ def demo_recipe(output: Path, steps: int) -> Recipe:
 def demo(output: Path, *, steps: int = 300) -> Iterator[Event]:
     """Train a word and a LoRA on the mascot, draw the same seeds before and after, write `report.html`.
 
+    output: the folder, new, empty or of an earlier demo.
+    steps: optimiser steps of the training.
+
     The last event is `Finished` with the report's path. Raises RunError if the folder holds something else.
     """
     if output.exists() and any(output.iterdir()) and not (output / "recipe.toml").exists():

@@ -23,9 +23,11 @@ _MODEL_KINDS = ("checkpoint", "model", "base")
 
 
 def inspect(path: str | Path) -> FileReport:
-    """What a model or adapter file is. Nothing in it is executed. Raises FileFormatError.
+    """What a model or adapter file is; of a whole model also what it predicts, and what of it konomi does not use.
 
-    Of a whole model also what it predicts, and what of it konomi does not use.
+    path: the file, or the folder of a model or adapter. Nothing in it is executed.
+
+    Raises FileFormatError.
     """
     report = inspect_file(Path(path))
     if report.kind not in ("checkpoint", "model folder"):
@@ -40,7 +42,10 @@ def inspect(path: str | Path) -> FileReport:
 
 
 def where_it_works(path: str | Path) -> tuple[str, ...]:
-    """How much of a file ComfyUI, A1111 and diffusers use, and what each would ignore: one line for each answer."""
+    """How much of a file ComfyUI, A1111 and diffusers use, and what each would ignore: one line for each answer.
+
+    path: an adapter or a model.
+    """
     return sentences(inspect_file(Path(path), check=False).readers)
 
 
@@ -56,14 +61,20 @@ def convert(
     compress: float | None = None,
     tell: Callable[[str], object] = lambda _: None,
 ) -> Path:
-    """Write `source` in another format. Adapters: kohya (= webui), diffusers, peft. Models: diffusers (a folder), webui
-    (one file); without `to`, a target that ends in .safetensors is one file, any other a folder.
+    """Write an adapter or a whole model in another format. Returns the path that was written.
 
-    `base` is the model an adapter belongs to, wanted where whole weights and differences are turned into one another.
-    `compress` keeps that share of the singular values of each change. A model's VAE comes from `vae` and its
-    `prediction` is another, where they are given. `tell` is handed a line on everything in an adapter or a model
-    that is not used, and so is not in the target. Raises RecipeError for a format that does not
-    exist for this kind of file.
+    source: the file or folder to read.
+    target: where to write; it must not exist.
+    to: adapters: kohya (= webui), diffusers, peft, custom. Models: diffusers (a folder), webui (one file); by default a
+        target that ends in .safetensors is one file, any other a folder.
+    precision: number format of the tensors (fp32, fp16, bf16); by default each tensor keeps its own.
+    base: the model an adapter belongs to, needed where whole weights and differences are turned into one another.
+    vae: of models: where the VAE is taken from instead.
+    prediction: of models: what they predict (epsilon, v_prediction, sample), in place of what the file says.
+    compress: of adapters: share (above 0, at most 1) of the singular values of each change that is kept.
+    tell: is handed a line on everything of the source that is not used, and so is not in the target.
+
+    Raises RecipeError for a format that does not exist for this kind of file.
     """
     source, target = Path(source), Path(target)
     if to is not None and to not in TARGETS:

@@ -48,9 +48,14 @@ def load_base(
     device: str = "auto",
     precision: str = "auto",
 ) -> BaseModel:
-    """A base model on a device: `tiny`, a diffusers folder, a .safetensors or .ckpt file, or a hub id.
+    """A base model on a device.
 
-    `vae`, `prediction` and `needs_vae` are those of `konomi.models.load.load_base`.
+    source: `tiny`, a diffusers folder, a .safetensors or .ckpt file, or a hub id.
+    vae: file, folder or hub id whose VAE stands in for the base's own.
+    prediction: what the base predicts (epsilon, v_prediction, sample), in place of what its file says.
+    needs_vae: whether a base without any VAE is an error.
+    device: auto, cpu, cuda, mps, ...
+    precision: number format of weights and computation: auto, fp32, fp16, bf16.
 
     Raises ModelError or FileFormatError that says what the file is instead, RunError for a device that is not there.
     """
@@ -89,13 +94,26 @@ def generate(
 ) -> Iterator[Path]:
     """Draw pictures and yield the path of each.
 
-    `negative`, `steps`, `guidance`, `guidance_rescale`, `sampler`: see `konomi.config.generation.GenerationConfig`; its
-    defaults count for None. `seed` None or -1 draws one by chance; image i of a count has seed + i.
+    prompts: one or more; `<lora:name:0.8>` and `<hypernet:name:0.8>` in them look for the name in the current folder,
+        `output` and the folders of `add`.
+    base, vae, prediction, device, precision: as in `load_base`.
+    add: adapters: `FILE`, `FILE:0.8` or `FILE:unet=0.8:text=0.5`.
+    negative, steps, guidance, guidance_rescale, sampler: see `konomi.config.generation.GenerationConfig`, whose
+        defaults count for None.
+    seed: of the noise; picture i of a count has seed + i. None or -1 draws one by chance.
+    size: `WIDTHxHEIGHT` or one side, in pixels; by default the base's own.
+    count: pictures of each prompt.
+    init: a picture to start from (img2img).
+    strength: how much of `init` is drawn anew, above 0 and at most 1; the share of the steps that is done.
+    mask: a picture, white where `init` is drawn anew.
+    output: the folder for the pictures.
+    batch: how many are drawn at a time.
+    grid: also save all on one sheet.
+    clip_skip: which layer of CLIP from the end: 1 the last; 0 is the base's own choice.
+    prompt_file: a file of further prompts, one a line, with options such as `--n` and `--s`.
+    tell: is handed a line on everything that has no effect.
 
-    `add`: `FILE`, `FILE:0.8` or `FILE:unet=0.8:text=0.5`; `<lora:name:0.8>` and `<hypernet:name:0.8>` in a prompt look
-    for the name in the current folder, `output` and the folders of `add`. `vae` stands in for the base's own,
-    `prediction` for what its file says. `tell` is handed a line on everything that has no
-    effect. Raises KonomiError.
+    Raises KonomiError.
     """
     output = Path(output)
     if min(count, batch) < 1:
@@ -122,23 +140,40 @@ def generate(
     loaded = load_base(base, vae=vae, prediction=prediction, device=device, precision=precision)
     _check_all(loaded, [*always, *(w for tagged, _ in groups for w in tagged)], files)
     _tell_all(_notes(loaded, requests, always, groups, files), tell)
-    model_hash = _model_hash(base)
-    _make_folder(output)
-    pictures = []
+    pictures = _drawn(loaded, groups, always, files, model_hash=_model_hash(base), batch=batch)
+    yield from _saved(pictures, output, grid=grid)
+
+
+def _drawn(
+    base: BaseModel,
+    groups: Sequence[tuple[Sequence[AdapterRequest], Sequence[Request]]],
+    always: Sequence[AdapterRequest],
+    files: Mapping[Path, Adapter],
+    *,
+    model_hash: str,
+    batch: int,
+) -> Iterator[Picture]:
+    """The pictures of each group of requests, with its adapters on the base."""
     for tagged, group in groups:
         wanted = [*always, *tagged]
         used = tuple(_used(request, files[request.path]) for request in wanted)
-        origin = Origin(model=loaded.name, model_hash=model_hash, adapters=used)
-        put_on = [(files[w.path], _strengths(loaded, w, files[w.path])[0]) for w in wanted]
+        origin = Origin(model=base.name, model_hash=model_hash, adapters=used)
+        put_on = [(files[w.path], _strengths(base, w, files[w.path])[0]) for w in wanted]
         # The base is only needed untouched again where the next prompt asks for other adapters.
-        worn = attach(loaded, put_on) if len(groups) > 1 else nullcontext(fold(loaded, put_on))
-        with worn:
-            for picture in draw(loaded, group, batch=batch, origin=origin):
-                yield save_png(picture, output)
-                if grid:
-                    pictures.append(picture)
-    if grid and len(pictures) > 1:
-        yield save_sheet(_sheet(pictures), output)
+        attached = attach(base, put_on) if len(groups) > 1 else nullcontext(fold(base, put_on))
+        with attached:
+            yield from draw(base, group, batch=batch, origin=origin)
+
+
+def _saved(pictures: Iterable[Picture], output: Path, *, grid: bool) -> Iterator[Path]:
+    _make_folder(output)
+    kept = []
+    for picture in pictures:
+        yield save_png(picture, output)
+        if grid:
+            kept.append(picture)
+    if len(kept) > 1:
+        yield save_sheet(_sheet(kept), output)
 
 
 def _in_vain(pictures: int, grid: bool, batch: int) -> list[str]:

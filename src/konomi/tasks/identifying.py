@@ -53,7 +53,14 @@ def identifiers(
     device: str = "auto",
     precision: str = "auto",
 ) -> Iterator[Prepared | tuple[Identifier, ...]]:
-    """Yields progress, and at last the words, best first.
+    """Words that can become the name of a subject. Yields progress, and at last the words, best first.
+
+    base: `tiny`, a diffusers folder, a .safetensors or .ckpt file, or a hub id.
+    class_noun: what the subject is in plain words, `dog`.
+    count: how many words.
+    prediction: what the base predicts (epsilon, v_prediction, sample), in place of what its file says.
+    device: auto, cpu, cuda, mps, ...
+    precision: number format of the computation: auto, fp32, fp16, bf16.
 
     The prompts are "a photo of a WORD NOUN" against "a photo of a NOUN", without a class noun "a photo of a WORD"
     against "a photo of a". Raises RecipeError for a base without such words.

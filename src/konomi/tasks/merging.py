@@ -51,10 +51,17 @@ def merge_custom(
 ) -> CustomMerge:
     """Merge files of Custom Diffusion in closed form and write the result, in float32.
 
-    `prompts` are texts with the words of the files; each concept keeps its answers on its own, from its word on. By
-    default "photo of a WORD". `captions` is a text file, one ordinary caption a line, on which the base should change
-    least; by default a list that konomi brings. `tell` is handed a line on what of the files is not used. Raises
-    KonomiError.
+    files: two or more, trained apart on the same base.
+    output: where to write; it must not exist.
+    base: the model they were trained on.
+    prompts: texts with the words of the files; each concept keeps its answers on its own, from its word on. By default
+        "photo of a WORD".
+    captions: a text file, one ordinary caption a line, on which the base should change least; by default a list that
+        konomi brings.
+    to: the format of the result; by default the one that the name of `output` asks for.
+    tell: is handed a line on what of the files is not used.
+
+    Raises KonomiError.
     """
     output = Path(output)
     if len(files) < 2:

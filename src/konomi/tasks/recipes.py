@@ -14,12 +14,23 @@ METHOD_CONFIGS = tuple(method.config_type for method in METHODS)
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from a TOML file, with settings changed by `method.rank=8`. Raises RecipeError."""
+    """A recipe from a file.
+
+    path: the TOML file.
+    overrides: settings to change, each like `method.rank=8`.
+
+    Raises RecipeError.
+    """
     return read(path, overrides, METHOD_CONFIGS)
 
 
 def new_recipe(method: str) -> str:
-    """A commented recipe for a method: every setting with its default, bounds and meaning. Raises RecipeError."""
+    """A commented recipe, as TOML: every setting with its default, bounds and meaning.
+
+    method: its name, `lora`.
+
+    Raises RecipeError.
+    """
     return commented_recipe(require_method(method, METHOD_CONFIGS))
 
 
@@ -36,7 +47,21 @@ def recipe_from_flags(
     prior_images: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Recipe:
-    """The recipe that `konomi train METHOD --images DIR --base BASE ...` stands for. Raises RecipeError."""
+    """The recipe that `konomi train METHOD --images DIR --base BASE ...` stands for.
+
+    method: its name, `lora`.
+    images: folders (or archives) of images to train on.
+    base: `tiny`, a diffusers folder, a .safetensors or .ckpt file, or a hub id.
+    trigger: the word that will mean the subject.
+    class_noun: what the subject is in plain words, `dog`.
+    output: the run folder; by default runs/NAME.
+    steps: optimiser steps in all; by default what the method thinks right for so many images.
+    seed: of everything that is drawn by chance.
+    prior_images: a folder of class images, in place of those the base would draw.
+    overrides: further settings, each like `method.rank=8`.
+
+    Raises RecipeError.
+    """
     return flags.recipe_from_flags(
         method,
         images=[Path(folder) for folder in images],
