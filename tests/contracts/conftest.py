@@ -28,6 +28,19 @@ SMALL = {
 METHOD_KINDS = [method.config_type().kind for method in METHODS]
 
 
+TOLD_BY_OTHERS = tuple(f"test_contracts_{name}" for name in ("methods", "hypernetwork", "options", "dreambooth"))
+"""Files whose cases of SD2 run with the slow tests: it is the code of SD1 with other numbers. What is its own,
+predicting v, is held by the oracles that always run (full, LoRA, Textual Inversion, DreamArtist)."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark them before the command line's `-m` chooses."""
+    for item in items:
+        if item.module.__name__.rpartition(".")[2] in TOLD_BY_OTHERS and "sd2" in item.name:
+            item.add_marker(pytest.mark.slow)
+
+
 def make_examples(count=2, side=8, seed=0, first_id=0):
     g = torch.Generator().manual_seed(seed)
     return Examples(
