@@ -2,16 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from konomi.config.overrides import apply_overrides, require_method
 from konomi.config.parse import parse_toml
 from konomi.config.paths import with_paths_from
-from konomi.config.problems import missing, problem_lines, unknown
+from konomi.config.problems import adapter_of, missing, problem_lines, unknown
 from konomi.config.recipe import Recipe
 from konomi.config.schema import recipe_settings
 from konomi.config.write import commented_recipe, recipe_data, write_recipe
@@ -53,7 +52,7 @@ def parse_recipe(data: Mapping[str, Any], method_configs: Sequence[type]) -> Rec
             continue
         try:
             # As JSON, because strict validation takes tables for dataclasses and lists for tuples only there.
-            values[name] = _adapter(section_type).validate_json(json.dumps(data[name], default=str), strict=True)
+            values[name] = adapter_of(section_type).validate_json(json.dumps(data[name], default=str), strict=True)
         except ValidationError as error:
             lines += problem_lines(error.errors(include_url=False), name, settings)
     if not data.get("base"):
@@ -92,11 +91,6 @@ def read_toml(path: Path) -> dict[str, Any]:
 def check_recipe(recipe: Recipe) -> Recipe:
     """A recipe built in Python, checked as if it had been read from a file. Raises RecipeError."""
     return parse_recipe(recipe_data(recipe), (type(recipe.method),))
-
-
-@cache
-def _adapter(section_type: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(section_type)
 
 
 def _contradictions(recipe: Recipe) -> list[str]:

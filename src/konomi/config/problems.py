@@ -29,13 +29,14 @@ def check_values(values: Mapping[str, Any], config_type: type) -> None:
     """
     try:
         # As JSON, because strict validation takes tables for dataclasses only there.
-        _adapter(config_type).validate_json(json.dumps(values, default=str), strict=True)
+        adapter_of(config_type).validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         raise RecipeError(*problem_lines(error.errors(include_url=False), "", flatten(config_type))) from error
 
 
 @cache
-def _adapter(config_type: type) -> TypeAdapter[Any]:
+def adapter_of(config_type: Any) -> TypeAdapter[Any]:
+    """pydantic's reader of a configuration class or of another annotation, made once."""
     return TypeAdapter(config_type)
 
 
