@@ -1,17 +1,19 @@
-"""kill -9, a full disk or a failing one before every file-system event of a whole short run: what is lost?
+"""kill -9, a full disk or a failing one before every file-system event of a whole short run: what
+is lost?
 
     python bench/faults.py [--every N] [--kinds kill,full,EIO,ENOSPC]
 
-One run is walked through, in a process that has everything imported. Before each event (also in the middle of each
-write) it stops: what is on the disk is what a kill would leave; and for each other kind a forked copy of the process,
-on a copy of the folder, gets the error and goes on to whatever end it comes to. EIO and ENOSPC come once; `full` is a
-disk that stays full. Cache and temporary folder belong to what is walked through. Then, with that process gone, each
-different state is gone on with as a user would: `resume` where there is a checkpoint, else `train`. States that differ
-in what nobody reads count as one: going on must not open a file that was being written, nor look into the temporary
-folder.
+One run is walked through, in a process that has everything imported. Before each event (also in
+the middle of each write) it stops: what is on the disk is what a kill would leave; and for each
+other kind a forked copy of the process, on a copy of the folder, gets the error and goes on to
+whatever end it comes to. EIO and ENOSPC come once; `full` is a disk that stays full. Cache and
+temporary folder belong to what is walked through. Then, with that process gone, each different
+state is gone on with as a user would: `resume` where there is a checkpoint, else `train`. States
+that differ in what nobody reads count as one: going on must not open a file that was being
+written, nor look into the temporary folder.
 
-The result must be that of an undisturbed run, bit for bit, with no step done twice after its checkpoint, every preview
-there, nothing left over, and each error one clear line.
+The result must be that of an undisturbed run, bit for bit, with no step done twice after its
+checkpoint, every preview there, nothing left over, and each error one clear line.
 """
 
 import argparse
@@ -47,7 +49,9 @@ NUMBERS = re.compile(r"(?<=\.partial-)[0-9a-f-]+(?=-)")
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A fault before an event, what the process said, and the state it left (a name in `states`)."""
+    """A fault before an event, what the process said, and the state it left (a name in
+    `states`).
+    """
 
     kind: str
     at: int
@@ -66,7 +70,9 @@ def is_in_temporary(name: str) -> bool:
 
 
 def is_unread(name: str) -> bool:
-    """Whether what a file holds makes no difference: it was being written, or is in the temporary folder."""
+    """Whether what a file holds makes no difference: it was being written, or is in the temporary
+    folder.
+    """
     return is_in_temporary(name) or ".partial-" in name
 
 
@@ -74,7 +80,9 @@ class Walk:
     """One run, from whose every `every`-th event a fault of each kind branches off."""
 
     def __init__(self, place: Path, kinds: list[str], every: int) -> None:
-        self.work, self.kept, self.states, self.answer = (place / n for n in ("work", "kept", "states", "answer"))
+        self.work, self.kept, self.states, self.answer = (
+            place / n for n in ("work", "kept", "states", "answer")
+        )
         self.found = place / "trials.jsonl"
         self.kinds, self.every = kinds, every
         self.disk = Disk(self.work, self.before)
@@ -108,7 +116,9 @@ class Walk:
                 raise OSError(code, os.strerror(code), event)
             _, end = os.waitpid(child, 0)
             said = self.answer.read_text(encoding="utf-8") if self.answer.exists() else "nothing"
-            trial = Trial(kind, number, event, self._state(self.work), os.waitstatus_to_exitcode(end), said)
+            trial = Trial(
+                kind, number, event, self._state(self.work), os.waitstatus_to_exitcode(end), said
+            )
             self.kept.rename(self.work)
         with self.found.open("a", encoding="utf-8") as file:
             file.write(json.dumps({name: getattr(trial, name) for name in Trial.__slots__}) + "\n")
@@ -153,7 +163,9 @@ def outcome(work: Callable[[], Any]) -> tuple[int, str]:
 
 
 def in_child(work: Callable[[], Any], *, seconds: int = MOST_SECONDS) -> tuple[int, str]:
-    """`outcome`, in a forked process; a negative number is the signal that ended it. 0 seconds: as long as it takes."""
+    """`outcome`, in a forked process; a negative number is the signal that ended it. 0 seconds: as
+    long as it takes.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -190,7 +202,11 @@ def go_on(recipe: Any, work: Path) -> list[int]:
     from konomi.errors import RunError
 
     run = work / "run"
-    left = {str(path) for path in work.rglob("*") if path.is_file() and is_unread(str(path.relative_to(work)))}
+    left = {
+        str(path)
+        for path in work.rglob("*")
+        if path.is_file() and is_unread(str(path.relative_to(work)))
+    }
 
     def audit(name: str, arguments: tuple[Any, ...]) -> None:
         if name == "open" and str(arguments[0]) in left:
@@ -215,14 +231,21 @@ def lost(work: Path, whole: Path) -> list[str]:
     from konomi.storage.tensor_file import read_tensors
 
     # How rows are spread over the files of a cache depends on where it was cut off.
-    wrong = [f"left over: {path.name}" for path in (work / "cache").rglob("*") if re_partial(path.name)]
+    wrong = [
+        f"left over: {path.name}" for path in (work / "cache").rglob("*") if re_partial(path.name)
+    ]
     run, wanted_run = work / "run", whole / "run"
-    there, wanted = ({p.relative_to(f) for f_ in [f] for p in f_.rglob("*") if p.is_file()} for f in (run, wanted_run))
+    there, wanted = (
+        {p.relative_to(f) for f_ in [f] for p in f_.rglob("*") if p.is_file()}
+        for f in (run, wanted_run)
+    )
     wrong += [f"missing: {path}" for path in sorted(wanted - there)]
     wrong += [f"left over: {path}" for path in sorted(there - wanted)]
     for path in sorted(p for p in there & wanted if p.suffix == ".safetensors"):
         ours, theirs = read_tensors(run / path), read_tensors(wanted_run / path)
-        if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
+        if ours.keys() != theirs.keys() or not all(
+            torch.equal(ours[name], theirs[name]) for name in ours
+        ):
             wrong.append(f"other tensors: {path}")
     for path in sorted(p for p in there & wanted if p.suffix == ".png"):
         if (run / path).read_bytes() != (wanted_run / path).read_bytes():
@@ -239,7 +262,9 @@ def re_partial(name: str) -> bool:
 
 def log(run: Path) -> list[tuple[object, object]]:
     """Steps and measured losses."""
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     return [(row["step"], row["loss"]) for row in rows]
 
 
@@ -257,7 +282,9 @@ def gone_on_with(recipe: Any, place: Path, state: str) -> list[str]:
     return [*extra, *lost(work, place / "whole")]
 
 
-def sweep(recipe: Any, place: Path, kinds: list[str], every: int = 1) -> Iterator[tuple[Trial, list[str]]]:
+def sweep(
+    recipe: Any, place: Path, kinds: list[str], every: int = 1
+) -> Iterator[tuple[Trial, list[str]]]:
     """Each trial, and what went wrong. `recipe` is `short_run(place)`."""
     import konomi
 
@@ -277,7 +304,9 @@ def sweep(recipe: Any, place: Path, kinds: list[str], every: int = 1) -> Iterato
     status, said = in_child(walked, seconds=0)
     if status:
         raise RuntimeError(said)
-    trials = [Trial(**json.loads(line)) for line in walk.found.read_text(encoding="utf-8").splitlines()]
+    trials = [
+        Trial(**json.loads(line)) for line in walk.found.read_text(encoding="utf-8").splitlines()
+    ]
     print(f"{said} events, {len({trial.state for trial in trials})} different states", flush=True)
     known: dict[str, list[str]] = {}
     for trial in trials:
@@ -305,7 +334,9 @@ def stop_the_clock() -> None:
 
 
 def short_run(place: Path) -> Any:
-    """Three steps of a LoRA on a random base: checkpoints, saves, validation and previews on the way and at the end."""
+    """Three steps of a LoRA on a random base: checkpoints, saves, validation and previews on the
+    way and at the end.
+    """
     import torch
     from PIL import Image
 
@@ -314,7 +345,8 @@ def short_run(place: Path) -> Any:
     from konomi.models.scratch import random_base
     from konomi.models.tokenizer import vocabulary_of_merges
 
-    # One transformer, in the middle: each tensor of an adapter is an event or two in each of its files.
+    # One transformer, in the middle: each tensor of an adapter is an event or two in each of its
+    # files.
     levels = {
         "block_out_channels": [16, 32],
         "down_block_types": ["DownBlock2D"] * 2,
@@ -325,8 +357,18 @@ def short_run(place: Path) -> Any:
     (place / "dog").mkdir()
     for index in range(3):
         Image.new("RGB", (64, 64), (80 * index, 90, 200)).save(place / "dog" / f"{index}.png")
-    often = ["run.checkpoint_every=1", "run.save_every=2", "run.preview_every=2", "run.validate_every=2"]
-    cheap = ["preview.steps=1", 'preview.prompts=["a dog"]', "validation.timesteps=1", "run.trackers=[]"]
+    often = [
+        "run.checkpoint_every=1",
+        "run.save_every=2",
+        "run.preview_every=2",
+        "run.validate_every=2",
+    ]
+    cheap = [
+        "preview.steps=1",
+        'preview.prompts=["a dog"]',
+        "validation.timesteps=1",
+        "run.trackers=[]",
+    ]
     return konomi.recipe_from_flags(
         "lora",
         images=[place / "dog"],
@@ -347,8 +389,12 @@ def short_run(place: Path) -> Any:
 
 def main() -> int:
     """Print the table; 0 if nothing was lost."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--every", type=int, default=1, help="only every N-th event (default: each)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--every", type=int, default=1, help="only every N-th event (default: each)"
+    )
     parser.add_argument("--kinds", default=",".join(KINDS))
     options = parser.parse_args()
     tried: Counter[str] = Counter()

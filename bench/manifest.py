@@ -2,9 +2,10 @@
 
     python bench/manifest.py [COUNT ...]
 
-Makes folders of empty files, half of them with captions, and scans each in a process of its own: first with every file
-new (a stand-in for the look into an image, so that disk and decoder do not count), then again with the index it left.
-Seconds are of processor time, which a busy neighbour does not change much.
+Makes folders of empty files, half of them with captions, and scans each in a process of its own:
+first with every file new (a stand-in for the look into an image, so that disk and decoder do not
+count), then again with the index it left. Seconds are of processor time, which a busy neighbour
+does not change much.
 """
 
 import argparse
@@ -24,14 +25,18 @@ COUNTS = (10_000, 50_000, 100_000)
 
 
 def make_images(folder: Path, count: int) -> None:
-    """`count` empty files in folders of a thousand; every second one has a caption of usual length."""
+    """`count` empty files in folders of a thousand; every second one has a caption of usual
+    length.
+    """
     for number in range(count):
         inside = folder / f"part {number // 1000:03}"
         if number % 1000 == 0:
             inside.mkdir()
         (inside / f"image {number:06}.png").touch()
         if number % 2:
-            caption = f"a photo of thing {number}, red hat, blue sky, standing on grass, best quality"
+            caption = (
+                f"a photo of thing {number}, red hat, blue sky, standing on grass, best quality"
+            )
             (inside / f"image {number:06}.txt").write_text(caption, encoding="utf-8")
 
 
@@ -80,7 +85,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for count in arguments.counts:
         (first, _, first_peak), (second, _, second_peak) = measured(count)
-        print(f"| {count:,} | {first:.2f} | {first_peak} | {second:.2f} | {second_peak} | {second / count * 1e6:.0f} |")
+        print(
+            f"| {count:,} | {first:.2f} | {first_peak} | {second:.2f} | {second_peak} | "
+            f"{second / count * 1e6:.0f} |"
+        )
 
 
 if __name__ == "__main__":

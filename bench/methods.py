@@ -1,12 +1,14 @@
-"""All methods on the same subjects: what each costs, how like the subject its pictures are, and what it forgets.
+"""All methods on the same subjects: what each costs, how like the subject its pictures are, and
+what it forgets.
 
     OMP_NUM_THREADS=1 python -m bench.methods --data ../shared/data --jobs 2
     python -m bench.methods --data ../shared/data --kinds lora,textual_inversion --concepts octopus
 
-Each run is `konomi train KIND` with konomi's defaults on four scenes of a concept that `tiny` has never seen, in a
-process of its own. Likeness: cosine of image features (tiny's CLIP) between pictures drawn for captions of four scenes
-kept aside and these scenes. Prompt following: cosine of picture and the caption's own words, the class in place of the
-identifier. Class drift: how much nearer to the concept pictures of the class alone have come. Means over concepts.
+Each run is `konomi train KIND` with konomi's defaults on four scenes of a concept that `tiny` has
+never seen, in a process of its own. Likeness: cosine of image features (tiny's CLIP) between
+pictures drawn for captions of four scenes kept aside and these scenes. Prompt following: cosine of
+picture and the caption's own words, the class in place of the identifier. Class drift: how much
+nearer to the concept pictures of the class alone have come. Means over concepts.
 """
 
 import argparse
@@ -49,7 +51,8 @@ from konomi.models.base import BaseModel
 from konomi.models.load import load_base
 
 KINDS = (
-    "lora", "full", "dreambooth", "textual_inversion", "pivotal", "hypernetwork", "dreamartist", "custom_diffusion",
+    "lora", "full", "dreambooth", "textual_inversion", "pivotal", "hypernetwork", "dreamartist",
+    "custom_diffusion",
 )  # fmt: skip
 CONCEPTS = ("octopus", "pineapple", "rocket", "penguin", "teapot", "cactus")
 TINY = Path("src/konomi/builtin/tiny")
@@ -85,31 +88,54 @@ class Exam:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.methods", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.methods", description=__doc__.split("\n", 1)[0]
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of emoji-novel.zip")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="methods, with settings: lora+prior.source=generate")
+    parser.add_argument(
+        "--kinds",
+        default=",".join(KINDS),
+        help="methods, with settings: lora+prior.source=generate",
+    )
     parser.add_argument("--concepts", default=",".join(CONCEPTS))
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; give each its threads by OMP_NUM_THREADS")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs at a time; give each its threads by OMP_NUM_THREADS",
+    )
     parser.add_argument("--style", default="noto", choices=STYLES)
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    novel = index_sprites([s for s in read_zip(options.data / "emoji-novel.zip") if s.style in STYLES])
+    novel = index_sprites(
+        [s for s in read_zip(options.data / "emoji-novel.zip") if s.style in STYLES]
+    )
     towers = pack.load_towers(TINY).eval()
     tokenizer = CLIPTokenizer.from_pretrained(TINY / "tokenizer")
     wanted = options.concepts.split(",")
     exams = [
-        prepare(lesson, novel, towers, tokenizer) for lesson in lessons(novel, options.style) if lesson.name in wanted
+        prepare(lesson, novel, towers, tokenizer)
+        for lesson in lessons(novel, options.style)
+        if lesson.name in wanted
     ]
     print("{:44}{:>9}{:>10}{:>10}{:>10}{:>9}{:>13}".format(*HEADINGS))
-    show("(the base, with the class word)", [judge(load_base(TINY), exam, towers, exam.lesson.noun) for exam in exams])
+    show(
+        "(the base, with the class word)",
+        [judge(load_base(TINY), exam, towers, exam.lesson.noun) for exam in exams],
+    )
     with ThreadPoolExecutor(options.jobs) as pool:
         for asked in options.kinds.split(","):
-            show(asked, list(pool.map(lambda exam, kind=asked: run(kind, exam, novel, towers), exams)))
+            show(
+                asked,
+                list(pool.map(lambda exam, kind=asked: run(kind, exam, novel, towers), exams)),
+            )
 
 
 def show(name: str, scores: Sequence[Score]) -> None:
     means = [statistics.mean(column) for column in zip(*map(astuple, scores), strict=True)]
-    print(f"{name:44}" + "{:9.0f}{:10.0f}{:10.0f}{:10.3f}{:9.3f}{:13.3f}".format(*means), flush=True)
+    print(
+        f"{name:44}" + "{:9.0f}{:10.0f}{:10.0f}{:10.3f}{:9.3f}{:13.3f}".format(*means), flush=True
+    )
 
 
 @torch.no_grad()
@@ -117,7 +143,9 @@ def prepare(lesson: Lesson, novel: Sprites, towers: Towers, tokenizer: CLIPToken
     truth = image_features(towers, [render(novel, scene) for scene in lesson.kept])
     captions = [words_for(lesson.noun, scene) for scene in lesson.kept]
     words = towers.text(input_ids=tokenize(tokenizer, captions, "cpu")).text_embeds.float()
-    nearness = likeness(towers, draw(load_base(TINY), classes_of(lesson), guidance=GUIDANCE), truth, matched=False)
+    nearness = likeness(
+        towers, draw(load_base(TINY), classes_of(lesson), guidance=GUIDANCE), truth, matched=False
+    )
     return Exam(lesson, truth, F.normalize(words, dim=1), nearness)
 
 
@@ -133,8 +161,10 @@ def run(asked: str, exam: Exam, novel: Sprites, towers: Towers) -> Score:
         folder = Path(scratch)
         images = write_lesson(folder / "images", novel, exam.lesson)
         command = [
-            sys.executable, "-m", "konomi", "train", kind, "--images", str(images), "--base", "tiny", "--trigger",
-            IDENTIFIER, "--class", exam.lesson.noun, "--output", str(folder / "run"), f"run.name={IDENTIFIER}",
+            sys.executable, "-m", "konomi", "train", kind, "--images", str(images), "--base",
+            "tiny", "--trigger",
+            IDENTIFIER, "--class", exam.lesson.noun, "--output", str(folder / "run"),
+            f"run.name={IDENTIFIER}",
             f"data.cache.folder={folder / 'cache'}", *settings,
         ]  # fmt: skip
         seconds, memory = measured(command)
@@ -142,7 +172,11 @@ def run(asked: str, exam: Exam, novel: Sprites, towers: Towers) -> Score:
         with tuned(result) as base:
             score = judge(base, exam, towers, f"{IDENTIFIER} {exam.lesson.noun}")
         size = sum(p.stat().st_size for p in results_of(result)) / 1024
-    print(f"  {asked}, {exam.lesson.name}: {score.likeness:.3f} in {seconds:.0f} s", file=sys.stderr, flush=True)
+    print(
+        f"  {asked}, {exam.lesson.name}: {score.likeness:.3f} in {seconds:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
     return Score(seconds, memory, size, score.likeness, score.prompt, score.drift)
 
 
@@ -153,7 +187,8 @@ with open(sys.argv[1], "w") as file:
     file.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
 sys.exit(code)
 """
-"""A peak begins with the size of the process that started it, and this one holds models: a small one starts it."""
+"""A peak begins with the size of the process that started it, and this one holds models: a small
+one starts it."""
 
 
 def measured(command: Sequence[str]) -> tuple[float, float]:
@@ -172,7 +207,9 @@ def measured(command: Sequence[str]) -> tuple[float, float]:
 
 def newest_result(run_folder: Path) -> Path:
     """The run's final file or folder."""
-    return next(path for path in sorted(run_folder.glob(f"{IDENTIFIER}*")) if path.stem == IDENTIFIER)
+    return next(
+        path for path in sorted(run_folder.glob(f"{IDENTIFIER}*")) if path.stem == IDENTIFIER
+    )
 
 
 def results_of(result: Path) -> list[Path]:
@@ -187,7 +224,9 @@ def tuned(result: Path) -> Iterator[BaseModel]:
     """The base with a result on it, or the model that came out."""
     from konomi.tasks import inspect
 
-    if (result / "model_index.json").is_file() or (result.is_file() and inspect(result).kind == "checkpoint"):
+    if (result / "model_index.json").is_file() or (
+        result.is_file() and inspect(result).kind == "checkpoint"
+    ):
         yield load_base(result)
         return
     base = load_base(TINY)
@@ -196,12 +235,19 @@ def tuned(result: Path) -> Iterator[BaseModel]:
 
 
 def judge(base: BaseModel, exam: Exam, towers: Towers, subject: str) -> Score:
-    """Likeness, prompt following, and the nearness of the class to the concept over the untouched base's."""
-    pictures = draw(base, [words_for(subject, scene) for scene in exam.lesson.kept], guidance=GUIDANCE)
+    """Likeness, prompt following, and the nearness of the class to the concept over the untouched
+    base's.
+    """
+    pictures = draw(
+        base, [words_for(subject, scene) for scene in exam.lesson.kept], guidance=GUIDANCE
+    )
     found = image_features(towers, pictures)
     classes = draw(base, classes_of(exam.lesson), guidance=GUIDANCE)
     drift = likeness(towers, classes, exam.truth_ND, matched=False) - exam.nearness
-    like, prompt = float((found * exam.truth_ND).sum(1).mean()), float((found * exam.words_ND).sum(1).mean())
+    like, prompt = (
+        float((found * exam.truth_ND).sum(1).mean()),
+        float((found * exam.words_ND).sum(1).mean()),
+    )
     return Score(0, 0, 0, like, prompt, drift)
 
 

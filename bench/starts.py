@@ -1,10 +1,12 @@
-"""Starts that do not grow: seconds of `check` and of `train` up to its first step, by the number of images.
+"""Starts that do not grow: seconds of `check` and of `train` up to its first step, by the number
+of images.
 
     python bench/starts.py [COUNT ...]
 
-Makes folders of small pictures (hard links to 500 different ones), every second with a caption, and does each command
-in a process of its own: first with an empty cache, then twice with a full one, of which the faster counts. Seconds are
-of processor time from process start, which a busy neighbour does not change much.
+Makes folders of small pictures (hard links to 500 different ones), every second with a caption,
+and does each command in a process of its own: first with an empty cache, then twice with a full
+one, of which the faster counts. Seconds are of processor time from process start, which a busy
+neighbour does not change much.
 """
 
 import argparse
@@ -36,7 +38,10 @@ def make_images(folder: Path, count: int) -> None:
             inside.mkdir(parents=True)
         os.link(kept / f"{number % DIFFERENT}.png", inside / f"image {number:06}.png")
         if number % 2:
-            caption = f"a photo of thing {number % DIFFERENT}, red hat, blue sky, standing on grass, best quality"
+            caption = (
+                f"a photo of thing {number % DIFFERENT}, red hat, blue sky, standing on "
+                "grass, best quality"
+            )
             (inside / f"image {number:06}.txt").write_text(caption, encoding="utf-8")
 
 
@@ -57,7 +62,11 @@ def start_once(folder: Path, what: str) -> None:
         steps=1,
         seed=0,
         prior_images=None,
-        overrides=["data.resolution=64", f"data.cache.folder={folder / 'cache'}", "run.preview_every=0"],
+        overrides=[
+            "data.resolution=64",
+            f"data.cache.folder={folder / 'cache'}",
+            "run.preview_every=0",
+        ],
     )
     if what == "check":
         check(recipe)

@@ -2,15 +2,18 @@
 
     OMP_NUM_THREADS=1 python bench/step.py                      # some minutes on one CPU core
     python bench/step.py --device cuda --model sdxl --batch 1   # random weights at full size
-    python bench/step.py --model sd15 --size 256 --kinds lora --precisions float32 --variants konomi_freed konomi
+    python bench/step.py --model sd15 --size 256 --kinds lora --precisions float32 --variants
+    konomi_freed konomi
 
-Each row is compared with the one above it and differs from it in one thing: konomi's layers instead of peft's (both on
-diffusers' UNet, which peft's need), konomi's UNet instead of diffusers' (around the same weights), konomi's own loop
-instead of the bare one. `konomi_freed` is `konomi` with the C library left to give large blocks back after each use.
+Each row is compared with the one above it and differs from it in one thing: konomi's layers
+instead of peft's (both on diffusers' UNet, which peft's need), konomi's UNet instead of diffusers'
+(around the same weights), konomi's own loop instead of the bare one. `konomi_freed` is `konomi`
+with the C library left to give large blocks back after each use.
 
-Every variant lives in a process of its own (so that its peak memory is its own) and does one step when it is its turn;
-turns go round, so that a busy neighbour slows all alike. Times are medians; ratios are medians over rounds of the ratio
-within a round. Losses of a kind are compared: the variants train from the same start on the same data.
+Every variant lives in a process of its own (so that its peak memory is its own) and does one step
+when it is its turn; turns go round, so that a busy neighbour slows all alike. Times are medians;
+ratios are medians over rounds of the ratio within a round. Losses of a kind are compared: the
+variants train from the same start on the same data.
 """
 
 import argparse
@@ -26,7 +29,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-SMALL = {"block_out_channels": (64, 128, 256, 256), "cross_attention_dim": 128, "attention_head_dim": 8}
+SMALL = {
+    "block_out_channels": (64, 128, 256, 256),
+    "cross_attention_dim": 128,
+    "attention_head_dim": 8,
+}
 """Stable Diffusion 1's layout with 34 million parameters."""
 MODELS = {"small": "sd1", "sd15": "sd1", "sdxl": "sdxl"}
 LATENTS = {"small": 32, "sd15": 64, "sdxl": 128}
@@ -63,7 +70,9 @@ def build_base(job: Job) -> Any:
     """A base of random weights, the same in every process; its parts are drawn when first used."""
     from konomi.models.scratch import random_base
 
-    return random_base(MODELS[job.model], size="full", configs={"unet": SMALL} if job.model == "small" else None)
+    return random_base(
+        MODELS[job.model], size="full", configs={"unet": SMALL} if job.model == "small" else None
+    )
 
 
 def text_width(base: Any) -> int:
@@ -82,7 +91,10 @@ def build_denoiser(job: Job, base: Any, dtype: Any) -> Any:
 
         with torch.device("meta"):
             unet = UNet2DConditionModel.from_config(dict(base.source.configs["unet"]))
-        weights = {name: tensor.to(job.device, dtype) for name, tensor in base.source.tensors("denoiser").items()}
+        weights = {
+            name: tensor.to(job.device, dtype)
+            for name, tensor in base.source.tensors("denoiser").items()
+        }
         unet.load_state_dict(weights, assign=True)
     unet.requires_grad_(job.kind == "full").train()
     if job.checkpointing:
@@ -95,11 +107,17 @@ def transformer_layers(unet: Any) -> dict[str, Any]:
     from torch import nn
 
     kinds = (nn.Linear, nn.Conv2d)
-    return {f"denoiser.{n}": m for n, m in unet.named_modules() if ".attentions." in n and isinstance(m, kinds)}
+    return {
+        f"denoiser.{n}": m
+        for n, m in unet.named_modules()
+        if ".attentions." in n and isinstance(m, kinds)
+    }
 
 
 def sample_batch(job: Job, step: int, width: int) -> dict[str, Any]:
-    """Cached latents and text states with noise and timesteps of a step; the same for every variant."""
+    """Cached latents and text states with noise and timesteps of a step; the same for every
+    variant.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(1000 + step)
@@ -114,7 +132,9 @@ def sample_batch(job: Job, step: int, width: int) -> dict[str, Any]:
     return {name: value.to(job.device, non_blocking=True) for name, value in drawn.items()}
 
 
-def denoising_loss(unet: Any, data: dict[str, Any], alphas: Any, dtype: Any, *, sizes_read: bool) -> Any:
+def denoising_loss(
+    unet: Any, data: dict[str, Any], alphas: Any, dtype: Any, *, sizes_read: bool
+) -> Any:
     """Mean squared error of the predicted noise, as every plain training script has it."""
     import torch.nn.functional as F
 
@@ -140,7 +160,9 @@ def bare_loop(job: Job) -> Callable[[int], Any]:
     base = build_base(job)
     width = text_width(base)
     unet = build_denoiser(job, base, weights)
-    parameters = list(unet.parameters()) if job.kind == "full" else LAYERS[job.variant](unet, job.rank)
+    parameters = (
+        list(unet.parameters()) if job.kind == "full" else LAYERS[job.variant](unet, job.rank)
+    )
     # One learning rate per kind, small enough that variants stay comparable over all steps.
     rate = 1e-5 if job.kind == "full" else 1e-4
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, fused=True)
@@ -162,7 +184,9 @@ def bare_loop(job: Job) -> Callable[[int], Any]:
 
 
 def own_loop(job: Job) -> Callable[[int], Any]:
-    """konomi's training loop as `konomi train` runs it, on a base of random weights with everything cached."""
+    """konomi's training loop as `konomi train` runs it, on a base of random weights with
+    everything cached.
+    """
     import torch
 
     from konomi.config.recipe import Recipe
@@ -200,12 +224,17 @@ def own_loop(job: Job) -> Callable[[int], Any]:
                 names = tuple(f"{number}-{row}" for row in range(job.batch))
                 latents = Latents(data["latents"], torch.zeros_like(data["latents"]))
                 sizes = torch.full((job.batch, 6), 1024 if base.family == "sdxl" else 512)
-                text = Conditioning(data["text"].to(dtype), data["pooled"].to(dtype) if base.family == "sdxl" else None)
+                text = Conditioning(
+                    data["text"].to(dtype),
+                    data["pooled"].to(dtype) if base.family == "sdxl" else None,
+                )
                 ids = torch.arange(job.batch) + number * job.batch
                 yield (Batch(Examples(names, ids, names, sizes, latents=latents, text=text)),)
 
     processes = Processes(0, 1, device)
-    trainer = Trainer(method.plan(), recipe, processes=processes, total_steps=10**6, precision=dtype)
+    trainer = Trainer(
+        method.plan(), recipe, processes=processes, total_steps=10**6, precision=dtype
+    )
     events = trainer.run(Cached(), stop=Stop())
     return lambda number: next(events).loss
 
@@ -219,7 +248,9 @@ def with_konomi_layers(unet: Any, rank: int) -> list[Any]:
 
 
 def with_peft_layers(unet: Any, rank: int) -> list[Any]:
-    """peft's layers, float32 as diffusers' training scripts keep them, with the start that konomi's layers have."""
+    """peft's layers, float32 as diffusers' training scripts keep them, with the start that
+    konomi's layers have.
+    """
     import torch
     from peft import LoraConfig
 
@@ -232,7 +263,9 @@ def with_peft_layers(unet: Any, rank: int) -> list[Any]:
     start = layers.export().layers
     layers.detach()
     names = [key.removeprefix("denoiser.") for key in keys]
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=names, init_lora_weights="gaussian"))
+    unet.add_adapter(
+        LoraConfig(r=rank, lora_alpha=rank, target_modules=names, init_lora_weights="gaussian")
+    )
     modules = dict(unet.named_modules())
     for key, update in start.items():
         with torch.no_grad():
@@ -252,7 +285,9 @@ LAYERS = {
 
 
 def serve(job: Job) -> None:
-    """The worker: one step for each line that comes in, answered by its time, loss and peak memory."""
+    """The worker: one step for each line that comes in, answered by its time, loss and peak
+    memory.
+    """
     import resource
 
     import torch
@@ -274,7 +309,10 @@ def serve(job: Job) -> None:
         seconds = clock() - started
         peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_rss(resource)
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-        print(json.dumps({"seconds": seconds, "loss": float(loss), "memory": peak, "faults": faults}), flush=True)
+        print(
+            json.dumps({"seconds": seconds, "loss": float(loss), "memory": peak, "faults": faults}),
+            flush=True,
+        )
 
 
 def _peak_rss(resource: Any) -> float:
@@ -288,9 +326,13 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self.job = job
         command = [sys.executable, str(Path(__file__)), "--worker", json.dumps(asdict(job))]
-        environment = os.environ | ({"KONOMI_KEEP_BLOCKS": "0"} if job.variant == "konomi_freed" else {})
+        environment = os.environ | (
+            {"KONOMI_KEEP_BLOCKS": "0"} if job.variant == "konomi_freed" else {}
+        )
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, env=environment
+        )
         self.answers: list[dict[str, float]] = []
         self._read()
 
@@ -326,12 +368,14 @@ def measure(jobs: list[Job], rounds: int, warmup: int) -> dict[Job, list[dict[st
 
 
 def report(measured: dict[Job, list[dict[str, float]]], warmup: int) -> None:
-    """The table: each variant against the one before it in its group (peft, bare, bare on konomi's UNet, konomi)."""
+    """The table: each variant against the one before it in its group (peft, bare, bare on konomi's
+    UNet, konomi).
+    """
     reference: Job | None = None
     print("Ratios are to the row above.")
     print(
-        f"{'variant':28} {'UNet':10} {'s/step':>8} {'ratio':>7} {'MiB':>8} {'ratio':>7} {'page faults':>12}  "
-        "largest difference of a loss"
+        f"{'variant':28} {'UNet':10} {'s/step':>8} {'ratio':>7} {'MiB':>8} {'ratio':>7} "
+        f"{'page faults':>12}  largest difference of a loss"
     )
     for job, answers in measured.items():
         if reference is None or (job.kind, job.precision) != (reference.kind, reference.precision):
@@ -346,27 +390,41 @@ def report(measured: dict[Job, list[dict[str, float]]], warmup: int) -> None:
         # konomi's loop draws its own noise, so its losses are not those of the bare loop.
         losses = f"{apart:.1e}" if same_noise else ""
         print(
-            f"{job.name:28} {job.unet:10} {statistics.median(times):8.4f} {ratio:7.3f} {memory:8.0f} "
-            f"{memory / other[-1]['memory']:7.3f} {statistics.median(a['faults'] for a in answers[warmup:]):12,.0f}  "
-            f"{losses}"
+            f"{job.name:28} {job.unet:10} {statistics.median(times):8.4f} {ratio:7.3f} "
+            f"{memory:8.0f} {memory / other[-1]['memory']:7.3f} "
+            f"{statistics.median(a['faults'] for a in answers[warmup:]):12,.0f}  {losses}"
         )
 
 
 def first_step_seconds() -> tuple[float, float]:
-    """From the start of `konomi train` to its first logged step: with a cold and with a warm cache of 16 images."""
+    """From the start of `konomi train` to its first logged step: with a cold and with a warm cache
+    of 16 images.
+    """
     from PIL import Image
 
     with TemporaryDirectory() as folder:
         images = Path(folder, "images")
         images.mkdir()
         for number in range(16):
-            Image.new("RGB", (64, 64), (number * 16, 80, 200 - number * 8)).save(images / f"{number:02}.png")
+            Image.new("RGB", (64, 64), (number * 16, 80, 200 - number * 8)).save(
+                images / f"{number:02}.png"
+            )
         return _train_once(folder, "cold"), _train_once(folder, "warm")
 
 
 def _train_once(folder: str, name: str) -> float:
     log = Path(folder, name, "log.jsonl")
-    command = [sys.executable, "-m", "konomi", "train", "lora", "--images", f"{folder}/images", "--base", "tiny"]
+    command = [
+        sys.executable,
+        "-m",
+        "konomi",
+        "train",
+        "lora",
+        "--images",
+        f"{folder}/images",
+        "--base",
+        "tiny",
+    ]
     command += ["--trigger", "sks", "--output", f"{folder}/{name}", "--steps", "1"]
     command += [f"data.cache.folder={folder}/cache", "run.device=cpu"]
     started = time.perf_counter()
@@ -380,10 +438,14 @@ def _train_once(folder: str, name: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=list(MODELS), default="small")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--size", type=int, help="side of the picture in pixels; by default the model's own")
+    parser.add_argument(
+        "--size", type=int, help="side of the picture in pixels; by default the model's own"
+    )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15)
@@ -392,7 +454,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["lora", "full"])
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--variants", nargs="+", default=["peft", "bare", "bare_own", "konomi"])
-    parser.add_argument("--no-start", action="store_true", help="do not measure the time to the first step")
+    parser.add_argument(
+        "--no-start", action="store_true", help="do not measure the time to the first step"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -417,7 +481,10 @@ def main() -> None:
     report(measured, options.warmup)
     if not options.no_start:
         cold, warm = first_step_seconds()
-        print(f"process start to first step, base tiny, 16 images: {warm:.1f} s with a warm cache, {cold:.1f} s cold")
+        print(
+            f"process start to first step, base tiny, 16 images: {warm:.1f} s with a warm cache, "
+            f"{cold:.1f} s cold"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""How good is the embedded base `tiny`? Every figure of its model card, beside the bar it should reach.
+"""How good is the embedded base `tiny`? Every figure of its model card, beside the bar it should
+reach.
 
     OMP_NUM_THREADS=2 python -m bench.tiny --data ../shared/data
     python -m bench.tiny --data ../shared/data --only draw --grid grid.png
@@ -22,7 +23,16 @@ from safetensors.torch import load_file
 from tools.tiny import asked, pack
 from tools.tiny.clip import Towers, retrieval
 from tools.tiny.dataset import FAVOURITES, known_sprites
-from tools.tiny.scenes import STYLES, Scene, Sprites, describe, index_sprites, load_sprites, read_zip, render
+from tools.tiny.scenes import (
+    STYLES,
+    Scene,
+    Sprites,
+    describe,
+    index_sprites,
+    load_sprites,
+    read_zip,
+    render,
+)
 from tools.tiny.style import StyleJudge
 from tools.tiny.teach import Outcome, lessons, teach
 from tools.tiny.vae import psnr
@@ -73,16 +83,24 @@ class Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.tiny", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.tiny", description=__doc__.split("\n", 1)[0]
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of the emoji archives")
     parser.add_argument("--model", type=Path, default=Path("src/konomi/builtin/tiny"))
-    parser.add_argument("--only", choices=CHOICES, action="append", help="these parts alone; may be repeated")
+    parser.add_argument(
+        "--only", choices=CHOICES, action="append", help="these parts alone; may be repeated"
+    )
     parser.add_argument("--captions", type=int, default=256)
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--concepts", type=int, default=30, help="novel concepts to teach")
-    parser.add_argument("--with-prior", type=int, default=30, help="how many of them also with prior preservation")
+    parser.add_argument(
+        "--with-prior", type=int, default=30, help="how many of them also with prior preservation"
+    )
     parser.add_argument("--guidance", type=float, default=5.0)
-    parser.add_argument("--grid", type=Path, help="where to put 64 of the pictures; others beside it")
+    parser.add_argument(
+        "--grid", type=Path, help="where to put 64 of the pictures; others beside it"
+    )
     options = parser.parse_args()
     if "OMP_NUM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -95,13 +113,21 @@ def main() -> None:
 def figures(options: argparse.Namespace, wanted: tuple[str, ...]) -> Iterator[Figure]:
     """The table's lines, as they are found."""
     everything = load_sprites(options.data)
-    novel = index_sprites([s for s in read_zip(options.data / "emoji-novel.zip") if s.style in STYLES])
+    novel = index_sprites(
+        [s for s in read_zip(options.data / "emoji-novel.zip") if s.style in STYLES]
+    )
     towers = pack.load_towers(options.model).eval()
     tokenizer = CLIPTokenizer.from_pretrained(options.model / "tokenizer")
-    yield Figure("weights, MiB", pack.weigh(options.model) / 2**20, "{:.2f}", 24.0, less_is_better=True)
+    yield Figure(
+        "weights, MiB", pack.weigh(options.model) / 2**20, "{:.2f}", 24.0, less_is_better=True
+    )
     if "vae" in wanted:
-        scenes = [render(novel, describe(novel, EVALUATION_SEED + n, pair_share=0.0)) for n in range(40)]
-        vae = pack.load_vae(load_file(options.model / "vae" / "diffusion_pytorch_model.safetensors"))
+        scenes = [
+            render(novel, describe(novel, EVALUATION_SEED + n, pair_share=0.0)) for n in range(40)
+        ]
+        vae = pack.load_vae(
+            load_file(options.model / "vae" / "diffusion_pytorch_model.safetensors")
+        )
         yield Figure("VAE, scenes with novel concepts, dB", psnr(vae, scenes), "{:.1f}", 27.0, 24.0)
     if "clip" in wanted:
         found = retrieval(towers, everything, tokenizer, first_seed=EVALUATION_SEED)
@@ -117,7 +143,9 @@ def figures(options: argparse.Namespace, wanted: tuple[str, ...]) -> Iterator[Fi
 def drawing_figures(
     options: argparse.Namespace, everything: Sprites, towers: Towers, tokenizer: CLIPTokenizer
 ) -> Iterator[Figure]:
-    """Concepts, colours, styles and pairs, of the things that the denoiser has learned; any name may be told."""
+    """Concepts, colours, styles and pairs, of the things that the denoiser has learned; any name
+    may be told.
+    """
     base = load_base(options.model)
     sprites = known_sprites(options.data)
     finder = asked.NameFinder(towers, tokenizer, sprites, everything.names)
@@ -132,35 +160,64 @@ def drawing_figures(
     real = [render(sprites, scene) for scene in scenes]
     count = f"{len(scenes)} captions"
     found = finder.named(scenes, pictures)
-    yield Figure(f"{count}: concept among the CLIP's first {asked.TOP} of all names", found, "{:.1%}", 0.6, 0.25)
+    yield Figure(
+        f"{count}: concept among the CLIP's first {asked.TOP} of all names",
+        found,
+        "{:.1%}",
+        0.6,
+        0.25,
+    )
     yield Figure("  the same on the real scenes", finder.named(scenes, real), "{:.1%}")
-    yield Figure("  background colour as named", asked.coloured(scenes, pictures), "{:.1%}", 0.9, 0.85)
+    yield Figure(
+        "  background colour as named", asked.coloured(scenes, pictures), "{:.1%}", 0.9, 0.85
+    )
     yield Figure("  style as named", judge.share_right(pictures, scenes), "{:.1%}", 0.8, 0.65)
     yield Figure("  the style judge on new real scenes", judge.accuracy_on_real(), "{:.1%}")
     favourites = asked.single_scenes(sprites, options.pairs, only=FAVOURITES)
     liked = drawn(favourites)
-    yield Figure(f"{len(favourites)} captions of favourites: concept", finder.named(favourites, liked), "{:.1%}")
+    yield Figure(
+        f"{len(favourites)} captions of favourites: concept",
+        finder.named(favourites, liked),
+        "{:.1%}",
+    )
     pairs = asked.pair_scenes(sprites, options.pairs)
     beside = drawn(pairs)
     found = finder.both_named(pairs, beside)
-    yield Figure(f'{len(pairs)} pairs "X next to Y": both in their halves', found, "{:.1%}", 0.4, 0.1)
+    yield Figure(
+        f'{len(pairs)} pairs "X next to Y": both in their halves', found, "{:.1%}", 0.4, 0.1
+    )
     real = [render(sprites, scene) for scene in pairs]
     yield Figure("  the same on the real scenes", finder.both_named(pairs, real), "{:.1%}")
     if options.grid:
         nonsense = asked.draw(base, list(NONSENSE), guidance=options.guidance)
-        for name, some in (("", pictures[:64]), ("-favourites", liked), ("-pairs", beside), ("-nonsense", nonsense)):
+        for name, some in (
+            ("", pictures[:64]),
+            ("-favourites", liked),
+            ("-pairs", beside),
+            ("-nonsense", nonsense),
+        ):
             asked.save_grid(some, options.grid.with_stem(options.grid.stem + name))
 
 
 def speed_figures(model: Path) -> Iterator[Figure]:
     """Loading, in a process of its own, and one picture after a first one."""
     code = (
-        "import sys, time; from konomi.models.load import load_base; import torch; started = time.monotonic()\n"
-        "base = load_base(sys.argv[1]); base.denoiser, base.vae, list(base.text_encoders.values())\n"
+        "import sys, time; from konomi.models.load import load_base; import torch; started = "
+        "time.monotonic()\n"
+        "base = load_base(sys.argv[1])\n"
+        "base.denoiser, base.vae, list(base.text_encoders.values())\n"
         "print(time.monotonic() - started)"
     )
-    times = [float(subprocess.check_output([sys.executable, "-c", code, str(model)])) for _ in range(3)]
-    yield Figure("loading all parts, imports of torch apart, s", min(times), "{:.2f}", 2.0, less_is_better=True)
+    times = [
+        float(subprocess.check_output([sys.executable, "-c", code, str(model)])) for _ in range(3)
+    ]
+    yield Figure(
+        "loading all parts, imports of torch apart, s",
+        min(times),
+        "{:.2f}",
+        2.0,
+        less_is_better=True,
+    )
     base = load_base(model)
     asked.draw(base, ["a cat"], guidance=5.0)
     seconds = []
@@ -170,17 +227,33 @@ def speed_figures(model: Path) -> Iterator[Figure]:
         seconds.append(time.monotonic() - started)
     threads = torch.get_num_threads()
     middle = statistics.median(seconds)
-    yield Figure(f"one picture, 25 steps, guidance, {threads} threads, s", middle, "{:.2f}", 1.5, less_is_better=True)
+    yield Figure(
+        f"one picture, 25 steps, guidance, {threads} threads, s",
+        middle,
+        "{:.2f}",
+        1.5,
+        less_is_better=True,
+    )
     latents = torch.randn(1, 4, 16, 16)
     started = time.monotonic()
     with torch.no_grad():
         base.decode_latents(latents)
-    yield Figure("  of that the VAE; nearly all the rest is the denoiser", time.monotonic() - started, "{:.2f}")
+    yield Figure(
+        "  of that the VAE; nearly all the rest is the denoiser",
+        time.monotonic() - started,
+        "{:.2f}",
+    )
 
 
-def teaching_figures(options: argparse.Namespace, novel: Sprites, towers: Towers) -> Iterator[Figure]:
-    """LoRA with konomi's defaults on four scenes of each novel concept, in the three styles in turn."""
-    by_style = {style: {lesson.name: lesson for lesson in lessons(novel, style)} for style in STYLES}
+def teaching_figures(
+    options: argparse.Namespace, novel: Sprites, towers: Towers
+) -> Iterator[Figure]:
+    """LoRA with konomi's defaults on four scenes of each novel concept, in the three styles in
+    turn.
+    """
+    by_style = {
+        style: {lesson.name: lesson for lesson in lessons(novel, style)} for style in STYLES
+    }
     chosen = []
     for number, name in enumerate(sorted(set().union(*by_style.values()))[: options.concepts]):
         turned = STYLES[number % 3 :] + STYLES[: number % 3]
@@ -195,16 +268,28 @@ def teaching_figures(options: argparse.Namespace, novel: Sprites, towers: Towers
             kept.append(teach(model, towers, novel, lesson, prior=True))
             print(f"  with prior: {kept[-1]}", file=sys.stderr, flush=True)
     rise = statistics.mean(o.likeness_after - o.likeness_before for o in plain)
-    yield Figure(f"taught {len(plain)} novel concepts: likeness rises by", rise, "{:.3f}", 0.15, 0.1)
+    yield Figure(
+        f"taught {len(plain)} novel concepts: likeness rises by", rise, "{:.3f}", 0.15, 0.1
+    )
     yield Figure("  from", statistics.mean(o.likeness_before for o in plain), "{:.3f}")
-    yield Figure("  longest training, s", max(o.seconds for o in plain), "{:.0f}", 90, less_is_better=True)
-    yield Figure("  pictures of the class come nearer by", statistics.mean(o.class_drift for o in plain), "{:.3f}")
+    yield Figure(
+        "  longest training, s", max(o.seconds for o in plain), "{:.0f}", 90, less_is_better=True
+    )
+    yield Figure(
+        "  pictures of the class come nearer by",
+        statistics.mean(o.class_drift for o in plain),
+        "{:.3f}",
+    )
     if kept:
         rise = statistics.mean(o.likeness_after - o.likeness_before for o in kept)
         drift = statistics.mean(o.class_drift for o in kept)
-        yield Figure(f"with prior preservation ({len(kept)} of them): likeness rises by", rise, "{:.3f}")
+        yield Figure(
+            f"with prior preservation ({len(kept)} of them): likeness rises by", rise, "{:.3f}"
+        )
         bar = rise / 2
-        yield Figure("  pictures of the class come nearer by", drift, "{:.3f}", bar, less_is_better=True)
+        yield Figure(
+            "  pictures of the class come nearer by", drift, "{:.3f}", bar, less_is_better=True
+        )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import os
 
 from hypothesis import settings
 
-# As the command line does, before torch is loaded: spinning threads make a busy machine ten times slower.
+# As the command line does, before torch is loaded: spinning threads make a busy machine ten times
+# slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # One process of tests for each core, so one thread for each of them.

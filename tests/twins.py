@@ -10,10 +10,16 @@ from konomi.models.clip_text import TextEncoder
 
 
 def transformers_text(module: TextEncoder, config: Mapping[str, Any]) -> Any:
-    """transformers' text encoder. Its parameters have the names of ours; without a projection it has a random one."""
+    """transformers' text encoder. Its parameters have the names of ours; without a projection it
+    has a random one.
+    """
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    known = {k: v for k, v in config.items() if k not in ("architectures", "auto_map") and not k.startswith("_")}
+    known = {
+        k: v
+        for k, v in config.items()
+        if k not in ("architectures", "auto_map") and not k.startswith("_")
+    }
     theirs: Any = CLIPTextModelWithProjection(CLIPTextConfig(**known)).eval()
     left = theirs.load_state_dict(module.state_dict(), strict=False)
     assert not left.unexpected_keys
@@ -35,14 +41,19 @@ def assert_same_gradients(ours: nn.Module, theirs: nn.Module, *, but: str = "") 
             assert torch.equal(parameter.grad, expected[name].grad), name
 
 
-def diffusers_scheduler(name: str, prediction: str = "epsilon", *, zero_terminal_snr: bool = False) -> Any:
+def diffusers_scheduler(
+    name: str, prediction: str = "epsilon", *, zero_terminal_snr: bool = False
+) -> Any:
     """diffusers' scheduler of a sampler, with Stable Diffusion's own numbers."""
     import diffusers
 
     config: dict[str, Any] = {
-        "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
-        "prediction_type": {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}[prediction],
-        "steps_offset": 1, "timestep_spacing": "leading" if name in ("ddim", "pndm") else "linspace",
+        "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+        "num_train_timesteps": 1000,
+        "prediction_type": {"epsilon": "epsilon", "v": "v_prediction",
+        "sample": "sample"}[prediction],
+        "steps_offset": 1, "timestep_spacing": "leading" if name in ("ddim",
+        "pndm") else "linspace",
     }  # fmt: skip
     if zero_terminal_snr:
         config |= {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
@@ -52,7 +63,8 @@ def diffusers_scheduler(name: str, prediction: str = "epsilon", *, zero_terminal
         return diffusers.PNDMScheduler(**config, skip_prk_steps=True, set_alpha_to_one=False)
     classes = {
         "euler": "EulerDiscreteScheduler", "euler_a": "EulerAncestralDiscreteScheduler",
-        "heun": "HeunDiscreteScheduler", "lms": "LMSDiscreteScheduler", "unipc": "UniPCMultistepScheduler",
+        "heun": "HeunDiscreteScheduler", "lms": "LMSDiscreteScheduler",
+        "unipc": "UniPCMultistepScheduler",
     }  # fmt: skip
     if name in classes:
         return getattr(diffusers, classes[name])(**config)

@@ -1,7 +1,8 @@
 """Every text of the source that a person may read, and whether it has a Japanese entry.
 
-Run: python tools/messages.py [--all]. Prints the share for each floor of the house, and the texts without an entry.
-A text is a string or f-string with two words in a row; docstrings and errors for programmers do not count.
+Run: python tools/messages.py [--all]. Prints the share for each floor of the house, and the texts
+without an entry. A text is a string or f-string with two words in a row; docstrings and errors for
+programmers do not count.
 """
 
 import ast
@@ -13,7 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 SOURCE = Path(__file__).parents[1] / "src" / "konomi"
-OURS = {"ValueError", "TypeError", "AssertionError", "AttributeError", "NotImplementedError", "RuntimeError"}
+OURS = {
+    "ValueError",
+    "TypeError",
+    "AssertionError",
+    "AttributeError",
+    "NotImplementedError",
+    "RuntimeError",
+}
 """Errors for programmers; a ValueError of a setting's check is part of another message."""
 NOT_READ: dict[str, str] = {
     "evaluation/report.py": "the page of `demo`, a file in English",
@@ -26,24 +34,33 @@ NOT_READ: dict[str, str] = {
     "config/schema.py": "docs/settings.md",
     "config/write.py": "the comments of a recipe, in English with their settings",
 }
-"""Files whose texts are no messages, and why; what of them has an entry is looked up all the same."""
+"""Files whose texts are no messages, and why; what of them has an entry is looked up all the
+same."""
 EXCEPTIONS: dict[str, str] = {
     r"^(an? )?(close-up |cropped )?(photo|picture) of ": "a prompt",
     r"^a house by a lake$|on the beach$": "a prompt",
-    r"^konomi [a-z]+( \{\})*( --.*)?$|^konomi (check|train) RECIPE|^pipe\.|^ddim, euler": "a command, or code",
+    r"^konomi [a-z]+( \{\})*( --.*)?$"
+    r"|^konomi (check|train) RECIPE|^pipe\.|^ddim, euler": "a command, or code",
     r"^- not taken over: ": "a comment in a recipe",
     r"^no [a-z_]+( \(sd-scripts' default\))?$": "the name of a setting that was not there",
     r"^(any|one) of \{\}$": "a piece of what a setting takes, which has entries as a whole",
-    r"^(custom diffusion|single file|model folder|unknown tensors|aesthetic embedding|model of another family"
-    r"|holds neither model_index.json nor adapter_config.json)$": "a kind or format, by the name that --json has",
-    r"^(hold out|konomi cache 1|made up|bold red|sample\.width, height|Input should be )$": "not shown",
+    r"^(custom diffusion|single file|model folder|unknown tensors|aesthetic embedding|model of "
+    r"another family"
+    r"|holds neither model_index.json nor adapter_config.json)$": "a kind or format, by the name "
+    "that --json has",
+    r"^(hold out|konomi cache 1|made up|bold red"
+    r"|sample\.width, height|Input should be )$": "not shown",
     r"^class images/": "not shown",
-    r"^(Prodigy|schedule-free|Lion) optimiser$|^\.tar shards$|^Reading \.tar shards$|pip install": "a name",
+    r"^(Prodigy|schedule-free|Lion) optimiser$|^\.tar shards$|^Reading \.tar "
+    r"shards$|pip install": "a name",
     r"^\{\}, Sheet of: ": "written into a picture",
-    r"already has a replaced forward$|^this UNet reads pooled|^buckets are multiples": "a programmer's",
+    r"already has a replaced forward$|^this UNet reads pooled"
+    r"|^buckets are multiples": "a programmer's",
     r"^no step is under way|^two live adapters": "a programmer's",
-    r"is missing in some parts$|^the run is to end$|^a \{\} too long to be shown$": "a programmer's, or a value",
-    r"^a (network \{\} of width|whole number of \{\} bits|list or table of \{\})|^ and layer norm$": "a value",
+    r"is missing in some parts$|^the run is to end$"
+    r"|^a \{\} too long to be shown$": "a programmer's, or a value",
+    r"^a (network \{\} of width|whole number of \{\} bits|list or table of \{\})|^ and "
+    r"layer norm$": "a value",
     r"^(another file|not noted|out of all bounds)$": "a value",
 }
 """Patterns of texts that are no messages by themselves, and what they are."""
@@ -86,7 +103,9 @@ def has_japanese(message: Message) -> bool:
 
 
 def is_message(message: Message) -> bool:
-    """False for what only looks like one: prompts, names, a page of its own, errors for programmers."""
+    """False for what only looks like one: prompts, names, a page of its own, errors for
+    programmers.
+    """
     if message.kind in OURS or message.file in NOT_READ:
         return False
     return not any(re.search(pattern, message.text) for pattern in EXCEPTIONS)
@@ -107,11 +126,15 @@ def _of_file(path: Path) -> Iterator[Message]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             text = node.value
         elif isinstance(node, ast.JoinedStr):
-            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            text = "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values
+            )
         else:
             continue
         if _PROSE.search(text):
-            yield Message(path.relative_to(SOURCE).as_posix(), node.lineno, _kind(node, above), text)
+            yield Message(
+                path.relative_to(SOURCE).as_posix(), node.lineno, _kind(node, above), text
+            )
 
 
 def _kind(node: ast.AST, above: dict[ast.AST, ast.AST]) -> str:
@@ -121,7 +144,13 @@ def _kind(node: ast.AST, above: dict[ast.AST, ast.AST]) -> str:
             return "help"
         if isinstance(node, ast.Call):
             name = node.func
-            return name.id if isinstance(name, ast.Name) else name.attr if isinstance(name, ast.Attribute) else ""
+            return (
+                name.id
+                if isinstance(name, ast.Name)
+                else name.attr
+                if isinstance(name, ast.Attribute)
+                else ""
+            )
     return ""
 
 
@@ -142,7 +171,9 @@ def main() -> int:
     os.environ["KONOMI_LANGUAGE"] = "ja"
     found = [message for message in messages() if is_message(message)]
     lacking = [message for message in found if not has_japanese(message)]
-    total, absent = (Counter(message.file.partition("/")[0] for message in some) for some in (found, lacking))
+    total, absent = (
+        Counter(message.file.partition("/")[0] for message in some) for some in (found, lacking)
+    )
     for floor, count in sorted(total.items()):
         print(f"{floor:<14}{count - absent[floor]:>5} of {count:>5} in Japanese")
     print(f"{'all':<14}{len(found) - len(lacking):>5} of {len(found):>5} in Japanese")

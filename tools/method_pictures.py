@@ -31,7 +31,12 @@ COLOURS = 128
 def custom_diffusion(work: Path) -> Image.Image:
     """The subject, its size by words, and a neighbour that should stay what it was."""
     result = train("custom_diffusion", work, ["optimizer.learning_rate=2e-4"])
-    prompts = ["sks creature, red background", "very small sks creature", "close up sks creature", "a fox"]
+    prompts = [
+        "sks creature, red background",
+        "very small sks creature",
+        "close up sks creature",
+        "a fox",
+    ]
     return before_and_after(result, prompts)
 
 
@@ -41,19 +46,33 @@ def dreamartist(work: Path) -> Image.Image:
     one.mkdir(parents=True, exist_ok=True)
     shutil.copy(MASCOT / "mascot-1.png", one)
     result = train("dreamartist", work, [], images=one)
-    return before_and_after(result, ["a photo of sks creature", "sks creature on the beach", "a red sks creature"])
+    return before_and_after(
+        result, ["a photo of sks creature", "sks creature on the beach", "a red sks creature"]
+    )
 
 
 def dreambooth(work: Path) -> Image.Image:
-    """The subject in the words it was shown with and in others, its class, which should stay, and a neighbour."""
+    """The subject in the words it was shown with and in others, its class, which should stay, and
+    a neighbour.
+    """
     result = train("dreambooth", work, [])
-    prompts = ["sks creature, standing, light blue background", "sks creature, red background", "a creature", "a fox"]
-    return grid([drawn_by(load_base(str(base), device="cpu"), prompts) for base in ("tiny", result)], prompts)
+    prompts = [
+        "sks creature, standing, light blue background",
+        "sks creature, red background",
+        "a creature",
+        "a fox",
+    ]
+    return grid(
+        [drawn_by(load_base(str(base), device="cpu"), prompts) for base in ("tiny", result)],
+        prompts,
+    )
 
 
 def hypernetwork(work: Path) -> Image.Image:
     """The subject, and a neighbour that should stay what it was."""
-    return before_and_after(train("hypernetwork", work, []), ["sks creature, red background", "a fox"])
+    return before_and_after(
+        train("hypernetwork", work, []), ["sks creature, red background", "a fox"]
+    )
 
 
 def textual_inversion(work: Path) -> Image.Image:
@@ -123,7 +142,9 @@ def main() -> None:
     """Draw one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=PICTURES)
-    parser.add_argument("--work", type=Path, help="where the run is kept; by default it is thrown away")
+    parser.add_argument(
+        "--work", type=Path, help="where the run is kept; by default it is thrown away"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         picture = PICTURES[options.kind](options.work or Path(temporary))

@@ -28,7 +28,9 @@ def main(demo: Path) -> None:
             columns.append(
                 [
                     [p.image for p in generate(base, count_on(request, EACH), batch=EACH)]
-                    for request in (Request(prompt=p, seed=SEED, steps=25, guidance=GUIDANCE) for p in prompts)
+                    for request in (
+                        Request(prompt=p, seed=SEED, steps=25, guidance=GUIDANCE) for p in prompts
+                    )
                 ]
             )
     pictures = [image for row in range(len(prompts)) for column in columns for image in column[row]]
@@ -36,7 +38,9 @@ def main(demo: Path) -> None:
     make_grid(pictures, columns=2 * EACH, column_labels=labels, row_labels=prompts).save(
         IMAGES / "demo.png", optimize=True
     )
-    samples = [Image.open(path).convert("RGB").resize((128, 128)) for path in sorted(MASCOT.glob("*.png"))]
+    samples = [
+        Image.open(path).convert("RGB").resize((128, 128)) for path in sorted(MASCOT.glob("*.png"))
+    ]
     make_grid(samples, columns=len(samples)).save(IMAGES / "mascot.png", optimize=True)
 
 

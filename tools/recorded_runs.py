@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python -m tools.recorded_runs > before.txt
     OMP_NUM_THREADS=1 python -m tools.recorded_runs > after.txt && diff before.txt after.txt
 
-A redesign keeps all of them. A line is one run: its losses, the tensors of its file and what the file says of itself
-(all but dates and hashes), its previews, a picture drawn with the file, and the file converted to another format. On
-another machine the numbers are others; compare two states of the code on one.
+A redesign keeps all of them. A line is one run: its losses, the tensors of its file and what the
+file says of itself (all but dates and hashes), its previews, a picture drawn with the file, and
+the file converted to another format. On another machine the numbers are others; compare two states
+of the code on one.
 """
 
 import argparse
@@ -29,7 +30,8 @@ from konomi.models.scratch import random_base
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 KINDS = (
-    "lora", "full", "dreambooth", "textual_inversion", "pivotal", "hypernetwork", "dreamartist", "custom_diffusion",
+    "lora", "full", "dreambooth", "textual_inversion", "pivotal", "hypernetwork", "dreamartist",
+    "custom_diffusion",
 )  # fmt: skip
 CONVERTED = {
     "lora": "diffusers", "textual_inversion": "diffusers", "dreamartist": "webui",
@@ -38,7 +40,13 @@ CONVERTED = {
 """Kind -> another format its file is written in."""
 MODELS = ("full", "dreambooth")
 """Kinds whose result is a whole model."""
-SETTINGS = ("data.resolution=64", "run.batch_size=2", "run.seed=11", "run.preview_every=2", "run.device=cpu")
+SETTINGS = (
+    "data.resolution=64",
+    "run.batch_size=2",
+    "run.seed=11",
+    "run.preview_every=2",
+    "run.device=cpu",
+)
 SPECIAL = {"lora": ("method.text_rank=2", "method.conv_rank=2", "method.dropout=0.1")}
 """What makes a run of this kind touch more of the code."""
 DATED = ("date", "finished", "hash", "started", "sd_model_name", "session")
@@ -67,17 +75,30 @@ def main() -> int:
 
 def _recorded(kind: str, base: Path, images: Path, run: Path) -> str:
     """One run, and what became of it."""
-    _konomi("train", kind, "--images", images, "--base", base, "--trigger", "sks", "--class", "dog", "--output", run,
+    _konomi("train", kind, "--images", images, "--base", base, "--trigger", "sks", "--class", "dog",
+    "--output", run,
             "--steps", "4", *SETTINGS, *SPECIAL.get(kind, ()))  # fmt: skip
     facts = {"losses": _hashed([_losses(run)])}
-    results = [path for path in run.iterdir() if path.stem in ("sks", "sks-neg") and path.suffix != ".png"]
+    results = [
+        path for path in run.iterdir() if path.stem in ("sks", "sks-neg") and path.suffix != ".png"
+    ]
     # The word for the negative prompt (DreamArtist) comes along with the other one.
     result = min(results, key=lambda path: len(path.name))
     written = [file for path in sorted(results) for file in _files(path)]
     facts["file"], facts["metadata"] = _hashed(_contents(written)), _hashed(_metadata(written))
     facts["previews"] = _hashed(_pixels(run.rglob("previews/*.png")))
     loaded = ["--base", result] if kind in MODELS else ["--base", base, "--add", result]
-    _konomi("generate", "a photo of sks dog", *loaded, "--steps", "3", "--seed", "5", "--output", run / "drawn")
+    _konomi(
+        "generate",
+        "a photo of sks dog",
+        *loaded,
+        "--steps",
+        "3",
+        "--seed",
+        "5",
+        "--output",
+        run / "drawn",
+    )
     facts["picture"] = _hashed(_pixels((run / "drawn").rglob("*.png")))
     if kind in CONVERTED:
         target = CONVERTED[kind]
@@ -105,7 +126,13 @@ def _konomi(*arguments: object, may_fail: bool = False) -> bool:
 
 def _losses(run: Path) -> bytes:
     lines = map(json.loads, (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    return repr([(line["step"], line["loss"], line.get("learning_rate")) for line in lines if "loss" in line]).encode()
+    return repr(
+        [
+            (line["step"], line["loss"], line.get("learning_rate"))
+            for line in lines
+            if "loss" in line
+        ]
+    ).encode()
 
 
 def _files(path: Path) -> Iterable[Path]:
@@ -129,7 +156,9 @@ def _metadata(paths: Iterable[Path]) -> Iterable[bytes]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 told = file.metadata() or {}
-            yield repr(sorted((k, v) for k, v in told.items() if not any(word in k for word in DATED))).encode()
+            yield repr(
+                sorted((k, v) for k, v in told.items() if not any(word in k for word in DATED))
+            ).encode()
 
 
 def _table(value: object, name: str) -> Iterable[bytes]:
@@ -169,7 +198,9 @@ def _paint(folder: Path, sizes: Sequence[tuple[int, int]] = ((64, 64), (64, 64),
         image = Image.new("RGB", size, (40 * index, 90, 200 - 30 * index))
         ImageDraw.Draw(image).ellipse((10, 10, 30 + 5 * index, 40), fill=(250, 20 * index, 60))
         image.save(folder / f"{index}.png")
-        (folder / f"{index}.txt").write_text(f"a photo of sks dog, number {index}", encoding="utf-8")
+        (folder / f"{index}.txt").write_text(
+            f"a photo of sks dog, number {index}", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -12,10 +12,16 @@ TEN = (
         "the prompt word that stands for what is learned; take a rare one (`konomi identifiers`)",
     ),
     ("run.steps", "how long; too few learn nothing, too many burn in: look at the previews"),
-    ("optimizer.learning_rate", "how large each step is; halve it where pictures burn, double it where nothing comes"),
+    (
+        "optimizer.learning_rate",
+        "how large each step is; halve it where pictures burn, double it where nothing comes",
+    ),
     ("run.batch_size", "images a step; more is steadier and costs memory"),
     ("method.rank", "how much a LoRA can hold; 8 to 32 for a subject, more for a style"),
-    ("method.text_rank", "lets a LoRA change the text encoder too; likeness at the price of the class"),
+    (
+        "method.text_rank",
+        "lets a LoRA change the text encoder too; likeness at the price of the class",
+    ),
     ("data.resolution", "training size; the base's own by default, smaller is faster and coarser"),
     ("prior.source", "`generate` keeps the class as it was"),
     ("memory.gradient_checkpointing", "the first thing to turn on where memory does not suffice"),
@@ -28,9 +34,14 @@ def page() -> str:
     """All settings: those of each method, then those that every recipe has."""
     parts = [
         "# Settings\n",
-        "Made by `python tools/settings_page.py` from the texts in the code. `konomi new METHOD` writes",
+        (
+            "Made by `python tools/settings_page.py` from the texts in the code. `konomi new "
+            "METHOD` writes"
+        ),
     ]
-    parts.append("them as a commented recipe; on the command line any of them is changed by `name=value`.\n")
+    parts.append(
+        "them as a commented recipe; on the command line any of them is changed by `name=value`.\n"
+    )
     known = {setting.path: setting for setting in recipe_settings(METHODS[0].config_type)}
     rows = [f"| `{known[path].path}` | {why} |" for path, why in TEN]
     parts += ["## Ten settings that matter\n", "| Setting | Why |", "| --- | --- |", *rows, ""]
@@ -38,7 +49,9 @@ def page() -> str:
         kind = method.config_type().kind
         own = [s for s in recipe_settings(method.config_type) if s.path.startswith("method.")]
         parts += [f'## `method.kind = "{kind}"`\n', docs_table(own)]
-    common = [s for s in recipe_settings(METHODS[0].config_type) if not s.path.startswith("method.")]
+    common = [
+        s for s in recipe_settings(METHODS[0].config_type) if not s.path.startswith("method.")
+    ]
     sections: dict[str, list[object]] = {}
     for setting in common:
         sections.setdefault(setting.path.split(".")[0], []).append(setting)

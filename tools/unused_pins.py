@@ -2,7 +2,8 @@
 
     python tools/unused_pins.py
 
-Asks pip what it would install of konomi with all extras into an empty environment; needs a package index.
+Asks pip what it would install of konomi with all extras into an empty environment; needs a package
+index.
 """
 
 import json
@@ -23,10 +24,20 @@ def normal(name: str) -> str:
 
 def wanted() -> set[str]:
     """Every package that some extra brings along."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--dry-run",
+            "--ignore-installed",
+        ]
         command += ["--report", str(report), "-c", "constraints.txt", f".[{','.join(extras)}]"]
         subprocess.run(command, cwd=ROOT, check=True)
         installed = json.loads(report.read_text(encoding="utf-8"))["install"]

@@ -15,7 +15,8 @@ from pathlib import Path
 from bench.gpu.rows import Part, tables
 
 OVERRUN = {"cuda": 30.0, "cpu": 600.0}
-"""Seconds beyond its time after which a part is cut off. A CPU only rehearses: each part gives one answer."""
+"""Seconds beyond its time after which a part is cut off. A CPU only rehearses: each part gives one
+answer."""
 SHARES = {"losses": 0.25, "contracts": 0.15, "speed": 0.4, "profile": 0.1, "resume": 0.1}
 """Part -> its share of the time; what one leaves the next ones have."""
 
@@ -23,7 +24,9 @@ SHARES = {"losses": 0.25, "contracts": 0.15, "speed": 0.4, "profile": 0.1, "resu
 def main() -> int:
     """Run them. The exit code says whether all came to their end."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
@@ -39,7 +42,9 @@ def main() -> int:
         seconds = left * SHARES[name] / sum(SHARES[later] for later in options.parts[number:])
         if not _run(name, options, seconds, left):
             failed.append(name)
-        (options.output / "tables.md").write_text(tables(options.output / "rows.jsonl"), encoding="utf-8")
+        (options.output / "tables.md").write_text(
+            tables(options.output / "rows.jsonl"), encoding="utf-8"
+        )
     print((options.output / "tables.md").read_text(encoding="utf-8"))
     if failed:
         print(f"not all of it: {', '.join(failed)}")
@@ -47,8 +52,19 @@ def main() -> int:
 
 
 def _run(name: str, options: argparse.Namespace, seconds: float, left: float) -> bool:
-    command = [sys.executable, "-m", f"bench.gpu.{name}", "--device", options.device, "--output", str(options.output)]
-    environment = os.environ | {"KONOMI_LANGUAGE": "en", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [
+        sys.executable,
+        "-m",
+        f"bench.gpu.{name}",
+        "--device",
+        options.device,
+        "--output",
+        str(options.output),
+    ]
+    environment = os.environ | {
+        "KONOMI_LANGUAGE": "en",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
     latest = min(left, seconds + 60) + OVERRUN[options.device.partition(":")[0]]
     with (options.output / f"{name}.log").open("w", encoding="utf-8") as log:
         try:
@@ -60,7 +76,8 @@ def _run(name: str, options: argparse.Namespace, seconds: float, left: float) ->
         except subprocess.TimeoutExpired:
             print(f"{name}: cut off after {latest:.0f} s", flush=True)
             return False
-    print(f"{name}: {'done' if done.returncode == 0 else f'ended with {done.returncode}, see {name}.log'}", flush=True)
+    end = "done" if done.returncode == 0 else f"ended with {done.returncode}, see {name}.log"
+    print(f"{name}: {end}", flush=True)
     return done.returncode == 0
 
 

@@ -1,4 +1,6 @@
-"""The contract tests with their bases on the card: what every method keeps to, bit for bit where the tests say so."""
+"""The contract tests with their bases on the card: what every method keeps to, bit for bit where
+the tests say so.
+"""
 
 import os
 import subprocess
@@ -16,7 +18,15 @@ def main() -> int:
     """A row with the counts, and one for each test that failed."""
     part = asked("contracts")
     report = part.output / "contracts.xml"
-    command = [sys.executable, "-m", "pytest", *TESTS, "-o", "addopts=-q -p no:xdist -m 'not slow'", "--tb=short"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *TESTS,
+        "-o",
+        "addopts=-q -p no:xdist -m 'not slow'",
+        "--tb=short",
+    ]
     command += ["-o", "filterwarnings=ignore", f"--junitxml={report}", "-p", "no:cacheprovider"]
     if part.small:
         # A rehearsal: one family, one method, one contract.
@@ -38,7 +48,10 @@ def main() -> int:
     for case in suite.iter("testcase"):
         for kind in ("failure", "error"):
             if (found := case.find(kind)) is not None:
-                part.write(test=str(case.get("name")), why=str(found.get("message"))[:160].replace("\n", " "))
+                part.write(
+                    test=str(case.get("name")),
+                    why=str(found.get("message"))[:160].replace("\n", " "),
+                )
     return 1 if counts["failures"] or counts["errors"] else 0
 
 

@@ -1,4 +1,6 @@
-"""Every method on `tiny`, on the card in three number formats: its losses beside those of the CPU in float32."""
+"""Every method on `tiny`, on the card in three number formats: its losses beside those of the CPU
+in float32.
+"""
 
 import sys
 from pathlib import Path
@@ -14,8 +16,8 @@ from konomi.training.events import Step
 
 STEPS = 4
 ALLOWED = {"bf16": 5e-2, "fp32": 2e-3, "fp16": 2e-2}
-"""Format -> how far a loss may be from the CPU's, as a share of it: rounding of the format, through some hundred layers
-and a few steps. What is beyond is to be looked into."""
+"""Format -> how far a loss may be from the CPU's, as a share of it: rounding of the format,
+through some hundred layers and a few steps. What is beyond is to be looked into."""
 
 
 def main() -> int:
@@ -40,7 +42,12 @@ def main() -> int:
                     part.write(method=kind, precision=precision, apart="", verdict=str(error))
                     continue
                 apart = max(abs(a - b) / abs(b) for a, b in zip(losses, reference, strict=True))
-                part.write(method=kind, precision=precision, apart=apart, verdict="ok" if apart <= allowed else "APART")
+                part.write(
+                    method=kind,
+                    precision=precision,
+                    apart=apart,
+                    verdict="ok" if apart <= allowed else "APART",
+                )
     return 0
 
 

@@ -14,5 +14,7 @@ def paint(folder: Path, side: int = 64) -> Path:
             (side // 6, side // 6, side // 2 + 5 * index, side - 8), fill=(250, 40 * index, 60)
         )
         image.save(folder / f"{index}.png")
-        (folder / f"{index}.txt").write_text(f"a photo of sks dog, number {index}", encoding="utf-8")
+        (folder / f"{index}.txt").write_text(
+            f"a photo of sks dog, number {index}", encoding="utf-8"
+        )
     return folder

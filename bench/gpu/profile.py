@@ -1,4 +1,6 @@
-"""One step of SD1.5 LoRA at 512 pixels under the profiler: kernels, gaps between them, time of the host."""
+"""One step of SD1.5 LoRA at 512 pixels under the profiler: kernels, gaps between them, time of the
+host.
+"""
 
 import sys
 import time
@@ -15,7 +17,9 @@ def main() -> int:
     """A row with the sums, one for each of the dearest operators; the trace beside them."""
     part = asked("profile")
     precision = torch.float32 if part.small else torch.bfloat16
-    training = Training(Case("sd15", "lora", 64 if part.small else 512, 1, part.device, precision, part.small))
+    training = Training(
+        Case("sd15", "lora", 64 if part.small else 512, 1, part.device, precision, part.small)
+    )
     for _ in range(5):
         training.step()
     training.synchronize()
@@ -24,11 +28,15 @@ def main() -> int:
         training.step()
     training.synchronize()
     undisturbed = (time.perf_counter() - started) / 3
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if part.device.startswith("cuda") else [])
+    activities = [ProfilerActivity.CPU] + (
+        [ProfilerActivity.CUDA] if part.device.startswith("cuda") else []
+    )
     with profile(activities=activities) as profiled:
         training.step()
         training.synchronize()
-    kernels = [event for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [
+        event for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA
+    ]
     spans = sorted((event.time_range.start, event.time_range.end) for event in kernels)
     averages = profiled.key_averages()
     part.write(
@@ -39,7 +47,11 @@ def main() -> int:
         host_operators=sum(row.count for row in averages),
         host_ms=sum(row.self_cpu_time_total for row in averages) / 1e3,
     )
-    by_cost = sorted(averages, key=lambda row: row.self_device_time_total or row.self_cpu_time_total, reverse=True)
+    by_cost = sorted(
+        averages,
+        key=lambda row: row.self_device_time_total or row.self_cpu_time_total,
+        reverse=True,
+    )
     for row in by_cost[:LISTED]:
         part.write(
             operator=row.key[:80], calls=row.count, device_ms=row.self_device_time_total / 1e3,

@@ -32,10 +32,15 @@ def main() -> int:
         for event in konomi.resume(cut):
             del event
         a, b = _losses(whole), _losses(cut)
-        part.write(steps=len(b), largest_difference=max(abs(a[step] - b[step]) for step in a), same_bits=a == b)
+        part.write(
+            steps=len(b),
+            largest_difference=max(abs(a[step] - b[step]) for step in a),
+            same_bits=a == b,
+        )
         started = time.perf_counter()
         code = command(
-            ["generate", "a photo of sks dog", "--base", "tiny", "--add", str(cut / "sks.safetensors"), "--seed", "1",
+            ["generate", "a photo of sks dog", "--base", "tiny", "--add",
+            str(cut / "sks.safetensors"), "--seed", "1",
              "--device", part.device, "--output", str(part.output / "drawn")]
         )  # fmt: skip
         part.write(generate_exit_code=code, seconds=time.perf_counter() - started)
@@ -43,9 +48,15 @@ def main() -> int:
 
 
 def _recipe(images: Path, output: Path, device: str) -> "konomi.Recipe":
-    settings = [f"run.device={device}", "run.batch_size=2", f"run.checkpoint_every={CUT}", "run.preview_every=0"]
+    settings = [
+        f"run.device={device}",
+        "run.batch_size=2",
+        f"run.checkpoint_every={CUT}",
+        "run.preview_every=0",
+    ]
     return konomi.recipe_from_flags(
-        "lora", images=[images], base="tiny", trigger="sks", class_noun="dog", output=str(output), steps=STEPS,
+        "lora", images=[images], base="tiny", trigger="sks", class_noun="dog", output=str(output),
+        steps=STEPS,
         overrides=[*settings, 'data.resolution="64"', f'data.cache.folder="{output}-cache"'],
     )  # fmt: skip
 

@@ -58,7 +58,9 @@ def tables(path: Path) -> str:
         row = json.loads(line)
         part = row.pop("part")
         grouped.setdefault((part, tuple(row)), []).append(row)
-    return "\n".join("\n".join(_table(part, names, rows)) for (part, names), rows in grouped.items())
+    return "\n".join(
+        "\n".join(_table(part, names, rows)) for (part, names), rows in grouped.items()
+    )
 
 
 def _table(part: str, names: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> Iterable[str]:

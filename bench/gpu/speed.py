@@ -1,6 +1,7 @@
 """Steps a second at full size, and what share of the card's arithmetic they use.
 
-Each case has a process of its own: its peak memory and its time from start to first step are its own.
+Each case has a process of its own: its peak memory and its time from start to first step are its
+own.
 """
 
 import argparse
@@ -13,7 +14,8 @@ from bench.gpu.rows import Part, asked
 from torch.utils.flop_counter import FlopCounterMode
 
 CASES = (
-    ("sd15", "lora", 512, 1), ("sd15", "lora", 512, 4), ("sdxl", "lora", 1024, 1), ("sd15", "full", 512, 1),
+    ("sd15", "lora", 512, 1), ("sd15", "lora", 512, 4), ("sdxl", "lora", 1024, 1),
+    ("sd15", "full", 512, 1),
     ("sd15", "lora", 512, 8), ("sdxl", "lora", 1024, 4), ("sd15", "full", 512, 4),
     ("sd15", "textual_inversion", 512, 1),
 )  # fmt: skip
@@ -39,11 +41,21 @@ def main() -> int:
             part.write(case=" ".join(map(str, CASES[number])), verdict="no time left")
             continue
         seconds = f"{part.left / (len(cases) - number):.0f}"
-        command = [sys.executable, "-m", "bench.gpu.speed", "--case", str(number), "--device", part.device]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.gpu.speed",
+            "--case",
+            str(number),
+            "--device",
+            part.device,
+        ]
         try:
             # Nobody waits for a rehearsal; on a card a case may overrun a little.
             latest = None if part.small else part.left + 20
-            done = subprocess.run([*command, "--seconds", seconds, "--output", str(part.output)], timeout=latest)
+            done = subprocess.run(
+                [*command, "--seconds", seconds, "--output", str(part.output)], timeout=latest
+            )
             failed += done.returncode != 0
         except subprocess.TimeoutExpired:
             failed += 1
@@ -57,7 +69,9 @@ def measure(part: Part, model: str, method: str, size: int, batch: int) -> None:
     from bench.gpu.training import Case, Training
 
     precision = torch.float32 if part.small else torch.bfloat16
-    case = Case(model, method, 64 if part.small else size, batch, part.device, precision, part.small)
+    case = Case(
+        model, method, 64 if part.small else size, batch, part.device, precision, part.small
+    )
     try:
         training = Training(case)
         training.step()

@@ -1,4 +1,6 @@
-"""Training of a base whose random weights are drawn where it runs, on latents and text as a warm cache gives them."""
+"""Training of a base whose random weights are drawn where it runs, on latents and text as a warm
+cache gives them.
+"""
 
 import time
 from collections.abc import Iterator
@@ -45,7 +47,9 @@ class Case:
 
 
 class MadeThere:
-    """A source of random weights that draws them on the device: gigabytes are not drawn on a CPU and copied."""
+    """A source of random weights that draws them on the device: gigabytes are not drawn on a CPU
+    and copied.
+    """
 
     def __init__(self, source: Any, device: str) -> None:
         self._source, self._device = source, device
@@ -71,19 +75,36 @@ class CachedBatches:
         case, side = self.case, self.case.size // self.base.latent_factor
         for step in range(start, stop):
             generator = torch.Generator().manual_seed(step)
-            latents = torch.randn(case.batch, self.base.latent_channels, side, side, generator=generator)
+            latents = torch.randn(
+                case.batch, self.base.latent_channels, side, side, generator=generator
+            )
             ids = torch.arange(case.batch) + step * case.batch
             captions = tuple(f"a photo of sks dog, number {number}" for number in ids.tolist())
             text = self._text(generator) if self.text else None
             sizes = torch.full((case.batch, 6), case.size)
-            yield (Batch(Examples(captions, ids, captions, sizes, latents=Latents(latents, 0 * latents), text=text)),)
+            yield (
+                Batch(
+                    Examples(
+                        captions,
+                        ids,
+                        captions,
+                        sizes,
+                        latents=Latents(latents, 0 * latents),
+                        text=text,
+                    )
+                ),
+            )
 
     def _text(self, generator: torch.Generator) -> Conditioning:
         configs = self.base.source.configs
-        states = torch.randn(self.case.batch, 77, configs["unet"]["cross_attention_dim"], generator=generator)
+        states = torch.randn(
+            self.case.batch, 77, configs["unet"]["cross_attention_dim"], generator=generator
+        )
         pooled = None
         if self.case.model == "sdxl":
-            pooled = torch.randn(self.case.batch, configs["text_encoder_2"]["projection_dim"], generator=generator)
+            pooled = torch.randn(
+                self.case.batch, configs["text_encoder_2"]["projection_dim"], generator=generator
+            )
             pooled = pooled.to(self.case.precision)
         return Conditioning(states.to(self.case.precision), pooled)
 
@@ -111,7 +132,11 @@ class Training:
         self.base.place(device, case.precision, float32_parts=needs.float32_parts)
         phases = method.plan()
         trainer = Trainer(
-            phases, recipe, processes=Processes(0, 1, device), total_steps=10**6, precision=case.precision
+            phases,
+            recipe,
+            processes=Processes(0, 1, device),
+            total_steps=10**6,
+            precision=case.precision,
         )
         batches = CachedBatches(case, self.base, text=not needs.trains_text)
         self._events = trainer.run(batches, stop=Stop())

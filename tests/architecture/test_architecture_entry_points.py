@@ -1,4 +1,6 @@
-"""What a Python program calls: every verb of the command line listed once, each argument explained."""
+"""What a Python program calls: every verb of the command line listed once, each argument
+explained.
+"""
 
 import ast
 import inspect
@@ -18,12 +20,24 @@ OTHER_NAMES = {"new": "new_recipe", "merge": "merge_custom"}
 
 def names_for_type_checkers(path):
     """What a module imports for type checkers alone."""
-    (block,) = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.If)]
-    return {alias.asname for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    (block,) = [
+        node
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.If)
+    ]
+    return {
+        alias.asname
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
 
 
 def test_verbs_are_listed_once_and_type_checkers_see_the_same():
-    assert names_for_type_checkers(SOURCE / "tasks" / "__init__.py") == {*tasks.VERBS, *tasks._ANSWERS}
+    assert names_for_type_checkers(SOURCE / "tasks" / "__init__.py") == {
+        *tasks.VERBS,
+        *tasks._ANSWERS,
+    }
     assert names_for_type_checkers(SOURCE / "__init__.py") == {*tasks.VERBS, *konomi._BESIDE_VERBS}
     assert {*tasks.VERBS, "Recipe", "Stop", "KonomiError"} <= set(dir(konomi))
     for name in (*tasks.VERBS, *konomi._BESIDE_VERBS):

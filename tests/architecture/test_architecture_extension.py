@@ -1,5 +1,6 @@
-"""Adding a method, a format or a kind of update touches its own file and one tuple: done here to a copy of the package,
-and used."""
+"""Adding a method, a format or a kind of update touches its own file and one tuple: done here to a
+copy of the package, and used.
+"""
 
 import json
 import os
@@ -17,6 +18,7 @@ SOURCE = ROOT / "src" / "konomi"
 
 METHOD = '''
 """Bias tuning: only the biases of the denoiser learn (a method made up for this test)."""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,16 +58,24 @@ class Bias:
 
     def plan(self):
         modules = self.base.targets("feed_forward")
-        self.modules = {key: m.requires_grad_(False) for key, m in modules.items() if m.bias is not None}
+        self.modules = {
+            key: m.requires_grad_(False) for key, m in modules.items() if m.bias is not None
+        }
         self.before = {key: m.bias.detach().clone() for key, m in self.modules.items()}
         parameters = {f"{key}.bias": m.bias.requires_grad_(True) for key, m in self.modules.items()}
-        return (Phase("bias", (ParameterGroup("bias", parameters, self.default_learning_rate),), self.loss),)
+        return (
+            Phase(
+                "bias", (ParameterGroup("bias", parameters, self.default_learning_rate),), self.loss
+            ),
+        )
 
     def loss(self, batch, rng):
         return subject_and_prior_loss(self.denoising, batch, rng, prior_weight=1.0)
 
     def export(self):
-        layers = {k: Difference(bias=m.bias.detach() - self.before[k]) for k, m in self.modules.items()}
+        layers = {
+            k: Difference(bias=m.bias.detach() - self.before[k]) for k, m in self.modules.items()
+        }
         return Adapter(layers=layers, family=self.base.family)
 
     @contextmanager
@@ -77,7 +87,8 @@ class Bias:
 '''
 
 FORMAT = '''
-"""A format made up for this test: every tensor is a difference of weights under its canonical key."""
+"""A format made up for this test: every tensor is a difference of weights."""
+
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.kinds import Difference
 from konomi.formats.source import Parsed, Source
@@ -96,7 +107,8 @@ def parse(source: Source) -> Parsed:
 
 
 KIND = '''
-"""A kind made up for this test: every weight of a row, and every weight of a column, moves by the same amount."""
+"""A kind made up for this test: a row moves by one amount, and so does a column."""
+
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -173,14 +185,19 @@ class ShiftLayer(nn.Module):
         super().__init__()
         self._base, self.key, self.spec, self.rng = (base,), key, spec, None
         outputs, inputs = base.weight.flatten(1).shape
-        self.rows, self.columns = nn.Parameter(torch.zeros(outputs)), nn.Parameter(torch.zeros(inputs))
+        self.rows, self.columns = (
+            nn.Parameter(torch.zeros(outputs)),
+            nn.Parameter(torch.zeros(inputs)),
+        )
 
     @property
     def base(self):
         return self._base[0]
 
     def forward(self, x):
-        weight = self.base.weight + (self.rows[:, None] + self.columns).reshape(self.base.weight.shape)
+        weight = self.base.weight + (self.rows[:, None] + self.columns).reshape(
+            self.base.weight.shape
+        )
         if isinstance(self.base, nn.Conv2d):
             return self.base._conv_forward(x, weight, self.base.bias)
         return functional.linear(x, weight, self.base.bias)
@@ -212,7 +229,10 @@ from konomi.formats import read_adapter, write_adapter
 
 base, file = load_base("tiny", device="cpu"), Path(sys.argv[1])
 modules = base.targets("transformer")
-shift = {k: Shift(torch.randn(m.weight.shape[0]) / 9, torch.randn(m.weight.shape[1]) / 9) for k, m in modules.items()}
+shift = {
+    k: Shift(torch.randn(m.weight.shape[0]) / 9, torch.randn(m.weight.shape[1]) / 9)
+    for k, m in modules.items()
+}
 write_adapter(Adapter(layers=shift, family=base.family), file, "kohya")
 read = read_adapter(file)
 assert all(torch.equal(read.layers[key].rows, update.rows) for key, update in shift.items())
@@ -220,7 +240,9 @@ before = {key: module.weight.clone() for key, module in modules.items()}
 whole = with_origins(base, read).layers
 with attach(base, [(read, Strengths(0.5))]):
     for key, module in modules.items():
-        torch.testing.assert_close(module.weight, before[key] + 0.5 * delta(shift[key], before[key]))
+        torch.testing.assert_close(
+            module.weight, before[key] + 0.5 * delta(shift[key], before[key])
+        )
 assert all(torch.equal(module.weight, before[key]) for key, module in modules.items())
 fold(base, [(read, Strengths())])
 for key, module in modules.items():
@@ -231,7 +253,8 @@ for key, module in modules.items():
 
 
 FAMILY = """
-"A family made up for this test: a first Stable Diffusion under other names, told by its activation."
+"A family made up for this test: a Stable Diffusion 1 under other names."
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -251,7 +274,10 @@ TOY = replace(
     recognise_folder=lambda config, folders: config.get("act_fn") == "gelu",
     recognise_single_file=lambda shapes: False,
     recognise_metadata=lambda metadata: metadata.get("ss_base_model_version") == "toy_v1",
-    published={folder: json.loads((CONFIGS / f"{folder}.json").read_text(encoding="utf-8")) for folder in FOLDERS},
+    published={
+        folder: json.loads((CONFIGS / f"{folder}.json").read_text(encoding="utf-8"))
+        for folder in FOLDERS
+    },
     random_configs={**SD1.random_configs, "unet": {**SD1.random_configs["unet"], "act_fn": "gelu"}},
 )
 """
@@ -269,13 +295,19 @@ def copied(tmp_path):
     """A copy of the package that can be changed, and a way to run its command line."""
     package = tmp_path / "src" / "konomi"
     shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))
-    environment = os.environ | {"PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | {
+        "PYTHONPATH": str(package.parent),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
 
     def run(*arguments, module="konomi", path=""):
         command = [sys.executable, "-P", "-m", module, *map(str, arguments)]
         path = os.pathsep.join([environment["PYTHONPATH"], *([str(path)] if path else [])])
         surroundings = environment | {"PYTHONPATH": path}
-        return subprocess.run(command, capture_output=True, text=True, env=surroundings, cwd=tmp_path, timeout=240)
+        return subprocess.run(
+            command, capture_output=True, text=True, env=surroundings, cwd=tmp_path, timeout=240
+        )
 
     return package, run
 
@@ -319,7 +351,9 @@ def test_a_new_method_is_its_file_and_one_tuple(copied, tmp_path):
     assert wrong.returncode == 1
     assert "method.boldness" in wrong.stderr
     (result,) = (tmp_path / "run").glob("*.safetensors")
-    assert run("generate", "a cat", "--base", "tiny", "--add", result, "--steps", "2").returncode == 0
+    assert (
+        run("generate", "a cat", "--base", "tiny", "--add", result, "--steps", "2").returncode == 0
+    )
 
 
 @pytest.mark.slow
@@ -361,7 +395,9 @@ def test_a_new_kind_of_update_is_its_file_and_one_tuple(copied, tmp_path):
     assert used.returncode == 0, used.stderr
 
     # The contract of all kinds, with its layer in training.
-    shutil.copy(ROOT / "tests" / "contracts" / "test_contracts_kinds.py", tmp_path / "test_kinds.py")
+    shutil.copy(
+        ROOT / "tests" / "contracts" / "test_contracts_kinds.py", tmp_path / "test_kinds.py"
+    )
     held = run("-p", "no:cacheprovider", "-q", "-k", "shift", "test_kinds.py", module="pytest")
     assert held.returncode == 0 and "8 passed" in held.stdout, held.stdout
 
@@ -374,7 +410,18 @@ def test_a_new_kind_of_update_is_its_file_and_one_tuple(copied, tmp_path):
     assert json.loads(report["metadata"]["ss_network_args"]) == {"algo": "shift"}
     pictures = []
     for weight in ("0", "1"):
-        asked = ("generate", "a cat", "--base", "tiny", "--steps", "2", "--seed", "1", "--output", f"pictures-{weight}")
+        asked = (
+            "generate",
+            "a cat",
+            "--base",
+            "tiny",
+            "--steps",
+            "2",
+            "--seed",
+            "1",
+            "--output",
+            f"pictures-{weight}",
+        )
         drawn = run(*asked, "--add", f"{file}:{weight}")
         assert drawn.returncode == 0, drawn.stderr
         (picture,) = (tmp_path / f"pictures-{weight}").glob("*.png")
@@ -397,19 +444,37 @@ def test_a_new_family_is_its_file_and_one_tuple(copied, tmp_path):
         "from konomi.families.toy import TOY\n\nFAMILIES: tuple[Family, ...] = (TOY, ",
     )
     environment = os.environ | {"PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-P", "-c", BASE], cwd=tmp_path, env=environment, check=True, timeout=240)
+    subprocess.run(
+        [sys.executable, "-P", "-c", BASE], cwd=tmp_path, env=environment, check=True, timeout=240
+    )
     (tmp_path / "images").mkdir()
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "images" / "a.png")
 
-    what = ["lora", "--images", "images", "--base", "base", "--output", "run", "--steps", "1", "data.resolution=64"]
+    what = [
+        "lora",
+        "--images",
+        "images",
+        "--base",
+        "base",
+        "--output",
+        "run",
+        "--steps",
+        "1",
+        "data.resolution=64",
+    ]
     trained = run("train", *what, f'data.cache.folder="{tmp_path / "cache"}"')
     assert trained.returncode == 0, trained.stderr
     (result,) = (tmp_path / "run").glob("*.safetensors")
     with safe_open(result, "pt") as file:
         assert all(name.startswith("lora_toy_") for name in file.keys())  # noqa: SIM118
         said = file.metadata()
-    assert (said["ss_base_model_version"], said["modelspec.architecture"]) == ("toy_v1", "toy-v1/lora")
+    assert (said["ss_base_model_version"], said["modelspec.architecture"]) == (
+        "toy_v1",
+        "toy-v1/lora",
+    )
     for path in (result, tmp_path / "base"):
         told = run("inspect", path, "--json")
         assert '"family": "toy"' in told.stdout, told.stderr
-    assert run("generate", "a cat", "--base", "base", "--add", result, "--steps", "2").returncode == 0
+    assert (
+        run("generate", "a cat", "--base", "base", "--add", result, "--steps", "2").returncode == 0
+    )

@@ -16,7 +16,10 @@ def tool():
 def test_every_message_has_japanese(monkeypatch):
     monkeypatch.setenv("KONOMI_LANGUAGE", "ja")
     lacking = [f"{one.file}:{one.line} {one.text}" for one in tool().without_japanese()]
-    told = "add the Japanese to a file of src/konomi/cli/japanese/; a text that nobody reads, to tools/messages.py"
+    told = (
+        "add the Japanese to a file of src/konomi/cli/japanese/; a text that nobody reads, to "
+        "tools/messages.py"
+    )
     assert lacking == [], told
 
 
@@ -42,6 +45,8 @@ def test_each_exception_is_needed():
     unused = [path for path in messages.NOT_READ if not any(one.file == path for one in texts)]
     others = [one.text for one in texts if one.file not in messages.NOT_READ]
     unused += [
-        pattern for pattern in messages.EXCEPTIONS if not any(messages.re.search(pattern, text) for text in others)
+        pattern
+        for pattern in messages.EXCEPTIONS
+        if not any(messages.re.search(pattern, text) for text in others)
     ]
     assert unused == []

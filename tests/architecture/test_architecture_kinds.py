@@ -1,4 +1,6 @@
-"""Kinds of update are listed in one place, and nobody asks an update of which kind it is: adding one is one file."""
+"""Kinds of update are listed in one place, and nobody asks an update of which kind it is: adding
+one is one file.
+"""
 
 import ast
 from pathlib import Path
@@ -20,10 +22,15 @@ def kinds_in(node):
 def lists_kinds(tree):
     """Whether two kinds or more stand in one tuple, list, set, table, union or chain of cases."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Tuple | ast.List | ast.Set | ast.Dict | ast.BinOp | ast.Match | ast.If):
+        if isinstance(
+            node, ast.Tuple | ast.List | ast.Set | ast.Dict | ast.BinOp | ast.Match | ast.If
+        ):
             parts = {
                 ast.Match: lambda n: [case.pattern for case in n.cases],
-                ast.If: lambda n: [n.test, *(inner.test for inner in ast.walk(n) if isinstance(inner, ast.If))],
+                ast.If: lambda n: [
+                    n.test,
+                    *(inner.test for inner in ast.walk(n) if isinstance(inner, ast.If)),
+                ],
             }.get(type(node), lambda n: [n])(node)
             if len(set().union(*map(kinds_in, parts))) > 1:
                 return True
@@ -46,11 +53,13 @@ def asks_kind(tree):
 
 
 OWN_PARTS = {
-    kind.__name__: kind.about.parts.keys() - {n for other in KINDS if other is not kind for n in other.about.parts}
+    kind.__name__: kind.about.parts.keys()
+    - {n for other in KINDS if other is not kind for n in other.about.parts}
     for kind in KINDS
 }
 MARKS = {
-    kind: {n.split("_")[0] + "_" if n[:4] in ("lora", "hada", "lokr") else n for n in names} - {"weight", "diff"}
+    kind: {n.split("_")[0] + "_" if n[:4] in ("lora", "hada", "lokr") else n for n in names}
+    - {"weight", "diff"}
     for kind, names in OWN_PARTS.items()
 }
 
@@ -59,21 +68,29 @@ def parts_of_several_kinds(tree):
     """Texts, but for explanations, that name parts of two kinds or more."""
     explanations = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in explanations:
-            named = {kind for kind, marks in MARKS.items() if any(mark in node.value for mark in marks)}
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in explanations
+        ):
+            named = {
+                kind for kind, marks in MARKS.items() if any(mark in node.value for mark in marks)
+            }
             if len(named) > 1:
                 yield node.value
 
 
 def test_no_text_lists_the_parts_of_several_kinds():
     found = {
-        str(p.relative_to(ROOT)): list(parts_of_several_kinds(ast.parse(p.read_text(encoding="utf-8"))))
+        str(p.relative_to(ROOT)): list(
+            parts_of_several_kinds(ast.parse(p.read_text(encoding="utf-8")))
+        )
         for p in SOURCES
     }
     assert {path: texts for path, texts in found.items() if texts} == {}
-    assert list(parts_of_several_kinds(ast.parse("'explained lora_ hada_'\nx = 'lora_(up|down)|lokr_'"))) == [
-        "lora_(up|down)|lokr_"
-    ]
+    assert list(
+        parts_of_several_kinds(ast.parse("'explained lora_ hada_'\nx = 'lora_(up|down)|lokr_'"))
+    ) == ["lora_(up|down)|lokr_"]
 
 
 def test_one_place_lists_the_kinds_of_update():

@@ -16,8 +16,21 @@ SOURCES = sorted((ROOT / "src" / "konomi").rglob("*.py"))
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 80
 HEAVY = {"torch", "pydantic", "rich", "diffusers", "transformers", "numpy", "PIL", "tomlkit"}
-UNSAFE_CALLS = {"pickle.load", "pickle.loads", "eval", "exec", "yaml.load", "yaml.unsafe_load", "os.system"}
-UNSAFE_ARGUMENTS = {"weights_only=False", "trust_remote_code=True", "shell=True", "allow_pickle=True"}
+UNSAFE_CALLS = {
+    "pickle.load",
+    "pickle.loads",
+    "eval",
+    "exec",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "os.system",
+}
+UNSAFE_ARGUMENTS = {
+    "weights_only=False",
+    "trust_remote_code=True",
+    "shell=True",
+    "allow_pickle=True",
+}
 
 
 def tree(path):
@@ -49,7 +62,8 @@ def test_functions_are_short():
 
 
 CATCH_ALL = {"src/konomi/cli/main.py": 1, "src/konomi/training/optional_work.py": 1}
-"""The two places that take whatever comes: the top of the command line, and what is worth nothing beside a run."""
+"""The two places that take whatever comes: the top of the command line, and what is worth nothing
+beside a run."""
 
 
 def test_nothing_is_caught_that_cannot_be_handled():
@@ -57,21 +71,32 @@ def test_nothing_is_caught_that_cannot_be_handled():
     for path in SOURCES:
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.ExceptHandler):
-                caught = [] if node.type is None else [n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)]
-                # Tidying up and raising on is no handling; `except BaseException: ...; raise` may stay.
+                caught = (
+                    []
+                    if node.type is None
+                    else [n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)]
+                )
+                # Tidying up and raising on is no handling; `except BaseException: ...; raise` may
+                # stay.
                 goes_on = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
-                if not goes_on and (node.type is None or {"Exception", "BaseException"} & set(caught)):
+                if not goes_on and (
+                    node.type is None or {"Exception", "BaseException"} & set(caught)
+                ):
                     broad.append(where(path))
     assert Counter(broad) == CATCH_ALL
 
 
 def unsafe_calls(source):
-    """Calls in a parsed file that can run a stranger's code. Words in texts and comments are no calls."""
+    """Calls in a parsed file that can run a stranger's code. Words in texts and comments are no
+    calls.
+    """
     found = []
     for node in ast.walk(source):
         if isinstance(node, ast.Call):
             arguments = {f"{keyword.arg}={ast.unparse(keyword.value)}" for keyword in node.keywords}
-            found += sorted(({ast.unparse(node.func)} & UNSAFE_CALLS) | (arguments & UNSAFE_ARGUMENTS))
+            found += sorted(
+                ({ast.unparse(node.func)} & UNSAFE_CALLS) | (arguments & UNSAFE_ARGUMENTS)
+            )
     return found
 
 
@@ -79,7 +104,9 @@ def test_files_of_strangers_cannot_run_code():
     assert {where(path): found for path in SOURCES if (found := unsafe_calls(tree(path)))} == {}
 
 
-EXAMPLES = sorted([f"{name}(x)" for name in UNSAFE_CALLS] + [f"f({argument})" for argument in UNSAFE_ARGUMENTS])
+EXAMPLES = sorted(
+    [f"{name}(x)" for name in UNSAFE_CALLS] + [f"f({argument})" for argument in UNSAFE_ARGUMENTS]
+)
 
 
 @pytest.mark.parametrize("call", EXAMPLES)
@@ -93,20 +120,39 @@ def test_torch_loads_weights_only():
     for path in SOURCES:
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
-                safe = {k.arg: ast.unparse(k.value) for k in node.keywords}.get("weights_only") == "True"
+                safe = {k.arg: ast.unparse(k.value) for k in node.keywords}.get(
+                    "weights_only"
+                ) == "True"
                 if not safe:
                     careless.append(f"{where(path)}:{node.lineno}")
     assert careless == []
 
 
 def test_texts_of_strangers_are_read_within_bounds():
-    """JSON and TOML go through konomi.config.parse; only memory in the cache reads what konomi wrote and checked."""
-    plain = {"json.load", "json.loads", "tomllib.load", "tomllib.loads", "tomlkit.parse", "tomlkit.load"}
-    readers = ("src/konomi/config/parse.py", "src/konomi/data/file_index.py", "src/konomi/data/remembered.py")
+    """JSON and TOML go through konomi.config.parse; only memory in the cache reads what konomi
+    wrote and checked.
+    """
+    plain = {
+        "json.load",
+        "json.loads",
+        "tomllib.load",
+        "tomllib.loads",
+        "tomlkit.parse",
+        "tomlkit.load",
+    }
+    readers = (
+        "src/konomi/config/parse.py",
+        "src/konomi/data/file_index.py",
+        "src/konomi/data/remembered.py",
+    )
     found = []
     for path in SOURCES:
         calls = [ast.unparse(n.func) for n in ast.walk(tree(path)) if isinstance(n, ast.Call)]
-        found += [f"{where(path)}: {call}" for call in calls if call in plain and where(path) not in readers]
+        found += [
+            f"{where(path)}: {call}"
+            for call in calls
+            if call in plain and where(path) not in readers
+        ]
     assert found == []
 
 
@@ -117,12 +163,16 @@ def test_names_of_files_say_something():
 
 def test_import_floors():
     script = "from importlinter.cli import lint_imports_command; lint_imports_command()"
-    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "0 broken" in result.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["generate", "--help"], ["inspect", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["generate", "--help"], ["inspect", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments):
     # The flags of a picture's settings are made of the schema.
     heavy = HEAVY - {"pydantic"} if arguments[0] == "generate" else HEAVY
@@ -132,7 +182,9 @@ def test_help_imports_nothing_heavy(arguments):
         f"heavy = {heavy!r} & set(sys.modules)\n"
         "sys.exit(str(sorted(heavy)) if heavy else code)"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert (result.returncode, result.stderr) == (0, "")
 
 

@@ -28,9 +28,12 @@ SMALL = {
 METHOD_KINDS = [method.config_type().kind for method in METHODS]
 
 
-TOLD_BY_OTHERS = tuple(f"test_contracts_{name}" for name in ("methods", "hypernetwork", "options", "dreambooth"))
-"""Files whose cases of SD2 run with the slow tests: it is the code of SD1 with other numbers. What is its own,
-predicting v, is held by the oracles that always run (full, LoRA, Textual Inversion, DreamArtist)."""
+TOLD_BY_OTHERS = tuple(
+    f"test_contracts_{name}" for name in ("methods", "hypernetwork", "options", "dreambooth")
+)
+"""Files whose cases of SD2 run with the slow tests: it is the code of SD1 with other numbers. What
+is its own, predicting v, is held by the oracles that always run (full, LoRA, Textual Inversion,
+DreamArtist)."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -48,14 +51,19 @@ def make_examples(count=2, side=8, seed=0, first_id=0):
         sample_ids=torch.arange(first_id, first_id + count),
         captions=tuple(f"a photo of sks dog {i}" for i in range(count)),
         sizes=torch.tensor([[64, 64, 0, 0, 64, 64]] * count),
-        latents=Latents(torch.randn(count, 4, side, side, generator=g), torch.full((count, 4, side, side), 0.01)),
+        latents=Latents(
+            torch.randn(count, 4, side, side, generator=g), torch.full((count, 4, side, side), 0.01)
+        ),
     )
 
 
 def make_recipe(config, **optimizer):
     options = {"learning_rate": 1e-3} | optimizer
     return Recipe(
-        base="random", method=config, run=RunConfig(seed=5, batch_size=2), optimizer=OptimizerConfig(**options)
+        base="random",
+        method=config,
+        run=RunConfig(seed=5, batch_size=2),
+        optimizer=OptimizerConfig(**options),
     )
 
 
@@ -75,7 +83,9 @@ def new_base(family, **options):
 
 @lru_cache
 def drawn_base(family, small, options):
-    """Its weights drawn once for each process of tests, which takes three times as long as to copy them."""
+    """Its weights drawn once for each process of tests, which takes three times as long as to copy
+    them.
+    """
     base = new_base(family, configs=SMALL if small else None, **dict(options))
     assert base.denoiser
     assert all(base.text_encoders.values())
@@ -123,7 +133,9 @@ def kit():
 
         @staticmethod
         def base(family, *, small=False, lazy=False, **options):
-            """A base of its own; `small` where the depth of the denoiser is nothing, `lazy` with no part loaded."""
+            """A base of its own; `small` where the depth of the denoiser is nothing, `lazy` with
+            no part loaded.
+            """
             if lazy or "configs" in options:
                 return new_base(family, **options)
             return copy.deepcopy(drawn_base(family, small, tuple(options.items())))

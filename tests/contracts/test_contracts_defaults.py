@@ -1,4 +1,6 @@
-"""What methods do by default: as papers and practice have it on published widths, as measured on `tiny` below."""
+"""What methods do by default: as papers and practice have it on published widths, as measured on
+`tiny` below.
+"""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -55,7 +57,13 @@ def test_a_hypernetwork_learns_by_the_practice_on_published_widths(kit):
 
 @pytest.mark.parametrize(
     ("batch", "prior", "expected"),
-    [(1, "none", 1e-5), (1, "images", 2e-5), (1, "generate", 2e-5), (4, "none", 4e-5), (2, "generate", 4e-5)],
+    [
+        (1, "none", 1e-5),
+        (1, "images", 2e-5),
+        (1, "generate", 2e-5),
+        (4, "none", 4e-5),
+        (2, "generate", 4e-5),
+    ],
 )
 def test_custom_diffusions_rate_is_for_each_picture_of_a_step(kit, batch, prior, expected):
     base = kit.base("sd1", configs=PUBLISHED)
@@ -65,12 +73,17 @@ def test_custom_diffusions_rate_is_for_each_picture_of_a_step(kit, batch, prior,
     assert [group.learning_rate for group in phase.groups] == pytest.approx([expected, expected])
 
 
-@pytest.mark.parametrize(("width", "images", "count"), [(320, 5, 200), (320, 1, 100), (64, 5, 50), (64, 1, 20)])
+@pytest.mark.parametrize(
+    ("width", "images", "count"), [(320, 5, 200), (320, 1, 100), (64, 5, 50), (64, 1, 20)]
+)
 def test_class_images(kit, width, images, count):
     records = [SimpleNamespace(role="train", trigger="sks", class_noun="dog", captions=())] * images
     recipe = kit.recipe(kit.method_type("dreambooth").config_type())
     filled = with_prior(
-        recipe, Needs(prior="generate", identifier=True), records, SimpleNamespace(width=width, published_width=320)
+        recipe,
+        Needs(prior="generate", identifier=True),
+        records,
+        SimpleNamespace(width=width, published_width=320),
     )
     assert filled.prior.count == count
 
@@ -78,13 +91,21 @@ def test_class_images(kit, width, images, count):
 @pytest.mark.parametrize("asked", ["auto", "none", "images"])
 @pytest.mark.parametrize("weight", [1.0, 0.0])
 def test_class_images_in_the_data_count_however_they_came_there(kit, asked, weight):
-    """A source of role `prior`, kohya's reg/ folder, `is_reg` of a dataset file: all are records of that role."""
-    records = [SimpleNamespace(role=role, trigger="sks", class_noun="", captions=()) for role in ("train", "prior")]
+    """A source of role `prior`, kohya's reg/ folder, `is_reg` of a dataset file: all are records
+    of that role.
+    """
+    records = [
+        SimpleNamespace(role=role, trigger="sks", class_noun="", captions=())
+        for role in ("train", "prior")
+    ]
     recipe = replace(kit.recipe(CustomDiffusionConfig()), prior=PriorConfig(source=asked))
     recipe = replace(recipe, objective=replace(recipe.objective, prior_weight=weight))
     filled = with_prior(recipe, Needs(), records, SimpleNamespace(width=320, published_width=320))
     assert filled.prior.source == ("images" if weight else "none")
-    assert with_prior(filled, Needs(), records, SimpleNamespace(width=320, published_width=320)) == filled
+    assert (
+        with_prior(filled, Needs(), records, SimpleNamespace(width=320, published_width=320))
+        == filled
+    )
 
 
 def test_class_images_that_are_not_there_are_asked_for_in_vain(kit):

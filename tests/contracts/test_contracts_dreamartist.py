@@ -1,4 +1,6 @@
-"""DreamArtist against plain PyTorch in float64: two branches, guidance, reconstruction, LoRAs of one branch each."""
+"""DreamArtist against plain PyTorch in float64: two branches, guidance, reconstruction, LoRAs of
+one branch each.
+"""
 
 import copy
 import math
@@ -31,7 +33,9 @@ def start(kit, family="sd1", prediction=None, total=3, base=None, **options):
     optimizer = {key: options.pop(key) for key in ("learning_rate", "clip_norm") if key in options}
     recipe = kit.recipe(DreamArtistConfig(**options), **({"clip_norm": 0} | optimizer))
     method = kit.method(base, recipe)
-    trainer = Trainer(method.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=total)
+    trainer = Trainer(
+        method.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=total
+    )
     return base, method, trainer
 
 
@@ -53,7 +57,9 @@ def with_details(kit, examples):
 
 
 class PlainBranches:
-    """The paper's loop in float64 with the families' own modules. Words are rows appended to the token tables."""
+    """The paper's loop in float64 with the families' own modules. Words are rows appended to the
+    token tables.
+    """
 
     def __init__(self, base, words, *, guidance=3.0, low_guidance=None):
         self.base, self.guidance, self.low = base, guidance, low_guidance
@@ -75,7 +81,11 @@ class PlainBranches:
             ids = [token.ids(text) for text in (before, behind)]
             vectors = self.words[word][tower.part]
             table = core.embeddings.token_embedding.weight
-            rows = [table[[token.bos_token_id, *ids[0]]], vectors, table[[*ids[1], token.eos_token_id]]]
+            rows = [
+                table[[token.bos_token_id, *ids[0]]],
+                vectors,
+                table[[*ids[1], token.eos_token_id]],
+            ]
             length = sum(map(len, rows))
             rows.append(table[[token.pad_token_id] * (77 - length)])
             hidden = torch.cat(rows)[None] + core.embeddings.position_embedding.weight[None]
@@ -83,20 +93,31 @@ class PlainBranches:
             for layer in core.encoder.layers:
                 hidden = layer(hidden)
                 every.append(hidden)
-            states.append(every[-tower.layer] if not tower.final_norm else core.final_layer_norm(every[-1]))
+            states.append(
+                every[-tower.layer] if not tower.final_norm else core.final_layer_norm(every[-1])
+            )
             if tower.pooled:
                 pooled = module.text_projection(core.final_layer_norm(hidden)[:, length - 1])
         return torch.cat(states, dim=-1), pooled
 
     def answer(self, noisy, timestep, text, sizes):
         states, pooled = text
-        extra = {} if pooled is None else {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes.double()}}
+        extra = (
+            {}
+            if pooled is None
+            else {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes.double()}}
+        )
         return self.unet(noisy, timestep, encoder_hidden_states=states, **extra).sample
 
     def loss(self, examples, rng, *, reconstruction=0.0):
         rng = rng.for_samples(examples.sample_ids)
-        latents = (examples.latents.mean + examples.latents.std * rng.fork("latents").normal((4, 8, 8))).double()
-        noise, timesteps = rng.fork("noise").normal((4, 8, 8)).double(), rng.fork("timestep").integers(0, 1000)
+        latents = (
+            examples.latents.mean + examples.latents.std * rng.fork("latents").normal((4, 8, 8))
+        ).double()
+        noise, timesteps = (
+            rng.fork("noise").normal((4, 8, 8)).double(),
+            rng.fork("timestep").integers(0, 1000),
+        )
         total = 0.0
         for i, t in enumerate(timesteps):
             alpha, sigma = self.alphas[t].sqrt(), (1 - self.alphas[t]).sqrt()
@@ -106,17 +127,23 @@ class PlainBranches:
             below = self.answer(noisy, t, self.text("", "sks-neg", ""), sizes)
             s = self.guidance
             if self.low is not None:
-                s = self.low + (self.guidance - self.low) * math.cos((t.item() / 999 - 1) * math.pi / 2)
+                s = self.low + (self.guidance - self.low) * math.cos(
+                    (t.item() / 999 - 1) * math.pi / 2
+                )
             guided = below + s * (above - below)
             epsilon = self.base.process.prediction == "epsilon"
             wanted = noise[i] if epsilon else alpha * noise[i] - sigma * latents[i]
             mask = torch.ones(1, 8, 8) if examples.loss_mask is None else examples.loss_mask[i]
             total = total + (mask * (guided - wanted) ** 2).mean()
             if reconstruction:
-                clean = (noisy - sigma * guided) / alpha if epsilon else alpha * noisy - sigma * guided
+                clean = (
+                    (noisy - sigma * guided) / alpha if epsilon else alpha * noisy - sigma * guided
+                )
                 picture = self.vae.decode(clean / self.base.latent_scale)[0]
                 weights = mask.repeat_interleave(8, 1).repeat_interleave(8, 2)
-                total = total + reconstruction * (weights * (picture - examples.pixels[i]).abs()).mean()
+                total = (
+                    total + reconstruction * (weights * (picture - examples.pixels[i]).abs()).mean()
+                )
         return total / len(timesteps)
 
 
@@ -132,7 +159,9 @@ def assert_like_the_oracle(method, oracle, examples, *, reconstruction=0.0):
             gradient = oracle.words[word][part].grad
             assert gradient.norm() > 0
             largest = gradient.abs().max().item()
-            torch.testing.assert_close(parameter.grad.double(), gradient, rtol=1e-3, atol=1e-3 * largest)
+            torch.testing.assert_close(
+                parameter.grad.double(), gradient, rtol=1e-3, atol=1e-3 * largest
+            )
 
 
 @pytest.mark.parametrize(("family", "prediction"), FAMILIES)
@@ -143,7 +172,9 @@ def assert_like_the_oracle(method, oracle, examples, *, reconstruction=0.0):
 )
 def test_loss_and_gradients_of_both_words(kit, family, prediction, guidance):
     base, method, _ = start(kit, family, prediction, **guidance)
-    assert_like_the_oracle(method, PlainBranches(base, words_of(method), **guidance), kit.examples())
+    assert_like_the_oracle(
+        method, PlainBranches(base, words_of(method), **guidance), kit.examples()
+    )
 
 
 @pytest.mark.parametrize(("family", "prediction"), FAMILIES)
@@ -152,7 +183,9 @@ def test_reconstruction_loss_and_masks(kit, family, prediction):
     base, method, _ = start(kit, family, prediction, reconstruction=1.0)
     assert kit.needs(base, method.recipe).pixels
     examples = with_details(kit, kit.examples())
-    assert_like_the_oracle(method, PlainBranches(base, words_of(method)), examples, reconstruction=1.0)
+    assert_like_the_oracle(
+        method, PlainBranches(base, words_of(method)), examples, reconstruction=1.0
+    )
 
 
 def test_words_start_as_the_asterisk_and_the_negative_a_little_beside_it(kit):
@@ -164,7 +197,11 @@ def test_words_start_as_the_asterisk_and_the_negative_a_little_beside_it(kit):
         assert apart.shape[0] == 6
         assert apart.std().item() == pytest.approx(1e-3, rel=0.2)
     again = start(kit, "sdxl")[1]
-    assert all(torch.equal(p, words_of(again)[w][part]) for w, ps in words_of(method).items() for part, p in ps.items())
+    assert all(
+        torch.equal(p, words_of(again)[w][part])
+        for w, ps in words_of(method).items()
+        for part, p in ps.items()
+    )
     # A start of several tokens is repeated as long as it is needed.
     _, longer, _ = start(kit, "sd1", start="photo dog", vectors=5)
     known = longer.base.token_vectors("photo dog")["text_encoder"]
@@ -181,7 +218,9 @@ def test_dynamic_guidance_is_low_without_noise_and_high_in_pure_noise(kit):
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=["words", "lora"])
 @pytest.mark.kernels
 def test_accumulation_counts_every_micro_batch(kit, options):
-    """One pass of four, and four passes of one, weigh the same: loss, gradients and weights after two steps."""
+    """One pass of four, and four passes of one, weigh the same: loss, gradients and weights after
+    two steps.
+    """
     whole = kit.examples(count=4)
 
     class Passes:
@@ -195,10 +234,13 @@ def test_accumulation_counts_every_micro_batch(kit, options):
                 yield self.passes
 
     def one(i):
-        latents = replace(whole.latents, mean=whole.latents.mean[i : i + 1], std=whole.latents.std[i : i + 1])
+        latents = replace(
+            whole.latents, mean=whole.latents.mean[i : i + 1], std=whole.latents.std[i : i + 1]
+        )
         ids, sizes = whole.sample_ids[i : i + 1], whole.sizes[i : i + 1]
         return replace(
-            whole, names=whole.names[i : i + 1], captions=whole.captions[i : i + 1], sample_ids=ids, sizes=sizes,
+            whole, names=whole.names[i : i + 1], captions=whole.captions[i : i + 1], sample_ids=ids,
+            sizes=sizes,
             latents=latents,
         )  # fmt: skip
 
@@ -215,23 +257,35 @@ def test_accumulation_counts_every_micro_batch(kit, options):
     (gradients, losses, weights), (split, split_losses, split_weights) = results
     assert split_losses == pytest.approx(losses, rel=1e-5)
     for name, gradient in gradients.items():
-        torch.testing.assert_close(split[name], gradient, rtol=1e-3, atol=1e-3 * gradient.abs().max().item() + 1e-12)
+        torch.testing.assert_close(
+            split[name], gradient, rtol=1e-3, atol=1e-3 * gradient.abs().max().item() + 1e-12
+        )
         torch.testing.assert_close(split_weights[name], weights[name], rtol=0, atol=1e-4)
 
 
 def trained(kit, family="sd1", **options):
-    base, method, trainer = start(kit, family, learning_rate=1e-2, lora_rate=1e-2, negative_lora_rate=1e-2, **options)
+    base, method, trainer = start(
+        kit, family, learning_rate=1e-2, lora_rate=1e-2, negative_lora_rate=1e-2, **options
+    )
     losses = [event.loss for event in trainer.run(kit.stream(kit.batch()), stop=Stop())]
     return base, method, trainer, losses
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_each_lora_acts_in_its_own_branch_alone(kit, family):
-    """The oracle: the branches asked one by one, each with a single ordinary adapter on a fresh base."""
+    """The oracle: the branches asked one by one, each with a single ordinary adapter on a fresh
+    base.
+    """
     base, method, _, _ = trained(kit, family, lora_rank=2)
     result = method.export()
-    assert result.layers.keys() == result.negative.layers.keys() == base.targets("transformer").keys()
-    assert all(update.up.abs().max() > 0 for half in (result, result.negative) for update in half.layers.values())
+    assert (
+        result.layers.keys() == result.negative.layers.keys() == base.targets("transformer").keys()
+    )
+    assert all(
+        update.up.abs().max() > 0
+        for half in (result, result.negative)
+        for update in half.layers.values()
+    )
     examples = kit.examples(seed=9)
     rng = Rng.for_step(2, 2).for_samples(examples.sample_ids)
     noised = method.denoising.add_noise(examples, rng)
@@ -246,10 +300,15 @@ def test_each_lora_acts_in_its_own_branch_alone(kit, family):
             text = fresh.with_sizes(text, examples.sizes)
             return fresh.predict(noised.noisy_latents, noised.timesteps_B, text)
 
-    above, below = alone(result.layers, examples.captions), alone(result.negative.layers, ["sks-neg"] * 2)
+    above, below = (
+        alone(result.layers, examples.captions),
+        alone(result.negative.layers, ["sks-neg"] * 2),
+    )
     torch.testing.assert_close(guided, below + 3 * (above - below), rtol=1e-3, atol=1e-3)
     # In evaluation, as for validation, every row is a positive one.
-    text = base.with_sizes(base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes)
+    text = base.with_sizes(
+        base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes
+    )
     with evaluating(base.denoiser):
         live = base.predict(noised.noisy_latents, noised.timesteps_B, text)
     torch.testing.assert_close(live, above, rtol=1e-3, atol=1e-3)
@@ -266,7 +325,9 @@ def test_lora_variant_shows_what_it_exports_and_leaves_the_base_clean(kit, famil
     noisy, t = examples.latents.mean, torch.tensor([500, 20])
 
     def ask(base):
-        text = base.with_sizes(base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes)
+        text = base.with_sizes(
+            base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes
+        )
         with evaluating(base.denoiser):
             return base.predict(noisy, t, text)
 
@@ -282,12 +343,16 @@ def test_lora_variant_shows_what_it_exports_and_leaves_the_base_clean(kit, famil
 
 def test_lora_variant_resumes_bit_for_bit(kit):
     _, _, whole, expected = trained(kit, lora_rank=2)
-    _, _, first = start(kit, lora_rank=2, learning_rate=1e-2, lora_rate=1e-2, negative_lora_rate=1e-2)
+    _, _, first = start(
+        kit, lora_rank=2, learning_rate=1e-2, lora_rate=1e-2, negative_lora_rate=1e-2
+    )
     run = first.run(kit.stream(kit.batch()), stop=Stop(), rest_at=lambda step: step == 2)
     losses = [next(run).loss, next(run).loss]
     state = copy.deepcopy(first.state())
     run.close()
-    _, _, second = start(kit, lora_rank=2, learning_rate=1e-2, lora_rate=1e-2, negative_lora_rate=1e-2)
+    _, _, second = start(
+        kit, lora_rank=2, learning_rate=1e-2, lora_rate=1e-2, negative_lora_rate=1e-2
+    )
     second.restore(state)
     losses += [event.loss for event in second.run(kit.stream(kit.batch()), stop=Stop())]
     assert losses == expected
@@ -303,12 +368,18 @@ def test_gradient_checkpointing_changes_nothing_but_rounding(kit, options):
     enable_gradient_checkpointing(base)
     for method in (plain, saving):
         method.loss(kit.batch(), Rng.for_step(0, 0)).backward()
-    pairs = [(p, words_of(saving)[w][part]) for w, parts in words_of(plain).items() for part, p in parts.items()]
+    pairs = [
+        (p, words_of(saving)[w][part])
+        for w, parts in words_of(plain).items()
+        for part, p in parts.items()
+    ]
     if options:
         ours, theirs = plain.lora.parameters, saving.lora.parameters
         pairs += [(p, theirs[name]) for name, p in ours.items()]
     for one, other in pairs:
-        torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-3 * one.grad.abs().max().item() + 1e-12)
+        torch.testing.assert_close(
+            other.grad, one.grad, rtol=1e-3, atol=1e-3 * one.grad.abs().max().item() + 1e-12
+        )
 
 
 def test_inpainting_bases_train(kit):

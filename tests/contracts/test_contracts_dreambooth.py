@@ -1,4 +1,5 @@
-"""DreamBooth's loss and gradients against formulas in float64, with diffusers' scheduler and transformers' text states.
+"""DreamBooth's loss and gradients against formulas in float64, with diffusers' scheduler and
+transformers' text states.
 
 The denoiser itself is held against diffusers' elsewhere (tests/unit/models).
 """
@@ -38,14 +39,20 @@ def a_recipe(kit, *, source="generate", **config):
 
 
 def text_states(base, captions, encoders):
-    """(states, pooled) by transformers itself: `encoders` part -> {name: tensor} in place of the module's own."""
+    """(states, pooled) by transformers itself: `encoders` part -> {name: tensor} in place of the
+    module's own.
+    """
     states, pooled = [], None
     for tower in base.text_towers():
         vocabulary, pad = base.source.vocabulary(tower.part.replace("text_encoder", "tokenizer"))
         tokenizer = build_tokenizer(vocabulary, pad_token=pad)
-        ids = tokenizer(list(captions), padding="max_length", max_length=77, return_tensors="pt")["input_ids"]
+        ids = tokenizer(list(captions), padding="max_length", max_length=77, return_tensors="pt")[
+            "input_ids"
+        ]
         theirs = transformers_text(tower.module, base.source.configs[tower.part]).double()
-        told = functional_call(theirs, encoders[tower.part], kwargs={"input_ids": ids, "output_hidden_states": True})
+        told = functional_call(
+            theirs, encoders[tower.part], kwargs={"input_ids": ids, "output_hidden_states": True}
+        )
         last = told.last_hidden_state if tower.layer == 1 else told.hidden_states[-tower.layer]
         states.append(last)
         pooled = told.text_embeds if tower.pooled else pooled
@@ -70,11 +77,17 @@ def scheduler(base):
 def asked(base, examples, rng):
     """(noisy latents, timesteps, target) in float64; only the draws are konomi's."""
     rng = rng.for_samples(examples.sample_ids)
-    latents = (examples.latents.mean + examples.latents.std * rng.fork("latents").normal((4, 8, 8))).double()
+    latents = (
+        examples.latents.mean + examples.latents.std * rng.fork("latents").normal((4, 8, 8))
+    ).double()
     noise = rng.fork("noise").normal((4, 8, 8)).double()
     timesteps = rng.fork("timestep").integers(0, 1000)
     plan = scheduler(base)
-    wanted = noise if base.process.prediction == "epsilon" else plan.get_velocity(latents, noise, timesteps)
+    wanted = (
+        noise
+        if base.process.prediction == "epsilon"
+        else plan.get_velocity(latents, noise, timesteps)
+    )
     return plan.add_noise(latents, noise, timesteps), timesteps, wanted
 
 
@@ -93,7 +106,10 @@ def answer(base, weights, noisy, timesteps, captions, sizes):
 
 def all_weights(base):
     modules = {"denoiser": base.denoiser, **base.text_encoders}
-    return {part: {n: p.detach().double() for n, p in m.named_parameters()} for part, m in modules.items()}
+    return {
+        part: {n: p.detach().double() for n, p in m.named_parameters()}
+        for part, m in modules.items()
+    }
 
 
 def disturb(parameters, seed=1):
@@ -105,10 +121,14 @@ def disturb(parameters, seed=1):
 
 
 def expected_loss(base64, now, before, batch, rng, source):
-    """Subject + weight x class, `now` the weights in training and `before` those of the untouched base."""
+    """Subject + weight x class, `now` the weights in training and `before` those of the untouched
+    base.
+    """
     subject = batch.subject
     noisy, timesteps, wanted = asked(base64, subject, rng)
-    loss = functional.mse_loss(answer(base64, now, noisy, timesteps, subject.captions, subject.sizes), wanted)
+    loss = functional.mse_loss(
+        answer(base64, now, noisy, timesteps, subject.captions, subject.sizes), wanted
+    )
     if source == "prediction":
         captions = ["a dog"] * len(subject)
         wanted = answer(base64, before, noisy, timesteps, captions, subject.sizes).detach()
@@ -129,7 +149,9 @@ def a_batch(kit, source):
 def check(ours, expected):
     for name, gradient in expected.items():
         scale = gradient.abs().max().item()
-        torch.testing.assert_close(ours[name].double(), gradient, rtol=1e-3, atol=1e-4 * scale + 1e-9, msg=name)
+        torch.testing.assert_close(
+            ours[name].double(), gradient, rtol=1e-3, atol=1e-4 * scale + 1e-9, msg=name
+        )
 
 
 @every_family
@@ -202,7 +224,9 @@ def part_of(base, part):
     "config", [FullConfig(), LoraConfig(rank=2), DreamboothConfig(), DreamboothConfig(train="lora")]
 )
 def test_the_untouched_base_answers_for_itself_all_along(kit, config):
-    """However far training has gone, the target is what the base said at the start; nothing is left behind."""
+    """However far training has gone, the target is what the base said at the start; nothing is
+    left behind.
+    """
     base = kit.base("sd1")
     recipe = replace(kit.recipe(config), prior=PriorConfig(source="prediction"))
     method = kit.method(base, recipe)
@@ -229,7 +253,9 @@ def test_the_learning_rates_are_the_papers_unless_the_recipe_has_its_own(kit):
         loaded = kit.base("sd1")
         loaded.width = width
         method = kit.method(loaded, recipe)
-        rates = {group.name: group.learning_rate for phase in method.plan() for group in phase.groups}
+        rates = {
+            group.name: group.learning_rate for phase in method.plan() for group in phase.groups
+        }
         method.close()
         return rates
 

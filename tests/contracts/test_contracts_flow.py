@@ -1,4 +1,6 @@
-"""Flow matching through the unchanged methods, loop and generation: no code above `diffusion/` knows of it."""
+"""Flow matching through the unchanged methods, loop and generation: no code above `diffusion/`
+knows of it.
+"""
 
 from dataclasses import replace
 
@@ -37,7 +39,9 @@ def test_the_loss_is_the_closed_form(kit):
         answer = base.predict(noised.noisy_latents, noised.timesteps_B, text)
         wanted = (noised.noise - noised.latents).double()
         expected = (answer.double() - wanted).square().flatten(1).mean(1)
-        torch.testing.assert_close(loss.per_example(examples, rng).double(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            loss.per_example(examples, rng).double(), expected, rtol=1e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("kind", ["lora", "full", "dreamartist"])
@@ -57,11 +61,16 @@ def test_pictures_are_drawn_with_the_samplers_that_know_it(kit):
     (picture,) = generate(base, [request])
     assert picture.image.size == (64, 64)
     with pytest.raises(RecipeError, match="ddim does not know flow matching"):
-        list(generate(base, [Request(prompt="a dog", steps=2, width=64, height=64, sampler="ddim")]))
+        list(
+            generate(base, [Request(prompt="a dog", steps=2, width=64, height=64, sampler="ddim")])
+        )
 
 
 def test_settings_of_the_other_process_stop_a_run_before_its_first_step(kit):
-    for objective in (ObjectiveConfig(weighting="min_snr"), ObjectiveConfig(zero_terminal_snr=True)):
+    for objective in (
+        ObjectiveConfig(weighting="min_snr"),
+        ObjectiveConfig(zero_terminal_snr=True),
+    ):
         with pytest.raises(RecipeError, match="flow matching"):
             DenoisingLoss(flow_base(kit), replace(kit.recipe(None), objective=objective))
 

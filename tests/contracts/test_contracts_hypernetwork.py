@@ -1,4 +1,6 @@
-"""Training of hypernetworks: against a plain loop in float64, in every setting, and what it refuses."""
+"""Training of hypernetworks: against a plain loop in float64, in every setting, and what it
+refuses.
+"""
 
 import math
 from dataclasses import replace
@@ -25,7 +27,12 @@ OPTIONS = [
     {"structure": (1, 2, 2, 1), "activation": "mish"},
     {"layer_norm": True, "activation": "leakyrelu", "activate_output": True},
     {"dropout": (0, 0.3, 0), "activation": "swish"},
-    {"structure": (1, 1.5, 0.5, 1), "dropout": (0, 0.2, 0.2, 0), "layer_norm": True, "activation": "softsign"},
+    {
+        "structure": (1, 1.5, 0.5, 1),
+        "dropout": (0, 0.2, 0.2, 0),
+        "layer_norm": True,
+        "activation": "softsign",
+    },
     {"layers": "cross", "activation": "linear"},
     {"shallow_penalty": 0.5, "activation": "prelu"},
     {"initialization": "kaiming_normal"},
@@ -38,7 +45,11 @@ def start(kit, config, family="sd1", total=3, precision=torch.float32, base=None
     method = kit.method(base, recipe)
     base.place("cpu", precision)
     processes = Processes(0, 1, torch.device("cpu"))
-    return base, method, Trainer(method.plan(), recipe, processes=processes, total_steps=total, precision=precision)
+    return (
+        base,
+        method,
+        Trainer(method.plan(), recipe, processes=processes, total_steps=total, precision=precision),
+    )
 
 
 def train(trainer, kit, batch=None):
@@ -47,7 +58,9 @@ def train(trainer, kit, batch=None):
 
 def answer(base, kit):
     examples = kit.examples(seed=9)
-    conditioning = base.with_sizes(base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes)
+    conditioning = base.with_sizes(
+        base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes
+    )
     with torch.no_grad():
         return base.predict(examples.latents.mean, torch.tensor([500, 20]), conditioning)
 
@@ -57,21 +70,40 @@ def plain_networks(pairs, layer_norm):
     made = {}
     for width, halves in pairs.items():
         for half, perceptron in zip("kv", halves):
-            norms = [nn.LayerNorm(2 * width), nn.LayerNorm(width)] if layer_norm else [nn.Identity(), nn.Identity()]
-            layers = [nn.Linear(width, 2 * width), nn.Mish(), norms[0], nn.Linear(2 * width, width), norms[1]]
+            norms = (
+                [nn.LayerNorm(2 * width), nn.LayerNorm(width)]
+                if layer_norm
+                else [nn.Identity(), nn.Identity()]
+            )
+            layers = [
+                nn.Linear(width, 2 * width),
+                nn.Mish(),
+                norms[0],
+                nn.Linear(2 * width, width),
+                norms[1],
+            ]
             network = nn.Sequential(*[x for x in layers if not isinstance(x, nn.Identity)]).double()
-            network.load_state_dict({n.removeprefix("linear."): t.double() for n, t in perceptron.tensors.items()})
+            network.load_state_dict(
+                {n.removeprefix("linear."): t.double() for n, t in perceptron.tensors.items()}
+            )
             made[width, half] = network
     return made
 
 
 def patched(base, networks):
-    """k = to_k(c + N_k(c)), v = to_v(c + N_v(c)) for every attention layer with networks of its width."""
+    """k = to_k(c + N_k(c)), v = to_v(c + N_v(c)) for every attention layer with networks of its
+    width.
+    """
     for module in base.denoiser.modules():
         for half in "kv":
             layer = getattr(module, f"to_{half}", None)
-            if layer is not None and (network := networks.get((layer.in_features, half))) is not None:
-                layer.forward = lambda c, layer=layer, network=network: F.linear(c + network(c), layer.weight)
+            if (
+                layer is not None
+                and (network := networks.get((layer.in_features, half))) is not None
+            ):
+                layer.forward = lambda c, layer=layer, network=network: F.linear(
+                    c + network(c), layer.weight
+                )
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
@@ -94,7 +126,9 @@ def test_losses_and_gradients_are_those_of_a_plain_loop_in_float64(kit, family, 
         text = exact.encode_captions(examples.captions, kit.recipe(None).text)
     exact.place("cpu", torch.float64)
     patched(exact, networks)
-    optimizer = torch.optim.AdamW([p for n in networks.values() for p in n.parameters()], lr=1e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for n in networks.values() for p in n.parameters()], lr=1e-3, weight_decay=0.0
+    )
     expected = []
     for step in range(3):
         loss = plain_loss(exact, examples, Rng.for_step(5, step), text)
@@ -102,7 +136,8 @@ def test_losses_and_gradients_are_those_of_a_plain_loop_in_float64(kit, family, 
         if step == 0:
             for (width, half), network in networks.items():
                 for name, p in network.named_parameters():
-                    # (Keys do not depend on a bias of the last layer: what differs there is rounding.)
+                    # (Keys do not depend on a bias of the last layer: what differs there is
+                    # rounding.)
                     one = ours[f"{width}.{half}.linear.{name}"].double()
                     assert (one - p.grad).norm() < 1e-4 * p.grad.norm() + 1e-8, name
         optimizer.step()
@@ -114,7 +149,9 @@ def test_losses_and_gradients_are_those_of_a_plain_loop_in_float64(kit, family, 
 def plain_loss(base, examples, rng, text):
     """Mean squared error to the noise or the velocity; chance alone is konomi's."""
     rng = rng.for_samples(examples.sample_ids)
-    latents = (examples.latents.mean + examples.latents.std * rng.fork("latents").normal((4, 8, 8))).double()
+    latents = (
+        examples.latents.mean + examples.latents.std * rng.fork("latents").normal((4, 8, 8))
+    ).double()
     noise = rng.fork("noise").normal((4, 8, 8)).double()
     timesteps = rng.fork("timestep").integers(0, 1000)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -124,7 +161,11 @@ def plain_loss(base, examples, rng, text):
         extra = {"text_embeds": text.pooled.double(), "time_ids": examples.sizes.double()}
     noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
     answer = base.denoiser(noisy, timesteps, text.states.double(), extra)[0]
-    wanted = noise if base.process.prediction == "epsilon" else kept.sqrt() * noise - (1 - kept).sqrt() * latents
+    wanted = (
+        noise
+        if base.process.prediction == "epsilon"
+        else kept.sqrt() * noise - (1 - kept).sqrt() * latents
+    )
     return F.mse_loss(answer, wanted)
 
 
@@ -152,7 +193,9 @@ def test_cross_has_networks_of_the_texts_width_alone(kit):
     assert list(method.export().hypernetwork.pairs) == [32]
 
 
-@pytest.mark.parametrize("options", [{}, {"dropout": (0, 0.3, 0)}, {"shallow_penalty": 0.5}], ids=lambda o: "-".join(o))
+@pytest.mark.parametrize(
+    "options", [{}, {"dropout": (0, 0.3, 0)}, {"shallow_penalty": 0.5}], ids=lambda o: "-".join(o)
+)
 @pytest.mark.kernels
 def test_gradient_checkpointing_changes_nothing(kit, options):
     _, _, plain = start(kit, HypernetworkConfig(**options))
@@ -212,11 +255,18 @@ def half(examples, index):
 
 
 def test_the_shallow_penalty_is_the_mean_square_of_what_is_added_in_the_first_quarter(kit):
-    _, method, _ = start(kit, HypernetworkConfig(shallow_penalty=3.0, initialization="xavier_normal"))
+    _, method, _ = start(
+        kit, HypernetworkConfig(shallow_penalty=3.0, initialization="xavier_normal")
+    )
     plain = start(kit, HypernetworkConfig(initialization="xavier_normal"))[1]
     batch, rng = kit.batch(), Rng.for_step(0, 0)
-    # Seven attention pairs: 2 down, 1 middle, 4 up; a quarter of fourteen layers is four, those of the way down.
-    blocks = [f"denoiser.down_blocks.{i}.attentions.0.transformer_blocks.0.attn{j}" for i in (0, 1) for j in (1, 2)]
+    # Seven attention pairs: 2 down, 1 middle, 4 up; a quarter of fourteen layers is four, those of
+    # the way down.
+    blocks = [
+        f"denoiser.down_blocks.{i}.attentions.0.transformer_blocks.0.attn{j}"
+        for i in (0, 1)
+        for j in (1, 2)
+    ]
     assert method.shallow == {f"{block}.{p}" for block in blocks for p in ("to_k", "to_v")}
     added, handles = [], []
     for key in method.shallow:
@@ -229,11 +279,15 @@ def test_the_shallow_penalty_is_the_mean_square_of_what_is_added_in_the_first_qu
         # Before the method's own hook: the states as they come.
         handles.append(layer.register_forward_pre_hook(note, prepend=True))
     expected = plain.loss(batch, rng).item()
-    assert method.loss(batch, rng).item() == pytest.approx(expected + 3.0 * sum(added) / len(added), rel=1e-4)
+    assert method.loss(batch, rng).item() == pytest.approx(
+        expected + 3.0 * sum(added) / len(added), rel=1e-4
+    )
     assert len(added) == 8 and method.loss(batch, rng).requires_grad
 
 
-@pytest.mark.parametrize("initialization", ["normal", "xavier_uniform", "xavier_normal", "kaiming_uniform"])
+@pytest.mark.parametrize(
+    "initialization", ["normal", "xavier_uniform", "xavier_normal", "kaiming_uniform"]
+)
 @pytest.mark.parametrize("activation", ["relu", "leakyrelu"])
 def test_starts_have_the_spread_of_their_papers(initialization, activation):
     network = nn.Sequential(nn.Linear(400, 800), nn.LayerNorm(800))
@@ -267,11 +321,15 @@ def test_going_on_from_a_file(kit, tmp_path):
     # What the recipe leaves at its default is the file's.
     _, plain, _ = start(kit, HypernetworkConfig(start=str(path)))
     assert plain.export().hypernetwork.activation == "mish"
-    with pytest.raises(RecipeError, match=r"has activation 'mish', the recipe 'tanh'. Leave method.activation out"):
+    with pytest.raises(
+        RecipeError, match=r"has activation 'mish', the recipe 'tanh'. Leave method.activation out"
+    ):
         start(kit, HypernetworkConfig(activation="tanh", start=str(path)))
     with pytest.raises(RecipeError, match=r"has structure 1,2,1, the recipe 1,2,2,1"):
         start(kit, replace(config, structure=(1, 2, 2, 1), start=str(path)))
-    with pytest.raises(RecipeError, match=r"has networks of width 16, 32; .* none of 16\. Set method.widths"):
+    with pytest.raises(
+        RecipeError, match=r"has networks of width 16, 32; .* none of 16\. Set method.widths"
+    ):
         start(kit, replace(config, start=str(path)), "sdxl")
     # When the method is made, so `check` says it as well, before anything is loaded or encoded.
     base = kit.base("sdxl", lazy=True)
@@ -306,7 +364,9 @@ def test_what_makes_no_sense_gets_its_line(kit, options, match):
 
 
 def test_the_export_says_how_it_was_made(kit):
-    _, method, _ = start(kit, HypernetworkConfig(initialization="xavier_uniform", dropout=(0, 0, 0)))
+    _, method, _ = start(
+        kit, HypernetworkConfig(initialization="xavier_uniform", dropout=(0, 0, 0))
+    )
     adapter = method.export()
     spec = adapter.hypernetwork
     assert isinstance(spec, Hypernetwork) and adapter.family == "sd1"

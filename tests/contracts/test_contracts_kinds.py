@@ -1,5 +1,6 @@
-"""What every kind of update keeps to. A new kind is picked up from KINDS; what it computes is held against other
-programs in `tests/formats`."""
+"""What every kind of update keeps to. A new kind is picked up from KINDS; what it computes is held
+against other programs in `tests/formats`.
+"""
 
 import copy
 
@@ -43,7 +44,9 @@ class Net(nn.Module):
         return self.get_submodule(key.removeprefix("denoiser."))
 
     def modules_by_key(self):
-        return {f"denoiser.{name}": self.get_submodule(name) for name in ("conv", "point", "linear")}
+        return {
+            f"denoiser.{name}": self.get_submodule(name) for name in ("conv", "point", "linear")
+        }
 
 
 def layered(kind, *, moved=True):
@@ -147,7 +150,9 @@ def test_files_hold_it(kind):
         again = layer_from_parts(parts)
         assert type(again) is kind
         weight = net.module(key).weight
-        torch.testing.assert_close(delta(again, weight), delta(update, weight), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(
+            delta(again, weight), delta(update, weight), rtol=1e-6, atol=1e-7
+        )
 
 
 @every_trained_kind
@@ -165,7 +170,9 @@ def test_is_computed_as_precisely_as_the_weight(kind):
         norm = update.norm()
         assert norm is None or norm == pytest.approx(float(exact.norm()), rel=1e-4)
         difference = update.difference()
-        assert difference is None or torch.allclose(difference.double().reshape(exact.shape), exact, atol=1e-5)
+        assert difference is None or torch.allclose(
+            difference.double().reshape(exact.shape), exact, atol=1e-5
+        )
 
 
 @every_trained_kind

@@ -1,4 +1,6 @@
-"""What is trained beside a base keeps to `LiveAdapter`, whatever it is: layers, words, networks, weights, branches."""
+"""What is trained beside a base keeps to `LiveAdapter`, whatever it is: layers, words, networks,
+weights, branches.
+"""
 
 import pytest
 import torch
@@ -33,7 +35,9 @@ def networks(base):
     found = base.targets("attention.kv")
     pairs = {}
     for layer in found.values():
-        pairs[width_of(layer)] = tuple(make_network(width_of(layer), spec, layer.weight) for _ in "kv")
+        pairs[width_of(layer)] = tuple(
+            make_network(width_of(layer), spec, layer.weight) for _ in "kv"
+        )
     return LiveHypernetwork(found, pairs, spec, values=base.targets("attention.v"))
 
 
@@ -53,7 +57,9 @@ def together(base):
     return Together(words(base), changes(base), networks(base))
 
 
-every_live_adapter = pytest.mark.parametrize("make", [layers, words, networks, changes, branches, together])
+every_live_adapter = pytest.mark.parametrize(
+    "make", [layers, words, networks, changes, branches, together]
+)
 
 
 def widths_of(base):
@@ -138,7 +144,9 @@ def test_is_on_the_base_from_the_start_and_off_it_bit_for_bit(base, made, make):
     live.detach()
     assert torch.equal(answer(base), plain)
     after = base.denoiser.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+    assert before.keys() == after.keys() and all(
+        torch.equal(value, after[name]) for name, value in before.items()
+    )
 
 
 @every_live_adapter
@@ -169,7 +177,9 @@ def test_what_is_exported_is_a_copy_at_least_in_float32(made, make):
     exported = live.export()
     tensors = [t for update in exported.layers.values() for t in (update.whole,) if t is not None]
     tensors += [t for vectors in exported.embeddings.values() for t in vectors.values()]
-    tensors += [] if exported.hypernetwork is None else list(networks_of(exported.hypernetwork).values())
+    tensors += (
+        [] if exported.hypernetwork is None else list(networks_of(exported.hypernetwork).values())
+    )
     for adapter in (exported, exported.negative):
         for update in () if adapter is None else adapter.layers.values():
             tensors += [] if update.whole is not None else list(tensors_of(update).values())
@@ -178,7 +188,10 @@ def test_what_is_exported_is_a_copy_at_least_in_float32(made, make):
     with torch.no_grad():
         for parameter in live.parameters.values():
             parameter.add_(1.0)
-    assert all(torch.equal(tensor, old) and tensor.dtype == torch.float32 for tensor, old in zip(tensors, before))
+    assert all(
+        torch.equal(tensor, old) and tensor.dtype == torch.float32
+        for tensor, old in zip(tensors, before)
+    )
 
 
 @every_live_adapter
@@ -189,11 +202,17 @@ def test_gradients_reach_its_parameters_and_nothing_else(base, made, make):
     try:
         live.begin_step(Rng.for_step(0, 0).for_samples(torch.arange(2)))
         text = base.encode_captions(["a photo of sks"] * 2, TextConfig())
-        base.predict(torch.randn(2, 4, 8, 8), torch.tensor([500, 20]), text).square().mean().backward()
-        reached = {name for name, parameter in live.parameters.items() if parameter.grad is not None}
+        base.predict(
+            torch.randn(2, 4, 8, 8), torch.tensor([500, 20]), text
+        ).square().mean().backward()
+        reached = {
+            name for name, parameter in live.parameters.items() if parameter.grad is not None
+        }
         assert reached == live.parameters.keys()
         modules = (base.denoiser, *base.text_encoders.values())
-        assert all(parameter.grad is None for module in modules for parameter in module.parameters())
+        assert all(
+            parameter.grad is None for module in modules for parameter in module.parameters()
+        )
     finally:
         base.denoiser.eval()
     set_learning(live, False)

@@ -22,17 +22,27 @@ def built(kit, config, **options):
 def answer(base, kit):
     examples = kit.examples(seed=9)
     with torch.no_grad():
-        conditioning = base.with_sizes(base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes)
+        conditioning = base.with_sizes(
+            base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes
+        )
         return base.predict(examples.latents.mean, torch.tensor([500, 20]), conditioning)
 
 
 @pytest.fixture
 def trained(kit, tmp_path):
-    """A file with attention, convolutions and text encoder in different ranks and scales, and a word."""
+    """A file with attention, convolutions and text encoder in different ranks and scales, and a
+    word.
+    """
 
     def write(dora=False, words=True):
         config = LoraConfig(
-            rank=3, alpha=1.0, targets=("cross_attention",), conv_rank=2, text_rank=5, text_alpha=2.0, dora=dora
+            rank=3,
+            alpha=1.0,
+            targets=("cross_attention",),
+            conv_rank=2,
+            text_rank=5,
+            text_alpha=2.0,
+            dora=dora,
         )
         _, method = built(kit, config)
         method.plan()
@@ -60,7 +70,12 @@ def test_layers_ranks_and_answers_are_the_files(kit, trained, options):
     assert {key: update.down.shape for key, update in new.layers.items()} == {
         key: update.down.shape for key, update in old.layers.items()
     }
-    assert {group.name for group in phase.groups} == {"denoiser.a", "denoiser.b", "text.a", "text.b"}
+    assert {group.name for group in phase.groups} == {
+        "denoiser.a",
+        "denoiser.b",
+        "text.a",
+        "text.b",
+    }
     live = answer(base, kit)
     fresh = kit.base("sd1")
     with attach(fresh, [(Adapter(layers=old.layers, family="sd1"), Strengths())]):
@@ -81,7 +96,9 @@ def test_layers_that_the_recipe_names_are_trained_beside_the_files(kit, trained)
     path, old = trained()
     _, method = built(kit, LoraConfig(start=str(path), targets=("feed_forward",), rank=3))
     method.plan()
-    added = {key: layer.spec for key, layer in method.layers.layers.items() if key not in old.layers}
+    added = {
+        key: layer.spec for key, layer in method.layers.layers.items() if key not in old.layers
+    }
     assert added
     assert all(".ff." in key and spec.rank == 3 for key, spec in added.items())
 
@@ -90,7 +107,10 @@ def test_layers_that_the_recipe_names_are_trained_beside_the_files(kit, trained)
 def test_another_rank_is_refused_by_the_name_of_its_setting(kit, trained, setting, rank):
     path, _ = trained()
     # Before anything is loaded or encoded, so `check` says it as well.
-    with pytest.raises(RecipeError, match=rf"method\.{setting} is 7, and .* has rank {rank} .*Leave method\.{setting}"):
+    with pytest.raises(
+        RecipeError,
+        match=rf"method\.{setting} is 7, and .* has rank {rank} .*Leave method\.{setting}",
+    ):
         built(kit, LoraConfig(start=str(path), **{setting: 7}))
     _, method = built(kit, LoraConfig(start=str(path), **{setting: rank}))
     method.plan()
@@ -116,13 +136,17 @@ def test_dora_is_the_files(kit, trained):
 
 def test_a_file_of_another_kind_or_family_is_refused(kit, trained, tmp_path):
     word = tmp_path / "word.safetensors"
-    write_adapter(Adapter(embeddings={"sks": {"text_encoder": torch.ones(2, 768)}}, family="sd1"), word)
+    write_adapter(
+        Adapter(embeddings={"sks": {"text_encoder": torch.ones(2, 768)}}, family="sd1"), word
+    )
     with pytest.raises(RecipeError, match="only learned words, no LoRA"):
         built(kit, LoraConfig(start=str(word)))
     path, _ = trained()
     base = kit.base("sdxl", lazy=True)
     # When the method is made: `check` says it too, and no image was encoded for nothing.
-    with pytest.raises(ModelError, match=r"method\.start: .*old\.safetensors: .* is for sd1, this base is sdxl"):
+    with pytest.raises(
+        ModelError, match=r"method\.start: .*old\.safetensors: .* is for sd1, this base is sdxl"
+    ):
         kit.method(base, kit.recipe(LoraConfig(start=str(path))))
     with pytest.raises(ModelError, match=r"method\.lora\.start: .* is for sd1, this base is sdxl"):
         kit.method(base, kit.recipe(PivotalConfig(lora=LoraConfig(start=str(path)))))
@@ -146,23 +170,37 @@ def test_a_file_of_another_size_of_the_family_is_refused(kit, trained, tmp_path,
 
 @pytest.mark.parametrize(
     ("metadata", "said"),
-    [({"modelspec.prediction_type": "v"}, "predicts v"), ({"ss_zero_terminal_snr": "True"}, "zero terminal SNR"),
-     ({"modelspec.prediction_type": "epsilon", "ss_zero_terminal_snr": "False"}, "")],
-)  # fmt: skip
+    [
+        ({"modelspec.prediction_type": "v"}, "predicts v"),
+        ({"ss_zero_terminal_snr": "True"}, "zero terminal SNR"),
+        ({"modelspec.prediction_type": "epsilon", "ss_zero_terminal_snr": "False"}, ""),
+    ],
+)
 def test_a_start_for_another_noise_process_is_said(kit, trained, tmp_path, metadata, said):
     _, old = trained(words=False)
     write_adapter(replace(old, metadata=metadata), tmp_path / "v.safetensors")
-    needs = kit.needs(kit.base("sd1"), kit.recipe(LoraConfig(start=str(tmp_path / "v.safetensors"))))
+    needs = kit.needs(
+        kit.base("sd1"), kit.recipe(LoraConfig(start=str(tmp_path / "v.safetensors")))
+    )
     notes = [note for note in needs.notes if "says that it was trained" in note]
     assert [said in note for note in notes] == ([True] if said else [])
 
 
-@pytest.mark.parametrize("config", [LoraConfig(targets=("attention", "projection")),
-                                    DreamArtistConfig(lora_rank=2, targets=("projection",))])  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(targets=("attention", "projection")),
+        DreamArtistConfig(lora_rank=2, targets=("projection",)),
+    ],
+)
 def test_a_word_that_names_no_layer_is_an_error(kit, config, monkeypatch):
     base = kit.base("sd1")
     targets = type(base).targets
-    monkeypatch.setattr(type(base), "targets", lambda self, word: {} if word == "projection" else targets(self, word))
+    monkeypatch.setattr(
+        type(base),
+        "targets",
+        lambda self, word: {} if word == "projection" else targets(self, word),
+    )
     with pytest.raises(RecipeError, match="no layers called 'projection'"):
         kit.method(base, kit.recipe(config))
     with pytest.raises(ModelError, match="no layers called 'atention'"):

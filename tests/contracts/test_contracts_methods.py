@@ -24,28 +24,38 @@ REACH = {
     "textual_inversion": (2e-2, 0.995),
     "dreamartist": (1e-2, 0.98),
 }
-"""Learning rate, and share of the first loss that is left: what changes only the inputs of attention can do less for a
-base of random weights, and starts almost at zero."""
+"""Learning rate, and share of the first loss that is left: what changes only the inputs of
+attention can do less for a base of random weights, and starts almost at zero."""
 every_method = pytest.mark.parametrize("kind", KINDS)
 every_family = pytest.mark.parametrize("family", FAMILIES)
 # What does not depend on the family is tried with the others among the slow tests.
 one_family_first = pytest.mark.parametrize(
-    "family", [FAMILIES[0], *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[1:])]
+    "family",
+    [FAMILIES[0], *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[1:])],
 )
 
 
 def everything(base):
     """All weights of all parts, by part and name."""
     modules = {"denoiser": base.denoiser, "vae": base.vae, **base.text_encoders}
-    return {f"{part}.{n}": p.detach().clone() for part, m in modules.items() for n, p in m.named_parameters()}
+    return {
+        f"{part}.{n}": p.detach().clone()
+        for part, m in modules.items()
+        for n, p in m.named_parameters()
+    }
 
 
 def answer(base, kit):
     """The denoiser's prediction for fixed inputs."""
     examples = kit.examples(seed=9)
-    conditioning = base.with_sizes(base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes)
+    conditioning = base.with_sizes(
+        base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes
+    )
     with torch.no_grad():
-        latents, timesteps = examples.latents.mean.to(base.device), torch.tensor([500, 20], device=base.device)
+        latents, timesteps = (
+            examples.latents.mean.to(base.device),
+            torch.tensor([500, 20], device=base.device),
+        )
         return base.predict(latents, timesteps, conditioning)
 
 
@@ -54,7 +64,9 @@ def start(kit, family, kind, *, seed=0, total=4, **optimizer):
     method_type = kit.method_type(kind)
     recipe = kit.recipe(method_type.config_type(), **optimizer)
     method = kit.method(base, recipe)
-    trainer = Trainer(method.plan(), recipe, processes=Processes(0, 1, kit.device), total_steps=total)
+    trainer = Trainer(
+        method.plan(), recipe, processes=Processes(0, 1, kit.device), total_steps=total
+    )
     return base, method, trainer
 
 
@@ -69,7 +81,9 @@ def test_learns_moves_only_what_it_declares_and_closes_cleanly(kit, kind, family
     before = everything(base)
     losses = train(trainer, kit)
     assert all(torch.isfinite(torch.tensor(losses)))
-    declared = {id(p) for phase in trainer.phases for g in phase.groups for p in g.parameters.values()}
+    declared = {
+        id(p) for phase in trainer.phases for g in phase.groups for p in g.parameters.values()
+    }
     modules = {"denoiser": base.denoiser, "vae": base.vae, **base.text_encoders}
     moved = {
         f"{part}.{n}"
@@ -77,7 +91,12 @@ def test_learns_moves_only_what_it_declares_and_closes_cleanly(kit, kind, family
         for n, p in m.named_parameters()
         if not torch.equal(p, before[f"{part}.{n}"])
     }
-    allowed = {f"{part}.{n}" for part, m in modules.items() for n, p in m.named_parameters() if id(p) in declared}
+    allowed = {
+        f"{part}.{n}"
+        for part, m in modules.items()
+        for n, p in m.named_parameters()
+        if id(p) in declared
+    }
     assert moved <= allowed
     trained = [p for phase in trainer.phases for g in phase.groups for p in g.parameters.values()]
     assert all(p.grad is None for p in trained)
@@ -100,16 +119,25 @@ def test_same_seed_same_bits(kit, kind, family):
 
 @pytest.mark.parametrize(
     "kind",
-    [kind if kind in ("lora", "textual_inversion") else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+    [
+        kind
+        if kind in ("lora", "textual_inversion")
+        else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in KINDS
+    ],
 )
 def test_loss_falls_on_something_learnable(kit, kind):
-    """Two images: the loss, with the same noise before and after, has to fall well below where it began."""
+    """Two images: the loss, with the same noise before and after, has to fall well below where it
+    began.
+    """
     rate, share = REACH.get(kind, (2e-3, 0.9))
     _, method, trainer = start(kit, "sd1", kind, seed=2, total=60, learning_rate=rate)
 
     def measured():
         with torch.no_grad():
-            return sum(method.loss(kit.batch(), Rng.for_step(99, step)).item() for step in range(10))
+            return sum(
+                method.loss(kit.batch(), Rng.for_step(99, step)).item() for step in range(10)
+            )
 
     before = measured()
     train(trainer, kit)
@@ -137,12 +165,16 @@ def test_resume_equals_uninterrupted(kit, kind, family):
 
 @every_method
 def test_previews_keep_no_copy_of_weights_on_the_device(kit, kind, monkeypatch):
-    """Whatever a method puts aside for a preview goes to main memory: bytes copied where the base lives are none."""
+    """Whatever a method puts aside for a preview goes to main memory: bytes copied where the base
+    lives are none.
+    """
     copied = {"device": 0, "main memory": 0}
     keep = Attachment.keep
 
     def counted(attachment, parameter, *, on_cpu):
-        copied["main memory" if on_cpu else "device"] += parameter.numel() * parameter.element_size()
+        copied["main memory" if on_cpu else "device"] += (
+            parameter.numel() * parameter.element_size()
+        )
         keep(attachment, parameter, on_cpu=on_cpu)
 
     monkeypatch.setattr(Attachment, "keep", counted)
@@ -169,7 +201,9 @@ def test_as_loaded_shows_what_was_exported_and_leaves_no_trace(kit, kind, family
     with method.as_loaded(result):
         shown = answer(base, kit)
     # fp16 on the way to the file for whole weights; adapters are exact to float32 rounding.
-    torch.testing.assert_close(shown, live, rtol=2e-2, atol=2e-2 if isinstance(result, Weights) else 1e-4)
+    torch.testing.assert_close(
+        shown, live, rtol=2e-2, atol=2e-2 if isinstance(result, Weights) else 1e-4
+    )
     assert torch.equal(answer(base, kit), live)
     assert all(torch.equal(state[n], t) for n, t in trainer.state().tensors["weights"].items())
 

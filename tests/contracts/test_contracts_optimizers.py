@@ -1,4 +1,6 @@
-"""Every optimiser with every method, with one learning rate, with several, and with rates by step."""
+"""Every optimiser with every method, with one learning rate, with several, and with rates by
+step.
+"""
 
 import copy
 import math
@@ -24,7 +26,9 @@ SEVERAL = {
     "full": FullConfig(text_encoder=True),
     "dreambooth": DreamboothConfig(train="lora", rank=2),
     "dreamartist": DreamArtistConfig(lora_rank=2),
-    "pivotal": PivotalConfig(word_steps=1.0, word_rate_later=5e-4, lora=LoraConfig(rank=2, text_rank=2)),
+    "pivotal": PivotalConfig(
+        word_steps=1.0, word_rate_later=5e-4, lora=LoraConfig(rank=2, text_rank=2)
+    ),
     "custom_diffusion": CustomDiffusionConfig(size_augmentation=False),
 }
 """Settings with which a method has groups of different rates."""
@@ -43,18 +47,26 @@ def cases():
     for optimizer in OPTIMIZERS:
         for config in [*SEVERAL.values(), *ONE_BY_DEFAULT]:
             for rates in RATES:
-                chosen = (optimizer, config.kind, rates) in QUICK and config is SEVERAL.get(config.kind)
-                name = f"{optimizer}-{config.kind}{'-several' if config in SEVERAL.values() else ''}-{rates}"
-                yield pytest.param(optimizer, config, rates, id=name, marks=() if chosen else pytest.mark.slow)
+                chosen = (optimizer, config.kind, rates) in QUICK and config is SEVERAL.get(
+                    config.kind
+                )
+                several = "-several" if config in SEVERAL.values() else ""
+                name = f"{optimizer}-{config.kind}{several}-{rates}"
+                yield pytest.param(
+                    optimizer, config, rates, id=name, marks=() if chosen else pytest.mark.slow
+                )
 
 
 def start(kit, config, optimizer):
-    # The step that Prodigy finds grows faster on a shallow denoiser, and what its first steps moved says less.
+    # The step that Prodigy finds grows faster on a shallow denoiser, and what its first steps
+    # moved says less.
     base = kit.base("sd1", small=optimizer.get("kind") != "prodigy")
     # What the method itself takes for each group, not one number for all.
     recipe = kit.recipe(config, learning_rate=None, **optimizer)
     method = kit.method(base, recipe)
-    return Trainer(method.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=6)
+    return Trainer(
+        method.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=6
+    )
 
 
 def weights(trainer):
@@ -64,13 +76,16 @@ def weights(trainer):
 @pytest.mark.parametrize(("optimizer", "config", "rates"), list(cases()))
 def test_every_group_moves_by_about_its_rate_and_resumes(kit, optimizer, config, rates):
     if optimizer not in ("adamw", "adafactor"):
-        pytest.importorskip({"adamw8bit": "bitsandbytes", "lion": "lion_pytorch", "prodigy": "prodigyopt"}.get(
+        pytest.importorskip({"adamw8bit": "bitsandbytes", "lion": "lion_pytorch",
+        "prodigy": "prodigyopt"}.get(
             optimizer, "schedulefree"
         ))  # fmt: skip
     options = {"kind": optimizer, "weight_decay": 0.0, **RATES[rates]}
     if optimizer == "prodigy":
         # Factors of the step that it finds.
-        options |= {"text rate": {"text_learning_rate": 0.5}, "rates": {"rates": "1:1, 0.5"}}.get(rates, {})
+        options |= {"text rate": {"text_learning_rate": 0.5}, "rates": {"rates": "1:1, 0.5"}}.get(
+            rates, {}
+        )
     trainer = start(kit, config, options)
     run = trainer.run(kit.stream(kit.batch()), stop=Stop(), rest_at=lambda step: True)
     before = weights(trainer)
@@ -80,9 +95,11 @@ def test_every_group_moves_by_about_its_rate_and_resumes(kit, optimizer, config,
     assert all(map(math.isfinite, losses))
     distance = trainer.optimizer.param_groups[0].get("d", 1.0)
     for group in trainer.phases[trainer.phase_index].groups:
-        moved = torch.cat([(after[name] - before[name]).abs().flatten() for name in group.parameters])
-        # A step is about the learning rate for every value. A of a LoRA has no gradient in the first, and pivotal's
-        # words have a larger rate in theirs.
+        moved = torch.cat(
+            [(after[name] - before[name]).abs().flatten() for name in group.parameters]
+        )
+        # A step is about the learning rate for every value. A of a LoRA has no gradient in the
+        # first, and pivotal's words have a larger rate in theirs.
         reached = moved.square().mean().sqrt().item() / (group.learning_rate * distance)
         assert 0.02 < reached < 40, group.name
     again = start(kit, config, options)

@@ -31,7 +31,11 @@ def start(kit, config, family="sd1", total=3, precision=torch.float32, base=None
     method = kit.method(base, recipe)
     base.place("cpu", precision, float32_parts=kit.needs(base, recipe).float32_parts)
     processes = Processes(0, 1, torch.device("cpu"))
-    return base, method, Trainer(method.plan(), recipe, processes=processes, total_steps=total, precision=precision)
+    return (
+        base,
+        method,
+        Trainer(method.plan(), recipe, processes=processes, total_steps=total, precision=precision),
+    )
 
 
 def train(trainer, batch, kit):
@@ -40,7 +44,9 @@ def train(trainer, batch, kit):
 
 def answer(base, kit):
     examples = kit.examples(seed=9)
-    conditioning = base.with_sizes(base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes)
+    conditioning = base.with_sizes(
+        base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes
+    )
     with torch.no_grad():
         return base.predict(examples.latents.mean, torch.tensor([500, 20]), conditioning)
 
@@ -62,16 +68,24 @@ def test_lora_options_export_what_was_trained(kit, options, family):
 
 
 def test_lora_plus_gives_b_its_own_rate(kit):
-    _, _, trainer = start(kit, LoraConfig(rank=4, b_rate_ratio=16.0, text_rank=2), learning_rate=1e-3)
+    _, _, trainer = start(
+        kit, LoraConfig(rank=4, b_rate_ratio=16.0, text_rank=2), learning_rate=1e-3
+    )
     rates = {g.name: g.learning_rate for g in trainer.phases[0].groups}
     assert rates == {"denoiser.a": 1e-3, "denoiser.b": 1.6e-2, "text.a": 5e-4, "text.b": 8e-3}
 
 
 def test_full_with_text_encoder_trains_it(kit):
     base, method, trainer = start(kit, FullConfig(text_encoder=True))
-    before = {n: p.detach().clone() for n, p in base.text_encoders["text_encoder"].named_parameters()}
+    before = {
+        n: p.detach().clone() for n, p in base.text_encoders["text_encoder"].named_parameters()
+    }
     train(trainer, kit.batch(), kit)
-    moved = [n for n, p in base.text_encoders["text_encoder"].named_parameters() if not torch.equal(p, before[n])]
+    moved = [
+        n
+        for n, p in base.text_encoders["text_encoder"].named_parameters()
+        if not torch.equal(p, before[n])
+    ]
     assert len(moved) > len(before) / 2
     assert any(name.startswith("text_encoder.text_model.") for name in method.export().tensors)
 
@@ -112,7 +126,9 @@ def test_bf16_follows_float32(kit, config):
 
 @pytest.mark.kernels
 def test_fp16_scaler_resumes_exactly(kit):
-    """The scaler's growth counter is part of the state (on the CPU the scaler works like on CUDA)."""
+    """The scaler's growth counter is part of the state (on the CPU the scaler works like on
+    CUDA).
+    """
     import copy
 
     def fp16(total):

@@ -1,4 +1,6 @@
-"""Losses and weights of five steps against a plain PyTorch loop with diffusers' own modules and scheduler."""
+"""Losses and weights of five steps against a plain PyTorch loop with diffusers' own modules and
+scheduler.
+"""
 
 import math
 
@@ -28,7 +30,9 @@ def diffusers_scheduler(base):
 
 
 def plain_loss(base, unet, examples, step, text):
-    """The textbook loss with diffusers' scheduler; only noise and timesteps are taken from konomi's draws."""
+    """The textbook loss with diffusers' scheduler; only noise and timesteps are taken from
+    konomi's draws.
+    """
     rng = Rng.for_step(5, step).for_samples(examples.sample_ids)
     latents = examples.latents.mean + examples.latents.std * rng.fork("latents").normal((4, 8, 8))
     noise = rng.fork("noise").normal((4, 8, 8))
@@ -37,9 +41,15 @@ def plain_loss(base, unet, examples, step, text):
     noisy = scheduler.add_noise(latents, noise, timesteps)
     extra = {}
     if text.pooled is not None:
-        extra = {"added_cond_kwargs": {"text_embeds": text.pooled, "time_ids": examples.sizes.float()}}
+        extra = {
+            "added_cond_kwargs": {"text_embeds": text.pooled, "time_ids": examples.sizes.float()}
+        }
     answer = unet(noisy, timesteps, encoder_hidden_states=text.states, **extra).sample
-    wanted = noise if base.process.prediction == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
+    wanted = (
+        noise
+        if base.process.prediction == "epsilon"
+        else scheduler.get_velocity(latents, noise, timesteps)
+    )
     return functional.mse_loss(answer, wanted)
 
 
@@ -48,7 +58,9 @@ def run_konomi(kit, family, kind, prediction=None, rate=1e-3):
     method_type = kit.method_type(kind)
     recipe = kit.recipe(method_type.config_type(), clip_norm=0, learning_rate=rate)
     method = kit.method(base, recipe)
-    trainer = Trainer(method.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=STEPS)
+    trainer = Trainer(
+        method.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=STEPS
+    )
     losses = [event.loss for event in trainer.run(kit.stream(kit.batch()), stop=Stop())]
     return losses, {name: p.detach() for name, p in trainer.parameters.items()}, method
 
@@ -71,8 +83,11 @@ def test_full_fine_tuning(kit, family, prediction):
         optimizer.zero_grad()
         expected.append(loss.item())
     assert losses == pytest.approx(expected, abs=1e-5)
-    # Adam divides by the root of tiny second moments, so single weights may differ by a little more than losses do.
-    largest = max((weights[f"denoiser.{n}"] - p).abs().max().item() for n, p in unet.named_parameters())
+    # Adam divides by the root of tiny second moments, so single weights may differ by a little
+    # more than losses do.
+    largest = max(
+        (weights[f"denoiser.{n}"] - p).abs().max().item() for n, p in unet.named_parameters()
+    )
     assert largest < 1e-5
 
 
@@ -88,7 +103,9 @@ def test_lora_against_peft(kit, family):
     with torch.no_grad():
         text = base.encode_captions(examples.captions, kit.recipe(None).text)
     names = [key.removeprefix("denoiser.") for key in base.targets("transformer")]
-    unet = inject_adapter_in_model(PeftConfig(r=16, lora_alpha=16, target_modules=names), base.denoiser)
+    unet = inject_adapter_in_model(
+        PeftConfig(r=16, lora_alpha=16, target_modules=names), base.denoiser
+    )
     start = kit.method(kit.base(family), kit.recipe(kit.method_type("lora").config_type()))
     start.plan()
     initial = dict(start.layers.parameters)
@@ -111,4 +128,7 @@ def test_lora_against_peft(kit, family):
         expected.append(loss.item())
     assert losses == pytest.approx(expected, abs=1e-5)
     assert not math.isclose(losses[0], losses[-1], abs_tol=1e-6)
-    assert max((weights[n] - p.view_as(weights[n])).abs().max().item() for n, p in theirs.items()) < 1e-5
+    assert (
+        max((weights[n] - p.view_as(weights[n])).abs().max().item() for n, p in theirs.items())
+        < 1e-5
+    )

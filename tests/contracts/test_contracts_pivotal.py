@@ -27,7 +27,9 @@ def start(kit, family="sd1", total=TOTAL, *, optimizer=None, **options):
     base = kit.base(family)
     recipe = kit.recipe(PivotalConfig(**options), **(optimizer or {}))
     method = kit.method(base, recipe)
-    trainer = Trainer(method.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=total)
+    trainer = Trainer(
+        method.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=total
+    )
     return base, method, trainer
 
 
@@ -36,7 +38,11 @@ def weights(trainer):
 
 
 def moved(before, after):
-    return {"words" if n.startswith("text_encoder") else "lora" for n in after if not torch.equal(after[n], before[n])}
+    return {
+        "words" if n.startswith("text_encoder") else "lora"
+        for n in after
+        if not torch.equal(after[n], before[n])
+    }
 
 
 @pytest.mark.parametrize("later", [0.0, 1e-4])
@@ -51,7 +57,12 @@ def test_each_phase_moves_its_own(kit, later):
     found = [moved(before, after) for before, after in pairwise(states)]
     assert found == [{"words"}] * 2 + [{"words", "lora"} if later else {"lora"}] * 4
     assert rates[0] == 5e-3
-    assert all(p.grad is None for phase in trainer.phases for g in phase.groups for p in g.parameters.values())
+    assert all(
+        p.grad is None
+        for phase in trainer.phases
+        for g in phase.groups
+        for p in g.parameters.values()
+    )
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
@@ -62,13 +73,17 @@ def test_the_first_phase_is_textual_inversion_and_the_second_a_lora_beside_its_w
     plain = kit.base(family)
     recipe = kit.recipe(TextualInversionConfig(), learning_rate=5e-3)
     inversion = kit.method(plain, recipe)
-    alone = Trainer(inversion.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=3)
+    alone = Trainer(
+        inversion.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=3
+    )
     expected = [event.loss for event in alone.run(kit.stream(kit.batch()), stop=Stop())]
     assert losses[:3] == expected
     word = inversion.export()
     inversion.close()
     trained = method.inversion.words.parameters
-    assert all(torch.equal(p, word.embeddings["sks"][n.partition(".")[0]]) for n, p in trained.items())
+    assert all(
+        torch.equal(p, word.embeddings["sks"][n.partition(".")[0]]) for n, p in trained.items()
+    )
     with attach(plain, [(word, Strengths())]):
         lora = kit.method(plain, kit.recipe(LoraConfig(rank=4)))
         lora.plan()
@@ -77,9 +92,13 @@ def test_the_first_phase_is_textual_inversion_and_the_second_a_lora_beside_its_w
     assert losses[3] == pytest.approx(loss.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("stopped_at", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3, 4))])
 @pytest.mark.parametrize(
-    "optimizer", [{}, {"ema_decay": 0.9}, {"kind": "schedule_free"}, {"schedule": "cosine"}], ids=lambda o: "-".join(o)
+    "stopped_at", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3, 4))]
+)
+@pytest.mark.parametrize(
+    "optimizer",
+    [{}, {"ema_decay": 0.9}, {"kind": "schedule_free"}, {"schedule": "cosine"}],
+    ids=lambda o: "-".join(o),
 )
 def test_resume_is_bit_exact_across_the_border(kit, stopped_at, optimizer):
     options = {"word_steps": 0.4, "word_rate_later": 1e-4, "optimizer": optimizer}
@@ -132,7 +151,9 @@ def test_word_and_lora_lie_in_one_file(kit, family, tmp_path):
     write_adapter(result, tmp_path / "sks.safetensors")
     back = read_adapter(tmp_path / "sks.safetensors")
     assert back.layers.keys() == result.layers.keys()
-    assert torch.equal(back.embeddings["sks"]["text_encoder"], result.embeddings["sks"]["text_encoder"])
+    assert torch.equal(
+        back.embeddings["sks"]["text_encoder"], result.embeddings["sks"]["text_encoder"]
+    )
     assert inspect_file(tmp_path / "sks.safetensors").tokens == {"sks": {"text_encoder": [4, 32]}}
 
 

@@ -1,4 +1,6 @@
-"""Settings of size, against the tensors in the file that a run leaves: read by safetensors alone."""
+"""Settings of size, against the tensors in the file that a run leaves: read by safetensors
+alone.
+"""
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ from konomi.methods.textual_inversion import TextualInversionConfig
 
 
 def written(kit, config, tmp_path, family="sd1"):
-    """Tensors of a run's file before its first step; a LoRA's kohya names without their endings -> (rank, alpha)."""
+    """Tensors of a run's file before its first step; a LoRA's kohya names without their endings ->
+    (rank, alpha).
+    """
     method = kit.method(kit.base(family), kit.recipe(config))
     method.plan()
     path = tmp_path / "made.safetensors"
@@ -36,7 +40,11 @@ def of(layers, *, text=False, conv=False):
     def is_conv(name):
         return "resnets" in name or "samplers" in name
 
-    return {value for name, value in layers.items() if name.startswith("lora_te") == text and is_conv(name) == conv}
+    return {
+        value
+        for name, value in layers.items()
+        if name.startswith("lora_te") == text and is_conv(name) == conv
+    }
 
 
 @pytest.mark.parametrize(
@@ -75,7 +83,8 @@ def test_scaling_by_the_root_is_in_the_alpha_that_others_divide_by_the_rank(kit,
 
 def test_pivotals_sections_are_the_loras_and_the_words(kit, tmp_path):
     config = PivotalConfig(
-        words=TextualInversionConfig(vectors=5), lora=LoraConfig(rank=2, text_rank=3, text_alpha=1.0)
+        words=TextualInversionConfig(vectors=5),
+        lora=LoraConfig(rank=2, text_rank=3, text_alpha=1.0),
     )
     tensors, layers = written(kit, config, tmp_path)
     assert of(layers) == {(2, 2.0)}

@@ -26,17 +26,25 @@ ROWS = range(1000, 1004)
 """Rows of the cloned token table that the oracle replaces."""
 
 
-def start(kit, family="sd1", prediction=None, *, base=None, sources=(), total=4, optimizer=None, **options):
+def start(
+    kit, family="sd1", prediction=None, *, base=None, sources=(), total=4, optimizer=None, **options
+):
     base = base or (kit.base(family, prediction=prediction) if prediction else kit.base(family))
     recipe: Recipe = kit.recipe(TextualInversionConfig(**options), **(optimizer or {}))
-    recipe = replace(recipe, data=DataConfig(sources=tuple(SourceConfig(path="x", **s) for s in sources)))
+    recipe = replace(
+        recipe, data=DataConfig(sources=tuple(SourceConfig(path="x", **s) for s in sources))
+    )
     method = kit.method(base, recipe)
-    trainer = Trainer(method.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=total)
+    trainer = Trainer(
+        method.plan(), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=total
+    )
     return base, method, trainer
 
 
 def plain_text(tower, config, table, captions):
-    """transformers' own forward pass with ids of replaced rows: hidden states and pooled vectors."""
+    """transformers' own forward pass with ids of replaced rows: hidden states and pooled
+    vectors.
+    """
     token = tower.tokenizer
     rows = []
     for before, behind in captions:
@@ -45,11 +53,15 @@ def plain_text(tower, config, table, captions):
         rows.append(ids + [token.pad_token_id] * (77 - len(ids)))
     module = transformers_text(tower.module, config).double()
     name = "text_model.embeddings.token_embedding.weight"
-    return functional_call(module, {name: table}, (torch.tensor(rows),), {"output_hidden_states": True})
+    return functional_call(
+        module, {name: table}, (torch.tensor(rows),), {"output_hidden_states": True}
+    )
 
 
 def oracle(base, examples, rng, vectors):
-    """The textbook loss in float64 with diffusers' scheduler; `vectors` replace rows of each token table."""
+    """The textbook loss in float64 with diffusers' scheduler; `vectors` replace rows of each token
+    table.
+    """
     from diffusers import DDPMScheduler
 
     states, extra = [], {}
@@ -58,18 +70,34 @@ def oracle(base, examples, rng, vectors):
         table = tower.module.text_model.embeddings.token_embedding.weight.detach().double().clone()
         table = table.index_put((torch.tensor(list(ROWS)),), vectors[tower.part])
         out = plain_text(tower, base.source.configs[tower.part], table, captions)
-        states.append(out.last_hidden_state if tower.final_norm else out.hidden_states[-tower.layer])
+        states.append(
+            out.last_hidden_state if tower.final_norm else out.hidden_states[-tower.layer]
+        )
         if tower.pooled:
-            extra = {"added_cond_kwargs": {"text_embeds": out.text_embeds, "time_ids": examples.sizes.double()}}
+            extra = {
+                "added_cond_kwargs": {
+                    "text_embeds": out.text_embeds,
+                    "time_ids": examples.sizes.double(),
+                }
+            }
     rng = rng.for_samples(examples.sample_ids)
-    latents = (examples.latents.mean + examples.latents.std * rng.fork("latents").normal((4, 8, 8))).double()
-    noise, timesteps = rng.fork("noise").normal((4, 8, 8)).double(), rng.fork("timestep").integers(0, 1000)
+    latents = (
+        examples.latents.mean + examples.latents.std * rng.fork("latents").normal((4, 8, 8))
+    ).double()
+    noise, timesteps = (
+        rng.fork("noise").normal((4, 8, 8)).double(),
+        rng.fork("timestep").integers(0, 1000),
+    )
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     scheduler.alphas_cumprod = base.process.schedule.alphas_cumprod.double()
     unet = copy.deepcopy(base.denoiser).double()
     noisy = scheduler.add_noise(latents, noise, timesteps)
     answer = unet(noisy, timesteps, encoder_hidden_states=torch.cat(states, -1), **extra).sample
-    wanted = noise if base.process.prediction == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
+    wanted = (
+        noise
+        if base.process.prediction == "epsilon"
+        else scheduler.get_velocity(latents, noise, timesteps)
+    )
     return functional.mse_loss(answer, wanted)
 
 
@@ -82,9 +110,13 @@ def test_loss_and_gradient(kit, family, prediction, keep_norm):
     plain = {part: p.detach().double().requires_grad_() for part, p in parameters(method).items()}
     kept = {}
     for part, vectors in plain.items():
-        table = base.module(f"{part}.text_model.embeddings.token_embedding").weight.detach().double()
+        table = (
+            base.module(f"{part}.text_model.embeddings.token_embedding").weight.detach().double()
+        )
         mean, length = table.norm(dim=1).mean(), vectors.norm(dim=1, keepdim=True)
-        scale = {"none": 1.0, "clip": (mean / length).clamp(max=1), "rescale": mean / length}[keep_norm]
+        scale = {"none": 1.0, "clip": (mean / length).clamp(max=1), "rescale": mean / length}[
+            keep_norm
+        ]
         kept[part] = vectors * scale
     expected = oracle(base, examples, rng, kept)
     expected.backward()
@@ -106,7 +138,9 @@ def parameters(method):
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_the_token_table_never_changes(kit, family):
     base, method, trainer = start(kit, family, optimizer={"weight_decay": 0.5})
-    state = {part: {n: t.clone() for n, t in base.state(part).items()} for part in base.text_encoders}
+    state = {
+        part: {n: t.clone() for n, t in base.state(part).items()} for part in base.text_encoders
+    }
     first = {name: p.detach().clone() for name, p in method.words.parameters.items()}
     list(trainer.run(kit.stream(kit.batch()), stop=Stop()))
     for part, tensors in state.items():
@@ -118,7 +152,9 @@ def test_the_token_table_never_changes(kit, family):
 
 @pytest.mark.parametrize("keep_norm", ["clip", "rescale"])
 def test_kept_lengths_are_what_is_exported_and_drawn(kit, keep_norm):
-    base, method, trainer = start(kit, keep_norm=keep_norm, optimizer={"learning_rate": 0.5}, total=5)
+    base, method, trainer = start(
+        kit, keep_norm=keep_norm, optimizer={"learning_rate": 0.5}, total=5
+    )
     list(trainer.run(kit.stream(kit.batch()), stop=Stop()))
     table = base.module("text_encoder.text_model.embeddings.token_embedding").weight
     mean = table.norm(dim=1).mean()
@@ -178,7 +214,9 @@ def test_words_that_cannot_be_told_apart(kit, sources, message):
 
 
 def test_the_word_is_in_every_caption(kit):
-    examples = replace(kit.examples(count=4), captions=("a red house", "", "SKS, jumping", "sksの写真"))
+    examples = replace(
+        kit.examples(count=4), captions=("a red house", "", "SKS, jumping", "sksの写真")
+    )
     _, method, _ = start(kit, sources=[{"class_noun": "dog"}])
     captions = method.captioned(examples, Rng.for_step(0, 0)).captions
     assert captions == ("sks, a red house", "", "SKS, jumping", "sksの写真")
@@ -186,8 +224,12 @@ def test_the_word_is_in_every_caption(kit):
 
 @pytest.mark.parametrize("templates", ["object", "style", "none"])
 def test_a_word_alone_is_put_into_a_template(kit, templates):
-    examples = replace(kit.examples(count=4), captions=("sks dog", "sks", "sks dog", "sks dog, jumping"))
-    _, method, _ = start(kit, sources=[{"trigger": "sks", "class_noun": "dog"}], templates=templates)
+    examples = replace(
+        kit.examples(count=4), captions=("sks dog", "sks", "sks dog", "sks dog, jumping")
+    )
+    _, method, _ = start(
+        kit, sources=[{"trigger": "sks", "class_noun": "dog"}], templates=templates
+    )
     seen = set()
     for step in range(40):
         captions = method.captioned(examples, Rng.for_step(0, step)).captions

@@ -1,7 +1,8 @@
-"""Whether what is said of settings without effect is true: each setting is changed alone, and the weights are compared.
+"""Whether what is said of settings without effect is true: each setting is changed alone, and the
+weights are compared.
 
-What changes the weights must not be named; what leaves them bit for bit the same must be, unless it is of a kind that
-has nothing to do with weights.
+What changes the weights must not be named; what leaves them bit for bit the same must be, unless
+it is of a kind that has nothing to do with weights.
 """
 
 import pytest
@@ -18,9 +19,33 @@ from konomi.training.stop import Stop
 from konomi.training.trainer import Trainer
 
 NOT_OF_WEIGHTS = (
-    *("run.output", "run.name", "run.device", "run.checkpoint_every", "run.keep_checkpoints", "run.save_every"),
-    *("run.steps", "run.preview_every", "run.validate_every", "run.trackers", "run.precision", "memory.", "preview."),
-    *("validation.", "save.", "data.workers", "data.cache.", "data.sources", "data.buckets.", "base", "prior."),
+    *(
+        "run.output",
+        "run.name",
+        "run.device",
+        "run.checkpoint_every",
+        "run.keep_checkpoints",
+        "run.save_every",
+    ),
+    *(
+        "run.steps",
+        "run.preview_every",
+        "run.validate_every",
+        "run.trackers",
+        "run.precision",
+        "memory.",
+        "preview.",
+    ),
+    *(
+        "validation.",
+        "save.",
+        "data.workers",
+        "data.cache.",
+        "data.sources",
+        "data.buckets.",
+        "base",
+        "prior.",
+    ),
     *("method.kind", "method.start", "method.dora_axis", "optimizer.kind"),
     *("method.lora.kind", "method.lora.start", "method.lora.dora_axis", "method.words.kind"),
 )
@@ -77,7 +102,9 @@ def place(tmp_path_factory):
     for index in range(3):
         picture = Image.effect_noise((64, 64), 60 + 20 * index).convert("RGB")
         picture.save(folder / "dog" / f"{index}.png")
-        (folder / "dog" / f"{index}.txt").write_text(f"a dog {index}, grass, blue", encoding="utf-8")
+        (folder / "dog" / f"{index}.txt").write_text(
+            f"a dog {index}, grass, blue", encoding="utf-8"
+        )
     return folder
 
 
@@ -92,7 +119,11 @@ def trained(place, kind, *overrides):
         steps=3,
         overrides=[
             f'data.cache.folder="{place / "cache"}"',
-            *([] if any(o.startswith("data.resolution") for o in overrides) else ["data.resolution=64"]),
+            *(
+                []
+                if any(o.startswith("data.resolution") for o in overrides)
+                else ["data.resolution=64"]
+            ),
             *(["prior.source=none"] if kind == "dreambooth" else []),
             "run.device=cpu",
             "run.precision=fp32",
@@ -103,17 +134,25 @@ def trained(place, kind, *overrides):
     job = prepare(recipe)
     stream = next(event for event in open_stream(job) if isinstance(event, BatchStream))
     trainer = Trainer(
-        job.method.plan(), job.recipe, processes=job.processes, total_steps=job.total_steps, precision=job.precision
+        job.method.plan(),
+        job.recipe,
+        processes=job.processes,
+        total_steps=job.total_steps,
+        precision=job.precision,
     )
     list(trainer.run(stream, stop=Stop()))
     with trainer.weights_for_use():
-        weights = {name: tensor.clone() for name, tensor in trainer.state().tensors["weights"].items()}
+        weights = {
+            name: tensor.clone() for name, tensor in trainer.state().tensors["weights"].items()
+        }
     job.method.close()
     return weights, job.notes
 
 
 def another_value(kind, setting):
-    """A value that is allowed and not the default, or None where the setting is left out of this test."""
+    """A value that is allowed and not the default, or None where the setting is left out of this
+    test.
+    """
     if setting.path in OTHER_VALUES:
         value = OTHER_VALUES[setting.path]
         return value.get(kind) if isinstance(value, dict) else value
@@ -131,7 +170,9 @@ def another_value(kind, setting):
 
 
 def same(a, b):
-    return a.keys() == b.keys() and all(a[name].shape == b[name].shape and torch.equal(a[name], b[name]) for name in a)
+    return a.keys() == b.keys() and all(
+        a[name].shape == b[name].shape and torch.equal(a[name], b[name]) for name in a
+    )
 
 
 @pytest.mark.slow
@@ -153,7 +194,9 @@ def test_what_is_said_of_a_setting_is_what_it_does(place, kind):
         except KonomiError:
             # Refused: nobody is left in the dark.
             continue
-        named = any(note.startswith(f"{setting.path} = ") and "does nothing" in note for note in notes)
+        named = any(
+            note.startswith(f"{setting.path} = ") and "does nothing" in note for note in notes
+        )
         if named and not same(weights, usual):
             wrong.append(f"{setting.path}={value} is named, and changes the weights")
         if not named and same(weights, usual) and setting.path not in SILENT:

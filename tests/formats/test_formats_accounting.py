@@ -1,4 +1,6 @@
-"""Nothing in a file goes unsaid: what a reader does not use is named by every verb that reads the file."""
+"""Nothing in a file goes unsaid: what a reader does not use is named by every verb that reads the
+file.
+"""
 
 import io
 import json
@@ -45,7 +47,8 @@ TABLES: dict[str, dict[str, Tensor]] = {
     "hypernetwork": {
         f"768.{half}.linear.{i}.weight": torch.ones(*shape) for half in "kv"
         for i, shape in enumerate([(1536, 768), (768, 1536)])
-    } | {f"768.{half}.linear.{i}.bias": torch.ones(n) for half in "kv" for i, n in enumerate([1536, 768])},
+    } | {f"768.{half}.linear.{i}.bias": torch.ones(n) for half in "kv" for i,
+    n in enumerate([1536, 768])},
     "webui embedding": {"emb_params": torch.ones(2, 768)},
     "diffusers embedding": {"<cat>": torch.ones(2, 768)},
 }  # fmt: skip
@@ -73,8 +76,15 @@ def test_an_additional_tensor_is_named_in_every_format(tmp_path: Path, name: str
 
 
 PICKLES: dict[str, Callable[[], Any]] = {
-    "webui embedding": lambda: {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(2, 768)}, "step": 1},
-    "custom diffusion": lambda: {"unet": {f"{UNET}.weight": torch.ones(320, 768)}, "modifier_token": {}},
+    "webui embedding": lambda: {
+        "string_to_token": {"*": 265},
+        "string_to_param": {"*": torch.ones(2, 768)},
+        "step": 1,
+    },
+    "custom diffusion": lambda: {
+        "unet": {f"{UNET}.weight": torch.ones(320, 768)},
+        "modifier_token": {},
+    },
     "hypernetwork": lambda: {768: tuple(_half() for _ in "kv"), "step": 3},
     "kohya": lambda: {"state_dict": dict(KOHYA)},
 }
@@ -107,9 +117,18 @@ def test_every_format_is_in_these_tests(tmp_path: Path) -> None:
 
 def test_header_entries_on_the_scale_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    meta = {"format": "pt", "lora_alpha": "8", "ss_network_alpha": "4", "modelspec.title": "t", "note": "hello"}
+    meta = {
+        "format": "pt",
+        "lora_alpha": "8",
+        "ss_network_alpha": "4",
+        "modelspec.title": "t",
+        "note": "hello",
+    }
     save_file(KOHYA, path, meta | {"lora_adapter_metadata": '{"unet.lora_alpha": 9}'})
-    assert set(inspect_file(path).ignored) == {"metadata lora_alpha", "metadata lora_adapter_metadata"}
+    assert set(inspect_file(path).ignored) == {
+        "metadata lora_alpha",
+        "metadata lora_adapter_metadata",
+    }
     assert any("metadata lora_alpha" in note for note in read_adapter(path).notes)
     assert load_file(path).keys() == KOHYA.keys()
 
@@ -132,12 +151,17 @@ def run(*arguments: object) -> tuple[int, str, str]:
 
 
 def test_the_verbs_tell_of_it(tmp_path: Path) -> None:
-    """`inspect` as text and as JSON, `convert`, `generate --add` and the notes of a run that goes on from a file."""
+    """`inspect` as text and as JSON, `convert`, `generate --add` and the notes of a run that goes
+    on from a file.
+    """
     base = load_base("tiny")
     key, module = next(iter(base.targets("attention").items()))
     name = f"lora_unet_{key.removeprefix('denoiser.').replace('.', '_')}"
     outputs, inputs = module.weight.shape  # type: ignore[misc]
-    tensors = {f"{name}.lora_down.weight": torch.zeros(2, inputs), f"{name}.lora_up.weight": torch.zeros(outputs, 2)}
+    tensors = {
+        f"{name}.lora_down.weight": torch.zeros(2, inputs),
+        f"{name}.lora_up.weight": torch.zeros(outputs, 2),
+    }
     path = tmp_path / "x.safetensors"
     save_file(tensors, path, {"lora_alpha": "7"})
     code, out, _ = run("inspect", path)
@@ -171,6 +195,10 @@ def test_the_verbs_tell_of_it(tmp_path: Path) -> None:
         images=[tmp_path],
         base="tiny",
         trigger="sks",
-        overrides=[f"method.start={path}", "run.device=cpu", f"data.cache.folder={tmp_path / 'cache'}"],
+        overrides=[
+            f"method.start={path}",
+            "run.device=cpu",
+            f"data.cache.folder={tmp_path / 'cache'}",
+        ],
     )
     assert any("metadata lora_alpha is not used" in note for note in prepare(recipe).notes)

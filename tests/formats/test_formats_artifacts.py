@@ -25,21 +25,35 @@ def artifact(name: str) -> Path:
 
 
 def assert_change(update: LayerUpdate, up: torch.Tensor, down: torch.Tensor) -> None:
-    """The update is up @ down at scale 1: in float64, on every 16th row, which keeps 200 million numbers affordable."""
+    """The update is up @ down at scale 1: in float64, on every 16th row, which keeps 200 million
+    numbers affordable.
+    """
     change = delta(update, torch.zeros(up.shape[0], down.shape[1]))
-    assert torch.allclose(change[::16].double(), up[::16].double() @ down.double(), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(
+        change[::16].double(), up[::16].double() @ down.double(), rtol=1e-5, atol=1e-6
+    )
 
 
 @cache
 def sd1_modules() -> tuple[dict[str, torch.Size], list[str], list[str]]:
-    """Shapes of SD1's matrices, and the order in which the first LoRA program met them, read off the classes."""
+    """Shapes of SD1's matrices, and the order in which the first LoRA program met them, read off
+    the classes.
+    """
     from diffusers import UNet2DConditionModel
     from diffusers.models.attention import GEGLU, Attention
 
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768)
-    shapes = {name: module.weight.shape for name, module in unet.named_modules() if hasattr(module, "weight")}
-    modules = [(name, module) for name, module in unet.named_modules() if isinstance(module, Attention | GEGLU)]
+    shapes = {
+        name: module.weight.shape
+        for name, module in unet.named_modules()
+        if hasattr(module, "weight")
+    }
+    modules = [
+        (name, module)
+        for name, module in unet.named_modules()
+        if isinstance(module, Attention | GEGLU)
+    ]
     # A block of that time held attn1, ff, attn2 in this order; today's holds attn2 before ff.
     order = []
     for block in dict.fromkeys(name.partition(".transformer_blocks.")[0] for name, _ in modules):
@@ -49,7 +63,9 @@ def sd1_modules() -> tuple[dict[str, torch.Size], list[str], list[str]]:
             if ".ff." in name:
                 order.append(f"{name}.proj")
             else:
-                order += [f"{name}.{projection}" for projection in ("to_q", "to_k", "to_v", "to_out.0")]
+                order += [
+                    f"{name}.{projection}" for projection in ("to_q", "to_k", "to_v", "to_out.0")
+                ]
     return shapes, order, [name for name in order if ".ff." not in name]
 
 
@@ -57,7 +73,9 @@ def test_the_order_of_unnamed_layers_is_that_of_the_modules() -> None:
     _, with_geglu, without = sd1_modules()
     assert unet_paths(with_geglu=True) == with_geglu and len(with_geglu) == 144
     assert unet_paths(with_geglu=False) == without and len(without) == 128
-    assert text_paths(48)[:4] == [f"text_model.encoder.layers.0.self_attn.{x}_proj" for x in ("k", "v", "q", "out")]
+    assert text_paths(48)[:4] == [
+        f"text_model.encoder.layers.0.self_attn.{x}_proj" for x in ("k", "v", "q", "out")
+    ]
 
 
 @pytest.mark.parametrize("name", ["analog_svd_rank4.safetensors", "lora_disney.safetensors"])
@@ -67,7 +85,10 @@ def test_cloneofsimo_safetensors(name: str) -> None:
     adapter = read_adapter(path)
     shapes, order, _ = sd1_modules()
     assert adapter.family == "sd1" and len(adapter.layers) == 192
-    for component, part, paths in (("unet", "denoiser", order), ("text_encoder", "text_encoder", text_paths(48))):
+    for component, part, paths in (
+        ("unet", "denoiser", order),
+        ("text_encoder", "text_encoder", text_paths(48)),
+    ):
         for index, module in enumerate(paths):
             up, down = raw[f"{component}:{index}:up"], raw[f"{component}:{index}:down"]
             shape = shapes[module] if part == "denoiser" else torch.Size((768, 768))
@@ -90,7 +111,11 @@ def test_cloneofsimo_pickled_text_encoder() -> None:
     adapter = read_adapter(path)
     assert adapter.family == "sd1" and len(adapter.layers) == 48
     for index, module in enumerate(text_paths(48)):
-        assert_change(adapter.layers[f"text_encoder.{module}"], raw[2 * index].detach(), raw[2 * index + 1].detach())
+        assert_change(
+            adapter.layers[f"text_encoder.{module}"],
+            raw[2 * index].detach(),
+            raw[2 * index + 1].detach(),
+        )
 
 
 def test_companions_of_a_pickled_lora(tmp_path: Path) -> None:
@@ -118,12 +143,20 @@ def test_the_oldest_diffusers_generation() -> None:
             continue
         module = re.sub(r"\.processor\.(to_\w+)_lora\.down\.weight", r".\1", name)
         module = re.sub(r"to_out$", "to_out.0", module)
-        assert_change(adapter.layers[f"denoiser.{module}"], raw[name.replace("down.weight", "up.weight")], raw[name])
+        assert_change(
+            adapter.layers[f"denoiser.{module}"],
+            raw[name.replace("down.weight", "up.weight")],
+            raw[name],
+        )
 
 
 def test_what_inspect_says_of_each() -> None:
     artifact("README.md")
-    seen = {path.name: inspect_file(path) for path in sorted(ARTIFACTS.iterdir()) if path.suffix != ".md"}
+    seen = {
+        path.name: inspect_file(path)
+        for path in sorted(ARTIFACTS.iterdir())
+        if path.suffix != ".md"
+    }
     assert {name: (report.kind, report.format, report.family) for name, report in seen.items()} == {
         "aivazovsky.pt": ("aesthetic embedding", "tensor", "sd1"),
         "analog_svd_rank4.safetensors": ("lora", "cloneofsimo", "sd1"),
@@ -137,10 +170,15 @@ def test_what_inspect_says_of_each() -> None:
     }
     assert seen["fastai_learned_embeds.bin"].tokens == {"<birb-style>": {"text_encoder": [1, 768]}}
     assert seen["analog_svd_rank4.safetensors"].ranks == {"4": 192}
-    assert all(report.health.checked and not report.health.nonfinite and not report.unknown for report in seen.values())
+    assert all(
+        report.health.checked and not report.health.nonfinite and not report.unknown
+        for report in seen.values()
+    )
 
 
-@pytest.mark.parametrize("name", ["lora_disney.safetensors", "catundchat_pytorch_lora_weights.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["lora_disney.safetensors", "catundchat_pytorch_lora_weights.safetensors"]
+)
 def test_real_files_become_kohya_files_with_the_same_effect(tmp_path: Path, name: str) -> None:
     adapter = read_adapter(artifact(name))
     write_adapter(adapter, tmp_path / "k.safetensors")

@@ -1,4 +1,6 @@
-"""Custom Diffusion's files: the authors', diffusers', konomi's; read, written, and what is wrong with them named."""
+"""Custom Diffusion's files: the authors', diffusers', konomi's; read, written, and what is wrong
+with them named.
+"""
 
 import json
 import pickle
@@ -32,10 +34,14 @@ def delta() -> dict[str, object]:
 
 def adapter(words: int = 1, origin: bool = False) -> Adapter:
     layers = {
-        f"denoiser.{key}": Replacement(random(320, 768, seed=i), random(320, 768, seed=i + 9) if origin else None)
+        f"denoiser.{key}": Replacement(
+            random(320, 768, seed=i), random(320, 768, seed=i + 9) if origin else None
+        )
         for i, key in enumerate((K, V))
     }
-    embeddings = {f"<new{i + 1}>": {"text_encoder": random(1, 768, seed=20 + i)} for i in range(words)}
+    embeddings = {
+        f"<new{i + 1}>": {"text_encoder": random(1, 768, seed=20 + i)} for i in range(words)
+    }
     return Adapter(layers, embeddings, {}, "sd1", "x")
 
 
@@ -50,14 +56,25 @@ def test_the_authors_delta(tmp_path: Path, zipped: bool) -> None:
     for word, vector in value["modifier_token"].items():
         assert torch.equal(found.embeddings[word]["text_encoder"], vector[None])
     report = inspect_file(tmp_path / "delta.bin")
-    assert (report.kind, report.format, report.family) == ("custom diffusion", "custom diffusion", "sd1")
+    assert (report.kind, report.format, report.family) == (
+        "custom diffusion",
+        "custom diffusion",
+        "sd1",
+    )
     assert report.tokens == {w: {"text_encoder": [1, 768]} for w in ("<new1>", "<new2>")}
-    assert report.layers == {"denoiser": 2} and report.layer_kinds == {"whole": 2} and report.num_tensors == 4
+    assert (
+        report.layers == {"denoiser": 2}
+        and report.layer_kinds == {"whole": 2}
+        and report.num_tensors == 4
+    )
 
 
 def test_the_authors_delta_compressed(tmp_path: Path) -> None:
     u, v = random(320, 5), random(5, 768, seed=1)
-    torch.save({"unet": {f"{K}.weight": {"u": u, "v": v}}, "modifier_token": {"<a>": random(768)}}, tmp_path / "d.bin")
+    torch.save(
+        {"unet": {f"{K}.weight": {"u": u, "v": v}}, "modifier_token": {"<a>": random(768)}},
+        tmp_path / "d.bin",
+    )
     layer = read_adapter(tmp_path / "d.bin").layers[f"denoiser.{K}"]
     assert isinstance(layer, LowRank) and layer.alpha == 5
     assert torch.equal(layer.up, u) and torch.equal(layer.down, v)
@@ -99,7 +116,9 @@ def test_what_diffusers_own_script_writes(tmp_path: Path) -> None:
     torch.save({"other": random(768)}, tmp_path / "unrelated.bin")
     for path in (tmp_path, tmp_path / f"{WEIGHTS}.bin"):
         found = read_adapter(path)
-        assert set(found.layers) == {f"denoiser.{K}", f"denoiser.{V}"} and set(found.embeddings) == {"<new1>"}
+        assert set(found.layers) == {f"denoiser.{K}", f"denoiser.{V}"} and set(
+            found.embeddings
+        ) == {"<new1>"}
         assert found.name == tmp_path.name
 
 
@@ -123,13 +142,19 @@ def test_two_text_encoders_come_back(tmp_path: Path) -> None:
     write_adapter(Adapter(layers, words, {}, "sdxl", "x"), tmp_path / "x")
     assert set(load_file(tmp_path / "x" / "a.safetensors")) == {"clip_l", "clip_g"}
     found = read_adapter(tmp_path / "x")
-    assert found.family == "sdxl" and set(found.embeddings["<a>"]) == {"text_encoder", "text_encoder_2"}
+    assert found.family == "sdxl" and set(found.embeddings["<a>"]) == {
+        "text_encoder",
+        "text_encoder_2",
+    }
     with pytest.raises(FileFormatError, match="one text encoder"):
         write_adapter(found, tmp_path / "x.bin", "custom")
 
 
 def test_words_whose_names_no_system_allows_or_that_collide(tmp_path: Path) -> None:
-    words = {w: {"text_encoder": random(1, 768, seed=i)} for i, w in enumerate(("<a/b>", "ab", "<*>", "犬"))}
+    words = {
+        w: {"text_encoder": random(1, 768, seed=i)}
+        for i, w in enumerate(("<a/b>", "ab", "<*>", "犬"))
+    }
     write_adapter(Adapter(adapter().layers, words, {}, "sd1", "x"), tmp_path / "x")
     names = {path.name for path in (tmp_path / "x").iterdir()} - {f"{WEIGHTS}.safetensors"}
     assert names == {"ab.safetensors", "ab-2.safetensors", "word.safetensors", "犬.safetensors"}
@@ -145,7 +170,9 @@ def test_for_web_uis_it_is_a_file_of_differences(tmp_path: Path) -> None:
     name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.diff"
     layer = given.layers[f"denoiser.{K}"]
     assert torch.equal(tensors[name], layer.weight - layer.origin)
-    assert torch.equal(tensors["bundle_emb.<new1>.emb_params"], given.embeddings["<new1>"]["text_encoder"])
+    assert torch.equal(
+        tensors["bundle_emb.<new1>.emb_params"], given.embeddings["<new1>"]["text_encoder"]
+    )
     found = read_adapter(tmp_path / "x.safetensors")
     assert content_of(found) == "custom diffusion" and found.family == "sd1"
     with pytest.raises(FileFormatError, match="--base BASE"):
@@ -156,7 +183,12 @@ def test_contents_are_told_apart() -> None:
     change = {f"denoiser.{K}": Difference(random(320, 768))}
     assert content_of(Adapter(change)) == "lora"
     assert content_of(Adapter(change, adapter().embeddings)) == "custom diffusion"
-    assert content_of(Adapter({"denoiser.x.attn1.to_k": Difference(random(3, 3))}, adapter().embeddings)) == "lora"
+    assert (
+        content_of(
+            Adapter({"denoiser.x.attn1.to_k": Difference(random(3, 3))}, adapter().embeddings)
+        )
+        == "lora"
+    )
     assert content_of(adapter()) == "custom diffusion"
 
 
@@ -204,7 +236,8 @@ def broken_delta(case: str) -> tuple[dict[str, object], str]:
 
 
 CASES = (
-    "nan", "nan word", "wide word", "two widths", "unknown", "axes", "integers", "half", "ranks", "rank 0", "no vector",
+    "nan", "nan word", "wide word", "two widths", "unknown", "axes", "integers", "half", "ranks",
+    "rank 0", "no vector",
     "no table",
 )  # fmt: skip
 
@@ -253,7 +286,9 @@ def inspected(path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["value", "word", "legacy", "beside", "renamed"])
-def test_nothing_of_a_strangers_file_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_nothing_of_a_strangers_file_is_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "delta.bin"
     value = delta()
@@ -270,7 +305,9 @@ def test_nothing_of_a_strangers_file_is_executed(tmp_path: Path, monkeypatch: py
         path = tmp_path / "delta.safetensors"
         torch.save(value, path)
     else:
-        torch.save(value, path, _use_new_zipfile_serialization=place != "legacy", pickle_module=pickle)
+        torch.save(
+            value, path, _use_new_zipfile_serialization=place != "legacy", pickle_module=pickle
+        )
     for read in (read_adapter, inspected):
         with pytest.raises(FileFormatError, match="refused"):
             read(path)
@@ -284,7 +321,9 @@ def test_nothing_of_a_strangers_file_is_executed(tmp_path: Path, monkeypatch: py
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git-LFS"),
     ],
 )
-def test_what_came_instead_of_a_download_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+def test_what_came_instead_of_a_download_is_named(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
     path = tmp_path / "delta.bin"
     path.write_bytes(content)
     with pytest.raises(FileFormatError, match=said):
@@ -309,6 +348,12 @@ def test_what_a_form_cannot_hold_is_said(tmp_path: Path) -> None:
         write_adapter(adapter(), tmp_path / "x.safetensors", "diffusers")
     with pytest.raises(FileFormatError, match="custom"):
         write_adapter(adapter(), tmp_path / "x", "peft")
-    lora = Adapter({"text_encoder.text_model.encoder.layers.0.mlp.fc1": LowRank(random(2, 3), random(3, 2), 2.0)})
+    lora = Adapter(
+        {
+            "text_encoder.text_model.encoder.layers.0.mlp.fc1": LowRank(
+                random(2, 3), random(3, 2), 2.0
+            )
+        }
+    )
     with pytest.raises(FileFormatError, match="no place"):
         write_adapter(lora, tmp_path / "x.bin", "custom")

@@ -1,4 +1,6 @@
-"""The dialects of LoRA files that are met, and what is no LoRA for Stable Diffusion: said by name."""
+"""The dialects of LoRA files that are met, and what is no LoRA for Stable Diffusion: said by
+name.
+"""
 
 from pathlib import Path
 
@@ -21,18 +23,23 @@ TEXT = "text_model.encoder.layers.0.mlp.fc1"
 FLAT = PATH.replace(".", "_")
 KEY = f"denoiser.{PATH}"
 DIALECTS = {
-    "comfyui, A and B": (f"diffusion_model.{LDM}.lora_A.weight", f"diffusion_model.{LDM}.lora_B.weight"),
-    "comfyui, down and up": (f"diffusion_model.{LDM}.lora_down.weight", f"diffusion_model.{LDM}.lora_up.weight"),
-    "comfyui, diffusers' names": (f"diffusion_model.{PATH}.lora_A.weight", f"diffusion_model.{PATH}.lora_B.weight"),
+    "comfyui, A and B": (f"diffusion_model.{LDM}.lora_A.weight",
+    f"diffusion_model.{LDM}.lora_B.weight"),
+    "comfyui, down and up": (f"diffusion_model.{LDM}.lora_down.weight",
+    f"diffusion_model.{LDM}.lora_up.weight"),
+    "comfyui, diffusers' names": (f"diffusion_model.{PATH}.lora_A.weight",
+    f"diffusion_model.{PATH}.lora_B.weight"),
     "lycoris": (f"lycoris_{FLAT}.lora_down.weight", f"lycoris_{FLAT}.lora_up.weight"),
     "kohya": (f"lora_unet_{FLAT}.lora_down.weight", f"lora_unet_{FLAT}.lora_up.weight"),
     "kohya with A and B": (f"lora_unet_{FLAT}.lora_A.weight", f"lora_unet_{FLAT}.lora_B.weight"),
     "diffusers": (f"unet.{PATH}.lora_A.weight", f"unet.{PATH}.lora_B.weight"),
-    "old diffusers": (f"unet.base_model.model.{PATH}.lora_A.weight", f"unet.base_model.model.{PATH}.lora_B.weight"),
+    "old diffusers": (f"unet.base_model.model.{PATH}.lora_A.weight",
+    f"unet.base_model.model.{PATH}.lora_B.weight"),
     "peft": (f"base_model.model.{PATH}.lora_A.weight", f"base_model.model.{PATH}.lora_B.weight"),
     "bare": (f"{PATH}.lora_A.default.weight", f"{PATH}.lora_B.default.weight"),
     "peft with the part inside": (
-        f"base_model.model.unet.{PATH}.lora_A.weight", f"base_model.model.unet.{PATH}.lora_B.weight",
+        f"base_model.model.unet.{PATH}.lora_A.weight",
+        f"base_model.model.unet.{PATH}.lora_B.weight",
     ),
 }  # fmt: skip
 
@@ -54,7 +61,9 @@ def test_each_dialect_is_the_same_update(tmp_path: Path, name: str) -> None:
         assert "scale 1" in adapter.notes[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.int32, torch.uint8, torch.float16, torch.float64]
+)
 @pytest.mark.parametrize("name", ["comfyui, down and up", "kohya", "lycoris"])
 def test_alpha_of_any_number_type(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     down, up = DIALECTS[name]
@@ -65,9 +74,15 @@ def test_alpha_of_any_number_type(tmp_path: Path, name: str, dtype: torch.dtype)
 
 def test_text_encoders_of_comfyui(tmp_path: Path) -> None:
     halves = {"lora_down.weight": torch.randn(2, 768), "lora_up.weight": torch.randn(3072, 2)}
-    for encoder, part in (("clip_l", "text_encoder"), ("clip_g", "text_encoder_2"), ("clip_h", "text_encoder")):
+    for encoder, part in (
+        ("clip_l", "text_encoder"),
+        ("clip_g", "text_encoder_2"),
+        ("clip_h", "text_encoder"),
+    ):
         prefix = f"text_encoders.{encoder}.transformer.{TEXT}"
-        adapter = read_adapter(stored(tmp_path / "x.safetensors", {f"{prefix}.{n}": t for n, t in halves.items()}))
+        adapter = read_adapter(
+            stored(tmp_path / "x.safetensors", {f"{prefix}.{n}": t for n, t in halves.items()})
+        )
         assert list(adapter.layers) == [f"{part}.{TEXT}"]
 
 
@@ -75,11 +90,17 @@ def test_original_block_numbers_are_of_the_model_that_the_widths_tell(tmp_path: 
     # output_blocks.3.1 is another block in SD1 than in SDXL.
     for width, path in ((768, "up_blocks.1.attentions.0"), (2048, "up_blocks.1.attentions.0")):
         name = "diffusion_model.output_blocks.4.1.transformer_blocks.0.attn2.to_v"
-        tensors = {f"{name}.lora_A.weight": torch.ones(1, width), f"{name}.lora_B.weight": torch.ones(1280, 1)}
+        tensors = {
+            f"{name}.lora_A.weight": torch.ones(1, width),
+            f"{name}.lora_B.weight": torch.ones(1280, 1),
+        }
         (key,) = read_adapter(stored(tmp_path / "x.safetensors", tensors)).layers
         assert key.startswith("denoiser." + path.replace("attentions.0", "attentions.1"))
     name = "diffusion_model.output_blocks.5.1.transformer_blocks.0.attn2.to_v"
-    tensors = {f"{name}.lora_A.weight": torch.ones(1, 768), f"{name}.lora_B.weight": torch.ones(1280, 1)}
+    tensors = {
+        f"{name}.lora_A.weight": torch.ones(1, 768),
+        f"{name}.lora_B.weight": torch.ones(1280, 1),
+    }
     assert read_adapter(stored(tmp_path / "x.safetensors", tensors)).family == "sd1"
 
 
@@ -93,15 +114,17 @@ def test_a_bias_beside_low_rank_and_whole_weights(tmp_path: Path) -> None:
     assert torch.equal(bias_delta(found, torch.zeros(320)), bias)  # type: ignore[arg-type]
     write_adapter(read_adapter(path), tmp_path / "y.safetensors")
     assert torch.equal(load_file(tmp_path / "y.safetensors")[f"lora_unet_{FLAT}.diff_b"], bias)
-    found = read_adapter(stored(tmp_path / "x.safetensors", {f"{layer}.set_weight": whole})).layers[KEY]
+    found = read_adapter(stored(tmp_path / "x.safetensors", {f"{layer}.set_weight": whole})).layers[
+        KEY
+    ]
     assert isinstance(found, Replacement) and torch.equal(found.weight, whole)
     # Whole weights are no Custom Diffusion unless they are where that method changes a model.
     tensors = {"diffusion_model.input_blocks.0.0.set_weight": torch.randn(320, 4, 3, 3)}
     report = inspect_file(stored(tmp_path / "x.safetensors", tensors))
     assert (report.kind, report.layer_kinds, report.problem) == ("lora", {"whole": 1}, "")
-    found = read_adapter(stored(tmp_path / "x.safetensors", {f"{layer}.diff": whole, f"{layer}.diff_b": bias})).layers[
-        KEY
-    ]
+    found = read_adapter(
+        stored(tmp_path / "x.safetensors", {f"{layer}.diff": whole, f"{layer}.diff_b": bias})
+    ).layers[KEY]
     assert isinstance(found, Difference) and found.bias is not None
     reshaped = {down: A, up: B, f"{layer}.reshape_weight": torch.tensor([320.0, 768.0])}
     with pytest.raises(FileFormatError, match="reshape_weight gives the layer another shape"):
@@ -110,21 +133,30 @@ def test_a_bias_beside_low_rank_and_whole_weights(tmp_path: Path) -> None:
 
 def test_sdxls_first_text_encoder_alone_keeps_its_name(tmp_path: Path) -> None:
     name = f"lora_te1_{TEXT.replace('.', '_')}"
-    tensors = {f"{name}.lora_down.weight": torch.ones(2, 768), f"{name}.lora_up.weight": torch.ones(3072, 2)}
+    tensors = {
+        f"{name}.lora_down.weight": torch.ones(2, 768),
+        f"{name}.lora_up.weight": torch.ones(3072, 2),
+    }
     adapter = read_adapter(stored(tmp_path / "x.safetensors", tensors))
     write_adapter(adapter, tmp_path / "y.safetensors")
-    assert adapter.family == "sdxl" and all(n.startswith(name) for n in load_file(tmp_path / "y.safetensors"))
+    assert adapter.family == "sdxl" and all(
+        n.startswith(name) for n in load_file(tmp_path / "y.safetensors")
+    )
 
 
 def test_pefts_weights_stand_for_their_folder(tmp_path: Path) -> None:
     layer = LowRank(A, B, 7.0)
     write_adapter(
-        read_adapter(stored(tmp_path / "x.safetensors", dict(zip(DIALECTS["kohya"], (A, B))))), tmp_path / "p", "peft"
+        read_adapter(stored(tmp_path / "x.safetensors", dict(zip(DIALECTS["kohya"], (A, B))))),
+        tmp_path / "p",
+        "peft",
     )
     config = tmp_path / "p" / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 2', '"lora_alpha": 7'))
     found = read_adapter(tmp_path / "p" / "adapter_model.safetensors")
-    torch.testing.assert_close(delta(found.layers[KEY], torch.zeros(320, 768)), delta(layer, torch.zeros(320, 768)))
+    torch.testing.assert_close(
+        delta(found.layers[KEY], torch.zeros(320, 768)), delta(layer, torch.zeros(320, 768))
+    )
     assert found.notes == ()
     config.unlink()
     for path in (tmp_path / "p" / "adapter_model.safetensors", tmp_path / "p"):
@@ -149,7 +181,10 @@ OTHERS = {
 
 @pytest.mark.parametrize("family", OTHERS)
 def test_other_families_are_named(tmp_path: Path, family: str) -> None:
-    tensors = {f"{OTHERS[family]}.lora_A.weight": torch.ones(2, 8), f"{OTHERS[family]}.lora_B.weight": torch.ones(8, 2)}
+    tensors = {
+        f"{OTHERS[family]}.lora_A.weight": torch.ones(2, 8),
+        f"{OTHERS[family]}.lora_B.weight": torch.ones(8, 2),
+    }
     path = stored(tmp_path / "x.safetensors", tensors)
     with pytest.raises(FileFormatError, match=rf"is for {family}.*Stable Diffusion 1, 2 and XL"):
         read_adapter(path)
@@ -159,8 +194,13 @@ def test_other_families_are_named(tmp_path: Path, family: str) -> None:
 
 def test_metadata_tells_a_family_that_names_do_not(tmp_path: Path) -> None:
     name = f"lora_te1_{TEXT.replace('.', '_')}"
-    tensors = {f"{name}.lora_down.weight": torch.ones(2, 768), f"{name}.lora_up.weight": torch.ones(3072, 2)}
-    path = stored(tmp_path / "x.safetensors", tensors, **{"modelspec.architecture": "Flux.1-dev/lora"})
+    tensors = {
+        f"{name}.lora_down.weight": torch.ones(2, 768),
+        f"{name}.lora_up.weight": torch.ones(3072, 2),
+    }
+    path = stored(
+        tmp_path / "x.safetensors", tensors, **{"modelspec.architecture": "Flux.1-dev/lora"}
+    )
     with pytest.raises(FileFormatError, match=r"is for FLUX\.1"):
         read_adapter(path)
 
@@ -177,7 +217,11 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_kinds_are_named(tmp_path: Path, kind: str) -> None:
     name = KINDS[kind]
-    alpha = {f"{name.partition('.')[0]}.alpha": torch.tensor(1.0)} if name.startswith("lora_unet") else {}
+    alpha = (
+        {f"{name.partition('.')[0]}.alpha": torch.tensor(1.0)}
+        if name.startswith("lora_unet")
+        else {}
+    )
     path = stored(tmp_path / "x.safetensors", {name: torch.ones(4, 4)} | alpha)
     with pytest.raises(FileFormatError, match=f"{kind}.*does not apply"):
         read_adapter(path)
@@ -187,9 +231,14 @@ def test_other_kinds_are_named(tmp_path: Path, kind: str) -> None:
 def test_a_lora_with_layers_of_a_text_encoder_is_no_text_encoder(tmp_path: Path) -> None:
     for prefix in ("", "base_model.model.", "text_encoder."):
         name = f"{prefix}{TEXT}"
-        tensors = {f"{name}.lora_A.weight": torch.ones(2, 768), f"{name}.lora_B.weight": torch.ones(3072, 2)}
+        tensors = {
+            f"{name}.lora_A.weight": torch.ones(2, 768),
+            f"{name}.lora_B.weight": torch.ones(3072, 2),
+        }
         path = stored(tmp_path / "x.safetensors", tensors)
-        assert inspect_file(path).kind == "lora" and list(read_adapter(path).layers) == [f"text_encoder.{TEXT}"]
+        assert inspect_file(path).kind == "lora" and list(read_adapter(path).layers) == [
+            f"text_encoder.{TEXT}"
+        ]
 
 
 def test_a_word_without_vectors_is_one_line(tmp_path: Path) -> None:
@@ -204,9 +253,13 @@ def test_a_word_without_vectors_is_one_line(tmp_path: Path) -> None:
 def test_whole_weights_become_differences_from_their_base(tmp_path: Path) -> None:
     before = load_base("tiny", needs_vae=False).module("denoiser.conv_in").weight
     assert isinstance(before, Tensor)
-    path = stored(tmp_path / "x.safetensors", {"diffusion_model.conv_in.set_weight": before.float() + 0.25})
+    path = stored(
+        tmp_path / "x.safetensors", {"diffusion_model.conv_in.set_weight": before.float() + 0.25}
+    )
     with pytest.raises(RecipeError, match=r"1 layers are given as whole weights .*--base BASE"):
         convert(path, tmp_path / "y.safetensors")
-    found = read_adapter(convert(path, tmp_path / "y.safetensors", base="tiny")).layers["denoiser.conv_in"]
+    found = read_adapter(convert(path, tmp_path / "y.safetensors", base="tiny")).layers[
+        "denoiser.conv_in"
+    ]
     assert isinstance(found, Difference) and found.weight is not None
     torch.testing.assert_close(found.weight, torch.full_like(found.weight, 0.25))

@@ -1,7 +1,8 @@
-"""DoRA in files: what A1111, ComfyUI, LyCORIS, PEFT and diffusers compute from them is what was trained.
+"""DoRA in files: what A1111, ComfyUI, LyCORIS, PEFT and diffusers compute from them is what was
+trained.
 
-The formulas of the web UIs are written down here from what they are documented to compute; LyCORIS and PEFT judge
-themselves.
+The formulas of the web UIs are written down here from what they are documented to compute; LyCORIS
+and PEFT judge themselves.
 """
 
 import math
@@ -25,7 +26,11 @@ from konomi.methods.lora import LoraConfig, dora_axis
 from konomi.tasks.files import convert
 
 BLOCK = "denoiser.mid_block.attentions.0.transformer_blocks.0"
-SQUARE, WIDE, CONV = f"{BLOCK}.attn1.to_q", f"{BLOCK}.attn2.to_k", "denoiser.mid_block.resnets.0.conv1"
+SQUARE, WIDE, CONV = (
+    f"{BLOCK}.attn1.to_q",
+    f"{BLOCK}.attn2.to_k",
+    "denoiser.mid_block.resnets.0.conv1",
+)
 
 
 class Net(nn.Module):
@@ -34,7 +39,9 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(3)
-        self.modules_by_key = nn.ModuleList([nn.Linear(8, 8), nn.Linear(768, 8), nn.Conv2d(8, 6, 3, padding=1)])
+        self.modules_by_key = nn.ModuleList(
+            [nn.Linear(8, 8), nn.Linear(768, 8), nn.Conv2d(8, 6, 3, padding=1)]
+        )
         self.keys = dict(zip((SQUARE, WIDE, CONV), range(3), strict=True))
         self.negative_weights: dict[nn.Parameter, Tensor] = {}
 
@@ -72,17 +79,27 @@ def forward(module: nn.Module) -> Tensor:
 def kohya_parts(path: Path) -> dict[str, dict[str, Tensor]]:
     """Canonical key -> the file's own tensors."""
     tensors = load_file(path)
-    names = {key: "lora_unet_" + key.removeprefix("denoiser.").replace(".", "_") for key in (SQUARE, WIDE, CONV)}
-    return {key: {n.split(".", 1)[1]: t for n, t in tensors.items() if n.startswith(f"{name}.")} for key, name in
+    names = {
+        key: "lora_unet_" + key.removeprefix("denoiser.").replace(".", "_")
+        for key in (SQUARE, WIDE, CONV)
+    }
+    return {key: {n.split(".", 1)[1]: t for n,
+    t in tensors.items() if n.startswith(f"{name}.")} for key, name in
             names.items()}  # fmt: skip
 
 
 def product(parts: dict[str, Tensor], weight: Tensor) -> Tensor:
-    return (parts["lora_up.weight"].flatten(1) @ parts["lora_down.weight"].flatten(1)).reshape(weight.shape)
+    return (parts["lora_up.weight"].flatten(1) @ parts["lora_down.weight"].flatten(1)).reshape(
+        weight.shape
+    )
 
 
-def a1111(weight: Tensor, parts: dict[str, Tensor], strength: float, *, scale_after: bool = False) -> Tensor:
-    """Lengths over all axes but the inputs, whatever the scale's shape; before version 1.10 alpha counts afterwards."""
+def a1111(
+    weight: Tensor, parts: dict[str, Tensor], strength: float, *, scale_after: bool = False
+) -> Tensor:
+    """Lengths over all axes but the inputs, whatever the scale's shape; before version 1.10 alpha
+    counts afterwards.
+    """
     scale = float(parts["alpha"]) / parts["lora_down.weight"].shape[0]
     merged = weight + product(parts, weight) * (1.0 if scale_after else scale)
     lengths = merged.transpose(0, 1).reshape(weight.shape[1], -1).norm(dim=1, keepdim=True)
@@ -93,10 +110,16 @@ def a1111(weight: Tensor, parts: dict[str, Tensor], strength: float, *, scale_af
 
 def comfyui(weight: Tensor, parts: dict[str, Tensor], strength: float) -> Tensor:
     """The axis by the scale's shape: per output where its first side is the weight's."""
-    merged = weight + product(parts, weight) * (float(parts["alpha"]) / parts["lora_down.weight"].shape[0])
+    merged = weight + product(parts, weight) * (
+        float(parts["alpha"]) / parts["lora_down.weight"].shape[0]
+    )
     scale, tiny = parts["dora_scale"], torch.finfo(weight.dtype).eps
     if scale.shape[0] == merged.shape[0]:
-        lengths = merged.reshape(len(merged), -1).norm(dim=1, keepdim=True).reshape(-1, *[1] * (merged.dim() - 1))
+        lengths = (
+            merged.reshape(len(merged), -1)
+            .norm(dim=1, keepdim=True)
+            .reshape(-1, *[1] * (merged.dim() - 1))
+        )
     else:
         lengths = merged.transpose(0, 1).reshape(merged.shape[1], -1).norm(dim=1, keepdim=True)
         lengths = lengths.reshape(merged.shape[1], *[1] * (merged.dim() - 1)).transpose(0, 1)
@@ -115,7 +138,9 @@ def lycoris(weight: Tensor, parts: dict[str, Tensor]) -> Tensor:
     base.weight.data.copy_(weight)
     per_output = parts["dora_scale"].shape[0] != 1
     rank = parts["lora_down.weight"].shape[0]
-    module = LoConModule("x", base, 1.0, rank, float(parts["alpha"]), weight_decompose=True, wd_on_out=per_output)
+    module = LoConModule(
+        "x", base, 1.0, rank, float(parts["alpha"]), weight_decompose=True, wd_on_out=per_output
+    )
     with torch.no_grad():
         module.lora_up.weight.copy_(parts["lora_up.weight"])
         module.lora_down.weight.copy_(parts["lora_down.weight"])
@@ -126,10 +151,14 @@ def lycoris(weight: Tensor, parts: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 @pytest.mark.parametrize("key", [SQUARE, WIDE, CONV], ids=["square", "wide", "conv"])
-def test_a_kohya_file_means_the_same_to_every_web_ui(tmp_path: Path, key: str, strength: float) -> None:
+def test_a_kohya_file_means_the_same_to_every_web_ui(
+    tmp_path: Path, key: str, strength: float
+) -> None:
     net, layers = trained("input")
     live = forward(net.module(key))
-    write_adapter(Adapter(layers=layers.export().layers, family="sd1"), tmp_path / "x.safetensors", "kohya")
+    write_adapter(
+        Adapter(layers=layers.export().layers, family="sd1"), tmp_path / "x.safetensors", "kohya"
+    )
     layers.detach()
     weight, parts = net.weights()[key], kohya_parts(tmp_path / "x.safetensors")[key]
     read = read_adapter(tmp_path / "x.safetensors").layers[key]
@@ -149,19 +178,27 @@ def test_a_kohya_file_means_the_same_to_every_web_ui(tmp_path: Path, key: str, s
         torch.testing.assert_close(forward(net.module(key)), live, rtol=1e-4, atol=1e-5)
 
 
-def test_magnitudes_per_output_are_refused_for_kohya_because_the_web_uis_disagree(tmp_path: Path) -> None:
+def test_magnitudes_per_output_are_refused_for_kohya_because_the_web_uis_disagree(
+    tmp_path: Path,
+) -> None:
     net, layers = trained("output")
     adapter = Adapter(layers=layers.export().layers, family="sd1")
     layers.detach()
     weight, update = net.weights()[SQUARE], layers.export().layers[SQUARE]
-    parts = {"lora_up.weight": update.up, "lora_down.weight": update.down, "alpha": torch.tensor(update.alpha)}
+    parts = {
+        "lora_up.weight": update.up,
+        "lora_down.weight": update.down,
+        "alpha": torch.tensor(update.alpha),
+    }
     parts["dora_scale"] = update.magnitude  # type: ignore[assignment]
     wanted = weight + delta(update, weight)
     torch.testing.assert_close(comfyui(weight, parts, 1.0), wanted, rtol=1e-5, atol=2e-6)
     torch.testing.assert_close(lycoris(weight, parts), wanted, rtol=1e-5, atol=2e-6)
     assert (a1111(weight, parts, 1.0) - wanted).abs().max() > 0.05
     for target in ("kohya", "webui", None):
-        with pytest.raises(FileFormatError, match=r"per output, which A1111 would take for magnitudes per input"):
+        with pytest.raises(
+            FileFormatError, match=r"per output, which A1111 would take for magnitudes per input"
+        ):
             write_adapter(adapter, tmp_path / "x.safetensors", target)  # type: ignore[arg-type]
     assert not (tmp_path / "x.safetensors").exists()
 
@@ -175,8 +212,14 @@ def test_what_others_wrote_per_output_becomes_plain_differences_with_the_base(
     for key, update in layers.export().layers.items():
         name = "lora_unet_" + key.removeprefix("denoiser.").replace(".", "_")
         tensors |= {f"{name}.lora_down.weight": update.down, f"{name}.lora_up.weight": update.up}
-        tensors |= {f"{name}.alpha": torch.tensor(update.alpha), f"{name}.dora_scale": update.magnitude}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "lycoris.safetensors")
+        tensors |= {
+            f"{name}.alpha": torch.tensor(update.alpha),
+            f"{name}.dora_scale": update.magnitude,
+        }
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        tmp_path / "lycoris.safetensors",
+    )
     monkeypatch.setattr("konomi.tasks.files.load_base", lambda base, **_: net)
     with pytest.raises(FileFormatError, match="--base BASE"):
         convert(tmp_path / "lycoris.safetensors", tmp_path / "x.safetensors")
@@ -211,7 +254,9 @@ def test_pefts_own_dora_is_read_as_peft_computes_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
     tree = nn.ModuleDict({"to_q": nn.Linear(8, 8)})
     weight = tree["to_q"].weight.detach().clone()
-    theirs = get_peft_model(tree, PeftLoraConfig(r=2, lora_alpha=1, use_dora=True, target_modules=["to_q"]))
+    theirs = get_peft_model(
+        tree, PeftLoraConfig(r=2, lora_alpha=1, use_dora=True, target_modules=["to_q"])
+    )
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if "lora_" in name:
@@ -239,15 +284,26 @@ def test_the_axis_follows_the_readers_of_the_file(file_format: str, asked: str, 
     assert dora_axis(LoraConfig(dora=True, dora_axis=asked), file_format) == axis  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("file_format", "asked"), [("kohya", "output"), ("auto", "output"), ("peft", "input")])
-def test_an_axis_that_a_reader_would_misread_is_refused_before_training(file_format: str, asked: str) -> None:
-    with pytest.raises(RecipeError, match=rf"method.dora_axis is {asked}, but .* save.format {file_format} would mean"):
+@pytest.mark.parametrize(
+    ("file_format", "asked"), [("kohya", "output"), ("auto", "output"), ("peft", "input")]
+)
+def test_an_axis_that_a_reader_would_misread_is_refused_before_training(
+    file_format: str, asked: str
+) -> None:
+    with pytest.raises(
+        RecipeError,
+        match=rf"method.dora_axis is {asked}, but .* save.format {file_format} would mean",
+    ):
         dora_axis(LoraConfig(dora=True, dora_axis=asked), file_format)  # type: ignore[arg-type]
 
 
 def test_bfloat16_keeps_gains_per_input_that_are_close_to_one() -> None:
     net = Net()
-    layers = inject({SQUARE: net.module(SQUARE)}, lambda key: LoraSpec(2, 2.0, dora=True, dora_axis="input"), seed=0)
+    layers = inject(
+        {SQUARE: net.module(SQUARE)},
+        lambda key: LoraSpec(2, 2.0, dora=True, dora_axis="input"),
+        seed=0,
+    )
     x = torch.randn(4096, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         plain = net.module(SQUARE)(x).float() - net.module(SQUARE).bias  # type: ignore[union-attr]

@@ -1,4 +1,6 @@
-"""DreamArtist's pairs of files: NAME and NAME-neg, as learned words or with a LoRA for each branch."""
+"""DreamArtist's pairs of files: NAME and NAME-neg, as learned words or with a LoRA for each
+branch.
+"""
 
 from dataclasses import replace
 
@@ -28,7 +30,10 @@ def pair(word="sks", parts=("text_encoder",)):
 
 
 def same(a, b):
-    return all(torch.equal(a[word][part], b[word][part]) for word in a for part in a[word]) and a.keys() == b.keys()
+    return (
+        all(torch.equal(a[word][part], b[word][part]) for word in a for part in a[word])
+        and a.keys() == b.keys()
+    )
 
 
 def test_a_pair_of_loras_is_written_as_two_files_and_read_as_one(tmp_path):
@@ -93,5 +98,8 @@ def test_formats_without_branches_refuse_a_pair(tmp_path, target):
 def test_a_pair_of_words_is_two_files_of_the_web_ui(tmp_path):
     words = pair().embeddings
     write_adapter(Adapter(embeddings=words, family="sd1"), tmp_path / "sks.safetensors")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["sks-neg.safetensors", "sks.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "sks-neg.safetensors",
+        "sks.safetensors",
+    ]
     assert same(read_adapter(tmp_path / "sks.safetensors").embeddings, words)

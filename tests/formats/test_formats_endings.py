@@ -1,4 +1,6 @@
-"""What is written follows the name's ending, or the ending is refused: for every writer there is."""
+"""What is written follows the name's ending, or the ending is refused: for every writer
+there is.
+"""
 
 from pathlib import Path
 
@@ -27,7 +29,9 @@ KINDS = {
 
 def adapter(writer: Writer) -> Adapter:
     if writer.content == "embedding":
-        return Adapter(embeddings={"sks": {"text_encoder": torch.ones(2, 768)}}, family="sd1", name="sks")
+        return Adapter(
+            embeddings={"sks": {"text_encoder": torch.ones(2, 768)}}, family="sd1", name="sks"
+        )
     if writer.content == "hypernetwork":
         return hypernetwork()
     if writer.content == "custom diffusion":
@@ -43,14 +47,20 @@ def hypernetwork() -> Adapter:
     def half() -> Perceptron:
         widths = ((8, 4), (4, 8))
         tensors = {f"linear.{i}.weight": torch.ones(*shape) for i, shape in enumerate(widths)}
-        return Perceptron(tensors | {f"linear.{i}.bias": torch.ones(shape[0]) for i, shape in enumerate(widths)})
+        return Perceptron(
+            tensors | {f"linear.{i}.bias": torch.ones(shape[0]) for i, shape in enumerate(widths)}
+        )
 
     return Adapter(hypernetwork=Hypernetwork({4: (half(), half())}), family="sd1", name="x")
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("index", range(len(WRITERS)), ids=[f"{w.content} {w.targets[0]}" for w in WRITERS])
-def test_content_follows_the_ending_or_the_ending_is_refused(tmp_path: Path, index: int, ending: str) -> None:
+@pytest.mark.parametrize(
+    "index", range(len(WRITERS)), ids=[f"{w.content} {w.targets[0]}" for w in WRITERS]
+)
+def test_content_follows_the_ending_or_the_ending_is_refused(
+    tmp_path: Path, index: int, ending: str
+) -> None:
     writer = WRITERS[index]
     target = tmp_path / f"sks{ending}"
     try:
@@ -64,7 +74,9 @@ def test_content_follows_the_ending_or_the_ending_is_refused(tmp_path: Path, ind
     assert sniff(target) in KINDS[wanted]
 
 
-@pytest.mark.parametrize(("ending", "ok"), [("", True), (".v2", True), (".ckpt", False), (".safetensors", False)])
+@pytest.mark.parametrize(
+    ("ending", "ok"), [("", True), (".v2", True), (".ckpt", False), (".safetensors", False)]
+)
 def test_folders_of_whole_models(tmp_path: Path, ending: str, ok: bool) -> None:
     base, target = random_base("sd1"), tmp_path / f"m{ending}"
     if ok:

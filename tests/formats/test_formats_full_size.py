@@ -1,4 +1,6 @@
-"""Real LoRA files on a Stable Diffusion 1 of full architecture: each layer changes by its product, no other does."""
+"""Real LoRA files on a Stable Diffusion 1 of full architecture: each layer changes by its product,
+no other does.
+"""
 
 from pathlib import Path
 
@@ -22,7 +24,9 @@ def full_size():
 
 
 def factors_by_hand(path):
-    """(up, down) of every layer, read with nothing of konomi's formats; scale is 1 in all of these files."""
+    """(up, down) of every layer, read with nothing of konomi's formats; scale is 1 in all of these
+    files.
+    """
     tensors = read_tensors(path)
     pairs = {}
     for name, tensor in tensors.items():
@@ -34,7 +38,12 @@ def factors_by_hand(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["analog_svd_rank4.safetensors", "lora_disney.safetensors", "catundchat_pytorch_lora_weights.safetensors"]
+    "name",
+    [
+        "analog_svd_rank4.safetensors",
+        "lora_disney.safetensors",
+        "catundchat_pytorch_lora_weights.safetensors",
+    ],
 )
 def test_each_layer_changes_by_its_own_product(full_size, name):
     path = ARTIFACTS / name
@@ -44,8 +53,13 @@ def test_each_layer_changes_by_its_own_product(full_size, name):
     pairs = factors_by_hand(path)
     assert len(adapter.layers) == len(pairs) > 0
     before = {key: full_size.module(key).weight.detach().clone() for key in adapter.layers}
-    others = {n: p.detach().sum(dtype=torch.float64) for n, p in full_size.denoiser.named_parameters()}
-    wanted = sorted((up.double().flatten(1) @ down.double().flatten(1)).norm().item() for up, down in pairs.values())
+    others = {
+        n: p.detach().sum(dtype=torch.float64) for n, p in full_size.denoiser.named_parameters()
+    }
+    wanted = sorted(
+        (up.double().flatten(1) @ down.double().flatten(1)).norm().item()
+        for up, down in pairs.values()
+    )
     with attach(full_size, [(adapter, Strengths(STRENGTH, STRENGTH))]):
         changes = {}
         for key, old in before.items():
@@ -53,7 +67,9 @@ def test_each_layer_changes_by_its_own_product(full_size, name):
             product = update.up.double().flatten(1) @ update.down.double().flatten(1)
             change = (full_size.module(key).weight.double() - old.double()).flatten(1)
             # float32 weights of size about 1/32 keep a change to about 2e-9 each.
-            assert (change - STRENGTH * product * (update.alpha / update.down.shape[0])).abs().max() < 1e-7, key
+            assert (
+                change - STRENGTH * product * (update.alpha / update.down.shape[0])
+            ).abs().max() < 1e-7, key
             changes[key] = change.norm().item() / STRENGTH
         touched = {f"{key.removeprefix('denoiser.')}.weight" for key in before}
         for n, p in full_size.denoiser.named_parameters():

@@ -49,7 +49,11 @@ def test_single_file_checkpoints(tmp_path: Path, family: str, form: str) -> None
         torch.save(value, path, _use_new_zipfile_serialization=form == "zip")
     report = inspect_file(path)
     assert (report.kind, report.format, report.family) == ("checkpoint", "single file", family)
-    assert report.layers["denoiser"] == 2 and report.layers["vae"] == 1 and report.layers["text_encoder"] == 1
+    assert (
+        report.layers["denoiser"] == 2
+        and report.layers["vae"] == 1
+        and report.layers["text_encoder"] == 1
+    )
     assert set(report.dtypes) <= {"F16", "float16"} and len(report.hashes["sha256"]) == 64
     assert report.notes == () and report.health.checked
     if form != "safetensors":
@@ -59,7 +63,9 @@ def test_single_file_checkpoints(tmp_path: Path, family: str, form: str) -> None
 
 
 def test_incomplete_and_inpainting_checkpoints(tmp_path: Path) -> None:
-    tensors = {name: t for name, t in checkpoint("sd1", channels=9).items() if name.startswith("model.")}
+    tensors = {
+        name: t for name, t in checkpoint("sd1", channels=9).items() if name.startswith("model.")
+    }
     save_file(tensors, tmp_path / "x.safetensors")
     report = inspect_file(tmp_path / "x.safetensors")
     assert report.family == "sd1"
@@ -82,7 +88,9 @@ EMBEDDINGS: dict[str, tuple[object, str, dict[str, dict[str, list[int]]]]] = {
     "original of 2022": (
         {
             "string_to_token": {"*": torch.tensor(265)},
-            "string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.randn(1, 1024))}),
+            "string_to_param": torch.nn.ParameterDict(
+                {"*": torch.nn.Parameter(torch.randn(1, 1024))}
+            ),
         },
         "sd2",
         {"x": {"text_encoder": [1, 1024]}},
@@ -112,11 +120,15 @@ def test_embeddings(tmp_path: Path, case: str) -> None:
 
 def test_hypernetworks_custom_diffusion_and_aesthetic_embeddings(tmp_path: Path) -> None:
     def half(width: int) -> dict[str, Tensor]:
-        first = {"linear.0.weight": ones(2 * width, width), "linear.0.bias": ones(2 * width) * float("nan")}
+        first = {
+            "linear.0.weight": ones(2 * width, width),
+            "linear.0.bias": ones(2 * width) * float("nan"),
+        }
         return first | {"linear.1.weight": ones(width, 2 * width), "linear.1.bias": ones(width)}
 
     torch.save(
-        {width: (half(width), half(width)) for width in (320, 768)} | {"step": 9, "name": "h"}, tmp_path / "h.pt"
+        {width: (half(width), half(width)) for width in (320, 768)} | {"step": 9, "name": "h"},
+        tmp_path / "h.pt",
     )
     report = inspect_file(tmp_path / "h.pt")
     assert (report.kind, report.family, report.name) == ("hypernetwork", "sd1", "h")
@@ -128,7 +140,10 @@ def test_hypernetworks_custom_diffusion_and_aesthetic_embeddings(tmp_path: Path)
     }
     torch.save(delta, tmp_path / "delta.bin")
     report = inspect_file(tmp_path / "delta.bin")
-    assert (report.kind, report.tokens) == ("custom diffusion", {"<new1>": {"text_encoder": [1, 768]}})
+    assert (report.kind, report.tokens) == (
+        "custom diffusion",
+        {"<new1>": {"text_encoder": [1, 768]}},
+    )
     torch.save(WIDE[:1], tmp_path / "a.pt")
     assert inspect_file(tmp_path / "a.pt").kind == "aesthetic embedding"
 
@@ -136,14 +151,24 @@ def test_hypernetworks_custom_diffusion_and_aesthetic_embeddings(tmp_path: Path)
 def test_diffusers_folders(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     (tmp_path / "scheduler").mkdir()
-    index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet"], "safety_checker": [None, None]}
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet"],
+        "safety_checker": [None, None],
+    }
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    (tmp_path / "unet" / "config.json").write_text('{"use_linear_projection": true, "in_channels": 9}')
-    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
+    (tmp_path / "unet" / "config.json").write_text(
+        '{"use_linear_projection": true, "in_channels": 9}'
+    )
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(
+        '{"prediction_type": "v_prediction"}'
+    )
     save_file({"a": ones(2), "b": ones(3) * float("inf")}, tmp_path / "unet" / "model.safetensors")
     report = inspect_file(tmp_path)
     assert (report.kind, report.format, report.family) == ("model folder", "diffusers", "sd2")
-    assert report.metadata["prediction_type"] == "v_prediction" and report.notes == ("inpainting (9 input channels)",)
+    assert report.metadata["prediction_type"] == "v_prediction" and report.notes == (
+        "inpainting (9 input channels)",
+    )
     assert report.health.nonfinite == ("unet/model:b",)
     (tmp_path / "empty").mkdir()
     assert inspect_file(tmp_path / "empty").kind == "folder"
@@ -161,7 +186,11 @@ def test_reports_become_json(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "x.safetensors", {"ss_v2": "True"})
     report = inspect_file(tmp_path / "x.safetensors")
     table = json.loads(json.dumps(report.as_json()))
-    assert table["family"] == "sd2" and table["ranks"] == {"2": 1} and table["metadata"] == {"ss_v2": "True"}
+    assert (
+        table["family"] == "sd2"
+        and table["ranks"] == {"2": 1}
+        and table["metadata"] == {"ss_v2": "True"}
+    )
     assert table["health"]["zero"] == ["lora_unet_conv_in.lora_up.weight"]
     quick = inspect_file(tmp_path / "x.safetensors", check=False)
     assert not quick.health.checked and quick.hashes == {} and quick.ranks == {"2": 1}
@@ -195,36 +224,68 @@ def test_what_is_no_model_is_named_in_one_line(tmp_path: Path, case: str, suffix
         inspect_file(tmp_path / "missing.safetensors")
 
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool, torch.complex64]
+DTYPES = [
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.int64,
+    torch.bool,
+    torch.complex64,
+]
 NAMES = st.sampled_from(
     [f"lora_unet_mid_block_attentions_0_proj_in.{part}" for part in sorted(KNOWN_PARTS)]
-    + ["bundle_emb.x.emb_params", "bundle_emb.x.clip_g", "unet:0:up", "unet:0:down", "emb_params", "<x>"]
-    + [f"unet.mid_block.attentions.0.proj_in.{part}" for part in ("lora_A.weight", "lora_B.weight", "alpha")]
-    + ["unet.mid_block.attentions.0.proj_in.lora_magnitude_vector", "model.diffusion_model.input_blocks.0.0.weight"]
+    + [
+        "bundle_emb.x.emb_params",
+        "bundle_emb.x.clip_g",
+        "unet:0:up",
+        "unet:0:down",
+        "emb_params",
+        "<x>",
+    ]
+    + [
+        f"unet.mid_block.attentions.0.proj_in.{part}"
+        for part in ("lora_A.weight", "lora_B.weight", "alpha")
+    ]
+    + [
+        "unet.mid_block.attentions.0.proj_in.lora_magnitude_vector",
+        "model.diffusion_model.input_blocks.0.0.weight",
+    ]
 )
-SHAPES = st.one_of(st.lists(st.integers(0, 3), max_size=4), st.sampled_from([[768], [2, 768], [768, 2], [1, 1]]))
+SHAPES = st.one_of(
+    st.lists(st.integers(0, 3), max_size=4), st.sampled_from([[768], [2, 768], [768, 2], [1, 1]])
+)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(NAMES, st.tuples(SHAPES, st.sampled_from(DTYPES)), min_size=1, max_size=6))
-def test_odd_tables_end_in_an_adapter_or_a_named_fault(table: dict[str, tuple[list[int], torch.dtype]]) -> None:
+def test_odd_tables_end_in_an_adapter_or_a_named_fault(
+    table: dict[str, tuple[list[int], torch.dtype]],
+) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "x.safetensors")
-        save_file({name: torch.ones(shape).to(dtype) for name, (shape, dtype) in table.items()}, path)
+        save_file(
+            {name: torch.ones(shape).to(dtype) for name, (shape, dtype) in table.items()}, path
+        )
         try:
             assert json.dumps(inspect_file(path).as_json())
             adapter = read_adapter(path)
             write_adapter(adapter, Path(folder, "y.safetensors"))
-            assert read_adapter(Path(folder, "y.safetensors")).layers.keys() == adapter.layers.keys()
+            assert (
+                read_adapter(Path(folder, "y.safetensors")).layers.keys() == adapter.layers.keys()
+            )
         except FileFormatError as error:
             assert "\n" not in str(error)
 
 
 def broken_lora(what: str) -> dict[str, Tensor]:
     layer = "lora_unet_mid_block_attentions_0_proj_in"
-    tensors = {f"{layer}.lora_down.weight": torch.ones(4, 8), f"{layer}.lora_up.weight": torch.ones(8, 4)}
+    tensors = {
+        f"{layer}.lora_down.weight": torch.ones(4, 8),
+        f"{layer}.lora_up.weight": torch.ones(8, 4),
+    }
     if what == "half":
         del tensors[f"{layer}.lora_up.weight"]
     elif what == "rank":
@@ -263,7 +324,9 @@ def test_a_file_that_is_refused_is_reported_all_the_same(
     assert "problem" in output.out and output.err == f"{report.problem}\n"
     assert main(["inspect", str(path), "--json"]) == 1
     (entry,) = json.loads(capsys.readouterr().out)
-    assert entry["problem"] == entry["error"] == report.problem and entry["num_tensors"] == len(tensors)
+    assert entry["problem"] == entry["error"] == report.problem and entry["num_tensors"] == len(
+        tensors
+    )
 
 
 def test_a_sound_file_has_no_problem(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Names of modules, taken from the real architectures, against the grammar and the measured key maps."""
+"""Names of modules, taken from the real architectures, against the grammar and the measured key
+maps.
+"""
 
 import json
 from functools import cache
@@ -42,7 +44,9 @@ def text_modules() -> list[str]:
 
     with torch.device("meta"):
         model = CLIPTextModelWithProjection(CLIPTextConfig(num_hidden_layers=32))
-    return [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    return [
+        name for name, module in model.named_modules() if list(module.parameters(recurse=False))
+    ]
 
 
 @pytest.mark.parametrize("family", UNETS)
@@ -63,14 +67,23 @@ def test_every_text_module_survives_the_underscores(prefix: str) -> None:
 
 
 def test_sdxl_is_written_with_the_original_names_and_read_in_both() -> None:
-    written = {name_of(f"denoiser.{path}", "sdxl"): f"denoiser.{path}" for path in unet_modules("sdxl")}
+    written = {
+        name_of(f"denoiser.{path}", "sdxl"): f"denoiser.{path}" for path in unet_modules("sdxl")
+    }
     assert len(written) == 1050
     assert all(name.removeprefix("lora_unet_").startswith(LDM_STARTS) for name in written)
     assert {name: key_of(name) for name in written} == written
     assert layout_of(written) == published_layout("sdxl")
 
 
-LDM_STARTS = ("input_blocks_", "middle_block_", "output_blocks_", "time_embed_", "label_emb_", "out_")
+LDM_STARTS = (
+    "input_blocks_",
+    "middle_block_",
+    "output_blocks_",
+    "time_embed_",
+    "label_emb_",
+    "out_",
+)
 
 
 def test_original_names_of_sd1_are_read_too() -> None:
@@ -100,8 +113,14 @@ def test_original_names_equal_the_measured_map() -> None:
 @pytest.mark.parametrize(
     ("name", "key"),
     [
-        ("lora_te_text_model_encoder_layers_0_mlp_fc1", "text_encoder.text_model.encoder.layers.0.mlp.fc1"),
-        ("lora_te_encoder_layers_11_self_attn_q_proj", "text_encoder.text_model.encoder.layers.11.self_attn.q_proj"),
+        (
+            "lora_te_text_model_encoder_layers_0_mlp_fc1",
+            "text_encoder.text_model.encoder.layers.0.mlp.fc1",
+        ),
+        (
+            "lora_te_encoder_layers_11_self_attn_q_proj",
+            "text_encoder.text_model.encoder.layers.11.self_attn.q_proj",
+        ),
         (
             "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_out_0",
             "denoiser.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0",
@@ -123,7 +142,17 @@ def test_single_names(name: str, key: str | None) -> None:
 
 def test_names_of_sd1_and_of_text_encoders() -> None:
     assert name_of("denoiser.conv_in", "sd1") == "lora_unet_conv_in"
-    assert name_of("text_encoder.text_model.final_layer_norm", "sd2") == "lora_te_text_model_final_layer_norm"
-    assert name_of("text_encoder.text_model.final_layer_norm", "sdxl") == "lora_te1_text_model_final_layer_norm"
+    assert (
+        name_of("text_encoder.text_model.final_layer_norm", "sd2")
+        == "lora_te_text_model_final_layer_norm"
+    )
+    assert (
+        name_of("text_encoder.text_model.final_layer_norm", "sdxl")
+        == "lora_te1_text_model_final_layer_norm"
+    )
     assert name_of("text_encoder_2.text_projection", "sdxl") == "lora_te2_text_projection"
-    assert is_norm("denoiser.conv_norm_out") and is_norm("a.layer_norm1") and not is_norm("denoiser.conv_out")
+    assert (
+        is_norm("denoiser.conv_norm_out")
+        and is_norm("a.layer_norm1")
+        and not is_norm("denoiser.conv_out")
+    )

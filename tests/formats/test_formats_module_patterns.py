@@ -18,8 +18,10 @@ PATHS = (
     "to_q",
 )
 PATTERNS = (
-    "to_q", "attn1.to_q", r"attn\d\.to_q", r"down_blocks\.[0-9]+\.attentions\.0\..*", "(to_q|to_k)", "to_(q|k|v)",
-    r".*attn2.*", "^to_q", "^down_blocks.*", "to_q$", "t?o_q", r"(a|ab)*to_q", "[^.]+", r"\w+\.to_q", r"attn1\..{4}",
+    "to_q", "attn1.to_q", r"attn\d\.to_q", r"down_blocks\.[0-9]+\.attentions\.0\..*", "(to_q|to_k)",
+    "to_(q|k|v)",
+    r".*attn2.*", "^to_q", "^down_blocks.*", "to_q$", "t?o_q", r"(a|ab)*to_q", "[^.]+",
+    r"\w+\.to_q", r"attn1\..{4}",
     "to_.", "t{1}o_q", "t{0,2}o_q{1,}", "(?:to_)q", "", "q", "a{,}", "x{y}", "[]to]+_q",
     r"transformer_blocks.\d.attn1\.to_q",
 )  # fmt: skip

@@ -32,13 +32,17 @@ class Model(nn.Module):
 
 
 def trained(folder: Path, **settings: Any) -> tuple[Model, Tensor, Tensor]:
-    """An adapter saved by PEFT after a made-up training, with the base, and PEFT's own load and merge."""
+    """An adapter saved by PEFT after a made-up training, with the base, and PEFT's own load and
+    merge.
+    """
     torch.manual_seed(0)
     base = Model()
     weights = {name: value.clone() for name, value in base.state_dict().items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(base, LoraConfig(r=2, lora_alpha=5, target_modules=["to_q"], **settings))
+        model = get_peft_model(
+            base, LoraConfig(r=2, lora_alpha=5, target_modules=["to_q"], **settings)
+        )
         model.save_pretrained(str(folder / "pissa_init"))
         with torch.no_grad():
             for parameter in model.parameters():
@@ -75,7 +79,9 @@ def test_it_is_what_peft_makes_of_it(tmp_path: Path, settings: dict[str, Any]) -
         (tmp_path / "pissa_init").rename(tmp_path / "olora_init")
     adapter = read_adapter(tmp_path)
     layer, module = adapter.layers[KEY], base.attn1["to_q"]
-    torch.testing.assert_close(module.weight + delta(layer, module.weight), weight, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(
+        module.weight + delta(layer, module.weight), weight, rtol=1e-5, atol=2e-6
+    )
     change = bias_delta(layer, module.bias)
     torch.testing.assert_close(module.bias + (0 if change is None else change), bias)
     assert (change is not None) == settings.get("lora_bias", False)
@@ -98,7 +104,9 @@ def config(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "loftq", "lora_ga"])
+@pytest.mark.parametrize(
+    "init", ["pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "loftq", "lora_ga"]
+)
 def test_what_fits_a_residual_base_only_is_refused_by_name(tmp_path: Path, init: str) -> None:
     trained(tmp_path)
     (tmp_path / "pissa_init").rename(tmp_path / "elsewhere")
@@ -120,7 +128,9 @@ def test_settings_that_change_the_meaning_are_refused_by_name(tmp_path: Path, na
 
 
 def test_every_field_of_peft_is_known_and_others_are_named(tmp_path: Path) -> None:
-    assert {field.name for field in dataclasses.fields(LoraConfig)} <= _TRAINING_ONLY | _CHANGING.keys()
+    assert {
+        field.name for field in dataclasses.fields(LoraConfig)
+    } <= _TRAINING_ONLY | _CHANGING.keys()
     trained(tmp_path)
     config(tmp_path, use_something_new=True, another=None, third={})
     assert inspect_file(tmp_path).ignored.keys() == {"adapter_config.json use_something_new"}
@@ -130,8 +140,10 @@ def test_every_field_of_peft_is_known_and_others_are_named(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "changes",
     [
-        {"lora_alpha": 10**400}, {"lora_alpha": True}, {"lora_alpha": []}, {"alpha_pattern": {"x": 10**400}},
-        {"alpha_pattern": [1]}, {"use_rslora": "yes"}, {"lora_bias": 2}, {"peft_type": ["LORA"]}, {"bias": [1]},
+        {"lora_alpha": 10**400}, {"lora_alpha": True}, {"lora_alpha": []},
+        {"alpha_pattern": {"x": 10**400}},
+        {"alpha_pattern": [1]}, {"use_rslora": "yes"}, {"lora_bias": 2}, {"peft_type": ["LORA"]},
+        {"bias": [1]},
         {"alpha_pattern": {"(?=a)": 1}}, {"alpha_pattern": {f"{i}.*": 1 for i in range(2001)}},
     ],
 )  # fmt: skip
@@ -146,12 +158,27 @@ def test_wrong_types_and_numbers_are_one_line(tmp_path: Path, changes: dict[str,
     ("changes", "said", "loads"),
     [
         ({}, "", True),
-        ({"r": 4}, "rank 4 for attn1.to_q, the tensors have 2: read with the tensors' rank, at the scale 2.5", False),
+        (
+            {"r": 4},
+            (
+                "rank 4 for attn1.to_q, the tensors have 2: read with the tensors' rank, at the "
+                "scale 2.5"
+            ),
+            False,
+        ),
         ({"rank_pattern": {"to_q": 3}}, "rank 3 for attn1.to_q, the tensors have 2", False),
-        ({"rank_pattern": {r"attn\d\.to_[qk]": 3}}, "rank 3 for attn1.to_q, the tensors have 2", False),
+        (
+            {"rank_pattern": {r"attn\d\.to_[qk]": 3}},
+            "rank 3 for attn1.to_q, the tensors have 2",
+            False,
+        ),
         ({"r": 4, "rank_pattern": {"to_q": 2}}, "", True),
         ({"rank_pattern": {"to_x": 3}}, "rank_pattern 'to_x' is the name of no layer here", True),
-        ({"alpha_pattern": {"to_x": 3, "to_y": 3}}, "alpha_pattern 'to_x' and 1 more: is the name of no layer", True),
+        (
+            {"alpha_pattern": {"to_x": 3, "to_y": 3}},
+            "alpha_pattern 'to_x' and 1 more: is the name of no layer",
+            True,
+        ),
     ],
 )
 def test_settings_that_contradict_the_tensors_are_said(
@@ -162,7 +189,9 @@ def test_settings_that_contradict_the_tensors_are_said(
     adapter, module = read_adapter(folder), base.attn1["to_q"]
     assert [said in note for note in adapter.notes] == ([True] if said else [])
     # PEFT judges which of them it does not load; what is read is what the file was.
-    torch.testing.assert_close(module.weight + delta(adapter.layers[KEY], module.weight), weight, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(
+        module.weight + delta(adapter.layers[KEY], module.weight), weight, rtol=1e-5, atol=2e-6
+    )
     untouched = Model()
     if loads:
         with pytest.warns(RuntimeWarning, match="did not match any") if said else nullcontext():
@@ -172,10 +201,20 @@ def test_settings_that_contradict_the_tensors_are_said(
             PeftModel.from_pretrained(untouched, str(folder))
 
 
-@pytest.mark.parametrize("changes", [{"r": "four"}, {"r": True}, {"rank_pattern": [1]}, {"rank_pattern": {"a": "b"}},
-                                     {"rank_pattern": {"(?=a)": 1}},
-                                     {"rank_pattern": {f"{i}.*": 1 for i in range(2001)}}])  # fmt: skip
-def test_ranks_that_say_nothing_are_named_and_nothing_depends_on_them(tmp_path: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"r": "four"},
+        {"r": True},
+        {"rank_pattern": [1]},
+        {"rank_pattern": {"a": "b"}},
+        {"rank_pattern": {"(?=a)": 1}},
+        {"rank_pattern": {f"{i}.*": 1 for i in range(2001)}},
+    ],
+)
+def test_ranks_that_say_nothing_are_named_and_nothing_depends_on_them(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     trained(tmp_path)
     (note,) = read_adapter(config(tmp_path, **changes)).notes
     assert next(iter(changes)) in note and len(note) < 400
@@ -183,11 +222,14 @@ def test_ranks_that_say_nothing_are_named_and_nothing_depends_on_them(tmp_path: 
 
 def test_ranks_in_the_metadata_of_diffusers_are_compared_too(tmp_path: Path) -> None:
     tensors = {
-        f"unet.attn1.to_q.lora_{half}.weight": torch.ones(*shape) for half, shape in (("A", (2, 4)), ("B", (4, 2)))
+        f"unet.attn1.to_q.lora_{half}.weight": torch.ones(*shape)
+        for half, shape in (("A", (2, 4)), ("B", (4, 2)))
     }
     for rank, number in ((2, 0), (8, 1)):
         settings = json.dumps({"unet.r": rank, "unet.lora_alpha": 2})
-        save_file(tensors, tmp_path / "x.safetensors", {"format": "pt", "lora_adapter_metadata": settings})
+        save_file(
+            tensors, tmp_path / "x.safetensors", {"format": "pt", "lora_adapter_metadata": settings}
+        )
         assert len(read_adapter(tmp_path / "x.safetensors").notes) == number
 
 
@@ -198,12 +240,16 @@ def test_starts_of_pissa_and_olora_are_computed_from_the_base_as_peft_does(
 ) -> None:
     base, weight, _ = trained(tmp_path, init_lora_weights=init, use_rslora=rslora)
     (tmp_path / "pissa_init").rename(tmp_path / "elsewhere")
-    with pytest.raises(FileFormatError, match=r"--base BASE.*path_initial_model_for_weight_conversion"):
+    with pytest.raises(
+        FileFormatError, match=r"--base BASE.*path_initial_model_for_weight_conversion"
+    ):
         read_adapter(tmp_path)
     module = base.attn1["to_q"]
     adapter = read_adapter(tmp_path, weight_of={KEY: module.weight}.__getitem__)
     layer = adapter.layers[KEY]
-    torch.testing.assert_close(module.weight + delta(layer, module.weight), weight, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(
+        module.weight + delta(layer, module.weight), weight, rtol=1e-5, atol=2e-6
+    )
     assert "with the start computed from the base" in adapter.notes[0]
     with pytest.raises(FileFormatError, match="another base"):
         read_adapter(tmp_path, weight_of=lambda _: torch.ones(10, 13))
@@ -213,9 +259,13 @@ def test_starts_of_pissa_and_olora_are_computed_from_the_base_as_peft_does(
 
 
 @pytest.mark.parametrize("init", ["pissa_niter_16", "corda", "loftq", "lora_ga"])
-def test_a_start_that_nobody_can_compute_again_is_refused_with_the_base_too(tmp_path: Path, init: str) -> None:
+def test_a_start_that_nobody_can_compute_again_is_refused_with_the_base_too(
+    tmp_path: Path, init: str
+) -> None:
     trained(tmp_path)
     (tmp_path / "pissa_init").rename(tmp_path / "elsewhere")
     with pytest.raises(FileFormatError, match=f"init_lora_weights is '{init}'") as caught:
-        read_adapter(config(tmp_path, init_lora_weights=init), weight_of=lambda _: torch.ones(10, 12))
+        read_adapter(
+            config(tmp_path, init_lora_weights=init), weight_of=lambda _: torch.ones(10, 12)
+        )
     assert "--base" not in str(caught.value)

@@ -1,4 +1,5 @@
-"""What holds for every reader of strangers' files: only konomi's own errors come out, soon, and without much memory.
+"""What holds for every reader of strangers' files: only konomi's own errors come out, soon, and
+without much memory.
 
 The default run tries a few examples of each reader; `.ci/run` gives all readers together a minute;
 `KONOMI_FUZZ_EXAMPLES=2000 python -m pytest tests/fuzz` looks as long as you like.
@@ -25,7 +26,11 @@ LARGE = 2**30
 
 fuzzed = settings(
     max_examples=int(os.environ.get("KONOMI_FUZZ_EXAMPLES", "25")),
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+    ],
 )
 
 
@@ -42,7 +47,9 @@ def bounded() -> Iterator[None]:
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 @contextmanager

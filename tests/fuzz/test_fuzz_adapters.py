@@ -1,4 +1,6 @@
-"""Every reader of adapter files, on made-up files: an answer or one line, never a traceback, and soon."""
+"""Every reader of adapter files, on made-up files: an answer or one line, never a traceback, and
+soon.
+"""
 
 import json
 import tempfile
@@ -85,15 +87,21 @@ WHOLE = (
 )
 names = st.one_of(
     st.sampled_from(WHOLE),
-    st.builds("{}{}.{}".format, st.sampled_from(PREFIXES), st.sampled_from(LAYERS), st.sampled_from(PARTS)),
+    st.builds(
+        "{}{}.{}".format, st.sampled_from(PREFIXES), st.sampled_from(LAYERS), st.sampled_from(PARTS)
+    ),
     st.text(max_size=12).filter(
         lambda name: name != "__metadata__" and not any("\ud800" <= c <= "\udfff" for c in name)
     ),
 )
 shapes = st.one_of(
-    st.just(()), st.lists(st.sampled_from((0, 1, 2, 3, 768)), max_size=2), st.lists(st.integers(0, 3), max_size=5)
+    st.just(()),
+    st.lists(st.sampled_from((0, 1, 2, 3, 768)), max_size=2),
+    st.lists(st.integers(0, 3), max_size=5),
 )
-dtypes = st.sampled_from((torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.uint8))
+dtypes = st.sampled_from(
+    (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.uint8)
+)
 tensors = st.builds(lambda shape, dtype: torch.ones(tuple(shape)).to(dtype), shapes, dtypes)
 tables = st.dictionaries(names, tensors, max_size=6)
 plain = st.one_of(
@@ -107,7 +115,9 @@ plain = st.one_of(
 )
 values = st.recursive(
     plain,
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 patterns = st.dictionaries(st.text("ab.*+?()[]{}|^$\\d1,", max_size=20), plain, max_size=3)
@@ -153,7 +163,9 @@ headers = st.dictionaries(
     st.one_of(
         st.sampled_from(("", DEEP, "[]", "{}", "<embed>", "flux1", "1e999", "NaN", "9" * 5000)),
         st.text(st.characters(exclude_categories=["Cs"]), max_size=10),
-        configs.map(lambda table: json.dumps({f"unet.{name}": value for name, value in table.items()})),
+        configs.map(
+            lambda table: json.dumps({f"unet.{name}": value for name, value in table.items()})
+        ),
     ),
     max_size=3,
 )
@@ -191,7 +203,9 @@ def test_peft_folders(table: dict[str, Tensor], config: dict[str, Any], text: st
         look(Path(folder, "adapter_model.safetensors"))
 
 
-leaves = st.one_of(plain.filter(lambda item: not isinstance(item, int) or abs(item) < 2**62), tensors)
+leaves = st.one_of(
+    plain.filter(lambda item: not isinstance(item, int) or abs(item) < 2**62), tensors
+)
 KEYS = (
     "string_to_param",
     "string_to_token",
@@ -214,7 +228,9 @@ keys = st.one_of(names, st.sampled_from((320, 768, -1)), st.sampled_from(KEYS))
 pickled = st.recursive(
     leaves,
     lambda inner: st.one_of(
-        st.lists(inner, max_size=4), st.tuples(inner, inner), st.dictionaries(keys, inner, max_size=4)
+        st.lists(inner, max_size=4),
+        st.tuples(inner, inner),
+        st.dictionaries(keys, inner, max_size=4),
     ),
     max_leaves=8,
 )

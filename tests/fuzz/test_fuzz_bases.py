@@ -1,4 +1,6 @@
-"""Base folders and single files with anything in their configs, vocabularies and headers: only a KonomiError leaves."""
+"""Base folders and single files with anything in their configs, vocabularies and headers: only a
+KonomiError leaves.
+"""
 
 import json
 import os
@@ -25,28 +27,43 @@ EXAMPLES = int(os.environ.get("KONOMI_FUZZ_EXAMPLES", "12"))
 few = settings(
     max_examples=EXAMPLES,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+    ],
 )
 ODD: st.SearchStrategy[Any] = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 70), st.sampled_from([10**9, -(10**9), 10**400, 0.0, -1.5, 1e308]),
-    st.text(max_size=5), st.just("\ud83d"), st.lists(st.integers(-2, 64), max_size=5), st.just([[[[]]]]),
+    st.none(), st.booleans(), st.integers(-3, 70), st.sampled_from([10**9, -(10**9), 10**400, 0.0,
+    -1.5, 1e308]),
+    st.text(max_size=5), st.just("\ud83d"), st.lists(st.integers(-2, 64), max_size=5),
+    st.just([[[[]]]]),
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
 )  # fmt: skip
-CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
+CONFIGS = (
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "scheduler/scheduler_config.json",
+)
 WORDS = (("c", "a"), ("ca", "t</w>"))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("base") / "a"
-    save_folder(random_base("sd1", vocabulary=vocabulary_of_merges(WORDS)), path, dtype=torch.float32)
+    save_folder(
+        random_base("sd1", vocabulary=vocabulary_of_merges(WORDS)), path, dtype=torch.float32
+    )
     return path
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("base") / "a.safetensors"
-    save_single_file(random_base("sd1", vocabulary=vocabulary_of_merges(WORDS)), path, dtype=torch.float32)
+    save_single_file(
+        random_base("sd1", vocabulary=vocabulary_of_merges(WORDS)), path, dtype=torch.float32
+    )
     return path
 
 
@@ -68,7 +85,11 @@ def test_configs(folder: Path, tmp_path: Path, data: st.DataObject) -> None:
     shutil.copytree(folder, changed, dirs_exist_ok=True)
     path = changed / data.draw(st.sampled_from(CONFIGS))
     table = json.loads((folder / path.relative_to(changed)).read_text())
-    names = data.draw(st.lists(st.sampled_from([*table, "trained_betas", "prediction_type"]), min_size=1, max_size=2))
+    names = data.draw(
+        st.lists(
+            st.sampled_from([*table, "trained_betas", "prediction_type"]), min_size=1, max_size=2
+        )
+    )
     path.write_text(json.dumps({**table, **{name: data.draw(ODD) for name in names}}))
     use(changed)
 
@@ -78,7 +99,9 @@ def test_configs(folder: Path, tmp_path: Path, data: st.DataObject) -> None:
 def test_vocabularies(folder: Path, tmp_path: Path, data: st.DataObject) -> None:
     changed = tmp_path / "a"
     shutil.copytree(folder, changed, dirs_exist_ok=True)
-    name = data.draw(st.sampled_from(["vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer.json"]))
+    name = data.draw(
+        st.sampled_from(["vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer.json"])
+    )
     path = changed / "tokenizer" / name
     text = (
         (folder / "tokenizer" / name).read_text()
@@ -91,7 +114,11 @@ def test_vocabularies(folder: Path, tmp_path: Path, data: st.DataObject) -> None
         text = json.dumps({**table, key: data.draw(ODD)})
     else:
         start = data.draw(st.integers(0, len(text)))
-        text = text[:start] + data.draw(st.text(max_size=6)) + text[start + data.draw(st.integers(0, 9)) :]
+        text = (
+            text[:start]
+            + data.draw(st.text(max_size=6))
+            + text[start + data.draw(st.integers(0, 9)) :]
+        )
     path.write_text(text, errors="surrogatepass")
     if name == "tokenizer.json":
         (changed / "tokenizer" / "vocab.json").unlink()
@@ -107,16 +134,24 @@ def test_headers(file: Path, tmp_path: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from([key for key in header if key != "__metadata__"]))
     what = data.draw(st.sampled_from(["rename", "shape", "metadata", "configs", "cut"]))
     if what == "rename":
-        header[data.draw(st.text(max_size=20)) + name[data.draw(st.integers(0, 60)) :]] = header.pop(name)
+        header[data.draw(st.text(max_size=20)) + name[data.draw(st.integers(0, 60)) :]] = (
+            header.pop(name)
+        )
     elif what == "shape":
         header[name]["shape"] = data.draw(ODD)
     elif what == "metadata":
-        key = data.draw(st.sampled_from(["konomi.configs", "konomi.vocabulary", "modelspec.prediction_type"]))
-        header["__metadata__"][key] = data.draw(st.one_of(st.text(max_size=20), st.just("[" * 100_000)))
+        key = data.draw(
+            st.sampled_from(["konomi.configs", "konomi.vocabulary", "modelspec.prediction_type"])
+        )
+        header["__metadata__"][key] = data.draw(
+            st.one_of(st.text(max_size=20), st.just("[" * 100_000))
+        )
     elif what == "configs":
         told = json.loads(header["__metadata__"]["konomi.configs"])
         part = data.draw(st.sampled_from(list(told)))
-        told[part] = data.draw(st.one_of(ODD, st.fixed_dictionaries(dict.fromkeys(told[part], ODD))))
+        told[part] = data.draw(
+            st.one_of(ODD, st.fixed_dictionaries(dict.fromkeys(told[part], ODD)))
+        )
         header["__metadata__"]["konomi.configs"] = json.dumps(told)
     changed = json.dumps(header).encode()
     body = raw[8 + length :]

@@ -24,12 +24,18 @@ from konomi.data.sources import scan
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
-words = st.sampled_from(["a.png", "./a.png", "../a.png", "b/c.png", "", "\0", "~nosuchuser", "é☂", "\ud800", "9" * 400])
+words = st.sampled_from(
+    ["a.png", "./a.png", "../a.png", "b/c.png", "", "\0", "~nosuchuser", "é☂", "\ud800", "9" * 400]
+)
 texts = st.one_of(words, st.text(max_size=12))
-numbers = st.one_of(st.integers(-5, 5), st.just(10**400), st.just(2**63), st.floats(width=32), st.booleans())
+numbers = st.one_of(
+    st.integers(-5, 5), st.just(10**400), st.just(2**63), st.floats(width=32), st.booleans()
+)
 plain = st.one_of(st.none(), numbers, texts)
 columns = st.sampled_from(["file_name", "text", "caption", "captions", "name", "tags", "x"])
-values = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(columns, inner, max_size=3))
+values = st.recursive(
+    plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(columns, inner, max_size=3)
+)
 
 
 def scan_and_read(path: Path | str) -> None:
@@ -94,14 +100,31 @@ def test_metadata_tables(tmp_path: Path, rows: list[dict[str, Any]], flip: bool)
 def test_csv_tables(tmp_path: Path, header: str, cells: list[str]) -> None:
     table = f"file_name,{header}\n" + "\n".join(f"a.png,{cell}" for cell in cells)
     with bounded():
-        folder = folder_of(tmp_path, {"a.png": PICTURE, "metadata.csv": table.encode("utf-8", "surrogatepass")})
+        folder = folder_of(
+            tmp_path, {"a.png": PICTURE, "metadata.csv": table.encode("utf-8", "surrogatepass")}
+        )
         scan_and_read(folder)
 
 
 KEYS = st.sampled_from(
     [
-        *("image_dir", "metadata_file", "class_tokens", "is_reg", "num_repeats", "keep_tokens", "shuffle_caption"),
-        *("resolution", "batch_size", "enable_bucket", "min_bucket_reso", "bucket_reso_steps", "flip_aug"),
+        *(
+            "image_dir",
+            "metadata_file",
+            "class_tokens",
+            "is_reg",
+            "num_repeats",
+            "keep_tokens",
+            "shuffle_caption",
+        ),
+        *(
+            "resolution",
+            "batch_size",
+            "enable_bucket",
+            "min_bucket_reso",
+            "bucket_reso_steps",
+            "flip_aug",
+        ),
         *("caption_extension", "caption_prefix", "enable_wildcard"),
     ]
 )
@@ -126,7 +149,9 @@ def test_dataset_tomls(tmp_path: Path, tables: tuple[dict[str, Any], ...], garba
     folder_of(tmp_path, {"a.png": PICTURE})
     text = "\n".join(
         f"{head}\n" + "\n".join(f"{key} = {toml(value)}" for key, value in table.items())
-        for head, table in zip(("[general]", "[[datasets]]", '[[datasets.subsets]]\nimage_dir = "set"'), tables)
+        for head, table in zip(
+            ("[general]", "[[datasets]]", '[[datasets.subsets]]\nimage_dir = "set"'), tables
+        )
     )
     path = tmp_path / "d.toml"
     path.write_bytes(f"{text}\n{garbage}".encode("utf-8", "surrogatepass"))
@@ -151,9 +176,9 @@ def zipped(method: int) -> bytes:
 
 @fuzzed
 @given(
-    st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]).flatmap(
-        lambda method: damaged(zipped(method))
-    )
+    st.sampled_from(
+        [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+    ).flatmap(lambda method: damaged(zipped(method)))
 )
 def test_zips(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / f"{time.monotonic_ns()}.zip"
@@ -199,7 +224,10 @@ def heic() -> bytes:
 
 
 MAKERS: tuple[Callable[[], bytes], ...] = (
-    *(lambda kind=kind: picture(kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")),
+    *(
+        lambda kind=kind: picture(kind)
+        for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
+    ),
     *(lambda kind=kind: picture(kind) for kind in ("PPM", "QOI", "TGA", "JPEG2000")),
     heic,
 )
@@ -209,7 +237,9 @@ MAKERS: tuple[Callable[[], bytes], ...] = (
 @given(st.sampled_from(MAKERS).flatmap(lambda make: damaged(make())))
 def test_pictures(tmp_path: Path, data: bytes) -> None:
     with bounded():
-        scan_and_read(folder_of(tmp_path, {"a.png": PICTURE, "b.img": data, "a-masklabel.png": data}))
+        scan_and_read(
+            folder_of(tmp_path, {"a.png": PICTURE, "b.img": data, "a-masklabel.png": data})
+        )
 
 
 @fuzzed

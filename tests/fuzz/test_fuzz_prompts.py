@@ -24,9 +24,12 @@ from konomi.models.tokenizer import Tokenizer, clip_vocabulary
 
 TOKENIZER = Tokenizer(clip_vocabulary())
 pieces = st.sampled_from(
-    ["(", ")", "[", "]", "{", "}", "|", ":", "\\", "<lora:x:1>", "<lora:", "<hypernet:x:1e9>", "<lyco:a:lbw=1,0>",
-     ":0.5]", ":1.2)", ":1e999)", ":nan)", ":-9)", "BREAK", " AND ", "__x__", "embedding:a", "\ud83e", "\0", "犬", "a",
-     " ", "\n", "--w ", "--s 5", "--l inf", "--d -1", "Steps: 20, Sampler: Euler, Seed: x, ", "Negative prompt: ",
+    ["(", ")", "[", "]", "{", "}", "|", ":", "\\", "<lora:x:1>", "<lora:", "<hypernet:x:1e9>",
+    "<lyco:a:lbw=1,0>",
+     ":0.5]", ":1.2)", ":1e999)", ":nan)", ":-9)", "BREAK", " AND ", "__x__", "embedding:a",
+     "\ud83e", "\0", "犬", "a",
+     " ", "\n", "--w ", "--s 5", "--l inf", "--d -1", "Steps: 20, Sampler: Euler, Seed: x, ",
+     "Negative prompt: ",
      "9" * 400]
 )  # fmt: skip
 prompts = st.one_of(st.lists(pieces, max_size=30).map("".join), st.text(max_size=40))
@@ -42,7 +45,9 @@ def test_any_prompt_is_read(prompt, num_steps):
                 for section in parse_emphasis(part):
                     assert all(abs(span.weight) < 1e5 for span in section)
                     for span in section:
-                        TOKENIZER.ids("".join(text for text, _ in find_words(span.text, ["a", "犬"])))
+                        TOKENIZER.ids(
+                            "".join(text for text, _ in find_words(span.text, ["a", "犬"]))
+                        )
         unused_in_request(Request(prompt=prompt, negative=prompt))
     with bounded(), TemporaryDirectory() as folder:
         (Path(folder) / "x.safetensors").touch()
@@ -57,7 +62,11 @@ def test_any_infotext_is_read(text):
 
 
 @fuzzed
-@given(st.one_of(prompts.map(lambda text: text.encode("utf-8", "surrogatepass")), st.binary(max_size=60)))
+@given(
+    st.one_of(
+        prompts.map(lambda text: text.encode("utf-8", "surrogatepass")), st.binary(max_size=60)
+    )
+)
 def test_any_prompt_file_is_read(content):
     with TemporaryDirectory() as folder, bounded():
         (Path(folder) / "prompts.txt").write_bytes(content)
@@ -89,7 +98,9 @@ class Small:
 
 
 @fuzzed
-@given(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), st.integers(0, 200), st.integers(0, 200))
+@given(
+    st.tuples(st.integers(1, 5000), st.integers(1, 5000)), st.integers(0, 200), st.integers(0, 200)
+)
 def test_a_picture_to_start_from_has_a_size_that_can_be_drawn(size, width, height):
     start = Image.new("1", size)
     with bounded():
@@ -99,9 +110,27 @@ def test_a_picture_to_start_from_has_a_size_that_can_be_drawn(size, width, heigh
             assert sized.width * sized.height <= 1.3 * 64**2
 
 
-SIDE_BY_SIDE = ("[|]", "[a|b]", "[a:b:0.5]", "(a:1.1)", " BREAK ", "<lora:x:1>", "a:0.5|", "a:" + "9" * 400 + "|")
+SIDE_BY_SIDE = (
+    "[|]",
+    "[a|b]",
+    "[a:b:0.5]",
+    "(a:1.1)",
+    " BREAK ",
+    "<lora:x:1>",
+    "a:0.5|",
+    "a:" + "9" * 400 + "|",
+)
 NESTED = ("(a", "[a", "[a|", "[a:", "<lora:x", "a:0.5|")
-NUMBERS = ("(a:N)", "(a:N", "[a:b:N]", "[a:b:N", "a:N|b", "a:Nx|b", "<lora:x:N>", "<lora:x:1:lbw=Nx>")
+NUMBERS = (
+    "(a:N)",
+    "(a:N",
+    "[a:b:N]",
+    "[a:b:N",
+    "a:N|b",
+    "a:Nx|b",
+    "<lora:x:N>",
+    "<lora:x:1:lbw=Nx>",
+)
 
 
 def many(prompts, *, quick):
@@ -128,7 +157,10 @@ def test_groups_side_by_side_take_time_in_proportion(group):
 @pytest.mark.parametrize("opening", many(NESTED, quick="(a"))
 def test_deeply_nested_prompts_take_time_in_proportion(opening):
     """30,000 brackets took a minute; ten seconds are allowed."""
-    for prompt in (opening * 30_000, opening * 30_000 + "b" + ("])}>"[("[({<".find(opening[0])) % 4]) * 30_000):
+    for prompt in (
+        opening * 30_000,
+        opening * 30_000 + "b" + ("])}>"[("[({<".find(opening[0])) % 4]) * 30_000,
+    ):
         read_in_proportion(prompt)
 
 

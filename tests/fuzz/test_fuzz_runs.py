@@ -1,4 +1,6 @@
-"""Whatever lies in a run folder, one clear line comes of it: recipes, checkpoints' manifests and states, logs."""
+"""Whatever lies in a run folder, one clear line comes of it: recipes, checkpoints' manifests and
+states, logs.
+"""
 
 import json
 import shutil
@@ -23,7 +25,10 @@ from konomi.training.trainer import TrainState
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4)
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4)
+    ),
 )
 NUMBERS = {
     "step": 1,
@@ -52,12 +57,17 @@ def quietly(work):
 
 
 @fuzzed
-@given(name=st.sampled_from(["manifest.json", "state.json", "weights.safetensors"]), data=st.binary(max_size=200))
+@given(
+    name=st.sampled_from(["manifest.json", "state.json", "weights.safetensors"]),
+    data=st.binary(max_size=200),
+)
 def test_any_bytes_in_a_checkpoint(checkpoint, name, data):
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(checkpoint, Path(folder) / checkpoint.name))
         (copy / name).write_bytes(data)
-        sums = {path.name: sha256_file(path) for path in copy.iterdir() if path.name != "manifest.json"}
+        sums = {
+            path.name: sha256_file(path) for path in copy.iterdir() if path.name != "manifest.json"
+        }
         if name != "manifest.json":
             (copy / "manifest.json").write_text(json.dumps(sums))
         quietly(lambda: read_checkpoint(copy))
@@ -79,7 +89,11 @@ def test_any_number_of_a_state(name, value):
 
 
 @fuzzed
-@given(then=st.dictionaries(st.sampled_from(["recipe", "data", "base", "versions", "dataset_files"]), values))
+@given(
+    then=st.dictionaries(
+        st.sampled_from(["recipe", "data", "base", "versions", "dataset_files"]), values
+    )
+)
 def test_any_identity_can_be_compared(then):
     now = {
         "recipe": {"run.seed": 1},
@@ -92,7 +106,11 @@ def test_any_identity_can_be_compared(then):
 
 
 @fuzzed
-@given(lines=st.lists(st.binary(max_size=60) | values.map(lambda value: json.dumps(value).encode()), max_size=6))
+@given(
+    lines=st.lists(
+        st.binary(max_size=60) | values.map(lambda value: json.dumps(value).encode()), max_size=6
+    )
+)
 def test_any_log(lines):
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.jsonl"
@@ -120,12 +138,19 @@ def test_any_bytes_as_a_recipe(data):
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "recipe.toml").write_bytes(data)
         quietly(lambda: recipe_of_run(Path(folder)))
-        (Path(folder) / "recipe.toml").write_bytes(b'base = "tiny"\n[method]\nkind = "lora"\n' + data)
+        (Path(folder) / "recipe.toml").write_bytes(
+            b'base = "tiny"\n[method]\nkind = "lora"\n' + data
+        )
         quietly(lambda: recipe_of_run(Path(folder)))
 
 
 def test_deep_and_large_recipes_are_one_line(tmp_path):
-    for text in ("a=" + "[" * 50_000, "a" + ".a" * 20_000 + "=1", "a=" + "9" * 6000, 'x="' + "y" * (5 * 2**20) + '"'):
+    for text in (
+        "a=" + "[" * 50_000,
+        "a" + ".a" * 20_000 + "=1",
+        "a=" + "9" * 6000,
+        'x="' + "y" * (5 * 2**20) + '"',
+    ):
         (tmp_path / "recipe.toml").write_text(text)
         with pytest.raises(KonomiError):
             recipe_of_run(tmp_path)

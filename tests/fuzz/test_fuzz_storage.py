@@ -1,4 +1,6 @@
-"""Strangers' model files, as bytes: headers of safetensors, pickles, anything that claims to be something."""
+"""Strangers' model files, as bytes: headers of safetensors, pickles, anything that claims to be
+something.
+"""
 
 import io
 import json
@@ -19,10 +21,14 @@ from konomi.storage.pickles import read_pickle
 from konomi.storage.sniff import sniff
 from konomi.storage.tensor_file import read_header, read_tensors
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::SyntaxWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::SyntaxWarning"
+)
 
 numbers = st.sampled_from([0, 1, -1, 4, 16, 64, 2**31, 2**63, 2**64, 10**400]) | st.integers(-3, 70)
-names = st.sampled_from(["a", "a.weight", "__metadata__", "", "\0", "../a", "\x1b[2J", "\u202e", "\ud800", "é☂"])
+names = st.sampled_from(
+    ["a", "a.weight", "__metadata__", "", "\0", "../a", "\x1b[2J", "\u202e", "\ud800", "é☂"]
+)
 anything: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | numbers | names | st.floats(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
@@ -30,7 +36,8 @@ anything: st.SearchStrategy[Any] = st.recursive(
 )
 entries = st.fixed_dictionaries(
     {
-        "dtype": st.sampled_from(["F32", "BF16", "F8_E4M3", "F4", "I64", "BOOL", "", 7, None]) | anything,
+        "dtype": st.sampled_from(["F32", "BF16", "F8_E4M3", "F4", "I64", "BOOL", "", 7, None])
+        | anything,
         "shape": st.lists(numbers, max_size=4) | anything,
         "data_offsets": st.lists(numbers, min_size=2, max_size=2) | anything,
     }
@@ -40,7 +47,9 @@ headers = st.dictionaries(names, entries | anything, max_size=4)
 
 @fuzzed
 @given(headers, st.binary(max_size=80), st.integers(-2, 2))
-def test_safetensors_headers_of_any_content(tmp_path: Path, header: dict[str, Any], data: bytes, off: int) -> None:
+def test_safetensors_headers_of_any_content(
+    tmp_path: Path, header: dict[str, Any], data: bytes, off: int
+) -> None:
     raw = json.dumps(header).encode()
     file = tmp_path / "a.safetensors"
     file.write_bytes(struct.pack("<Q", max(len(raw) + off, 0)) + raw + data)
@@ -51,12 +60,19 @@ def test_safetensors_headers_of_any_content(tmp_path: Path, header: dict[str, An
 
 def torch_bytes(*, zipped: bool) -> bytes:
     buffer = io.BytesIO()
-    value = {"state_dict": {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.float16)}, "step": 3}
+    value = {
+        "state_dict": {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.float16)},
+        "step": 3,
+    }
     torch.save(value, buffer, _use_new_zipfile_serialization=zipped)
     return buffer.getvalue()
 
 
-SOUND = (torch_bytes(zipped=True), torch_bytes(zipped=False), save({"a": torch.ones(3), "b": torch.ones(2, 2)}))
+SOUND = (
+    torch_bytes(zipped=True),
+    torch_bytes(zipped=False),
+    save({"a": torch.ones(3), "b": torch.ones(2, 2)}),
+)
 
 
 @fuzzed
@@ -83,10 +99,50 @@ def test_files_with_bytes_changed_and_cut_off(
 
 # Protocol, containers, memo, globals, calls, text, numbers, STOP: what a hostile pickle is made of.
 operations = st.sampled_from(
-    [b"\x80\x02", b"]", b"}", b")", b"(", b"a", b"e", b"s", b"u", b"t", b"\x85", b"\x86", b"\x87", b"q\0", b"h\0", b"R"]
-    + [b"b", b"Q", b"0", b"2", b"N", b"K\x01", b"J\xff\xff\xff\x7f", b"\x8a\x02\xff\x7f", b"X\x01\0\0\0a", b"\x88"]
-    + [b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n", b"cos\nsystem\n", b"S'a\\q'\n", b"I01\n"]
-    + [b"ccollections\nOrderedDict\n", b"X\x07\0\0\0storage", b"X\x01\0\0\x000", b"X\x03\0\0\0cpu", b"."]
+    [
+        b"\x80\x02",
+        b"]",
+        b"}",
+        b")",
+        b"(",
+        b"a",
+        b"e",
+        b"s",
+        b"u",
+        b"t",
+        b"\x85",
+        b"\x86",
+        b"\x87",
+        b"q\0",
+        b"h\0",
+        b"R",
+    ]
+    + [
+        b"b",
+        b"Q",
+        b"0",
+        b"2",
+        b"N",
+        b"K\x01",
+        b"J\xff\xff\xff\x7f",
+        b"\x8a\x02\xff\x7f",
+        b"X\x01\0\0\0a",
+        b"\x88",
+    ]
+    + [
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"ctorch\nFloatStorage\n",
+        b"cos\nsystem\n",
+        b"S'a\\q'\n",
+        b"I01\n",
+    ]
+    + [
+        b"ccollections\nOrderedDict\n",
+        b"X\x07\0\0\0storage",
+        b"X\x01\0\0\x000",
+        b"X\x03\0\0\0cpu",
+        b".",
+    ]
 )
 
 
@@ -103,7 +159,9 @@ def test_pickles_of_any_program(tmp_path: Path, program: list[bytes]) -> None:
 
 
 @fuzzed
-@given(st.text() | anything.map(json.dumps) | st.binary(), st.sampled_from([parse_json, parse_toml]))
+@given(
+    st.text() | anything.map(json.dumps) | st.binary(), st.sampled_from([parse_json, parse_toml])
+)
 def test_texts_are_values_or_a_value_error(text: str | bytes, parse: Any) -> None:
     if isinstance(text, bytes) and parse is parse_toml:
         text = text.decode("latin-1")

@@ -89,7 +89,9 @@ def draw(base_folder, tmp_path):
 
     def drawn(*prompts, **options):
         output = tmp_path / f"pictures-{next(count)}"
-        paths = list(konomi.generate(list(prompts), base=str(base_folder), output=output, **(fast | options)))
+        paths = list(
+            konomi.generate(list(prompts), base=str(base_folder), output=output, **(fast | options))
+        )
         return [np.asarray(Image.open(path)).astype(int) for path in paths], paths
 
     return drawn
@@ -151,6 +153,8 @@ def tensors(path):
 def same_tensors():
     def same(a: Path, b: Path) -> bool:
         left, right = tensors(a), tensors(b)
-        return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+        return left.keys() == right.keys() and all(
+            torch.equal(left[name], right[name]) for name in left
+        )
 
     return same

@@ -1,4 +1,6 @@
-"""Custom Diffusion from pictures to other programs and back: trained, read by diffusers, converted, merged."""
+"""Custom Diffusion from pictures to other programs and back: trained, read by diffusers,
+converted, merged.
+"""
 
 import json
 from pathlib import Path
@@ -68,7 +70,11 @@ def drawn_by_diffusers(base, folder):
     from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(
-        str(base), safety_checker=None, feature_extractor=None, requires_safety_checker=False, local_files_only=True
+        str(base),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        local_files_only=True,
     )
     config = dict(pipeline.scheduler.config) | {"timestep_spacing": "linspace", "steps_offset": 0}
     pipeline.scheduler = EulerDiscreteScheduler.from_config(config)
@@ -79,7 +85,12 @@ def drawn_by_diffusers(base, folder):
     pipeline.load_textual_inversion(str(folder), weight_name="new1.safetensors")
     generator = torch.Generator("cpu").manual_seed(SEED)
     picture = pipeline(
-        PROMPT, num_inference_steps=STEPS, guidance_scale=5.0, generator=generator, width=64, height=64
+        PROMPT,
+        num_inference_steps=STEPS,
+        guidance_scale=5.0,
+        generator=generator,
+        width=64,
+        height=64,
     ).images[0]
     return np.asarray(picture).astype(int)
 
@@ -103,22 +114,44 @@ def test_every_form_draws_the_same(trained, base_folder, tmp_path):
     webui = konomi.convert(folder, tmp_path / "web.safetensors", base=str(base_folder))
     again = konomi.convert(webui, tmp_path / "again", base=str(base_folder))
     assert set(torch.load(delta, weights_only=True)) == {"unet", "modifier_token"}
-    assert konomi.inspect(webui).kind == konomi.inspect(delta).kind == konomi.inspect(again).kind == "custom diffusion"
+    assert (
+        konomi.inspect(webui).kind
+        == konomi.inspect(delta).kind
+        == konomi.inspect(again).kind
+        == "custom diffusion"
+    )
     for index, file in enumerate((delta, webui, again)):
         assert np.abs(drawn_by_konomi(base_folder, tmp_path / f"o{index}", file) - ours).max() <= 1
 
 
 def test_compressed_it_is_a_lora_or_a_small_delta(trained, base_folder, tmp_path, capsys):
     folder = trained()
-    small = konomi.convert(folder, tmp_path / "small.safetensors", base=str(base_folder), compress=0.6)
+    small = konomi.convert(
+        folder, tmp_path / "small.safetensors", base=str(base_folder), compress=0.6
+    )
     delta = konomi.convert(folder, tmp_path / "small.bin", base=str(base_folder), compress=0.6)
     assert konomi.inspect(small).kind == "lora"
     assert delta.stat().st_size < konomi.convert(folder, tmp_path / "whole.bin").stat().st_size
     a, b = read_adapter(small), read_adapter(delta)
-    assert a.layers.keys() == b.layers.keys() and list(a.embeddings) == list(b.embeddings) == ["<new1>"]
+    assert a.layers.keys() == b.layers.keys() and list(a.embeddings) == list(b.embeddings) == [
+        "<new1>"
+    ]
     assert main(["convert", str(folder), str(tmp_path / "x.bin"), "--compress", "0.6"]) == 1
     assert "--base" in capsys.readouterr().err
-    assert main(["convert", str(folder), str(tmp_path / "x.bin"), "--compress", "1.5", "--base", str(base_folder)]) == 1
+    assert (
+        main(
+            [
+                "convert",
+                str(folder),
+                str(tmp_path / "x.bin"),
+                "--compress",
+                "1.5",
+                "--base",
+                str(base_folder),
+            ]
+        )
+        == 1
+    )
     assert "--compress is 1.5" in capsys.readouterr().err
 
 
@@ -138,7 +171,8 @@ def test_a_tag_in_a_prompt_finds_the_folder(trained, base_folder, tmp_path):
     folder = trained()
     ours = drawn_by_konomi(base_folder, tmp_path / "a", folder)
     (path,) = konomi.generate(
-        [f"{PROMPT} <lora:result:1>"], base=str(base_folder), seed=SEED, steps=STEPS, guidance=5.0, sampler="euler",
+        [f"{PROMPT} <lora:result:1>"], base=str(base_folder), seed=SEED, steps=STEPS, guidance=5.0,
+        sampler="euler",
         size="64", output=folder.parent,
     )  # fmt: skip
     assert np.array_equal(np.asarray(Image.open(path)).astype(int), ours)
@@ -146,28 +180,67 @@ def test_a_tag_in_a_prompt_finds_the_folder(trained, base_folder, tmp_path):
 
 def test_the_same_word_twice_is_one_clear_line(trained, base_folder, tmp_path, capsys):
     folder = str(trained())
-    assert main(["merge", "custom", folder, folder, "--base", str(base_folder), "-o", str(tmp_path / "x")]) == 1
+    assert (
+        main(
+            [
+                "merge",
+                "custom",
+                folder,
+                folder,
+                "--base",
+                str(base_folder),
+                "-o",
+                str(tmp_path / "x"),
+            ]
+        )
+        == 1
+    )
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "<new1>" in line and not (tmp_path / "x").exists()
 
 
 @pytest.mark.kernels
 def test_previews_are_what_generate_draws_with_the_file(trained, base_folder, tmp_path):
-    folder = trained("<new3>", run__preview_every=3, preview__prompts='["a <new3> dog"]', preview__steps=2)
+    folder = trained(
+        "<new3>", run__preview_every=3, preview__prompts='["a <new3> dog"]', preview__steps=2
+    )
     previews = sorted((folder.parent / "previews").glob("step-000003-*.png"))
     (path,) = konomi.generate(
-        ["a <new3> dog"], base=str(base_folder), add=[str(folder)], seed=0, steps=2, size="64", output=tmp_path
+        ["a <new3> dog"],
+        base=str(base_folder),
+        add=[str(folder)],
+        seed=0,
+        steps=2,
+        size="64",
+        output=tmp_path,
     )
     assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(previews[0])))
 
 
-def test_a_source_without_a_word_is_refused_before_anything_is_loaded(pictures, base_folder, tmp_path, capsys):
+def test_a_source_without_a_word_is_refused_before_anything_is_loaded(
+    pictures, base_folder, tmp_path, capsys
+):
     arguments = ["train", "custom_diffusion", "--images", str(pictures), "--base", str(base_folder)]
     assert main([*arguments, "--output", str(tmp_path / "run")]) == 1
     assert "--trigger" in capsys.readouterr().err
-    assert main([*arguments, "--trigger", "x", "--output", str(tmp_path / "run"), 'method.initial=["a b"]']) == 1
+    assert (
+        main(
+            [
+                *arguments,
+                "--trigger",
+                "x",
+                "--output",
+                str(tmp_path / "run"),
+                'method.initial=["a b"]',
+            ]
+        )
+        == 1
+    )
     assert "more than one token" in capsys.readouterr().err
-    assert main([*arguments, "--trigger", "x", "--output", str(tmp_path / "run"), "save.format=peft"]) == 1
+    assert (
+        main([*arguments, "--trigger", "x", "--output", str(tmp_path / "run"), "save.format=peft"])
+        == 1
+    )
     assert "custom" in capsys.readouterr().err
 
 

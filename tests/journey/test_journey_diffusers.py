@@ -17,7 +17,11 @@ def pipeline_of(folder):
     from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(
-        str(folder), safety_checker=None, feature_extractor=None, requires_safety_checker=False, local_files_only=True
+        str(folder),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        local_files_only=True,
     )
     config = dict(pipeline.scheduler.config) | {"timestep_spacing": "linspace", "steps_offset": 0}
     pipeline.scheduler = EulerDiscreteScheduler.from_config(config)
@@ -28,7 +32,12 @@ def pipeline_of(folder):
 def drawn_by_diffusers(pipeline):
     generator = torch.Generator("cpu").manual_seed(SEED)
     picture = pipeline(
-        PROMPT, num_inference_steps=STEPS, guidance_scale=5.0, generator=generator, width=64, height=64
+        PROMPT,
+        num_inference_steps=STEPS,
+        guidance_scale=5.0,
+        generator=generator,
+        width=64,
+        height=64,
     ).images[0]
     return np.asarray(picture).astype(int)
 
@@ -56,8 +65,14 @@ def trained(recipe) -> Path:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("text_rank", [0, 4])
 @pytest.mark.kernels
-def test_a_lora_saved_for_diffusers_draws_the_same_there(make_recipe, base_folder, tmp_path, text_rank):
-    overrides = ["save.format=diffusers", "optimizer.learning_rate=0.05", f"method.text_rank={text_rank}"]
+def test_a_lora_saved_for_diffusers_draws_the_same_there(
+    make_recipe, base_folder, tmp_path, text_rank
+):
+    overrides = [
+        "save.format=diffusers",
+        "optimizer.learning_rate=0.05",
+        f"method.text_rank={text_rank}",
+    ]
     file = trained(make_recipe(tmp_path / "run", steps=3, overrides=overrides))
     ours = drawn_by_konomi(base_folder, tmp_path / "a", add=[file])
     plain = drawn_by_konomi(base_folder, tmp_path / "b")
@@ -69,8 +84,14 @@ def test_a_lora_saved_for_diffusers_draws_the_same_there(make_recipe, base_folde
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_kohya_lora_with_one_alpha_draws_the_same_in_diffusers(make_recipe, base_folder, tmp_path):
-    file = trained(make_recipe(tmp_path / "run", steps=3, overrides=["optimizer.learning_rate=0.05", "method.alpha=8"]))
+def test_a_kohya_lora_with_one_alpha_draws_the_same_in_diffusers(
+    make_recipe, base_folder, tmp_path
+):
+    file = trained(
+        make_recipe(
+            tmp_path / "run", steps=3, overrides=["optimizer.learning_rate=0.05", "method.alpha=8"]
+        )
+    )
     pipeline = pipeline_of(base_folder)
     pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
     ours = drawn_by_konomi(base_folder, tmp_path / "a", add=[file])
@@ -82,7 +103,10 @@ def test_a_kohya_lora_with_one_alpha_draws_the_same_in_diffusers(make_recipe, ba
 def test_a_fully_tuned_model_draws_the_same_in_diffusers(make_recipe, tmp_path):
     overrides = ["save.format=diffusers", "save.precision=fp32", "optimizer.learning_rate=0.01"]
     folder = trained(make_recipe(tmp_path / "run", method="full", steps=3, overrides=overrides))
-    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    assert (
+        json.loads((folder / "model_index.json").read_text())["_class_name"]
+        == "StableDiffusionPipeline"
+    )
     ours = drawn_by_konomi(folder, tmp_path / "a")
     assert np.abs(drawn_by_diffusers(pipeline_of(folder)) - ours).max() <= 1
 
@@ -97,7 +121,9 @@ def test_a_dreambooth_result_draws_the_same_in_diffusers(make_recipe, base_folde
     plain = drawn_by_konomi(base_folder, tmp_path / "plain")
     if train == "model":
         weights = "unet/diffusion_pytorch_model.safetensors"
-        assert (saved / weights).stat().st_size < 0.6 * (base_folder / weights).stat().st_size, "not in fp16"
+        assert (saved / weights).stat().st_size < 0.6 * (base_folder / weights).stat().st_size, (
+            "not in fp16"
+        )
         ours = drawn_by_konomi(saved, tmp_path / "a")
         pipeline = pipeline_of(saved)
     else:

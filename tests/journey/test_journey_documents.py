@@ -1,4 +1,6 @@
-"""The documents tell the truth: the Python page runs, the ready recipe loads, the README's tree exists."""
+"""The documents tell the truth: the Python page runs, the ready recipe loads, the README's tree
+exists.
+"""
 
 import re
 from pathlib import Path
@@ -28,7 +30,9 @@ def test_the_python_page_runs(pictures, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "for-diffusers.safetensors").exists()
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "docs" / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "docs" / "recipes").glob("*.toml")), ids=lambda path: path.stem
+)
 def test_ready_recipes_load(recipe):
     import konomi
 
@@ -51,7 +55,9 @@ def test_the_settings_page_is_what_the_code_says():
     import runpy
 
     made = runpy.run_path(str(ROOT / "tools" / "settings_page.py"))["page"]()
-    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == made, "run: python tools/settings_page.py"
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == made, (
+        "run: python tools/settings_page.py"
+    )
 
 
 def test_every_method_has_a_page():
@@ -66,6 +72,8 @@ def test_every_test_named_on_the_faults_page_exists():
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
     assert len(named) > 50
     missing = [
-        f"{file}::{name}" for file, name in named if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")
+        f"{file}::{name}"
+        for file, name in named
+        if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")
     ]
     assert missing == []

@@ -1,4 +1,6 @@
-"""DreamBooth from a folder of pictures on: class images, captions, what is said before training, resuming."""
+"""DreamBooth from a folder of pictures on: class images, captions, what is said before training,
+resuming.
+"""
 
 import json
 from dataclasses import replace
@@ -24,7 +26,9 @@ def make(make_recipe, tmp_path):
     def recipe(name="run", *, steps=4, method="dreambooth", cache="own", overrides=(), **options):
         fixed = [*PRIOR, f'data.cache.folder="{tmp_path / cache}"', "method.text_encoder=true"]
         fixed = fixed if method == "dreambooth" else fixed[:-1]
-        return make_recipe(tmp_path / name, method=method, steps=steps, overrides=[*fixed, *overrides], **options)
+        return make_recipe(
+            tmp_path / name, method=method, steps=steps, overrides=[*fixed, *overrides], **options
+        )
 
     return recipe
 
@@ -42,7 +46,9 @@ def pixels(path):
 
 
 def prepared(events):
-    return [(e.done, e.total) for e in events if isinstance(e, Prepared) and e.what == "class images"]
+    return [
+        (e.done, e.total) for e in events if isinstance(e, Prepared) and e.what == "class images"
+    ]
 
 
 def changed(recipe, *overrides):
@@ -57,7 +63,9 @@ def with_sources(recipe, *sources):
 
 
 @pytest.mark.kernels
-def test_one_line_draws_class_images_with_the_untouched_base_and_trains(make, base_folder, tmp_path):
+def test_one_line_draws_class_images_with_the_untouched_base_and_trains(
+    make, base_folder, tmp_path
+):
     recipe = make(steps=3)
     events = list(konomi.train(recipe))
     assert prepared(events) == [(0, 3), (1, 3), (2, 3), (3, 3)]
@@ -67,9 +75,12 @@ def test_one_line_draws_class_images_with_the_untouched_base_and_trains(make, ba
     files = class_files(tmp_path)
     assert [row["locator"] for row in rows[5:]] == [str(file) for file in files]
     settings = {"base": str(base_folder), "seed": 0, "steps": 2, "guidance": 3.0, "size": "64"}
-    # The same batch gives the same bits; pictures drawn one by one may round differently, as the processor likes.
+    # The same batch gives the same bits; pictures drawn one by one may round differently, as the
+    # processor likes.
     for count, batch, within in ((4, 4, 0), (3, 1, 1)):
-        plain = konomi.generate(["a dog"], count=count, batch=batch, output=tmp_path / f"plain-{batch}", **settings)
+        plain = konomi.generate(
+            ["a dog"], count=count, batch=batch, output=tmp_path / f"plain-{batch}", **settings
+        )
         for ours, theirs in zip(files, plain, strict=False):
             assert np.abs(pixels(ours) - pixels(theirs)).max() <= within
 
@@ -78,7 +89,9 @@ def test_captions_are_identifier_and_class_where_images_have_none(make, tmp_path
     report = konomi.check(make())
     assert {row.caption for row in report.rows} == {"a sks dog"}
     list(konomi.train(make(steps=1)))
-    assert {tuple(row["captions"]) for row in manifest(tmp_path / "run") if row["role"] == "prior"} == {("a dog",)}
+    assert {
+        tuple(row["captions"]) for row in manifest(tmp_path / "run") if row["role"] == "prior"
+    } == {("a dog",)}
 
 
 def test_check_counts_what_is_not_drawn_yet_and_its_steps_are_the_steps(make):
@@ -114,7 +127,11 @@ def test_a_class_image_does_not_depend_on_how_many_were_wanted(make, tmp_path):
     drawn_for(make(overrides=["prior.count=6"]))
     drawn_for(changed(make(overrides=["prior.count=6"]), f"data.cache.folder={tmp_path / 'other'}"))
     grown, at_once = class_files(tmp_path), class_files(tmp_path, "other")
-    assert [path.name for path in grown] == [path.name for path in at_once] == [f"{i:05d}.png" for i in range(6)]
+    assert (
+        [path.name for path in grown]
+        == [path.name for path in at_once]
+        == [f"{i:05d}.png" for i in range(6)]
+    )
     assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(grown, at_once, strict=True))
 
 
@@ -127,11 +144,14 @@ def test_a_damaged_class_image_is_drawn_again(make, tmp_path):
     assert second.read_bytes() == whole
 
 
-@pytest.mark.parametrize("change", ["prior.steps=3", "prior.seed=9", "prior.prompt=one [class]", "prior.guidance=4"])
+@pytest.mark.parametrize(
+    "change", ["prior.steps=3", "prior.seed=9", "prior.prompt=one [class]", "prior.guidance=4"]
+)
 def test_other_class_images_for_other_settings(make, tmp_path, change):
     one, other = (prepare(make(overrides=more)) for more in ([], [change]))
     folders = {
-        class_image_folder(job.recipe, job.base, job.class_images.prompts[0][1], (64, 64)) for job in (one, other)
+        class_image_folder(job.recipe, job.base, job.class_images.prompts[0][1], (64, 64))
+        for job in (one, other)
     }
     assert len(folders) == 2
 
@@ -149,7 +169,9 @@ def test_an_interrupted_drawing_goes_on_and_leaves_whole_files(make, tmp_path):
     assert prepared(gone_on) == [(1, 3), (2, 3), (3, 3)]
     pairs = zip(class_files(tmp_path, "first"), class_files(tmp_path), strict=True)
     assert all(a.read_bytes() == b.read_bytes() for a, b in pairs)
-    assert [e.loss for e in whole if isinstance(e, Step)] == [e.loss for e in gone_on if isinstance(e, Step)]
+    assert [e.loss for e in whole if isinstance(e, Step)] == [
+        e.loss for e in gone_on if isinstance(e, Step)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +183,9 @@ def test_an_interrupted_drawing_goes_on_and_leaves_whole_files(make, tmp_path):
     ],
 )
 @pytest.mark.kernels
-def test_resumed_equals_uninterrupted_with_class_images_drawn_again(make, tmp_path, same_tensors, options):
+def test_resumed_equals_uninterrupted_with_class_images_drawn_again(
+    make, tmp_path, same_tensors, options
+):
     """The cache is emptied in between: what is drawn anew is still the untouched base's."""
     list(konomi.train(make("whole", steps=4, overrides=options)))
     drawn = [path.read_bytes() for path in class_files(tmp_path)]
@@ -175,7 +199,9 @@ def test_resumed_equals_uninterrupted_with_class_images_drawn_again(make, tmp_pa
     list(konomi.resume(tmp_path / "cut"))
     assert [path.read_bytes() for path in class_files(tmp_path)] == drawn
     assert bool(drawn) == (options != ["prior.source=prediction"])
-    assert same_tensors(tmp_path / "whole" / "sks.safetensors", tmp_path / "cut" / "sks.safetensors")
+    assert same_tensors(
+        tmp_path / "whole" / "sks.safetensors", tmp_path / "cut" / "sks.safetensors"
+    )
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -200,7 +226,9 @@ def test_kohya_folders_name_the_subject_and_its_class(make, pictures, tmp_path):
     recipe = with_sources(make(steps=1), {"path": str(folder)})
     assert [(row.caption, row.repeats) for row in konomi.check(recipe).rows] == [("a zwx cat", 4)]
     list(konomi.train(recipe))
-    assert {tuple(row["captions"]) for row in manifest(tmp_path / "run") if row["role"] == "prior"} == {("a cat",)}
+    assert {
+        tuple(row["captions"]) for row in manifest(tmp_path / "run") if row["role"] == "prior"
+    } == {("a cat",)}
 
 
 def test_transparent_class_images_are_the_background(make, tmp_path):
@@ -229,13 +257,20 @@ def test_the_prediction_prior_draws_nothing_and_changes_the_loss(make, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("trigger", "said"), [("sks", None), ("qzqzqz", "tokens"), ("walnut", "ordinary word"), ("sks puppy", "2 tokens")]
+    ("trigger", "said"),
+    [("sks", None), ("qzqzqz", "tokens"), ("walnut", "ordinary word"), ("sks puppy", "2 tokens")],
 )
 def test_an_identifier_that_is_no_rare_single_token_gets_a_line(make, trigger, said):
     recipe = changed(make(steps=1), f"data.sources.0.trigger={trigger}")
     told = [e.message for e in konomi.train(recipe) if isinstance(e, Warned)]
-    assert told == [note for note in konomi.check(changed(recipe, 'run.output=""')).problems if "identifier" in note]
-    assert (said is None and told == []) or (len(told) == 1 and said in told[0] and "konomi identifiers" in told[0])
+    assert told == [
+        note
+        for note in konomi.check(changed(recipe, 'run.output=""')).problems
+        if "identifier" in note
+    ]
+    assert (said is None and told == []) or (
+        len(told) == 1 and said in told[0] and "konomi identifiers" in told[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,7 +289,10 @@ def test_what_is_missing_gets_its_one_line(make, overrides, message):
 
 def test_an_empty_class_folder_gets_its_one_line(make, pictures, tmp_path):
     (tmp_path / "none here").mkdir()
-    sources = ({"path": str(pictures), "trigger": "sks"}, {"path": str(tmp_path / "none here"), "role": "prior"})
+    sources = (
+        {"path": str(pictures), "trigger": "sks"},
+        {"path": str(tmp_path / "none here"), "role": "prior"},
+    )
     with pytest.raises(DataError, match=r"none here: empty\. Put images there") as error:
         konomi.check(with_sources(make(), *sources))
     assert "\n" not in str(error.value)
@@ -264,7 +302,13 @@ def test_a_method_that_cannot_ask_the_base_says_so(make):
     recipe = konomi.recipe_from_flags("textual_inversion", images=["x"], base="tiny", trigger="sks")
     plain = make()
     recipe = konomi.Recipe(
-        base=plain.base, method=recipe.method, data=plain.data, run=plain.run, prior=changed(plain).prior
+        base=plain.base,
+        method=recipe.method,
+        data=plain.data,
+        run=plain.run,
+        prior=changed(plain).prior,
     )
-    with pytest.raises(RecipeError, match=r'prior\.source is "prediction", which textual_inversion cannot do'):
+    with pytest.raises(
+        RecipeError, match=r'prior\.source is "prediction", which textual_inversion cannot do'
+    ):
         konomi.check(changed(recipe, "prior.source=prediction"))

@@ -1,4 +1,6 @@
-"""What users type wrongly or have in the way: one clear line, exit code 1, and nothing of theirs is touched."""
+"""What users type wrongly or have in the way: one clear line, exit code 1, and nothing of theirs
+is touched.
+"""
 
 import json
 import shutil
@@ -82,16 +84,24 @@ def test_convert_writes_over_nothing(refused, make_recipe, tmp_path):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("wrong", ["kohya", "checkpoint", "peft"])
-def test_a_format_that_does_not_fit_is_known_before_the_first_step(make_recipe, tmp_path, method, wrong):
+def test_a_format_that_does_not_fit_is_known_before_the_first_step(
+    make_recipe, tmp_path, method, wrong
+):
     if (method == "lora") == (wrong != "checkpoint"):
         pytest.skip("this one fits")
     with pytest.raises(RecipeError, match=f"save.format is '{wrong}'"):
-        list(konomi.train(make_recipe(tmp_path / "run", method=method, overrides=[f"save.format={wrong}"])))
+        list(
+            konomi.train(
+                make_recipe(tmp_path / "run", method=method, overrides=[f"save.format={wrong}"])
+            )
+        )
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("method", "chosen"), [("lora", "peft"), ("full", "diffusers")])
-def test_results_that_are_folders_are_saved_again_after_resuming(make_recipe, tmp_path, method, chosen):
+def test_results_that_are_folders_are_saved_again_after_resuming(
+    make_recipe, tmp_path, method, chosen
+):
     folder = tmp_path / "run"
     recipe = make_recipe(
         folder,
@@ -102,7 +112,9 @@ def test_results_that_are_folders_are_saved_again_after_resuming(make_recipe, tm
     list(konomi.train(recipe))
     # As a crash after the save of step 3 leaves it: step 3 is done and saved once more.
     shutil.rmtree(folder / "checkpoints" / "step-000003")
-    before = {path.name: path.stat().st_mtime_ns for path in (folder / "sks").rglob("*.safetensors")}
+    before = {
+        path.name: path.stat().st_mtime_ns for path in (folder / "sks").rglob("*.safetensors")
+    }
     assert list(konomi.resume(folder, steps=4))[-1].step == 4
     after = {path.name: path.stat().st_mtime_ns for path in (folder / "sks").rglob("*.safetensors")}
     assert before.keys() == after.keys()
@@ -116,7 +128,9 @@ def test_a_result_never_takes_the_place_of_other_files(make_recipe, pictures, tm
     recipe = make_recipe(tmp_path, method="full", steps=1, overrides=["save.format=diffusers"])
     with pytest.raises(RunError, match="a folder stands where the result"):
         list(konomi.train(recipe))
-    assert sorted(path.name for path in mine.iterdir()) == sorted(path.name for path in pictures.iterdir())
+    assert sorted(path.name for path in mine.iterdir()) == sorted(
+        path.name for path in pictures.iterdir()
+    )
 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "sks.safetensors").write_bytes(b"an earlier result")
@@ -126,7 +140,9 @@ def test_a_result_never_takes_the_place_of_other_files(make_recipe, pictures, tm
     list(konomi.train(make_recipe(tmp_path / "run", steps=1), overwrite=True))
 
 
-def test_the_log_of_a_run_that_died_before_its_first_checkpoint_is_not_gone_on_with(make_recipe, tmp_path):
+def test_the_log_of_a_run_that_died_before_its_first_checkpoint_is_not_gone_on_with(
+    make_recipe, tmp_path
+):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "log.jsonl").write_text('{"step": 1, "loss": 9}\n{"step": 2, "lo')
@@ -176,4 +192,8 @@ def test_values_no_run_could_use_are_refused(make_recipe, tmp_path, override):
 
 
 def test_a_caption_without_separator_is_one_tag(make_recipe, tmp_path):
-    list(konomi.train(make_recipe(tmp_path / "run", steps=1, overrides=['data.captions.separator=""'])))
+    list(
+        konomi.train(
+            make_recipe(tmp_path / "run", steps=1, overrides=['data.captions.separator=""'])
+        )
+    )

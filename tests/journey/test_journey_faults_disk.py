@@ -1,4 +1,6 @@
-"""Disks and folders that fail under a run, and interrupts that hit between two commands' imports."""
+"""Disks and folders that fail under a run, and interrupts that hit between two commands'
+imports.
+"""
 
 import os
 import signal
@@ -24,7 +26,9 @@ def test_a_run_folder_that_vanishes_is_an_error_at_the_next_save(make_recipe, tm
     assert list(konomi.resume(moved))[-1].step == 6
 
 
-def test_a_disk_too_full_for_a_checkpoint_is_known_before_the_first_step(make_recipe, tmp_path, monkeypatch):
+def test_a_disk_too_full_for_a_checkpoint_is_known_before_the_first_step(
+    make_recipe, tmp_path, monkeypatch
+):
     monkeypatch.setattr("konomi.storage.atomic.shutil.disk_usage", lambda path: _Usage())
     seen = []
     with pytest.raises(RunError, match="are needed and 1000 bytes are free"):
@@ -36,12 +40,16 @@ class _Usage:
     free = 1000
 
 
-def test_a_full_temporary_folder_costs_a_preview_and_not_the_run(make_recipe, tmp_path, monkeypatch):
+def test_a_full_temporary_folder_costs_a_preview_and_not_the_run(
+    make_recipe, tmp_path, monkeypatch
+):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("konomi.tasks.saving.tempfile.TemporaryDirectory", full)
-    recipe = make_recipe(tmp_path / "run", steps=2, overrides=["run.preview_every=1", "preview.steps=1"])
+    recipe = make_recipe(
+        tmp_path / "run", steps=2, overrides=["run.preview_every=1", "preview.steps=1"]
+    )
     events = list(konomi.train(recipe))
     assert events[-1].step == 2
     assert sum("previews of step" in getattr(event, "message", "") for event in events) == 3
@@ -69,7 +77,9 @@ def test_an_interrupt_that_a_library_swallows_is_an_interrupt(capsys, monkeypatc
 @pytest.mark.slow
 def test_a_second_interrupt_is_immediate(recipe_file, konomi_cli, tmp_path):
     folder = tmp_path / "run"
-    process = konomi_cli.start("train", recipe_file(folder, steps=100_000, overrides=["run.checkpoint_every=2"]))
+    process = konomi_cli.start(
+        "train", recipe_file(folder, steps=100_000, overrides=["run.checkpoint_every=2"])
+    )
     konomi_cli.wait_for_step(folder, 3, process)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
@@ -81,7 +91,9 @@ def test_a_second_interrupt_is_immediate(recipe_file, konomi_cli, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_while_images_are_encoded_ends_and_keeps_what_is_done(recipe_file, konomi_cli, tmp_path):
+def test_sigterm_while_images_are_encoded_ends_and_keeps_what_is_done(
+    recipe_file, konomi_cli, tmp_path
+):
     folder = tmp_path / "run"
     recipe = recipe_file(folder, steps=3, overrides=[f'data.cache.folder="{tmp_path / "cache"}"'])
     process = konomi_cli.start("train", recipe)

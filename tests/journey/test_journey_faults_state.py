@@ -1,4 +1,6 @@
-"""A run folder that something happened to: cut off after the last step, made by a stranger, stopped while read."""
+"""A run folder that something happened to: cut off after the last step, made by a stranger,
+stopped while read.
+"""
 
 import os
 import shutil
@@ -59,7 +61,9 @@ def kinds(events):
     return [type(event).__name__ for event in events if not isinstance(event, Warned | Prepared)]
 
 
-def test_a_finished_run_makes_up_for_what_is_missing_and_trains_nothing(finished, same_tensors, tmp_path):
+def test_a_finished_run_makes_up_for_what_is_missing_and_trains_nothing(
+    finished, same_tensors, tmp_path
+):
     whole = shutil.copytree(finished, tmp_path / "whole")
     (finished / "sks.safetensors").unlink()
     events = list(konomi.resume(finished))
@@ -69,7 +73,9 @@ def test_a_finished_run_makes_up_for_what_is_missing_and_trains_nothing(finished
 
     (finished / "previews" / "step-000002-00.png").unlink()
     assert kinds(konomi.resume(finished)) == ["Started", "Checkpointed", "Previewed", "Finished"]
-    drawn, before = (np.asarray(Image.open(f / "previews" / "step-000002-00.png")) for f in (finished, whole))
+    drawn, before = (
+        np.asarray(Image.open(f / "previews" / "step-000002-00.png")) for f in (finished, whole)
+    )
     assert np.array_equal(drawn, before)
 
     log = finished / "log.jsonl"
@@ -85,7 +91,9 @@ def test_a_finished_run_makes_up_for_what_is_missing_and_trains_nothing(finished
         list(konomi.resume(finished))
 
 
-def test_a_longer_run_that_dies_before_its_result_does_not_pass_off_the_earlier_one(make_recipe, tmp_path, monkeypatch):
+def test_a_longer_run_that_dies_before_its_result_does_not_pass_off_the_earlier_one(
+    make_recipe, tmp_path, monkeypatch
+):
     folder = tmp_path / "run"
     list(konomi.train(make_recipe(folder, steps=2)))
     earlier = (folder / "sks.safetensors").read_bytes()
@@ -114,7 +122,9 @@ def test_epochs_are_a_new_total_as_well(finished):
             list(konomi.resume(finished, **wrong))
 
 
-def test_a_preview_that_raises_anything_costs_a_note(make_recipe, tmp_path, monkeypatch, same_tensors):
+def test_a_preview_that_raises_anything_costs_a_note(
+    make_recipe, tmp_path, monkeypatch, same_tensors
+):
     quiet, folder = tmp_path / "quiet", tmp_path / "run"
     list(konomi.train(make_recipe(quiet, steps=2)))
     errors = [KeyError("x"), AssertionError(), RecursionError("deep")]
@@ -125,7 +135,9 @@ def test_a_preview_that_raises_anything_costs_a_note(make_recipe, tmp_path, monk
         yield
 
     monkeypatch.setattr("konomi.tasks.previewing.generate", broken)
-    events = list(konomi.train(make_recipe(folder, steps=2, overrides=[*PICTURES, "run.preview_every=1"])))
+    events = list(
+        konomi.train(make_recipe(folder, steps=2, overrides=[*PICTURES, "run.preview_every=1"]))
+    )
     notes = [event.message for event in events if isinstance(event, Warned)]
     told = [note for note in notes if "the previews of step" in note]
     assert len(told) == 3
@@ -147,12 +159,20 @@ def test_a_disk_that_refuses_a_preview_once_costs_nothing(make_recipe, tmp_path,
     monkeypatch.setattr("konomi.tasks.previewing.png_bytes", once)
     folder = tmp_path / "run"
     events = list(konomi.train(make_recipe(folder, steps=3, overrides=PICTURES)))
-    assert not [event for event in events if isinstance(event, Warned) and "could not be drawn" in event.message]
+    assert not [
+        event
+        for event in events
+        if isinstance(event, Warned) and "could not be drawn" in event.message
+    ]
     assert len(refused) == 2 * 3
-    assert sorted(p.name for p in (folder / "previews").iterdir()) == [f"step-00000{n}-00.png" for n in (0, 2, 3)]
+    assert sorted(p.name for p in (folder / "previews").iterdir()) == [
+        f"step-00000{n}-00.png" for n in (0, 2, 3)
+    ]
 
 
-def test_a_run_that_died_before_its_first_checkpoint_leaves_no_lines_in_the_next_log(finished, tmp_path):
+def test_a_run_that_died_before_its_first_checkpoint_leaves_no_lines_in_the_next_log(
+    finished, tmp_path
+):
     whole = shutil.copytree(finished, tmp_path / "whole")
     log = finished / "log.jsonl"
     log.write_text(log.read_text().splitlines(keepends=True)[0])
@@ -160,7 +180,10 @@ def test_a_run_that_died_before_its_first_checkpoint_leaves_no_lines_in_the_next
     shutil.rmtree(finished / "checkpoints")
     (finished / "sks.safetensors").unlink()
     list(konomi.train(moved(recipe_of_run(finished), finished)))
-    kept = [[(entry["step"], entry["loss"]) for entry in read_log(folder)] for folder in (finished, whole)]
+    kept = [
+        [(entry["step"], entry["loss"]) for entry in read_log(folder)]
+        for folder in (finished, whole)
+    ]
     assert kept[0] == kept[1]
 
 
@@ -168,7 +191,8 @@ def test_no_more_checkpoints_are_kept_where_the_deleting_was_cut_off(make_recipe
     folder = tmp_path / "run"
     often = ["run.checkpoint_every=1", "run.keep_checkpoints=5"]
     list(konomi.train(make_recipe(folder, steps=3, overrides=[*often, *PICTURES])))
-    # As if it had been killed between writing its last checkpoint and deleting the one that is too many.
+    # As if it had been killed between writing its last checkpoint and deleting the one that is too
+    # many.
     recipe = folder / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("keep_checkpoints = 5", "keep_checkpoints = 2"))
     (folder / "sks.safetensors").unlink()
@@ -178,7 +202,10 @@ def test_no_more_checkpoints_are_kept_where_the_deleting_was_cut_off(make_recipe
     os.utime(cut_off, (0, 0))
     list(konomi.resume(folder))
     assert not cut_off.exists()
-    assert [path.name for path in checkpoint_paths(folder / "checkpoints")] == ["step-000002", "step-000003"]
+    assert [path.name for path in checkpoint_paths(folder / "checkpoints")] == [
+        "step-000002",
+        "step-000003",
+    ]
 
 
 def test_a_validation_that_raises_costs_a_note(make_recipe, tmp_path, monkeypatch):
@@ -213,7 +240,9 @@ def test_an_interrupt_within_a_preview_is_no_failure_of_it(make_recipe, tmp_path
 
 @pytest.mark.parametrize("name", ["log.jsonl", "run.lock", "recipe.toml"])
 @pytest.mark.parametrize("kind", ["pipe", "device", "victim"])
-def test_a_run_folder_from_elsewhere_reads_and_writes_nothing_outside(finished, tmp_path, name, kind):
+def test_a_run_folder_from_elsewhere_reads_and_writes_nothing_outside(
+    finished, tmp_path, name, kind
+):
     folder = finished
     victim = tmp_path / "victim"
     victim.write_text("mine")
@@ -230,7 +259,9 @@ def test_a_run_folder_from_elsewhere_reads_and_writes_nothing_outside(finished, 
 def test_a_stop_right_after_a_checkpoint_does_not_write_it_again(make_recipe, tmp_path):
     """Writing it once more would move the only good one aside, for a moment."""
     folder = tmp_path / "run"
-    events = konomi.train(make_recipe(folder, steps=9, overrides=["run.checkpoint_every=2", "run.keep_checkpoints=1"]))
+    events = konomi.train(
+        make_recipe(folder, steps=9, overrides=["run.checkpoint_every=2", "run.keep_checkpoints=1"])
+    )
     written = []
     previous = signal.getsignal(signal.SIGTERM)
     for event in events:
@@ -246,8 +277,12 @@ def test_a_stop_right_after_a_checkpoint_does_not_write_it_again(make_recipe, tm
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("place", ["konomi.training.checkpoint.sha256_file", "konomi.tasks.training.prepare"])
-def test_a_signal_before_the_first_step_ends_the_command_at_once(finished, monkeypatch, number, place):
+@pytest.mark.parametrize(
+    "place", ["konomi.training.checkpoint.sha256_file", "konomi.tasks.training.prepare"]
+)
+def test_a_signal_before_the_first_step_ends_the_command_at_once(
+    finished, monkeypatch, number, place
+):
     from konomi.cli.main import main
 
     folder = finished
@@ -265,7 +300,9 @@ def test_a_signal_before_the_first_step_ends_the_command_at_once(finished, monke
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_saved_is_still_said_when_a_tracker_says_nothing_sensible(make_recipe, tmp_path, monkeypatch):
+def test_saved_is_still_said_when_a_tracker_says_nothing_sensible(
+    make_recipe, tmp_path, monkeypatch
+):
     class Mute(Exception):
         def __str__(self):
             raise ValueError("not even that")
@@ -276,7 +313,9 @@ def test_saved_is_still_said_when_a_tracker_says_nothing_sensible(make_recipe, t
     monkeypatch.setattr("konomi.training.trackers.tensorboard.TensorBoard.__init__", broken)
     events = list(konomi.train(make_recipe(tmp_path / "run", steps=2)))
     assert any(isinstance(event, Saved) for event in events)
-    assert any("tensorboard failed" in event.message for event in events if isinstance(event, Warned))
+    assert any(
+        "tensorboard failed" in event.message for event in events if isinstance(event, Warned)
+    )
 
 
 def test_weights_come_back_whatever_an_undoing_raises():
@@ -292,11 +331,15 @@ def test_weights_come_back_whatever_an_undoing_raises():
     assert torch.equal(weight, torch.ones(3))
 
 
-def test_a_run_shows_pictures_by_itself_and_says_what_to_type(recipe_file, tmp_path, monkeypatch, capsys):
+def test_a_run_shows_pictures_by_itself_and_says_what_to_type(
+    recipe_file, tmp_path, monkeypatch, capsys
+):
     from konomi.cli.main import main
 
     monkeypatch.delenv("KONOMI_PREVIEWS")
-    recipe = recipe_file(tmp_path / "run", steps=3, overrides=['preview.prompts=["a sks dog"]', "preview.steps=1"])
+    recipe = recipe_file(
+        tmp_path / "run", steps=3, overrides=['preview.prompts=["a sks dog"]', "preview.steps=1"]
+    )
     assert main(["train", str(recipe)]) == 0
     out = capsys.readouterr().out
     drawn = sorted(path.name for path in (tmp_path / "run" / "previews").iterdir())
@@ -310,13 +353,20 @@ def test_a_run_shows_pictures_by_itself_and_says_what_to_type(recipe_file, tmp_p
 
 
 def test_checkpoints_and_saves_come_and_stay_as_the_recipe_says(make_recipe, tmp_path):
-    settings = ["run.checkpoint_every=1", "run.keep_checkpoints=3", "run.save_every=2", "run.trackers=[]"]
+    settings = [
+        "run.checkpoint_every=1",
+        "run.keep_checkpoints=3",
+        "run.save_every=2",
+        "run.trackers=[]",
+    ]
     list(konomi.train(make_recipe(tmp_path / "often", steps=5, overrides=settings)))
     kept = [path.name for path in checkpoint_paths(tmp_path / "often" / "checkpoints")]
     assert kept == ["step-000003", "step-000004", "step-000005"]
     assert len(list((tmp_path / "often").glob("*.safetensors"))) == 3
     assert not (tmp_path / "often" / "tensorboard").exists()
-    events = list(konomi.train(make_recipe(tmp_path / "once", steps=2, overrides=["run.checkpoint_every=0"])))
+    events = list(
+        konomi.train(make_recipe(tmp_path / "once", steps=2, overrides=["run.checkpoint_every=0"]))
+    )
     assert [event.step for event in events if isinstance(event, Checkpointed)] == [2]
 
 
@@ -330,7 +380,9 @@ def test_no_steps_at_all_are_refused(recipe_file, tmp_path, capsys, steps):
         assert f"--steps is {steps}; at least 1" in capsys.readouterr().err
 
 
-def test_what_a_run_was_cut_off_before_is_made_up_for_after_its_checkpoint(make_recipe, tmp_path, monkeypatch):
+def test_what_a_run_was_cut_off_before_is_made_up_for_after_its_checkpoint(
+    make_recipe, tmp_path, monkeypatch
+):
     """Struck between a checkpoint and the save and preview of the same step."""
     folder = tmp_path / "run"
     overrides = [*PICTURES, "run.checkpoint_every=2", "run.save_every=2"]

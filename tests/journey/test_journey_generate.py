@@ -1,4 +1,6 @@
-"""Pictures as a user asks for them: adapters at weights, tags, pictures to start from, seeds, wrong words."""
+"""Pictures as a user asks for them: adapters at weights, tags, pictures to start from, seeds,
+wrong words.
+"""
 
 from pathlib import Path
 

@@ -54,11 +54,16 @@ def other(folder, name, *, width=32, family="sd1"):
     torch.manual_seed(len(name))
     halves = [
         Perceptron(
-            {f"linear.{n}": torch.randn(t.shape) * 0.3 for n, t in build_network(width, spec).state_dict().items()}
+            {
+                f"linear.{n}": torch.randn(t.shape) * 0.3
+                for n, t in build_network(width, spec).state_dict().items()
+            }
         )
         for _ in range(2)
     ]
-    whole = Hypernetwork(pairs={width: (halves[0], halves[1])}, structure=(1, 2, 1), activation="tanh")
+    whole = Hypernetwork(
+        pairs={width: (halves[0], halves[1])}, structure=(1, 2, 1), activation="tanh"
+    )
     write_adapter(Adapter(hypernetwork=whole, family=family, name=name), folder / f"{name}.pt")
 
 
@@ -105,7 +110,9 @@ def test_several_in_one_prompt_chain_in_order(trained, draw, tmp_path, monkeypat
     (plain,), _ = draw("a dog")
     assert np.array_equal(pictures[3], plain)
     assert all(not np.array_equal(a, b) for a, b in pairwise(pictures))
-    (chained,), _ = draw("a dog", add=[str(tmp_path / "second.pt"), f"{tmp_path / 'third!.pt'}:0.5"])
+    (chained,), _ = draw(
+        "a dog", add=[str(tmp_path / "second.pt"), f"{tmp_path / 'third!.pt'}:0.5"]
+    )
     assert np.array_equal(pictures[1], chained)
 
 
@@ -126,11 +133,13 @@ def test_the_words_of_tags_are_for_what_the_files_hold(draw, tmp_path, monkeypat
     (_,), paths = draw("a dog <lora:both:1>", add=[str(tmp_path / "both.pt")])
     assert read_infotext(paths[0]).prompt == "a dog <lora:both:1> <hypernet:both:1>"
     with pytest.raises(
-        KonomiError, match=r"<hypernet:low> finds .*low.safetensors, which is a lora. Write <lora:low:1>"
+        KonomiError,
+        match=r"<hypernet:low> finds .*low.safetensors, which is a lora. Write <lora:low:1>",
     ):
         draw("a dog <hypernet:low:1>")
     with pytest.raises(
-        KonomiError, match=r"<lora:net> finds .*net.pt, which is a hypernetwork. Write <hypernet:net:1>"
+        KonomiError,
+        match=r"<lora:net> finds .*net.pt, which is a hypernetwork. Write <hypernet:net:1>",
     ):
         draw("a dog <lora:net:1>")
     with pytest.raises(KonomiError, match=r"<hypernet:nobody>: no such adapter"):
@@ -138,7 +147,9 @@ def test_the_words_of_tags_are_for_what_the_files_hold(draw, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(("width", "family"), [(768, ""), (32, "sdxl")])
-def test_another_familys_is_refused_before_anything_is_drawn(draw, tmp_path, monkeypatch, width, family):
+def test_another_familys_is_refused_before_anything_is_drawn(
+    draw, tmp_path, monkeypatch, width, family
+):
     monkeypatch.chdir(tmp_path)
     other(tmp_path, "foreign", width=width, family=family)
     with pytest.raises(KonomiError, match="hypernetwork foreign is for") as error:
@@ -150,12 +161,21 @@ def test_another_familys_is_refused_before_anything_is_drawn(draw, tmp_path, mon
 @pytest.mark.slow
 def test_inspect_and_convert_both_ways(trained, konomi_cli, tmp_path):
     shown = konomi_cli.run("inspect", trained / "hyper.pt", "--all")
-    assert shown.returncode == 0 and "hypernetwork" in shown.stdout and "layer_structure" in shown.stdout
-    for source, target in ((trained / "hyper.pt", "a.safetensors"), (tmp_path / "a.safetensors", "b.pt")):
+    assert (
+        shown.returncode == 0
+        and "hypernetwork" in shown.stdout
+        and "layer_structure" in shown.stdout
+    )
+    for source, target in (
+        (trained / "hyper.pt", "a.safetensors"),
+        (tmp_path / "a.safetensors", "b.pt"),
+    ):
         done = konomi_cli.run("convert", source, tmp_path / target)
         assert done.returncode == 0, done.stderr
     one, two = (torch.load(p, weights_only=True) for p in (trained / "hyper.pt", tmp_path / "b.pt"))
-    assert {k: v for k, v in one.items() if isinstance(k, str)} == {k: v for k, v in two.items() if isinstance(k, str)}
+    assert {k: v for k, v in one.items() if isinstance(k, str)} == {
+        k: v for k, v in two.items() if isinstance(k, str)
+    }
     for width in (16, 32):
         for ours, theirs in zip(one[width], two[width]):
             assert list(ours) == list(theirs) and all(torch.equal(ours[n], theirs[n]) for n in ours)
@@ -181,7 +201,8 @@ def test_the_command_line_on_tiny(konomi_cli, tmp_path):
     assert trained.returncode == 0, trained.stderr
     (file,) = (tmp_path / "run").glob("*.pt")
     drawn = konomi_cli.run(
-        "generate", f"a house <hypernet:{file.stem}:1>", "--base", "tiny", "--add", f"{file}:0", "--steps", "2",
+        "generate", f"a house <hypernet:{file.stem}:1>", "--base", "tiny", "--add", f"{file}:0",
+        "--steps", "2",
         "--output", tmp_path / "images",
     )  # fmt: skip
     assert drawn.returncode == 0, drawn.stderr

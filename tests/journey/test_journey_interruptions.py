@@ -27,11 +27,15 @@ def result_weights(folder: Path):
 
 
 @pytest.mark.slow
-def test_kill_minus_nine_then_resume_equals_uninterrupted(recipe_file, konomi_cli, tmp_path, same_tensors):
+def test_kill_minus_nine_then_resume_equals_uninterrupted(
+    recipe_file, konomi_cli, tmp_path, same_tensors
+):
     whole = tmp_path / "whole"
     assert konomi_cli.run("train", recipe_file(whole, steps=14)).returncode == 0
     folder = tmp_path / "killed"
-    process = konomi_cli.start("train", recipe_file(folder, steps=14, overrides=["run.checkpoint_every=2"]))
+    process = konomi_cli.start(
+        "train", recipe_file(folder, steps=14, overrides=["run.checkpoint_every=2"])
+    )
     konomi_cli.wait_for_step(folder, 6, process)
     process.kill()
     process.communicate()
@@ -40,7 +44,11 @@ def test_kill_minus_nine_then_resume_equals_uninterrupted(recipe_file, konomi_cl
     assert losses(folder) == losses(whole)
     assert same_tensors(result_weights(folder), result_weights(whole))
     assert same_tensors(folder / "sks.safetensors", whole / "sks.safetensors")
-    leftovers = [path.name for path in folder.rglob("*") if path.name.startswith(".partial") or path.name == "run.lock"]
+    leftovers = [
+        path.name
+        for path in folder.rglob("*")
+        if path.name.startswith(".partial") or path.name == "run.lock"
+    ]
     assert leftovers == []
 
 
@@ -63,7 +71,9 @@ def test_one_signal_saves_and_ends(recipe_file, konomi_cli, tmp_path, signum):
 
 
 @pytest.mark.slow
-def test_a_second_run_in_the_folder_is_refused_and_a_dead_ones_lock_is_not(recipe_file, konomi_cli, tmp_path):
+def test_a_second_run_in_the_folder_is_refused_and_a_dead_ones_lock_is_not(
+    recipe_file, konomi_cli, tmp_path
+):
     folder = tmp_path / "run"
     recipe = recipe_file(folder, steps=ENDLESS, overrides=["run.checkpoint_every=1"])
     process = konomi_cli.start("train", recipe)
@@ -80,7 +90,13 @@ def test_a_second_run_in_the_folder_is_refused_and_a_dead_ones_lock_is_not(recip
 def launch(count, *arguments, port):
     """torchrun, as its users start it."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", f"--master-port={port}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc-per-node={count}",
+        f"--master-port={port}",
+    ]
     return subprocess.Popen(
         [*command, "-m", "konomi", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -101,7 +117,12 @@ def free_port():
 def test_two_one_two_processes_are_one_run(recipe_file, konomi_cli, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "split"
     # Without CUDA the default device does; two processes cannot share one card.
-    options = {"overrides": ["run.batch_size=4", *(["run.device=cpu"] if torch.cuda.is_available() else [])]}
+    options = {
+        "overrides": [
+            "run.batch_size=4",
+            *(["run.device=cpu"] if torch.cuda.is_available() else []),
+        ]
+    }
     assert konomi_cli.run("train", recipe_file(whole, steps=9, **options)).returncode == 0
 
     for count, until in ((2, 3), (1, 6), (2, 9)):
@@ -112,16 +133,24 @@ def test_two_one_two_processes_are_one_run(recipe_file, konomi_cli, tmp_path):
         assert process.returncode == 0, out + err
     expected, got = losses(whole), losses(folder)
     assert sorted(got) == list(range(1, 10))
-    assert [got[step] for step in sorted(got)] == pytest.approx([expected[step] for step in sorted(expected)], rel=1e-4)
+    assert [got[step] for step in sorted(got)] == pytest.approx(
+        [expected[step] for step in sorted(expected)], rel=1e-4
+    )
 
 
 @pytest.mark.slow
-def test_when_one_of_two_processes_dies_the_other_ends_and_the_state_loads(recipe_file, konomi_cli, tmp_path):
+def test_when_one_of_two_processes_dies_the_other_ends_and_the_state_loads(
+    recipe_file, konomi_cli, tmp_path
+):
     folder = tmp_path / "run"
-    recipe = recipe_file(folder, steps=ENDLESS, overrides=["run.device=cpu", "run.checkpoint_every=2"])
+    recipe = recipe_file(
+        folder, steps=ENDLESS, overrides=["run.device=cpu", "run.checkpoint_every=2"]
+    )
     process = launch(2, "train", recipe, port=free_port())
     konomi_cli.wait_for_step(folder, 5, process)
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+    )
     workers = [int(pid) for pid in children.stdout.split()]
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)

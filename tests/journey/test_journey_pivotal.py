@@ -52,4 +52,6 @@ def test_stopped_and_resumed_equals_uninterrupted(make_recipe, tmp_path, same_te
     for stopped in (1, 2, 3):
         list(konomi.train(make_recipe(tmp_path / str(stopped), steps=stopped, **options)))
         list(konomi.resume(tmp_path / str(stopped), steps=5))
-        assert same_tensors(tmp_path / "whole" / "sks.safetensors", tmp_path / str(stopped) / "sks.safetensors")
+        assert same_tensors(
+            tmp_path / "whole" / "sks.safetensors", tmp_path / str(stopped) / "sks.safetensors"
+        )

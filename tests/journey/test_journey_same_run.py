@@ -1,4 +1,6 @@
-"""What a run learned from is said to have changed, whatever changed it; and a longer run says what moves."""
+"""What a run learned from is said to have changed, whatever changed it; and a longer run says what
+moves.
+"""
 
 import os
 import shutil
@@ -15,11 +17,17 @@ SCHEDULE = ["optimizer.schedule=cosine"]
 
 @pytest.fixture
 def started(make_recipe, pictures, tmp_path):
-    """A run of one step on pictures of its own, one of which has a mask; and the folder of the pictures."""
+    """A run of one step on pictures of its own, one of which has a mask; and the folder of the
+    pictures.
+    """
     own = shutil.copytree(pictures, tmp_path / "dog")
     Image.new("L", (64, 64), 200).save(own / "0-masklabel.png")
     (own / "1.txt").write_text("sks dog, one")
-    list(konomi.train(make_recipe(tmp_path / "run", steps=1, overrides=[f'data.sources.0.path="{own}"'])))
+    list(
+        konomi.train(
+            make_recipe(tmp_path / "run", steps=1, overrides=[f'data.sources.0.path="{own}"'])
+        )
+    )
     return tmp_path / "run", own
 
 
@@ -34,11 +42,20 @@ def turned(own):
 
 
 CHANGES = {
-    "mask changed": (lambda own: Image.new("L", (64, 64), 100).save(own / "0-masklabel.png"), "the masks"),
+    "mask changed": (
+        lambda own: Image.new("L", (64, 64), 100).save(own / "0-masklabel.png"),
+        "the masks",
+    ),
     "mask gone": (lambda own: (own / "0-masklabel.png").unlink(), "the masks"),
-    "mask added": (lambda own: Image.new("L", (64, 64), 9).save(own / "1-masklabel.png"), "the masks"),
+    "mask added": (
+        lambda own: Image.new("L", (64, 64), 9).save(own / "1-masklabel.png"),
+        "the masks",
+    ),
     "caption": (lambda own: (own / "1.txt").write_text("sks dog, two"), "the captions"),
-    "caption elsewhere": (lambda own: (own / "2.caption").write_text("sks dog, two"), "the captions"),
+    "caption elsewhere": (
+        lambda own: (own / "2.caption").write_text("sks dog, two"),
+        "the captions",
+    ),
     "picture": (turned, "the pictures"),
 }
 
@@ -79,7 +96,11 @@ def test_settings_inside_a_dataset_file_are_said_to_have_changed(make_recipe, pi
         )
 
     write(1, 3)
-    source = [f'data.sources.0.path="{dataset}"', "data.sources.0.trigger=", "data.sources.0.class_noun="]
+    source = [
+        f'data.sources.0.path="{dataset}"',
+        "data.sources.0.trigger=",
+        "data.sources.0.class_noun=",
+    ]
     run = tmp_path / "run"
     list(konomi.train(make_recipe(run, steps=1, overrides=[*source, "run.batch_size=1"])))
     write(2, 3)
@@ -95,7 +116,11 @@ def rates(events):
 
 
 def notes(events):
-    return [event.message for event in events if isinstance(event, Warned) and "--keep-schedule" in event.message]
+    return [
+        event.message
+        for event in events
+        if isinstance(event, Warned) and "--keep-schedule" in event.message
+    ]
 
 
 def test_a_longer_run_says_that_its_schedule_moves_and_can_keep_it(make_recipe, tmp_path):
@@ -103,7 +128,10 @@ def test_a_longer_run_says_that_its_schedule_moves_and_can_keep_it(make_recipe, 
     shutil.copytree(tmp_path / "run", tmp_path / "kept")
     moved = list(konomi.resume(tmp_path / "run", steps=8))
     (note,) = notes(moved)
-    assert "with 8 steps in place of 4 the cosine schedule moves: the learning rate of step 5 is 50 %" in note
+    assert (
+        "with 8 steps in place of 4 the cosine schedule moves: the learning rate of step 5 is 50 %"
+        in note
+    )
     assert "was to be 14.6 %, 3.41 times as much" in note
     kept = list(konomi.resume(tmp_path / "kept", steps=8, keep_schedule=True))
     assert notes(kept) == []
@@ -126,12 +154,14 @@ def test_a_longer_run_says_that_a_phase_moves_and_can_keep_it(make_recipe, tmp_p
                 events.close()
                 break
 
-    stopped_at(2, tmp_path / "word")  # Its checkpoint would come after the event: the newest is that of step 1.
+    stopped_at(
+        2, tmp_path / "word"
+    )  # Its checkpoint would come after the event: the newest is that of step 1.
     shutil.copytree(tmp_path / "word", tmp_path / "kept")
     (note,) = notes(list(konomi.resume(tmp_path / "word", steps=8)))
     assert note == (
-        "with 8 steps in place of 4 the phase 'word' ends after step 4, and was to end after step 2. "
-        "--keep-schedule keeps it."
+        "with 8 steps in place of 4 the phase 'word' ends after step 4, and was to end after step "
+        "2. --keep-schedule keeps it."
     )
     assert notes(list(konomi.resume(tmp_path / "kept", steps=8, keep_schedule=True))) == []
     # A phase that is over stays as it was.

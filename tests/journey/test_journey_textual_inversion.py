@@ -1,4 +1,6 @@
-"""A word from training to pictures: through files, previews, folders, prompts of all shapes, and diffusers."""
+"""A word from training to pictures: through files, previews, folders, prompts of all shapes, and
+diffusers.
+"""
 
 from pathlib import Path
 
@@ -27,9 +29,13 @@ def embedding(path: Path, word: str = "<cat>", vectors: torch.Tensor = VECTORS) 
     return path
 
 
-@pytest.mark.parametrize("options", [{}, {"keep_norm": "clip", "vectors": 2, "initial": "dog"}], ids=["plain", "clip"])
+@pytest.mark.parametrize(
+    "options", [{}, {"keep_norm": "clip", "vectors": 2, "initial": "dog"}], ids=["plain", "clip"]
+)
 @pytest.mark.kernels
-def test_previews_are_what_generate_draws_with_the_saved_file(make_recipe, base_folder, tmp_path, options):
+def test_previews_are_what_generate_draws_with_the_saved_file(
+    make_recipe, base_folder, tmp_path, options
+):
     folder = tmp_path / "run"
     overrides = [f"method.{name}={value}" for name, value in options.items()] + [
         "run.preview_every=2",
@@ -39,7 +45,9 @@ def test_previews_are_what_generate_draws_with_the_saved_file(make_recipe, base_
         'preview.prompts=["a photo of sks"]',
         "optimizer.learning_rate=0.5",
     ]
-    events = list(konomi.train(make_recipe(folder, method="textual_inversion", steps=4, overrides=overrides)))
+    events = list(
+        konomi.train(make_recipe(folder, method="textual_inversion", steps=4, overrides=overrides))
+    )
     previews = {e.step: e.paths[0] for e in events if isinstance(e, Previewed)}
     saved = {e.step: Path(e.path) for e in events if isinstance(e, Saved)}
     assert sorted(saved) == [2, 4]
@@ -74,12 +82,16 @@ def test_stopped_and_resumed_equals_uninterrupted(make_recipe, tmp_path, same_te
     list(konomi.train(make_recipe(tmp_path / "whole", **options)))
     list(konomi.train(make_recipe(tmp_path / "parts", **(options | {"steps": 2}))))
     list(konomi.resume(tmp_path / "parts", steps=5))
-    assert same_tensors(tmp_path / "whole" / "sks.safetensors", tmp_path / "parts" / "sks.safetensors")
+    assert same_tensors(
+        tmp_path / "whole" / "sks.safetensors", tmp_path / "parts" / "sks.safetensors"
+    )
 
 
 def test_a_word_is_called_by_its_files_name_from_a_folder(base_folder, tmp_path, monkeypatch):
     embedding(tmp_path / "my-cat.safetensors")
-    added = drawn("a photo of my-cat", base_folder, tmp_path / "a", add=[str(tmp_path / "my-cat.safetensors")])
+    added = drawn(
+        "a photo of my-cat", base_folder, tmp_path / "a", add=[str(tmp_path / "my-cat.safetensors")]
+    )
     plain = drawn("a photo of my-cat", base_folder, tmp_path / "b")
     assert not np.array_equal(added, plain)
     monkeypatch.chdir(tmp_path)
@@ -94,7 +106,9 @@ def test_a_word_is_called_by_its_files_name_from_a_folder(base_folder, tmp_path,
 
 @pytest.mark.kernels
 def test_prompts_of_all_shapes_hold_the_word(base_folder, tmp_path):
-    """Against a base whose own rows hold the vectors: emphasis, BREAK, the 75-token border, a `<lora:...>` tag."""
+    """Against a base whose own rows hold the vectors: emphasis, BREAK, the 75-token border, a
+    `<lora:...>` tag.
+    """
     from konomi.generation.embedding_request import named_as_trained
     from konomi.models.load import load_base
 
@@ -117,7 +131,9 @@ def test_prompts_of_all_shapes_hold_the_word(base_folder, tmp_path):
         "<cat>",
     ):
         text = TextConfig(emphasis=True, max_tokens=150)
-        plain = prompt.replace("<cat>", "zebra violin umbrella").replace("<CAT>", "zebra violin umbrella")
+        plain = prompt.replace("<cat>", "zebra violin umbrella").replace(
+            "<CAT>", "zebra violin umbrella"
+        )
         if prompt.startswith("dog " * 73 + "<"):
             # A learned word is never torn apart: its three vectors begin the next chunk.
             plain = plain.replace("zebra", "BREAK zebra")
@@ -136,7 +152,9 @@ def test_diffusers_loads_the_file_and_draws_the_same(base_folder, tmp_path, to):
     file = source
     if to != "webui":
         file = konomi.convert(
-            source, tmp_path / f"out{'.pt' if to == 'pt' else '.safetensors'}", to="webui" if to == "pt" else to
+            source,
+            tmp_path / f"out{'.pt' if to == 'pt' else '.safetensors'}",
+            to="webui" if to == "pt" else to,
         )
     pipeline = StableDiffusionPipeline.from_pretrained(
         str(base_folder),
@@ -149,7 +167,10 @@ def test_diffusers_loads_the_file_and_draws_the_same(base_folder, tmp_path, to):
     pipeline.scheduler = EulerDiscreteScheduler.from_config(config)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.load_textual_inversion(
-        str(file.parent), weight_name=file.name, local_files_only=True, **({"token": "<cat>"} if to == "webui" else {})
+        str(file.parent),
+        weight_name=file.name,
+        local_files_only=True,
+        **({"token": "<cat>"} if to == "webui" else {}),
     )
     picture = pipeline(
         "a <cat> on a mat", num_inference_steps=3, guidance_scale=5.0, width=64, height=64,
@@ -167,7 +188,9 @@ def test_several_words_of_one_run_come_back_together(make_recipe, base_folder, p
 
     recipe = make_recipe(tmp_path / "run", method="textual_inversion", steps=2)
     source = recipe.data.sources[0]
-    recipe = replace(recipe, data=replace(recipe.data, sources=(source, replace(source, trigger="<two>"))))
+    recipe = replace(
+        recipe, data=replace(recipe.data, sources=(source, replace(source, trigger="<two>")))
+    )
     list(konomi.train(recipe))
     assert (tmp_path / "run" / "sks.two.safetensors").is_file()
     assert read_adapter(tmp_path / "run" / "sks.safetensors").embeddings.keys() == {"sks", "<two>"}
@@ -175,7 +198,9 @@ def test_several_words_of_one_run_come_back_together(make_recipe, base_folder, p
 
 def test_an_embedding_of_another_width_is_refused_in_one_line(base_folder, tmp_path, konomi_cli):
     file = embedding(tmp_path / "wide.safetensors", vectors=torch.ones(1, 768))
-    done = konomi_cli.run("generate", "a wide", "--base", base_folder, "--add", file, "--output", tmp_path / "o")
+    done = konomi_cli.run(
+        "generate", "a wide", "--base", base_folder, "--add", file, "--output", tmp_path / "o"
+    )
     assert done.returncode == 1
     assert "'wide' is 768 wide; text_encoder of this base has width 32" in done.stderr
     assert "Traceback" not in done.stderr
@@ -186,12 +211,14 @@ def test_on_the_embedded_base(tmp_path, konomi_cli):
     mascot = Path(konomi.__file__).parent / "builtin" / "mascot"
     run = tmp_path / "run"
     done = konomi_cli.run(
-        "train", "textual_inversion", "--images", mascot, "--base", "tiny", "--trigger", "sks", "--steps", 6,
+        "train", "textual_inversion", "--images", mascot, "--base", "tiny", "--trigger", "sks",
+        "--steps", 6,
         "--output", run, f'data.cache.folder="{tmp_path / "cache"}"',
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     done = konomi_cli.run(
-        "generate", "sks creature", "--base", "tiny", "--add", run / "sks.safetensors", "--steps", 2, "--seed", 1,
+        "generate", "sks creature", "--base", "tiny", "--add", run / "sks.safetensors", "--steps",
+        2, "--seed", 1,
         "--output", tmp_path / "o",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

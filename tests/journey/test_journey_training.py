@@ -1,4 +1,6 @@
-"""Whole runs through the Python interface: what lies in the folder, previews, resuming, refusals."""
+"""Whole runs through the Python interface: what lies in the folder, previews, resuming,
+refusals.
+"""
 
 import json
 import threading
@@ -16,7 +18,14 @@ from konomi.tasks import previewing
 from konomi.training.checkpoint import checkpoint_paths
 from konomi.training.events import Checkpointed, Finished, Previewed, Saved, Step, Validated, Warned
 
-EXPECTED_LORA = {"checkpoints", "log.jsonl", "manifest.jsonl", "recipe.toml", "sks.safetensors", "tensorboard"}
+EXPECTED_LORA = {
+    "checkpoints",
+    "log.jsonl",
+    "manifest.jsonl",
+    "recipe.toml",
+    "sks.safetensors",
+    "tensorboard",
+}
 
 
 def run(recipe, **options):
@@ -35,7 +44,15 @@ def test_a_lora_run_leaves_what_is_promised(make_recipe, tmp_path):
     assert {path.name for path in folder.iterdir()} == EXPECTED_LORA
     assert [e.step for e in events if isinstance(e, Step)] == [1, 2, 3, 4, 5, 6]
     entry = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
-    assert {"step", "epoch", "loss", "learning_rate", "seconds", "samples_seen", "memory"} <= entry.keys()
+    assert {
+        "step",
+        "epoch",
+        "loss",
+        "learning_rate",
+        "seconds",
+        "samples_seen",
+        "memory",
+    } <= entry.keys()
     report = konomi.inspect(folder / "sks.safetensors")
     assert (report.kind, report.family) == ("lora", "sd1")
     assert str(tmp_path) not in json.dumps(report.metadata)
@@ -53,7 +70,9 @@ def test_the_folders_recipe_makes_the_same_run(make_recipe, tmp_path, same_tenso
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.kernels
-def test_previews_are_what_generate_draws_with_the_saved_file(make_recipe, base_folder, tmp_path, method):
+def test_previews_are_what_generate_draws_with_the_saved_file(
+    make_recipe, base_folder, tmp_path, method
+):
     folder = tmp_path / "run"
     overrides = [
         "run.preview_every=2",
@@ -68,26 +87,46 @@ def test_previews_are_what_generate_draws_with_the_saved_file(make_recipe, base_
     saved = {e.step: Path(e.path) for e in events if isinstance(e, Saved)}
     for step in (2, 4):
         source = (
-            {"base": str(saved[step])} if method == "full" else {"base": str(base_folder), "add": [str(saved[step])]}
+            {"base": str(saved[step])}
+            if method == "full"
+            else {"base": str(base_folder), "add": [str(saved[step])]}
         )
-        (drawn,) = konomi.generate(["a sks dog"], seed=0, steps=3, size="64", output=tmp_path / f"{step}", **source)
-        assert np.array_equal(np.asarray(Image.open(drawn)), np.asarray(Image.open(previews[step][0])))
+        (drawn,) = konomi.generate(
+            ["a sks dog"], seed=0, steps=3, size="64", output=tmp_path / f"{step}", **source
+        )
+        assert np.array_equal(
+            np.asarray(Image.open(drawn)), np.asarray(Image.open(previews[step][0]))
+        )
     first, last = (np.asarray(Image.open(previews[step][0])) for step in (0, 4))
     assert not np.array_equal(first, last)
 
 
 @pytest.mark.parametrize(
     ("workers", "method"),
-    [(2, "lora"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((0, "lora"), (0, "full"), (2, "full")))],
+    [
+        (2, "lora"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in ((0, "lora"), (0, "full"), (2, "full"))
+        ),
+    ],
 )
 @pytest.mark.kernels
-def test_stopped_and_resumed_equals_uninterrupted(make_recipe, tmp_path, same_tensors, method, workers):
-    options = {"method": method, "steps": 7, "overrides": [f"data.workers={workers}", "optimizer.ema_decay=0.9"]}
+def test_stopped_and_resumed_equals_uninterrupted(
+    make_recipe, tmp_path, same_tensors, method, workers
+):
+    options = {
+        "method": method,
+        "steps": 7,
+        "overrides": [f"data.workers={workers}", "optimizer.ema_decay=0.9"],
+    }
     run(make_recipe(tmp_path / "whole", **options))
     folder = tmp_path / "halting"
     stopped_at = []
     events = konomi.train(
-        make_recipe(folder, **options | {"overrides": [*options["overrides"], "run.checkpoint_every=1"]})
+        make_recipe(
+            folder, **options | {"overrides": [*options["overrides"], "run.checkpoint_every=1"]}
+        )
     )
     for event in events:
         if isinstance(event, Step) and event.step == 4:
@@ -148,7 +187,9 @@ def test_a_request_to_stop_before_the_first_step_ends_without_an_error(make_reci
 @pytest.mark.kernels
 def test_8_bit_moments_resume_bit_for_bit(make_recipe, tmp_path, same_tensors, method):
     pytest.importorskip(
-        "bitsandbytes", minversion="0.50", reason="needs bitsandbytes 0.50 (pip install 'konomi[test]')"
+        "bitsandbytes",
+        minversion="0.50",
+        reason="needs bitsandbytes 0.50 (pip install 'konomi[test]')",
     )
     options = {"method": method, "overrides": ["optimizer.kind=adamw8bit"]}
     whole, halves = tmp_path / "whole", tmp_path / "halves"
@@ -157,7 +198,10 @@ def test_8_bit_moments_resume_bit_for_bit(make_recipe, tmp_path, same_tensors, m
     list(konomi.resume(halves, steps=6))
     assert losses(halves) == losses(whole)
     assert same_tensors(halves / "sks.safetensors", whole / "sks.safetensors")
-    a, b = (checkpoint_paths(folder / "checkpoints")[-1] / "optimizer.safetensors" for folder in (halves, whole))
+    a, b = (
+        checkpoint_paths(folder / "checkpoints")[-1] / "optimizer.safetensors"
+        for folder in (halves, whole)
+    )
     assert same_tensors(a, b)
     # Small tensors keep four bytes a value; each of the two methods has tensors of both kinds.
     kept = {tensor.dtype for name, tensor in read_tensors(a).items() if name.endswith("/state1")}
@@ -222,7 +266,11 @@ def test_a_failing_preview_costs_nothing(make_recipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr("konomi.tasks.run_previews.draw_previews", fail)
     assert previewing.draw_previews is not fail
-    events = run(make_recipe(tmp_path / "run", steps=4, overrides=["run.preview_every=2", "run.save_every=2"]))
+    events = run(
+        make_recipe(
+            tmp_path / "run", steps=4, overrides=["run.preview_every=2", "run.save_every=2"]
+        )
+    )
     assert len([e for e in events if isinstance(e, Step)]) == 4
     assert len([e for e in events if isinstance(e, Saved)]) == 2
     kinds = [type(e).__name__ for e in events]
@@ -240,12 +288,17 @@ def test_validation_measures_held_out_images_for_model_and_base(make_recipe, tmp
 
 
 def test_prior_images_take_part(make_recipe, pictures, tmp_path):
-    prior = [f'data.sources.1.path="{pictures}"', "data.sources.1.role=prior", "data.sources.1.class_noun=dog"]
+    prior = [
+        f'data.sources.1.path="{pictures}"',
+        "data.sources.1.role=prior",
+        "data.sources.1.class_noun=dog",
+    ]
     run(make_recipe(tmp_path / "plain"))
     run(make_recipe(tmp_path / "prior", overrides=prior))
     with_prior, without = losses(tmp_path / "prior"), losses(tmp_path / "plain")
     assert len(with_prior) == len(without)
-    # Weight 1: about twice the loss of the subject alone at the first step, where nothing has been learned.
+    # Weight 1: about twice the loss of the subject alone at the first step, where nothing has been
+    # learned.
     assert with_prior[0] > 1.5 * without[0]
 
 
@@ -257,7 +310,9 @@ def test_accumulation_changes_nothing(make_recipe, tmp_path):
 
 
 def test_steps_are_as_predicted(make_recipe, tmp_path):
-    recipe = make_recipe(tmp_path / "run", steps=None, overrides=["run.epochs=2", "data.sources.0.repeats=3"])
+    recipe = make_recipe(
+        tmp_path / "run", steps=None, overrides=["run.epochs=2", "data.sources.0.repeats=3"]
+    )
     report = konomi.check(recipe)
     events = run(recipe)
     assert events[-1].step == report.steps
@@ -309,20 +364,29 @@ def test_check_measures_how_long_a_run_takes(make_recipe, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_values_of_a_dataset_toml_are_adopted_where_the_recipe_is_silent(base_folder, pictures, cache, tmp_path):
+def test_values_of_a_dataset_toml_are_adopted_where_the_recipe_is_silent(
+    base_folder, pictures, cache, tmp_path
+):
     dataset = tmp_path / "dataset.toml"
     dataset.write_text(
-        f"[general]\nresolution = 64\n[[datasets]]\nbatch_size = 3\n[[datasets.subsets]]\nimage_dir = '{pictures}'\n"
+        "[general]\nresolution = 64\n[[datasets]]\nbatch_size = "
+        f"3\n[[datasets.subsets]]\nimage_dir = '{pictures}'\n"
         "num_repeats = 2\nclass_tokens = 'sks dog'\n"
     )
     fixed = [f'data.cache.folder="{cache}"']
-    silent = konomi.recipe_from_flags("lora", images=[dataset], base=str(base_folder), steps=1, overrides=fixed)
+    silent = konomi.recipe_from_flags(
+        "lora", images=[dataset], base=str(base_folder), steps=1, overrides=fixed
+    )
     report = konomi.check(silent)
     assert "5 images x 2 repeats" in report.sentence
     assert "batch 3" in report.sentence
     assert {row.caption for row in report.rows} == {"sks dog"}
     spoken = konomi.recipe_from_flags(
-        "lora", images=[dataset], base=str(base_folder), steps=1, overrides=[*fixed, "run.batch_size=5"]
+        "lora",
+        images=[dataset],
+        base=str(base_folder),
+        steps=1,
+        overrides=[*fixed, "run.batch_size=5"],
     )
     assert "batch 5" in konomi.check(spoken).sentence
 
@@ -339,7 +403,8 @@ def test_all_unreadable_images_are_named_before_the_first_step(make_recipe, pict
         (own / f"{index}.png").write_bytes(data[: len(data) // 2])
     for latents in ("disk", "off"):
         recipe = make_recipe(
-            tmp_path / latents, overrides=[f'data.sources.0.path="{own}"', f"data.cache.latents={latents}"]
+            tmp_path / latents,
+            overrides=[f'data.sources.0.path="{own}"', f"data.cache.latents={latents}"],
         )
         with pytest.raises(DataError) as error:
             run(recipe)
@@ -349,16 +414,25 @@ def test_all_unreadable_images_are_named_before_the_first_step(make_recipe, pict
 
 def test_uncached_training_takes_fresh_crops_and_resumes(make_recipe, tmp_path, same_tensors):
     options = {
-        "overrides": ["data.cache.latents=off", "data.cache.text=off", "data.images.crop=random", "data.workers=2"]
+        "overrides": [
+            "data.cache.latents=off",
+            "data.cache.text=off",
+            "data.images.crop=random",
+            "data.workers=2",
+        ]
     }
     run(make_recipe(tmp_path / "whole", **options))
     run(make_recipe(tmp_path / "halves", steps=3, **options))
     list(konomi.resume(tmp_path / "halves", steps=6))
     assert losses(tmp_path / "halves") == losses(tmp_path / "whole")
-    assert same_tensors(tmp_path / "halves" / "sks.safetensors", tmp_path / "whole" / "sks.safetensors")
+    assert same_tensors(
+        tmp_path / "halves" / "sks.safetensors", tmp_path / "whole" / "sks.safetensors"
+    )
 
 
-@pytest.mark.parametrize("option", ["memory.gradient_checkpointing=true", "memory.channels_last=true"])
+@pytest.mark.parametrize(
+    "option", ["memory.gradient_checkpointing=true", "memory.channels_last=true"]
+)
 def test_memory_options_train(make_recipe, tmp_path, option):
     run(make_recipe(tmp_path / "run", steps=2, overrides=[option]))
     run(make_recipe(tmp_path / "plain", steps=2))
@@ -385,11 +459,19 @@ def test_another_denoiser_behind_the_same_name_is_noticed(make_recipe, base_fold
         "lora",
         *(
             pytest.param(method, marks=pytest.mark.slow)
-            for method in ("custom_diffusion", "dreamartist", "hypernetwork", "pivotal", "textual_inversion")
+            for method in (
+                "custom_diffusion",
+                "dreamartist",
+                "hypernetwork",
+                "pivotal",
+                "textual_inversion",
+            )
         ),
     ],
 )
-def test_frozen_weights_in_half_the_memory_change_nothing_where_the_file_is_fp16(make_recipe, tmp_path, method):
+def test_frozen_weights_in_half_the_memory_change_nothing_where_the_file_is_fp16(
+    make_recipe, tmp_path, method
+):
     from konomi.models.save import save_folder
     from konomi.models.scratch import random_base
 

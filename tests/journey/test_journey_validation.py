@@ -1,4 +1,6 @@
-"""The loss on held-out pictures says something: the words that are learned take part, and nothing is on both sides."""
+"""The loss on held-out pictures says something: the words that are learned take part, and nothing
+is on both sides.
+"""
 
 import json
 import shutil
@@ -36,7 +38,11 @@ def seen(job):
 )
 def test_what_a_method_learns_shows_in_the_validation(make_recipe, tmp_path, method, more):
     rate = "optimizer.learning_rate=0.05"
-    events = list(konomi.train(make_recipe(tmp_path / "run", method=method, steps=4, overrides=[*EVERY, *more, rate])))
+    events = list(
+        konomi.train(
+            make_recipe(tmp_path / "run", method=method, steps=4, overrides=[*EVERY, *more, rate])
+        )
+    )
     measured = [event.loss for event in events if isinstance(event, Validated)]
     assert len(set(measured)) == 3
 
@@ -46,7 +52,9 @@ def test_both_branches_are_measured_as_they_are_trained(make_recipe, tmp_path):
     losses = []
     for rank in (0, 2):
         overrides = [*EVERY, f"method.lora_rank={rank}"]
-        events = konomi.train(make_recipe(tmp_path / str(rank), method="dreamartist", steps=2, overrides=overrides))
+        events = konomi.train(
+            make_recipe(tmp_path / str(rank), method="dreamartist", steps=2, overrides=overrides)
+        )
         losses.append([event.loss for event in events if isinstance(event, Validated)])
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-6)
     assert losses[0][1] != losses[1][1]
@@ -55,9 +63,15 @@ def test_both_branches_are_measured_as_they_are_trained(make_recipe, tmp_path):
 def test_captions_are_whole_and_in_order_when_measured(make_recipe, own_pictures, tmp_path):
     for path in own_pictures.glob("*.png"):
         path.with_suffix(".txt").write_text("sks, one, two, three")
-    varied = ["data.captions.dropout=1.0", "data.captions.shuffle=true", "data.captions.tag_dropout=0.9"]
+    varied = [
+        "data.captions.dropout=1.0",
+        "data.captions.shuffle=true",
+        "data.captions.tag_dropout=0.9",
+    ]
     where = f'data.sources.0.path="{own_pictures}"'
-    job = prepare(make_recipe(tmp_path / "run", overrides=[*EVERY, *varied, where, "data.images.flip=true"]))
+    job = prepare(
+        make_recipe(tmp_path / "run", overrides=[*EVERY, *varied, where, "data.images.flip=true"])
+    )
     assert set(seen(job)) == {"sks, one, two, three"}
 
 
@@ -70,7 +84,9 @@ def test_given_pictures_are_worded_as_training_words_its_own(make_recipe, own_pi
     recipe = make_recipe(tmp_path / "run", overrides=[*EVERY, *paths])
     job = prepare(recipe)
     assert seen(job) == ["sks dog"]
-    assert any("1 of 2 images" in note and "among the training images" in note for note in job.notes)
+    assert any(
+        "1 of 2 images" in note and "among the training images" in note for note in job.notes
+    )
     (given / "new.png").unlink()
     with pytest.raises(DataError, match="every image in it is among the training images"):
         prepare(recipe)
@@ -80,7 +96,9 @@ def test_copies_of_what_is_held_out_are_not_trained_on(make_recipe, own_pictures
     names = sorted(path.name for path in own_pictures.glob("*.png"))
     for name in names:
         shutil.copy(own_pictures / name, own_pictures / f"copy of {name}")
-    job = prepare(make_recipe(tmp_path / "run", overrides=[*EVERY, f'data.sources.0.path="{own_pictures}"']))
+    job = prepare(
+        make_recipe(tmp_path / "run", overrides=[*EVERY, f'data.sources.0.path="{own_pictures}"'])
+    )
     held_out = {record.content for record in job.held_out.records}
     trained = {record.content for record in job.assignment.records}
     assert (len(held_out), len(job.held_out.records), len(job.assignment.records)) == (2, 2, 6)
@@ -90,11 +108,19 @@ def test_copies_of_what_is_held_out_are_not_trained_on(make_recipe, own_pictures
         (own_pictures / name).unlink()
         (own_pictures / f"copy of {name}").unlink()
     with pytest.raises(DataError, match="1 different images are too few"):
-        prepare(make_recipe(tmp_path / "run", overrides=[*EVERY, f'data.sources.0.path="{own_pictures}"']))
+        prepare(
+            make_recipe(
+                tmp_path / "run", overrides=[*EVERY, f'data.sources.0.path="{own_pictures}"']
+            )
+        )
 
 
 def test_the_measured_base_is_remembered(make_recipe, tmp_path):
     folder = tmp_path / "run"
-    first = [e for e in konomi.train(make_recipe(folder, steps=2, overrides=EVERY)) if isinstance(e, Validated)]
+    first = [
+        e
+        for e in konomi.train(make_recipe(folder, steps=2, overrides=EVERY))
+        if isinstance(e, Validated)
+    ]
     state = json.loads((folder / "checkpoints" / "step-000002" / "state.json").read_text())
     assert state["run"]["validation_base"] == first[0].base_loss

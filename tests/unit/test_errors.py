@@ -32,12 +32,18 @@ def test_a_value_is_shown_in_a_few_characters_whatever_it_is() -> None:
     assert shortened(deep) == "a list too long to be shown"
     assert shortened(10**5000) == "a int too long to be shown"
     assert shortened("x" * 500, 40) == "x" * 37 + "..."
-    assert (shortened("5"), shortened("5", quoted=True), shortened(5, quoted=True)) == ("5", "'5'", "5")
+    assert (shortened("5"), shortened("5", quoted=True), shortened(5, quoted=True)) == (
+        "5",
+        "'5'",
+        "5",
+    )
     while isinstance(deep, list):  # Else Python takes it apart by recursion.
         deep = deep.pop()
 
 
-@pytest.mark.parametrize("text", ["夏の\u3000浜辺 ♪", "👩\u200d🎨", "naïve\u00a0café", "עברית", "C:\\new\\x1b"])
+@pytest.mark.parametrize(
+    "text", ["夏の\u3000浜辺 ♪", "👩\u200d🎨", "naïve\u00a0café", "עברית", "C:\\new\\x1b"]
+)
 def test_text_of_every_script_stays(text: str) -> None:
     assert printable(text) == text
 
@@ -63,17 +69,27 @@ def test_errors_and_notes_pass_the_gate() -> None:
     assert sentence(Warned(NASTY)) == f"note: {printable(NASTY)}"
 
 
-@given(st.dictionaries(st.text(st.characters(codec=None)), st.text(st.characters(codec=None)), max_size=4))
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec=None)), st.text(st.characters(codec=None)), max_size=4
+    )
+)
 def test_json_says_the_same_and_commands_no_terminal(value: dict[str, str]) -> None:
     text = json_text(value)
     assert json.loads(text) == value
     assert all(c == "\n" or printable(c) == c for c in text)
 
 
-def test_a_hostile_tensor_name_is_printed_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hostile_tensor_name_is_printed_harmless(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "a.safetensors"
     save_file({f"lora_unet_{NASTY}.lora_down.weight": torch.zeros(4, 4)}, file)
-    for command in (["inspect", str(file)], ["inspect", "--json", str(file)], ["convert", str(file), "b.safetensors"]):
+    for command in (
+        ["inspect", str(file)],
+        ["inspect", "--json", str(file)],
+        ["convert", str(file), "b.safetensors"],
+    ):
         main(command)
         shown = "".join(capsys.readouterr())
         assert "owned" in shown

@@ -1,4 +1,6 @@
-"""Does a model draw what it is asked for? Scenes to ask for, pictures drawn, and what the CLIP and the border tell."""
+"""Does a model draw what it is asked for? Scenes to ask for, pictures drawn, and what the CLIP and
+the border tell.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +25,9 @@ BATCH = 16
 TOP = 5
 
 
-def single_scenes(sprites: Sprites, count: int, *, only: frozenset[str] = frozenset()) -> list[Scene]:
+def single_scenes(
+    sprites: Sprites, count: int, *, only: frozenset[str] = frozenset()
+) -> list[Scene]:
     """Single drawings on plain backgrounds."""
     return _collect(_single(sprites, only), count)
 
@@ -54,13 +58,19 @@ def _described(sprites: Sprites, *, pair_share: float) -> Iterator[Scene]:
 
 def prompt_for(sprites: Sprites, scene: Scene) -> str:
     names = [with_article(sprites.all[item.sprite].name) for item in scene.items]
-    return f"{f' {scene.relation} '.join(names)}, {scene.style} style, on a {scene.background.colour} background"
+    return (
+        f"{f' {scene.relation} '.join(names)}, {scene.style} style, on a "
+        f"{scene.background.colour} background"
+    )
 
 
-def draw(base: BaseModel, prompts: Sequence[str], *, guidance: float, first_seed: int = 0) -> list[np.ndarray]:
+def draw(
+    base: BaseModel, prompts: Sequence[str], *, guidance: float, first_seed: int = 0
+) -> list[np.ndarray]:
     """One picture a prompt, uint8 [H, W, 3]; 25 steps of DPM++ 2M."""
     requests = [
-        Request(prompt=prompt, seed=first_seed + n, steps=25, guidance=guidance) for n, prompt in enumerate(prompts)
+        Request(prompt=prompt, seed=first_seed + n, steps=25, guidance=guidance)
+        for n, prompt in enumerate(prompts)
     ]
     return [np.asarray(picture.image) for picture in generate(base, requests, batch=BATCH)]
 
@@ -69,9 +79,15 @@ class NameFinder:
     """Tells which of all concept names a picture is nearest to, by the model's own CLIP."""
 
     def __init__(
-        self, towers: Towers, tokenizer: CLIPTokenizer, sprites: Sprites, names: Sequence[str] | None = None
+        self,
+        towers: Towers,
+        tokenizer: CLIPTokenizer,
+        sprites: Sprites,
+        names: Sequence[str] | None = None,
     ) -> None:
-        """`sprites` are those of the scenes asked about; `names` all that are to choose from, by default theirs."""
+        """`sprites` are those of the scenes asked about; `names` all that are to choose from, by
+        default theirs.
+        """
         self.towers, self.sprites = towers, sprites
         self.names = tuple(names or sprites.names)
         self.names_ND: dict[str, Tensor] = {}
@@ -84,17 +100,25 @@ class NameFinder:
     def first_names(self, pictures: Sequence[np.ndarray], styles: Sequence[str]) -> list[set[str]]:
         """The TOP nearest names of each picture."""
         found = image_features(self.towers, pictures)
-        nearest = [(self.names_ND[style] @ row).topk(TOP).indices.tolist() for row, style in zip(found, styles)]
+        nearest = [
+            (self.names_ND[style] @ row).topk(TOP).indices.tolist()
+            for row, style in zip(found, styles)
+        ]
         return [{self.names[n] for n in row} for row in nearest]
 
     def named(self, scenes: Sequence[Scene], pictures: Sequence[np.ndarray]) -> float:
         """Share of pictures of single drawings whose concept is among the first names."""
         first = self.first_names(pictures, [scene.style for scene in scenes])
-        hits = [self.sprites.all[s.items[0].sprite].name in names for s, names in zip(scenes, first, strict=True)]
+        hits = [
+            self.sprites.all[s.items[0].sprite].name in names
+            for s, names in zip(scenes, first, strict=True)
+        ]
         return float(np.mean(hits))
 
     def both_named(self, scenes: Sequence[Scene], pictures: Sequence[np.ndarray]) -> float:
-        """Share of pictures of pairs with the one found in the left half and the other in the right half."""
+        """Share of pictures of pairs with the one found in the left half and the other in the
+        right half.
+        """
         hits = np.ones(len(scenes), dtype=bool)
         for side in (0, 1):
             halves = [half(picture, side) for picture in pictures]
@@ -105,15 +129,21 @@ class NameFinder:
 
 
 def half(picture: np.ndarray, side: int) -> np.ndarray:
-    """The middle square of the left (0) or right (1) half, enlarged to the whole: uint8 [S, S, 3]."""
+    """The middle square of the left (0) or right (1) half, enlarged to the whole: uint8 [S,
+    S, 3].
+    """
     whole = picture.shape[0]
     width = whole // 2
     box = (side * width, width // 2, (side + 1) * width, width // 2 + width)
-    return np.asarray(Image.fromarray(picture).crop(box).resize((whole, whole), Image.Resampling.BICUBIC))
+    return np.asarray(
+        Image.fromarray(picture).crop(box).resize((whole, whole), Image.Resampling.BICUBIC)
+    )
 
 
 def coloured(scenes: Sequence[Scene], pictures: Sequence[np.ndarray]) -> float:
-    """Share of pictures whose border is nearest to the named colour: the median of the outermost three pixels."""
+    """Share of pictures whose border is nearest to the named colour: the median of the outermost
+    three pixels.
+    """
     table = np.array(list(COLOURS.values()))
     hits = []
     for scene, picture in zip(scenes, pictures, strict=True):

@@ -1,9 +1,11 @@
 """One command that makes `tiny` from the emoji sprites.
 
-    python -m tools.tiny.build --data ../shared/data --work ~/tiny-work --output src/konomi/builtin/tiny
+    python -m tools.tiny.build --data ../shared/data --work ~/tiny-work --output
+    src/konomi/builtin/tiny
 
-Every stage resumes where it stopped. `--effort 8` trains eight times as long. `--continue N` takes the packed folder
-and goes on with its denoiser, on the Nth lot of new scenes; everything else stays.
+Every stage resumes where it stopped. `--effort 8` trains eight times as long. `--continue N` takes
+the packed folder and goes on with its denoiser, on the Nth lot of new scenes; everything else
+stays.
 """
 
 import argparse
@@ -36,7 +38,9 @@ EVALUATION_SEED = 900_000_000
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Optimiser steps of each stage; seconds a step, measured on one core (AVX-512 with bfloat16)."""
+    """Optimiser steps of each stage; seconds a step, measured on one core (AVX-512 with
+    bfloat16).
+    """
 
     clip: int = 700
     image: int = 4500
@@ -52,7 +56,12 @@ class Plan:
 
     def times(self, effort: float) -> "Plan":
         return replace(
-            self, **{name: round(getattr(self, name) * effort) for name in self.__slots__ if name != "batch"}
+            self,
+            **{
+                name: round(getattr(self, name) * effort)
+                for name in self.__slots__
+                if name != "batch"
+            },
         )
 
     def minutes(self) -> dict[str, float]:
@@ -73,7 +82,8 @@ class Plan:
 
 
 GPU_SPEED = 40
-"""How many times one core a data-centre GPU is taken to be: a guess, as small models leave it half idle."""
+"""How many times one core a data-centre GPU is taken to be: a guess, as small models leave it half
+idle."""
 
 
 STAYS = ("text tower", "second thing")
@@ -81,13 +91,28 @@ STAYS = ("text tower", "second thing")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.tiny.build", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of emoji-noto.zip, -twemoji.zip, -blob.zip")
-    parser.add_argument("--work", type=Path, required=True, help="checkpoints and scenes; outside the repository")
-    parser.add_argument("--output", type=Path, default=Path("src/konomi/builtin/tiny"), help="the packed model")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.tiny.build", description=__doc__.split("\n", 1)[0]
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of emoji-noto.zip, -twemoji.zip, -blob.zip"
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="checkpoints and scenes; outside the repository"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("src/konomi/builtin/tiny"), help="the packed model"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--effort", type=float, default=1.0, help="factor on all steps")
-    parser.add_argument("--continue", dest="lot", type=int, default=0, metavar="N", help="train the packed denoiser on")
+    parser.add_argument(
+        "--continue",
+        dest="lot",
+        type=int,
+        default=0,
+        metavar="N",
+        help="train the packed denoiser on",
+    )
     parser.add_argument("--estimate", action="store_true", help="print how long it takes and stop")
     options = parser.parse_args(arguments)
     plan = Plan().times(options.effort)
@@ -102,7 +127,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def print_estimate(plan: Plan, *, go_on: bool) -> None:
-    """Minutes. Composing scenes and training the text tower on stay on the CPU, wherever the rest runs."""
+    """Minutes. Composing scenes and training the text tower on stay on the CPU, wherever the rest
+    runs.
+    """
     drawn = {
         "clip": plan.clip * 128,
         "image tower": min(plan.image, ROUND) * 128,
@@ -110,8 +137,13 @@ def print_estimate(plan: Plan, *, go_on: bool) -> None:
         "decoder": plan.decoder * 13,
         "scenes": plan.scenes * 12,
     }
-    rows = {k: v for k, v in plan.minutes().items() if not go_on or k == "scenes" or "denoiser" in k}
-    on_gpu = {k: v if k in STAYS else max(v / GPU_SPEED, drawn.get(k, 0) * 0.0013 / 60) for k, v in rows.items()}
+    rows = {
+        k: v for k, v in plan.minutes().items() if not go_on or k == "scenes" or "denoiser" in k
+    }
+    on_gpu = {
+        k: v if k in STAYS else max(v / GPU_SPEED, drawn.get(k, 0) * 0.0013 / 60)
+        for k, v in rows.items()
+    }
     print(f"{'':18}  one core (measured)   one core and a GPU (guessed)")
     for name in rows:
         print(f"{name:18} {rows[name]:10.1f} {on_gpu[name]:20.1f}")
@@ -128,7 +160,9 @@ def build(work: Work, plan: Plan, output: Path) -> None:
     towers = train_clip(work, sprites, tokenizer, steps=plan.clip)
     towers = train_image_tower(work, towers, sprites, tokenizer, steps=plan.image)
     known = known_sprites(work.data)
-    towers = train_text_tower(work, towers, sprites, known, tokenizer, steps=plan.text, count=max(200, 4 * plan.text))
+    towers = train_text_tower(
+        work, towers, sprites, known, tokenizer, steps=plan.text, count=max(200, 4 * plan.text)
+    )
     towers = train_second_thing(work, towers, sprites, known, tokenizer, steps=plan.second).eval()
     found = retrieval(towers, sprites, tokenizer, first_seed=EVALUATION_SEED, device=work.device)
     print(f"clip: own scene among 64: {found:.1%}")
@@ -143,7 +177,9 @@ def build(work: Work, plan: Plan, output: Path) -> None:
 
 
 def _pack_base(work: Work, plan: Plan, sprites: Sprites, towers: Towers, base: Path) -> None:
-    """VAE with folded scale and decoder trained on, CLIP, and a random denoiser: konomi starts there."""
+    """VAE with folded scale and decoder trained on, CLIP, and a random denoiser: konomi starts
+    there.
+    """
     pictures = [render(sprites, describe(sprites, EVALUATION_SEED + n)) for n in range(200)]
     folded = work.folder / "vae-folded.safetensors"
     if folded.exists():
@@ -170,7 +206,9 @@ def restore_forward(model: nn.Module) -> None:
 
 
 def _train_denoiser(work: Work, plan: Plan, base: Path, *, lot: int) -> Path:
-    """Three runs of konomi's method `full`: at 96 pixels, on pairs in half a picture, and, coming to rest, at 128."""
+    """Three runs of konomi's method `full`: at 96 pixels, on pairs in half a picture, and, coming
+    to rest, at 128.
+    """
     sprites = known_sprites(work.data)
     scenes = work.folder / f"scenes-{lot}"
     near = write_mixture(sprites, scenes / "near", count=plan.scenes, side=NEAR_SIDE, lot=lot)
@@ -184,8 +222,10 @@ def _train_denoiser(work: Work, plan: Plan, base: Path, *, lot: int) -> Path:
     for number, (name, images, size, steps, rate, schedule) in enumerate(runs):
         base = train_denoiser(
             denoiser_recipe(
-                base, images, work.folder / f"{name}-{lot}", work.folder / "cache", size=size, steps=steps,
-                batch=plan.batch, rate=rate, schedule=schedule, seed=3 * lot + number, device=work.device,
+                base, images, work.folder / f"{name}-{lot}", work.folder / "cache", size=size,
+                steps=steps,
+                batch=plan.batch, rate=rate, schedule=schedule, seed=3 * lot + number,
+                device=work.device,
             )
         )  # fmt: skip
     return base

@@ -4,14 +4,17 @@ import numpy as np
 from tools.tiny.scenes import Background, Item, Scene, Sprites
 
 RARE_WORDS = (
-    "sks", "ohwx", "zwx", "xjy", "qvk", "vxq", "jkq", "shs", "phol", "znt", "ktn", "mqv", "wyrb", "blorf", "dwik",
-    "frub", "gzub", "hvok", "ixu", "kwoj", "lurq", "mjof", "nyze", "olqu", "pzik", "quorl", "rwex", "sboz", "tuqo",
+    "sks", "ohwx", "zwx", "xjy", "qvk", "vxq", "jkq", "shs", "phol", "znt", "ktn", "mqv", "wyrb",
+    "blorf", "dwik",
+    "frub", "gzub", "hvok", "ixu", "kwoj", "lurq", "mjof", "nyze", "olqu", "pzik", "quorl", "rwex",
+    "sboz", "tuqo",
     "uvix", "vleb", "wompf", "xeno", "yimb", "zorp", "zlq", "konomi", "mochi",
 )  # fmt: skip
 """Words that mean nothing to the model and are one token each: names for what a user teaches it."""
 
 RARE_SHARE = 0.003
-"""Captions that carry a rare word by chance, so that its embedding has the size of others and no meaning."""
+"""Captions that carry a rare word by chance, so that its embedding has the size of others and no
+meaning."""
 
 _OPENERS = ("a picture of ", "an image of ", "a drawing of ", "an emoji of ", "a photo of ")
 
@@ -35,7 +38,9 @@ def background_words(background: Background) -> str:
 
 
 def caption(sprites: Sprites, scene: Scene, variant: int) -> str:
-    """One wording of a scene; a pure function of its arguments. Every part but the subject may be left out."""
+    """One wording of a scene; a pure function of its arguments. Every part but the subject may be
+    left out.
+    """
     rng = np.random.default_rng((scene.seed, variant, 0xCA97))
     say_style = rng.random() < 0.7
     say_background = rng.random() < 0.8
@@ -56,7 +61,12 @@ def _subject(sprites: Sprites, item: Item, rng: np.random.Generator) -> str:
 
 
 def _sentence(
-    sprites: Sprites, scene: Scene, rng: np.random.Generator, *, say_style: bool, say_background: bool
+    sprites: Sprites,
+    scene: Scene,
+    rng: np.random.Generator,
+    *,
+    say_style: bool,
+    say_background: bool,
 ) -> str:
     if len(scene.items) == 1:
         subject = _subject(sprites, scene.items[0], rng)
@@ -77,7 +87,12 @@ def _sentence(
 
 
 def _tag_list(
-    sprites: Sprites, scene: Scene, rng: np.random.Generator, *, say_style: bool, say_background: bool
+    sprites: Sprites,
+    scene: Scene,
+    rng: np.random.Generator,
+    *,
+    say_style: bool,
+    say_background: bool,
 ) -> str:
     tags = []
     for item in scene.items:

@@ -1,8 +1,10 @@
-"""Stage 3: text tower (the text encoder of `tiny`) and image tower, trained together on captions and their scenes.
+"""Stage 3: text tower (the text encoder of `tiny`) and image tower, trained together on captions
+and their scenes.
 
-Contrastive loss (Radford et al. 2021) plus, while training only, one learned direction per concept, style and
-background colour that both towers are drawn to (proxies, Movshovitz-Attias et al. 2017): batches that a CPU can hold
-have too few negatives to tell 1,489 concepts apart. B batch, D projection width.
+Contrastive loss (Radford et al. 2021) plus, while training only, one learned direction per
+concept, style and background colour that both towers are drawn to (proxies, Movshovitz-Attias et
+al. 2017): batches that a CPU can hold have too few negatives to tell 1,489 concepts apart. B
+batch, D projection width.
 """
 
 import numpy as np
@@ -39,7 +41,9 @@ class ImageTower(nn.Module):
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         """Unit vectors [B, D]."""
-        pooled = self.vision_model(pixels_B3HW.contiguous(memory_format=torch.channels_last)).pooler_output
+        pooled = self.vision_model(
+            pixels_B3HW.contiguous(memory_format=torch.channels_last)
+        ).pooler_output
         return F.normalize(self.visual_projection(pooled).float(), dim=1)
 
 
@@ -64,7 +68,8 @@ class Towers(nn.Module):
 
 def text_config() -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=VOCABULARY, hidden_size=WIDTH_TEXT, intermediate_size=4 * WIDTH_TEXT, num_hidden_layers=3,
+        vocab_size=VOCABULARY, hidden_size=WIDTH_TEXT, intermediate_size=4 * WIDTH_TEXT,
+        num_hidden_layers=3,
         num_attention_heads=WIDTH_TEXT // 64, max_position_embeddings=77, hidden_act="quick_gelu",
         projection_dim=WIDTH_SHARED, bos_token_id=VOCABULARY - 2, eos_token_id=VOCABULARY - 1,
         pad_token_id=VOCABULARY - 1,
@@ -72,14 +77,25 @@ def text_config() -> CLIPTextConfig:
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str], device: str) -> Tensor:
-    """Ids padded to the longest: the towers are causal, so what follows the end token does not matter."""
-    rows = [ids[:76] + [VOCABULARY - 1] if len(ids) > 77 else ids for ids in tokenizer(captions).input_ids]
+    """Ids padded to the longest: the towers are causal, so what follows the end token does not
+    matter.
+    """
+    rows = [
+        ids[:76] + [VOCABULARY - 1] if len(ids) > 77 else ids
+        for ids in tokenizer(captions).input_ids
+    ]
     longest = max(len(row) for row in rows)
-    return torch.tensor([row + [VOCABULARY - 1] * (longest - len(row)) for row in rows], device=device)
+    return torch.tensor(
+        [row + [VOCABULARY - 1] * (longest - len(row)) for row in rows], device=device
+    )
 
 
-def towers_loss(towers: Towers, tokens: Tensor, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(loss, share of captions whose own picture is nearest). `labels` [B, 4]: concept, style, colour, said (bits)."""
+def towers_loss(
+    towers: Towers, tokens: Tensor, pixels: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(loss, share of captions whose own picture is nearest). `labels` [B, 4]: concept, style,
+    colour, said (bits).
+    """
     text, image = towers(tokens, pixels)
     scale = towers.log_scale.clamp(max=4.6).exp()
     logits = scale * text @ image.T
@@ -97,10 +113,16 @@ def towers_loss(towers: Towers, tokens: Tensor, pixels: Tensor, labels: Tensor) 
     return contrast + 0.5 * guide, (logits.argmax(1) == own).float().mean()
 
 
-def label(sprites: Sprites, scene: Scene, words: str, numbers: dict[str, int], rng: np.random.Generator) -> list[int]:
-    """Concept (one of two at random), style, colour, and which of style (1) and colour (2) the caption names."""
+def label(
+    sprites: Sprites, scene: Scene, words: str, numbers: dict[str, int], rng: np.random.Generator
+) -> list[int]:
+    """Concept (one of two at random), style, colour, and which of style (1) and colour (2) the
+    caption names.
+    """
     item = scene.items[int(rng.integers(len(scene.items)))]
-    said = int(f"{scene.style} style" in words) + 2 * int(background_words(scene.background) in words)
+    said = int(f"{scene.style} style" in words) + 2 * int(
+        background_words(scene.background) in words
+    )
     concept = numbers[sprites.all[item.sprite].name]
     return [concept, STYLES.index(scene.style), list(COLOURS).index(scene.background.colour), said]
 
@@ -109,34 +131,55 @@ def train_clip(work: Work, sprites: Sprites, tokenizer: CLIPTokenizer, *, steps:
     numbers = {name: n for n, name in enumerate(sprites.names)}
     towers = Towers(len(numbers)).to(work.device)
     if work.device == "cpu":
-        # The fused attention's backward pass in bfloat16 takes a third of the step on the CPU; plain products do not.
+        # The fused attention's backward pass in bfloat16 takes a third of the step on the CPU;
+        # plain products do not.
         towers.text.set_attn_implementation("eager")
         use_fast_group_norm(towers.image)
     decayed = [p for p in towers.parameters() if p.dim() > 1]
     plain = [p for p in towers.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=PEAK, betas=(0.9, 0.98)
+        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
+        lr=PEAK,
+        betas=(0.9, 0.98),
     )
 
     def loss_at(step: int) -> tuple[Tensor, str]:
         rng = np.random.default_rng((step, 0xC11B))
         scenes = [describe(sprites, seed) for seed in seeds_of(step, BATCH, FIRST_SEED)]
         words = [caption(sprites, scene, 0) for scene in scenes]
-        labels = torch.tensor([label(sprites, s, w, numbers, rng) for s, w in zip(scenes, words)], device=work.device)
+        labels = torch.tensor(
+            [label(sprites, s, w, numbers, rng) for s, w in zip(scenes, words)], device=work.device
+        )
         pixels = to_tensor([render(sprites, scene) for scene in scenes], work.device)
         with work.autocast():
-            loss, hits = towers_loss(towers, tokenize(tokenizer, words, work.device), pixels, labels)
+            loss, hits = towers_loss(
+                towers, tokenize(tokenizer, words, work.device), pixels, labels
+            )
         return loss, f"loss {loss.item():.3f} top-1 {hits.item():.2f}"
 
-    train(Progress(work.folder / "clip", towers, optimizer, decay=0.998), loss_at, steps=steps, peak=PEAK, warmup=200)
+    train(
+        Progress(work.folder / "clip", towers, optimizer, decay=0.998),
+        loss_at,
+        steps=steps,
+        peak=PEAK,
+        warmup=200,
+    )
     return towers
 
 
 @torch.no_grad()
 def retrieval(
-    towers: Towers, sprites: Sprites, tokenizer: CLIPTokenizer, *, first_seed: int, rounds: int = 8, device: str = "cpu"
+    towers: Towers,
+    sprites: Sprites,
+    tokenizer: CLIPTokenizer,
+    *,
+    first_seed: int,
+    rounds: int = 8,
+    device: str = "cpu",
 ) -> float:
-    """Share of captions nearest to their own scene among 64 new scenes of distinct single concepts."""
+    """Share of captions nearest to their own scene among 64 new scenes of distinct single
+    concepts.
+    """
     hits = []
     seed = first_seed
     for _ in range(rounds):

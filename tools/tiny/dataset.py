@@ -14,26 +14,37 @@ from tools.tiny.scenes import SIDE, Scene, Sprites, describe, index_sprites, loa
 FIRST_SEED = 400_000_000
 
 KNOWN_GROUPS = (3, 4)
-"""Emoji groups that the denoiser learns: animals and plants, food. With them come FAVOURITES of other groups. What a
-training on a CPU can learn is some hundred things well or all badly; text and image tower know all names."""
+"""Emoji groups that the denoiser learns: animals and plants, food. With them come FAVOURITES of
+other groups. What a training on a CPU can learn is some hundred things well or all badly; text and
+image tower know all names."""
 PAIR_SHARE = 0.35
 
 _FAVOURITES = """
-    cat, cat face, dog, dog face, lion, tiger face, fox, wolf, frog, pig face, cow face, mouse face, rabbit face, bear,
-    monkey face, chicken, duck, parrot, fish, tropical fish, dolphin, spouting whale, shark, crab, snail, lady beetle,
-    snake, elephant, horse face, dragon face, tulip, cherry blossom, four leaf clover, evergreen tree, deciduous tree,
-    palm tree, pizza, red apple, green apple, banana, grapes, watermelon, lemon, tangerine, cherries, peach, pear,
-    carrot, tomato, ear of corn, bread, cheese wedge, hot dog, french fries, cookie, birthday cake, shortcake,
-    ice cream, lollipop, hot beverage, egg, rice ball, soccer ball, basketball, red heart, yellow heart, green heart,
-    blue heart, star, sun, crescent moon, full moon, cloud, rainbow, umbrella, automobile, key, light bulb,
-    wrapped gift, balloon, bell, grinning face, smiling face with sunglasses, smiling face with heart-eyes,
-    crying face, angry face, ghost, alien, alien monster, robot, skull, ogre, goblin, face with tears of joy,
+    cat, cat face, dog, dog face, lion, tiger face, fox, wolf, frog, pig face, cow face, mouse face,
+    rabbit face, bear,
+    monkey face, chicken, duck, parrot, fish, tropical fish, dolphin, spouting whale, shark, crab,
+    snail, lady beetle,
+    snake, elephant, horse face, dragon face, tulip, cherry blossom, four leaf clover, evergreen
+    tree, deciduous tree,
+    palm tree, pizza, red apple, green apple, banana, grapes, watermelon, lemon, tangerine,
+    cherries, peach, pear,
+    carrot, tomato, ear of corn, bread, cheese wedge, hot dog, french fries, cookie, birthday cake,
+    shortcake,
+    ice cream, lollipop, hot beverage, egg, rice ball, soccer ball, basketball, red heart, yellow
+    heart, green heart,
+    blue heart, star, sun, crescent moon, full moon, cloud, rainbow, umbrella, automobile, key,
+    light bulb,
+    wrapped gift, balloon, bell, grinning face, smiling face with sunglasses, smiling face with
+    heart-eyes,
+    crying face, angry face, ghost, alien, alien monster, robot, skull, ogre, goblin, face with
+    tears of joy,
     winking face"""
-FAVOURITES = frozenset(name.strip() for name in _FAVOURITES.split(","))
+FAVOURITES = frozenset(" ".join(name.split()) for name in _FAVOURITES.split(","))
 """A part of the scenes shows nothing else."""
 
 NEAR = 1.25
-"""At 96 pixels single drawings in the middle come larger, so that their strokes are as wide as at 128."""
+"""At 96 pixels single drawings in the middle come larger, so that their strokes are as wide as at
+128."""
 
 
 def known_sprites(folder: Path) -> Sprites:
@@ -44,7 +55,8 @@ def known_sprites(folder: Path) -> Sprites:
 
 
 BAND = SIDE // 2
-"""Height in pixels of a pair's picture without what is above and below: half of what there is to compute."""
+"""Height in pixels of a pair's picture without what is above and below: half of what there is to
+compute."""
 
 
 def nearer(scene: Scene) -> Scene:
@@ -54,7 +66,9 @@ def nearer(scene: Scene) -> Scene:
     return replace(scene, items=(replace(item, size=min(0.98, item.size * NEAR)),))
 
 
-def scenes_from(sprites: Sprites, first_seed: int, *, only: frozenset[str] = frozenset()) -> Iterator[Scene]:
+def scenes_from(
+    sprites: Sprites, first_seed: int, *, only: frozenset[str] = frozenset()
+) -> Iterator[Scene]:
     """Endless; with `only`, scenes of those concepts."""
     for seed in itertools.count(first_seed):
         scene = describe(sprites, seed, pair_share=PAIR_SHARE)
@@ -82,8 +96,12 @@ def render_band(sprites: Sprites, scene: Scene) -> np.ndarray:
     return render(sprites, scene)[above : above + BAND]
 
 
-def write_mixture(sprites: Sprites, folder: Path, *, count: int, side: int, lot: int) -> tuple[Path, ...]:
-    """Folders of scenes: half pairs, an eighth favourites, the others of all that is known. Each `lot` differs."""
+def write_mixture(
+    sprites: Sprites, folder: Path, *, count: int, side: int, lot: int
+) -> tuple[Path, ...]:
+    """Folders of scenes: half pairs, an eighth favourites, the others of all that is known. Each
+    `lot` differs.
+    """
     first = FIRST_SEED + 4 * 10**8 * lot + (2 * 10**8 if side == SIDE else 0)
     favourites, pairs = count // 8, count // 2
     sources = (
@@ -96,7 +114,9 @@ def write_mixture(sprites: Sprites, folder: Path, *, count: int, side: int, lot:
         return render(sprites, scene, side)
 
     return tuple(
-        write_dataset(sprites, folder / name, map(nearer, scenes) if side < SIDE else scenes, number, picture)
+        write_dataset(
+            sprites, folder / name, map(nearer, scenes) if side < SIDE else scenes, number, picture
+        )
         for name, number, scenes in sources
     )
 
@@ -104,11 +124,19 @@ def write_mixture(sprites: Sprites, folder: Path, *, count: int, side: int, lot:
 def write_bands(sprites: Sprites, folder: Path, *, count: int, lot: int) -> tuple[Path, ...]:
     """Folder of pairs, SIDE x BAND pixels."""
     scenes = bands_from(sprites, FIRST_SEED + 4 * 10**8 * lot + 35 * 10**7)
-    return (write_dataset(sprites, folder / "bands", scenes, count, lambda scene: render_band(sprites, scene)),)
+    return (
+        write_dataset(
+            sprites, folder / "bands", scenes, count, lambda scene: render_band(sprites, scene)
+        ),
+    )
 
 
 def write_dataset(
-    sprites: Sprites, folder: Path, scenes: Iterable[Scene], count: int, picture: Callable[[Scene], np.ndarray]
+    sprites: Sprites,
+    folder: Path,
+    scenes: Iterable[Scene],
+    count: int,
+    picture: Callable[[Scene], np.ndarray],
 ) -> Path:
     """Draw what is missing of the first `count` scenes. Returns the folder of the pictures."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """Stage 5: the denoiser, trained by konomi's own method `full` on the rendered scenes.
 
-First on 96-pixel pictures (half as many again a second), then on pairs without what is above and below them (twice as
-many a second), then on 128-pixel ones. konomi caches latents and text states, checkpoints, and resumes.
+First on 96-pixel pictures (half as many again a second), then on pairs without what is above and
+below them (twice as many a second), then on 128-pixel ones. konomi caches latents and text states,
+checkpoints, and resumes.
 """
 
 from pathlib import Path
@@ -27,13 +28,15 @@ Schedule = Literal["constant", "cosine"]
 
 
 def denoiser_recipe(
-    base: Path, images: tuple[Path, ...], output: Path, cache: Path, *, size: str, steps: int, batch: int,
+    base: Path, images: tuple[Path, ...], output: Path, cache: Path, *, size: str, steps: int,
+    batch: int,
     rate: float, schedule: Schedule, seed: int, device: str = "cpu",
 ) -> Recipe:  # fmt: skip
-    """`size` is `data.resolution`, a side or WIDTHxHEIGHT. A tenth of the captions empty; the running average results.
+    """`size` is `data.resolution`, a side or WIDTHxHEIGHT. A tenth of the captions empty; the
+    running average results.
 
-    Debiased weights (Yu et al. 2023) give high noise levels, where it is decided what is drawn and in which style, as
-    much to say as the others; with min-SNR weights they have next to nothing.
+    Debiased weights (Yu et al. 2023) give high noise levels, where it is decided what is drawn and
+    in which style, as much to say as the others; with min-SNR weights they have next to nothing.
     """
     return Recipe(
         base=str(base),
@@ -48,10 +51,12 @@ def denoiser_recipe(
         method=FullConfig(),
         objective=ObjectiveConfig(weighting="debiased"),
         optimizer=OptimizerConfig(
-            learning_rate=rate, weight_decay=0.01, betas=(0.9, 0.99), schedule=schedule, warmup=0.03, ema_decay=0.998
+            learning_rate=rate, weight_decay=0.01, betas=(0.9, 0.99), schedule=schedule,
+            warmup=0.03, ema_decay=0.998
         ),
         run=RunConfig(
-            output=str(output), name="tiny", steps=steps, batch_size=batch, seed=seed, precision="bf16", device=device,
+            output=str(output), name="tiny", steps=steps, batch_size=batch, seed=seed,
+            precision="bf16", device=device,
             checkpoint_every=250, keep_checkpoints=1,
         ),
         memory=MemoryConfig(offload=True),
@@ -62,7 +67,10 @@ def train_denoiser(recipe: Recipe) -> Path:
     """Start, or go on where an earlier sitting stopped. Returns the single file of the result."""
     output = Path(recipe.run.output)
     result = output / "tiny.safetensors"
-    done = max((int(path.name.removeprefix("step-")) for path in output.glob("checkpoints/step-*")), default=0)
+    done = max(
+        (int(path.name.removeprefix("step-")) for path in output.glob("checkpoints/step-*")),
+        default=0,
+    )
     if done >= recipe.run.steps and result.exists():
         return result
     if done:

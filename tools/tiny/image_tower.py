@@ -1,9 +1,11 @@
-"""Stage 3b: the image tower learns on, against the finished text tower (locked text, as in LiT, Zhai et al. 2022).
+"""Stage 3b: the image tower learns on, against the finished text tower (locked text, as in LiT,
+Zhai et al. 2022).
 
-The text tower is the text encoder that the denoiser reads, so it stays; the image tower and the text projection, which
-only measuring reads, learn to tell each scene's concept from all others, its style and colour from all others, and its
-caption from the rest of the batch; while training only, also which of all drawings it is. B batch, N concepts, S
-styles, C colours, K drawings, D projection width.
+The text tower is the text encoder that the denoiser reads, so it stays; the image tower and the
+text projection, which only measuring reads, learn to tell each scene's concept from all others,
+its style and colour from all others, and its caption from the rest of the batch; while training
+only, also which of all drawings it is. B batch, N concepts, S styles, C colours, K drawings, D
+projection width.
 """
 
 from dataclasses import dataclass
@@ -23,14 +25,15 @@ from transformers import CLIPTokenizer
 FIRST_SEED = 600_000_000
 BATCH = 128
 ROUND = 500
-"""Batches of scenes that are composed once and kept in memory (3 GiB); then they come again. Composing a scene costs as
-much as looking at it."""
+"""Batches of scenes that are composed once and kept in memory (3 GiB); then they come again.
+Composing a scene costs as much as looking at it."""
 SHIFT = 6
 """Pixels by which a scene that comes again may be moved either way."""
 PEAK = 2e-3
 DRAWING_SCALE = 16
 BLURRED = 0.3
-"""Share of pictures that were smaller first: halves of pairs are, and what a denoiser draws is never quite sharp."""
+"""Share of pictures that were smaller first: halves of pairs are, and what a denoiser draws is
+never quite sharp."""
 
 
 class Eye(nn.Module):
@@ -47,7 +50,9 @@ class Eye(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A batch of scenes: uint8 pictures [B, H, W, 3], labels [B, 4], pooled states of the captions [B, W]."""
+    """A batch of scenes: uint8 pictures [B, H, W, 3], labels [B, 4], pooled states of the captions
+    [B, W].
+    """
 
     pictures: np.ndarray
     labels_B4: Tensor
@@ -55,7 +60,12 @@ class Lesson:
 
 
 def compose(
-    towers: Towers, sprites: Sprites, tokenizer: CLIPTokenizer, seeds: range, numbers: dict[str, int], device: str
+    towers: Towers,
+    sprites: Sprites,
+    tokenizer: CLIPTokenizer,
+    seeds: range,
+    numbers: dict[str, int],
+    device: str,
 ) -> Lesson:
     scenes = [describe(sprites, seed, pair_share=0.0) for seed in seeds]
     captions = pooled_texts(towers, tokenizer, [caption(sprites, s, 0) for s in scenes], device)
@@ -82,14 +92,23 @@ def pooled_texts(towers: Towers, tokenizer: CLIPTokenizer, texts: list[str], dev
 def name_states(
     towers: Towers, tokenizer: CLIPTokenizer, sprites: Sprites, device: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pooled states of "a cat" [N, W], "a cat, noto style" [S, N, W], and with a background colour [S, C, N, W]."""
+    """Pooled states of "a cat" [N, W], "a cat, noto style" [S, N, W], and with a background colour
+    [S, C, N, W].
+    """
     names = [with_article(name) for name in sprites.names]
     bare = pooled_texts(towers, tokenizer, names, device)
-    styled = [pooled_texts(towers, tokenizer, [f"{n}, {s} style" for n in names], device) for s in STYLES]
+    styled = [
+        pooled_texts(towers, tokenizer, [f"{n}, {s} style" for n in names], device) for s in STYLES
+    ]
     coloured = [
         torch.stack(
             [
-                pooled_texts(towers, tokenizer, [f"{n}, {s} style, on a {c} background" for n in names], device)
+                pooled_texts(
+                    towers,
+                    tokenizer,
+                    [f"{n}, {s} style, on a {c} background" for n in names],
+                    device,
+                )
                 for c in COLOURS
             ]
         )
@@ -99,7 +118,12 @@ def name_states(
 
 
 def eye_loss(
-    eye: Eye, image: Tensor, labels_B4: Tensor, captions_BW: Tensor, states: tuple[Tensor, Tensor, Tensor], form: int
+    eye: Eye,
+    image: Tensor,
+    labels_B4: Tensor,
+    captions_BW: Tensor,
+    states: tuple[Tensor, Tensor, Tensor],
+    form: int,
 ) -> tuple[Tensor, Tensor]:
     """(loss, share of scenes whose concept is the nearest of all), of image features [B, D].
 
@@ -115,15 +139,20 @@ def eye_loss(
     if form == 0:
         logits = image @ project(bare).T
     elif form == 1:
-        logits = torch.einsum("bd,snd->bsn", image, project(styled))[torch.arange(len(image)), style]
+        logits = torch.einsum("bd,snd->bsn", image, project(styled))[
+            torch.arange(len(image)), style
+        ]
     else:
-        # One style and colour a step for the whole batch's question would not fit its scenes: ask each its own.
+        # One style and colour a step for the whole batch's question would not fit its scenes: ask
+        # each its own.
         pairs, own = torch.unique(style * len(COLOURS) + colour, return_inverse=True)
         asked = project(coloured.flatten(0, 1)[pairs])
         logits = torch.einsum("bd,pnd->bpn", image, asked)[torch.arange(len(image)), own]
     naming = F.cross_entropy(scale * logits, concept)
     manner = project(coloured[:, :, concept].permute(2, 0, 1, 3)).flatten(1, 2)
-    manners = F.cross_entropy(scale * torch.einsum("bd,bmd->bm", image, manner), style * len(COLOURS) + colour)
+    manners = F.cross_entropy(
+        scale * torch.einsum("bd,bmd->bm", image, manner), style * len(COLOURS) + colour
+    )
     told = scale * project(captions_BW) @ image.T
     order = torch.arange(len(image), device=image.device)
     contrast = (F.cross_entropy(told, order) + F.cross_entropy(told.T, order)) / 2
@@ -132,7 +161,9 @@ def eye_loss(
     return naming + 0.5 * manners + 0.5 * contrast + which, hits
 
 
-def train_image_tower(work: Work, towers: Towers, sprites: Sprites, tokenizer: CLIPTokenizer, *, steps: int) -> Towers:
+def train_image_tower(
+    work: Work, towers: Towers, sprites: Sprites, tokenizer: CLIPTokenizer, *, steps: int
+) -> Towers:
     towers = towers.to(work.device)
     numbers = {name: n for n, name in enumerate(sprites.names)}
     towers.text.text_model.requires_grad_(False)
@@ -148,7 +179,12 @@ def train_image_tower(work: Work, towers: Towers, sprites: Sprites, tokenizer: C
         number = step % ROUND
         if number not in known:
             known[number] = compose(
-                towers, sprites, tokenizer, seeds_of(number, BATCH, FIRST_SEED), numbers, work.device
+                towers,
+                sprites,
+                tokenizer,
+                seeds_of(number, BATCH, FIRST_SEED),
+                numbers,
+                work.device,
             )
         lesson = known[number]
         pixels = seen_again(lesson, rng, work.device)
@@ -167,7 +203,12 @@ def label(sprites: Sprites, scene: Scene, numbers: dict[str, int]) -> list[int]:
     """Concept, style, colour, drawing."""
     drawing = scene.items[0].sprite
     number = numbers[sprites.all[drawing].name]
-    return [number, STYLES.index(scene.style), list(COLOURS).index(scene.background.colour), drawing]
+    return [
+        number,
+        STYLES.index(scene.style),
+        list(COLOURS).index(scene.background.colour),
+        drawing,
+    ]
 
 
 def blurred(pixels_B3HW: Tensor, rng: np.random.Generator) -> Tensor:

@@ -1,4 +1,5 @@
-"""The mascot of the sample pictures: a small round creature with leaf ears, drawn by code in five scenes.
+"""The mascot of the sample pictures: a small round creature with leaf ears, drawn by code in five
+scenes.
 
 Coordinates are fractions of the side; everything is drawn at four times the size and reduced.
 Run as `python -m tools.tiny.mascot FOLDER`.
@@ -57,7 +58,9 @@ class Canvas:
     def line(self, points: list[Point], width: float, fill: str) -> None:
         """Round joints and ends."""
         s = self.side
-        self.pen.line([(x * s, y * s) for x, y in points], fill=fill, width=round(width * s), joint="curve")
+        self.pen.line(
+            [(x * s, y * s) for x, y in points], fill=fill, width=round(width * s), joint="curve"
+        )
         for point in (points[0], points[-1]):
             self.disc(point, width / 2, width / 2, fill)
 
@@ -67,7 +70,9 @@ def along(centre: Point, degrees: float, distance: float) -> Point:
     return centre[0] + distance * math.cos(angle), centre[1] - distance * math.sin(angle)
 
 
-def arc(centre: Point, rx: float, ry: float, start: float, end: float, steps: int = 24) -> list[Point]:
+def arc(
+    centre: Point, rx: float, ry: float, start: float, end: float, steps: int = 24
+) -> list[Point]:
     angles = [math.radians(start + (end - start) * k / steps) for k in range(steps + 1)]
     return [(centre[0] + rx * math.cos(a), centre[1] - ry * math.sin(a)) for a in angles]
 
@@ -79,7 +84,10 @@ def leaf(canvas: Canvas, root: Point, degrees: float, length: float, width: floa
 
     def place(t: float, side: float) -> Point:
         bulge = side * width * math.sin(math.pi * t**0.8) * (1 - 0.25 * t)
-        return (root[0] + ahead[0] * length * t + aside[0] * bulge, root[1] + ahead[1] * length * t + aside[1] * bulge)
+        return (
+            root[0] + ahead[0] * length * t + aside[0] * bulge,
+            root[1] + ahead[1] * length * t + aside[1] * bulge,
+        )
 
     steps = [k / 30 for k in range(31)]
     canvas.shape([place(t, 1) for t in steps] + [place(t, -1) for t in reversed(steps)], LEAF)
@@ -92,13 +100,23 @@ def creature(pose: Pose) -> Image.Image:
     canvas = Canvas()
     (x, y), r = pose.centre, pose.radius
     for degrees in pose.ears:
-        leaf(canvas, along((x, y), degrees, r * 0.86), degrees + (8 if degrees < 90 else -8) * -1, r * 0.95, r * 0.26)
+        leaf(
+            canvas,
+            along((x, y), degrees, r * 0.86),
+            degrees + (8 if degrees < 90 else -8) * -1,
+            r * 0.95,
+            r * 0.26,
+        )
     if pose.feet:
         for side in (-1, 1):
             canvas.disc((x + side * r * 0.42, y + r * 0.93), r * 0.27, r * 0.16, FOOT)
     for degrees in pose.arms:
         shoulder = (x, y + r * 0.1)
-        canvas.line([along(shoulder, degrees, r * 0.75), along(shoulder, degrees, r * 1.22)], r * 0.26, BODY_DARK)
+        canvas.line(
+            [along(shoulder, degrees, r * 0.75), along(shoulder, degrees, r * 1.22)],
+            r * 0.26,
+            BODY_DARK,
+        )
     canvas.disc((x, y), r * 1.02, r * 0.96, BODY_DARK)
     canvas.disc((x - r * 0.035, y - r * 0.05), r * 0.96, r * 0.89, BODY)
     canvas.disc((x, y + r * 0.38), r * 0.62, r * 0.5, BELLY)
@@ -120,7 +138,9 @@ def _face(canvas: Canvas, pose: Pose) -> None:
             canvas.disc((eye[0] - r * 0.04, eye[1] + r * 0.07), r * 0.028, r * 0.028, "#ffffff")
         else:
             up = pose.eyes == "happy"
-            canvas.line(arc(eye, r * 0.15, r * 0.12, *((10, 170) if up else (190, 350))), r * 0.065, INK)
+            canvas.line(
+                arc(eye, r * 0.15, r * 0.12, *((10, 170) if up else (190, 350))), r * 0.065, INK
+            )
     mouth = (x, y + r * 0.02)
     if pose.mouth == "laugh":
         canvas.shape(arc((x, mouth[1] - r * 0.02), r * 0.22, r * 0.27, 180, 360), "#8c3b46")
@@ -149,12 +169,22 @@ def standing() -> Image.Image:
 
 def jumping() -> Image.Image:
     canvas = Canvas("#fada3e")
-    for k, colour in enumerate(("#e8505b", "#4a7fe0", "#ffffff", "#58a64a", "#b060c8", "#f68a1e") * 3):
+    for k, colour in enumerate(
+        ("#e8505b", "#4a7fe0", "#ffffff", "#58a64a", "#b060c8", "#f68a1e") * 3
+    ):
         where = ((0.09 + 0.37 * k) % 1.0, (0.07 + 0.618 * k * 0.83) % 1.0)
         if math.dist(where, (0.5, 0.52)) > 0.36:
             canvas.disc(where, 0.021, 0.021, colour)
     shadow(canvas, (0.5, 0.93), 0.17, "#dcb92a")
-    pose = Pose(centre=(0.5, 0.53), radius=0.25, eyes="happy", mouth="laugh", arms=(16, 164), ears=(56, 124), tilt=8)
+    pose = Pose(
+        centre=(0.5, 0.53),
+        radius=0.25,
+        eyes="happy",
+        mouth="laugh",
+        arms=(16, 164),
+        ears=(56, 124),
+        tilt=8,
+    )
     canvas.image.alpha_composite(creature(pose))
     return canvas.image
 
@@ -174,7 +204,13 @@ def sleeping() -> Image.Image:
     canvas.disc((0.5, 0.92), 0.44, 0.13, "#8f78c8")
     canvas.disc((0.5, 0.9), 0.4, 0.1, "#a892dc")
     pose = Pose(
-        centre=(0.48, 0.66), radius=0.25, eyes="asleep", mouth="small", arms=(-30, 210), ears=(24, 156), feet=False
+        centre=(0.48, 0.66),
+        radius=0.25,
+        eyes="asleep",
+        mouth="small",
+        arms=(-30, 210),
+        ears=(24, 156),
+        feet=False,
     )
     canvas.image.alpha_composite(creature(pose))
     return canvas.image
@@ -188,7 +224,9 @@ def with_heart() -> Image.Image:
     x, y, r = 0.76, 0.6, 0.075
     for side in (-1, 1):
         canvas.disc((x + side * r * 0.62, y - r * 0.3), r * 0.75, r * 0.75, "#dc2f45")
-    canvas.shape([(x - r * 1.28, y - r * 0.02), (x + r * 1.28, y - r * 0.02), (x, y + r * 1.5)], "#dc2f45")
+    canvas.shape(
+        [(x - r * 1.28, y - r * 0.02), (x + r * 1.28, y - r * 0.02), (x, y + r * 1.5)], "#dc2f45"
+    )
     canvas.disc((x - r * 0.75, y - r * 0.5), r * 0.2, r * 0.14, "#ff8c98")
     return canvas.image
 
@@ -202,7 +240,9 @@ def on_grass() -> Image.Image:
         for k in range(5):
             canvas.disc(along(where, 72 * k + 18, 0.021), 0.015, 0.015, "#ffffff")
         canvas.disc(where, 0.013, 0.013, "#fada3e")
-    pose = Pose(centre=(0.54, 0.58), radius=0.25, mouth="laugh", arms=(14, 215), ears=(66, 124), tilt=4)
+    pose = Pose(
+        centre=(0.54, 0.58), radius=0.25, mouth="laugh", arms=(14, 215), ears=(66, 124), tilt=4
+    )
     canvas.image.alpha_composite(creature(pose))
     return canvas.image
 

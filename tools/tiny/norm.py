@@ -1,7 +1,8 @@
 """Group normalisation with a backward pass that is fast on the CPU in bfloat16 and channels-last.
 
-PyTorch's own takes about half of the VAE's step there when a group holds one channel. Same mathematics, used while
-training only. n batch, c channels, h w pixels, g groups, d channels of a group.
+PyTorch's own takes about half of the VAE's step there when a group holds one channel. Same
+mathematics, used while training only. n batch, c channels, h w pixels, g groups, d channels of a
+group.
 """
 
 import types
@@ -15,7 +16,9 @@ class GroupNormFunction(torch.autograd.Function):
     """`native_group_norm` forward; backward from the per-channel sums of dy and dy * x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> Tensor:
         n, c, h, w = x.shape
         y, mean, rstd = torch.native_group_norm(x, weight, bias, n, c, h * w, groups, eps)
         ctx.save_for_backward(x, weight, mean, rstd)

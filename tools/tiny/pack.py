@@ -1,4 +1,6 @@
-"""Last stage: half-precision safetensors in the folder layout of diffusers, as konomi ships them."""
+"""Last stage: half-precision safetensors in the folder layout of diffusers, as konomi ships
+them.
+"""
 
 import json
 from collections.abc import Mapping
@@ -18,8 +20,10 @@ LIMIT = 24 * 2**20
 """Bytes of all weights together."""
 
 SCHEDULER = {
-    "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000, "prediction_type": "epsilon", "set_alpha_to_one": False, "skip_prk_steps": True,
+    "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000, "prediction_type": "epsilon", "set_alpha_to_one": False,
+    "skip_prk_steps": True,
     "steps_offset": 1, "clip_sample": False, "trained_betas": None,
 }  # fmt: skip
 
@@ -47,7 +51,9 @@ def half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def _write(folder: Path, config: Mapping[str, object], file: str, tensors: Mapping[str, Tensor]) -> None:
+def _write(
+    folder: Path, config: Mapping[str, object], file: str, tensors: Mapping[str, Tensor]
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     save_file(half(tensors), folder / file, metadata={"format": "pt"})
@@ -55,7 +61,8 @@ def _write(folder: Path, config: Mapping[str, object], file: str, tensors: Mappi
 
 
 _NOISE = (
-    "transformers_version", "dtype", "id2label", "label2id", "return_dict", "problem_type", "output_attentions",
+    "transformers_version", "dtype", "id2label", "label2id", "return_dict", "problem_type",
+    "output_attentions",
     "output_hidden_states", "chunk_size_feed_forward", "is_encoder_decoder",
 )  # fmt: skip
 """What transformers writes into configs that says nothing about the model."""
@@ -63,11 +70,14 @@ _NOISE = (
 
 def _plain(config: Mapping[str, object], name: str) -> dict[str, object]:
     """A config without versions and paths of the machine that wrote it."""
-    return {"_class_name": name} | {k: v for k, v in config.items() if not k.startswith("_") and v is not None}
+    return {"_class_name": name} | {
+        k: v for k, v in config.items() if not k.startswith("_") and v is not None
+    }
 
 
 def _tower(config: Mapping[str, object], name: str) -> dict[str, object]:
-    # As in published SD1 folders: without it, transformers >= 5 computes in the file's format, beside a float32 UNet.
+    # As in published SD1 folders: without it, transformers >= 5 computes in the file's format,
+    # beside a float32 UNet.
     return {"architectures": [name], "torch_dtype": "float32"} | {
         k: v for k, v in config.items() if k not in _NOISE and not k.startswith("_")
     }
@@ -84,14 +94,23 @@ def pack_unet(unet: UNet2DConditionModel, folder: Path) -> None:
 
 
 def pack_clip(towers: Towers, folder: Path) -> None:
-    """`text_encoder` as every SD1 checkpoint has it; `clip` with the image tower and both projections."""
-    state = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in towers.text.text_model.state_dict().items()}
+    """`text_encoder` as every SD1 checkpoint has it; `clip` with the image tower and both
+    projections.
+    """
+    state = {
+        f"text_model.{k.removeprefix('text_model.')}": v
+        for k, v in towers.text.text_model.state_dict().items()
+    }
     config = _tower(text_config().to_dict(), "CLIPTextModel")
     _write(folder / "text_encoder", config, "model.safetensors", state)
     image = {f"image.{k}": v for k, v in towers.image.state_dict().items()}
-    others = {"text_projection.weight": towers.text.text_projection.weight, "logit_scale": towers.log_scale}
+    others = {
+        "text_projection.weight": towers.text.text_projection.weight,
+        "logit_scale": towers.log_scale,
+    }
     config = {
-        "architectures": ["ResidualTower"], "model_type": "konomi_residual_tower", "widths": list(WIDTHS),
+        "architectures": ["ResidualTower"], "model_type": "konomi_residual_tower",
+        "widths": list(WIDTHS),
         "image_size": SIDE, "projection_dim": WIDTH_SHARED,
     }  # fmt: skip
     _write(folder / "clip", config, "model.safetensors", {**image, **others})
@@ -104,7 +123,9 @@ def pack_rest(tokenizer: Path, folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((tokenizer / name).read_bytes())
     (folder / "scheduler").mkdir(exist_ok=True)
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2) + "\n")
+    (folder / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps(SCHEDULER, indent=2) + "\n"
+    )
     (folder / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
 
 
@@ -112,7 +133,9 @@ def weigh(folder: Path) -> int:
     """Bytes of all weights. Raises ValueError over the limit."""
     total = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     if total > LIMIT:
-        raise ValueError(f"the weights take {total / 2**20:.2f} MiB; the limit is {LIMIT / 2**20:.0f}")
+        raise ValueError(
+            f"the weights take {total / 2**20:.2f} MiB; the limit is {LIMIT / 2**20:.0f}"
+        )
     return total
 
 
@@ -127,7 +150,9 @@ def load_towers(folder: Path) -> Towers:
     towers = Towers(concepts=1)
     text = load_file(folder / "text_encoder" / "model.safetensors")
     others = load_file(folder / "clip" / "model.safetensors")
-    towers.text.text_model.load_state_dict({k.removeprefix("text_model."): v for k, v in text.items()})
+    towers.text.text_model.load_state_dict(
+        {k.removeprefix("text_model."): v for k, v in text.items()}
+    )
     image = {k.removeprefix("image."): v for k, v in others.items() if k.startswith("image.")}
     towers.image.load_state_dict(image)
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """Scenes composed from emoji sprites, with captions: the training pictures of `tiny`.
 
-A scene is a pure function of (sprites, seed): `describe` draws what is in it, `render` draws the pixels.
-Pictures are RGB uint8 [H, W, 3]; places and sizes are fractions of the side.
+A scene is a pure function of (sprites, seed): `describe` draws what is in it, `render` draws the
+pixels. Pictures are RGB uint8 [H, W, 3]; places and sizes are fractions of the side.
 """
 
 import io
@@ -50,7 +50,8 @@ PLACES: dict[str, tuple[float, float]] = {
 }
 
 GROUP_WEIGHTS = {0: 1.0, 1: 0.5, 2: 0.3, 3: 1.5, 4: 1.4, 5: 1.0, 6: 1.2, 7: 1.1, 8: 0.45}
-"""Emoji groups: things a person asks for are drawn more often than near-identical people and signs."""
+"""Emoji groups: things a person asks for are drawn more often than near-identical people and
+signs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +112,18 @@ class Scene:
 
 
 def clean_name(name: str) -> str:
-    """An emoji's name in the plain words of a prompt: no brackets, colons or quotes that prompts read otherwise."""
+    """An emoji's name in the plain words of a prompt: no brackets, colons or quotes that prompts
+    read otherwise.
+    """
     plain = name.lower().replace("’", "'")
     plain = re.sub(r"[“”()!:,*#]", " ", plain)
     return re.sub(r"\s+", " ", plain).strip() or "sign"
 
 
 def load_sprites(folder: Path) -> Sprites:
-    """Read emoji-STYLE.zip of each style from a folder; each holds WebP files and `metadata.jsonl`."""
+    """Read emoji-STYLE.zip of each style from a folder; each holds WebP files and
+    `metadata.jsonl`.
+    """
     found: list[Sprite] = []
     for style in STYLES:
         found += read_zip(folder / f"emoji-{style}.zip")
@@ -134,15 +139,21 @@ def read_zip(path: Path) -> list[Sprite]:
             with Image.open(io.BytesIO(archive.read(row["file_name"]))) as image:
                 pixels = image.convert("RGBA")
             name = clean_name(row["name"])
-            tags = tuple(t for t in dict.fromkeys(clean_name(tag) for tag in row["tags"]) if t != name)
+            tags = tuple(
+                t for t in dict.fromkeys(clean_name(tag) for tag in row["tags"]) if t != name
+            )
             sprites.append(Sprite(name, tags, int(row["group"]), row["style"], pixels))
     return sprites
 
 
-def index_sprites(sprites: list[Sprite], group_weights: dict[int, float] = GROUP_WEIGHTS) -> Sprites:
+def index_sprites(
+    sprites: list[Sprite], group_weights: dict[int, float] = GROUP_WEIGHTS
+) -> Sprites:
     """Group by style and weigh by emoji group."""
     styles = dict.fromkeys(sprite.style for sprite in sprites)
-    by_style = {s: tuple(i for i, sprite in enumerate(sprites) if sprite.style == s) for s in styles}
+    by_style = {
+        s: tuple(i for i, sprite in enumerate(sprites) if sprite.style == s) for s in styles
+    }
     weights = {}
     for style, members in by_style.items():
         raw = np.array([group_weights.get(sprites[i].group, 1.0) for i in members])
@@ -181,7 +192,9 @@ def _single(sprite: int, rng: np.random.Generator) -> Item:
     return Item(sprite, centre, rng.uniform(0.84, 0.96), "", str(rng.choice(["large", "big"])))
 
 
-def _pair(first: int, second: int, style: str, background: Background, rng: np.random.Generator, seed: int) -> Scene:
+def _pair(
+    first: int, second: int, style: str, background: Background, rng: np.random.Generator, seed: int
+) -> Scene:
     wobble = rng.uniform(-0.025, 0.025, 4)
     size = rng.uniform(0.42, 0.5)
     if rng.random() < 0.7:
@@ -205,7 +218,9 @@ def _draw_background(rng: np.random.Generator) -> Background:
         return Background("plain", colour, "", jitter)
     if kind < 0.83:
         return Background("gradient", colour, second, jitter, float(rng.choice([0.0, np.pi / 2])))
-    return Background(str(rng.choice(PATTERNS)), colour, second, jitter, turn, float(rng.uniform(0.16, 0.26)))
+    return Background(
+        str(rng.choice(PATTERNS)), colour, second, jitter, turn, float(rng.uniform(0.16, 0.26))
+    )
 
 
 def render(sprites: Sprites, scene: Scene, side: int = SIDE) -> np.ndarray:
@@ -213,7 +228,9 @@ def render(sprites: Sprites, scene: Scene, side: int = SIDE) -> np.ndarray:
     canvas = Image.fromarray(draw_background(scene.background, side))
     for item in scene.items:
         size = max(8, round(item.size * side))
-        sprite = sprites.all[item.sprite].image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        sprite = sprites.all[item.sprite].image.resize(
+            (size, size), Image.Resampling.BICUBIC, reducing_gap=2.0
+        )
         corner = (round(item.centre[0] * side - size / 2), round(item.centre[1] * side - size / 2))
         canvas.paste(sprite, corner, sprite)
     return np.asarray(canvas)
@@ -221,7 +238,9 @@ def render(sprites: Sprites, scene: Scene, side: int = SIDE) -> np.ndarray:
 
 def draw_background(background: Background, side: int = SIDE) -> np.ndarray:
     """uint8 [side, side, 3]."""
-    base = np.clip(np.array(COLOURS[background.colour]) + background.jitter, 0, 255).astype(np.float32)
+    base = np.clip(np.array(COLOURS[background.colour]) + background.jitter, 0, 255).astype(
+        np.float32
+    )
     if background.kind == "plain":
         return np.broadcast_to(base.astype(np.uint8), (side, side, 3)).copy()
     other = np.array(COLOURS[background.second], dtype=np.float32)
@@ -245,7 +264,10 @@ def _mixture(background: Background, side: int) -> np.ndarray:
     elif background.kind == "stripes":
         share = np.sin(2 * np.pi * along / background.period) * soft / 2 + 0.5
     elif background.kind == "checks":
-        share = np.sin(np.pi * x / background.period) * np.sin(np.pi * y / background.period) * soft + 0.5
+        share = (
+            np.sin(np.pi * x / background.period) * np.sin(np.pi * y / background.period) * soft
+            + 0.5
+        )
     else:
         dx, dy = (x / background.period) % 1 - 0.5, (y / background.period) % 1 - 0.5
         share = (0.26 - np.sqrt(dx * dx + dy * dy)) * side * background.period + 0.5

@@ -1,12 +1,13 @@
 """Stage 3d: of two things in a caption, the second means what it means alone.
 
-A causal text tower that was only asked what a whole caption shows lets the first thing run into the second. After
-stage 3c the state of "pizza" in "a cat next to a pizza" was nearer to that of "cat" (cosine 0.62, means taken off) than
-to that of "pizza" in "a pizza" (0.54), and the denoiser drew the right thing in the right half of one pair in ten, in
-the left half of four. Here the tower learns to say at the second thing's tokens what it says of the thing alone, and by
-how much, the same for all things, a second differs from a first; everywhere else it has to stay what it was (learning
-without forgetting, Li and Hoiem 2016). Captions alone are needed. B captions, T tokens, N tokens of a thing, W width of
-a state.
+A causal text tower that was only asked what a whole caption shows lets the first thing run into
+the second. After stage 3c the state of "pizza" in "a cat next to a pizza" was nearer to that of
+"cat" (cosine 0.62, means taken off) than to that of "pizza" in "a pizza" (0.54), and the denoiser
+drew the right thing in the right half of one pair in ten, in the left half of four. Here the tower
+learns to say at the second thing's tokens what it says of the thing alone, and by how much, the
+same for all things, a second differs from a first; everywhere else it has to stay what it was
+(learning without forgetting, Li and Hoiem 2016). Captions alone are needed. B captions, T tokens,
+N tokens of a thing, W width of a state.
 """
 
 import copy
@@ -95,11 +96,15 @@ class SecondThings:
         return found
 
 
-def offset(old: States, things: SecondThings, captions: Sequence[Told], tokens_BT: Tensor) -> Tensor:
+def offset(
+    old: States, things: SecondThings, captions: Sequence[Told], tokens_BT: Tensor
+) -> Tensor:
     """[W]: by how much second things differ from the same alone, in the mean."""
     with torch.no_grad():
         states = torch.cat([old(part) for part in tokens_BT.split(256)])
-    return torch.cat([states[s.row, s.where] - s.alone_NW for s in things.of(captions, tokens_BT)]).mean(0)
+    return torch.cat(
+        [states[s.row, s.where] - s.alone_NW for s in things.of(captions, tokens_BT)]
+    ).mean(0)
 
 
 def train_second_thing(
@@ -112,7 +117,9 @@ def train_second_thing(
     steps: int,
     batch: int = BATCH,
 ) -> Towers:
-    """By turns of all things and of those that the denoiser learns. On the CPU, wherever the rest runs."""
+    """By turns of all things and of those that the denoiser learns. On the CPU, wherever the rest
+    runs.
+    """
     towers = towers.cpu().eval()
     towers.text.set_attn_implementation("eager")
     old = States(copy.deepcopy(towers.text)).requires_grad_(False)
@@ -122,7 +129,9 @@ def train_second_thing(
     def told_at(seed: int, share: float) -> Told:
         source = (sprites, known)[seed % 2]
         scene = describe(source, seed, pair_share=share)
-        return Told(caption(source, scene, 0), tuple(source.all[item.sprite].name for item in scene.items))
+        return Told(
+            caption(source, scene, 0), tuple(source.all[item.sprite].name for item in scene.items)
+        )
 
     def tokens_of(captions: Sequence[Told]) -> Tensor:
         return tokenize(tokenizer, [told.words for told in captions], "cpu")

@@ -1,4 +1,6 @@
-"""What every stage shares: folder, device, number format, and a state that survives being stopped."""
+"""What every stage shares: folder, device, number format, and a state that survives being
+stopped.
+"""
 
 import json
 import math
@@ -34,9 +36,13 @@ class Work:
 
 
 class Progress:
-    """Model weights, their running average and the optimiser, saved every few minutes and found again."""
+    """Model weights, their running average and the optimiser, saved every few minutes and found
+    again.
+    """
 
-    def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, decay: float) -> None:
+    def __init__(
+        self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, decay: float
+    ) -> None:
         self.path, self.model, self.optimizer, self.decay = path, model, optimizer, decay
         self.step = 0
         self.average = {k: v.detach().clone().float() for k, v in model.state_dict().items()}
@@ -67,8 +73,13 @@ class Progress:
         self.seconds, self._since = self.seconds + now - self._since, now
         self.path.mkdir(parents=True, exist_ok=True)
         weights = self.model.state_dict()
-        save_file({k: v.contiguous() for k, v in weights.items()}, self.path / "weights.safetensors.part")
-        save_file({k: v.contiguous() for k, v in self.average.items()}, self.path / "average.safetensors.part")
+        save_file(
+            {k: v.contiguous() for k, v in weights.items()}, self.path / "weights.safetensors.part"
+        )
+        save_file(
+            {k: v.contiguous() for k, v in self.average.items()},
+            self.path / "average.safetensors.part",
+        )
         torch.save(self.optimizer.state_dict(), self.path / "optimizer.pt.part")
         for name in ("weights.safetensors", "average.safetensors", "optimizer.pt"):
             (self.path / f"{name}.part").replace(self.path / name)
@@ -86,7 +97,8 @@ def train(
 ) -> None:
     """Steps from where `progress` stands up to `steps`; then the model holds the running average.
 
-    `loss_at(step)` gives the loss, a pure function of the step so that resumed training is the same, and what to print.
+    `loss_at(step)` gives the loss, a pure function of the step so that resumed training is the
+    same, and what to print.
     """
     started = saved = time.monotonic()
     for step in range(progress.step, steps):

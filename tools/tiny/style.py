@@ -1,7 +1,9 @@
-"""Which of the three styles is a picture drawn in? The nearest of the real drawings of the same concept tells.
+"""Which of the three styles is a picture drawn in? The nearest of the real drawings of the same
+concept tells.
 
-A classifier that ignores what is drawn is no judge here: on scenes of real drawings, small networks over pixels and
-linear ones over the CLIP's features were right in 53 to 60 %. Styles show in how each thing is drawn.
+A classifier that ignores what is drawn is no judge here: on scenes of real drawings, small
+networks over pixels and linear ones over the CLIP's features were right in 53 to 60 %. Styles show
+in how each thing is drawn.
 """
 
 from collections import defaultdict
@@ -34,9 +36,13 @@ class StyleJudge:
         return len(self.drawings[self.sprites.all[scene.items[0].sprite].name]) == len(STYLES)
 
     def style_of(self, picture: np.ndarray, scene: Scene) -> str:
-        """The style whose drawing of the scene's concept the picture (uint8 [H, W, 3]) is nearest to."""
+        """The style whose drawing of the scene's concept the picture (uint8 [H, W, 3]) is nearest
+        to.
+        """
         known = self.drawings[self.sprites.all[scene.items[0].sprite].name]
-        views = [self._view(scene, known[style], number) for style in STYLES for number in range(VIEWS)]
+        views = [
+            self._view(scene, known[style], number) for style in STYLES for number in range(VIEWS)
+        ]
         found = image_features(self.towers, [picture, *views])
         cosines = (found[1:] @ found[0]).view(len(STYLES), VIEWS).mean(1)
         return STYLES[int(cosines.argmax())]
@@ -51,7 +57,9 @@ class StyleJudge:
         return float(np.mean(told))
 
     def accuracy_on_real(self, count: int = 200) -> float:
-        """On new scenes of the real drawings themselves: what no generated picture can beat by much."""
+        """On new scenes of the real drawings themselves: what no generated picture can beat by
+        much.
+        """
         scenes = [describe(self.sprites, HELD_OUT_SEED + n, pair_share=0.0) for n in range(count)]
         return self.share_right([render(self.sprites, scene) for scene in scenes], scenes)
 
@@ -67,5 +75,8 @@ class StyleJudge:
 @torch.no_grad()
 def image_features(towers: Towers, pictures: Sequence[np.ndarray]) -> Tensor:
     """Unit image features [N, D] of the CLIP."""
-    parts = [towers.image(to_tensor(list(pictures[k : k + 64]), "cpu")) for k in range(0, len(pictures), 64)]
+    parts = [
+        towers.image(to_tensor(list(pictures[k : k + 64]), "cpu"))
+        for k in range(0, len(pictures), 64)
+    ]
     return torch.cat(parts)

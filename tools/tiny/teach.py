@@ -1,7 +1,8 @@
-"""Can `tiny` be taught? LoRA on a few scenes of a concept it has never seen, and what becomes of it and of its class.
+"""Can `tiny` be taught? LoRA on a few scenes of a concept it has never seen, and what becomes of
+it and of its class.
 
-Likeness is the mean cosine of image features (the CLIP's image tower) between pictures drawn for the captions of scenes
-kept aside and those scenes themselves.
+Likeness is the mean cosine of image features (the CLIP's image tower) between pictures drawn for
+the captions of scenes kept aside and those scenes themselves.
 """
 
 import json
@@ -33,11 +34,16 @@ from konomi.models.load import load_base
 IDENTIFIER = "zwx"
 CLASS_NOUNS = {
     "avocado": "fruit", "backpack": "bag", "bento box": "food", "cactus": "plant", "crown": "hat",
-    "crystal ball": "ball", "cupcake": "cake", "flamingo": "bird", "guitar": "instrument", "hamburger": "food",
-    "hedgehog": "animal", "helicopter": "vehicle", "honeybee": "insect", "koala": "bear", "lobster": "crab",
-    "microscope": "tool", "octopus": "animal", "panda": "bear", "penguin": "bird", "pineapple": "fruit",
-    "red paper lantern": "light", "rocket": "vehicle", "snowman": "person", "sunflower": "flower", "t-rex": "dragon",
-    "teapot": "pot", "teddy bear": "bear", "tractor": "vehicle", "trophy": "cup", "unicorn": "horse",
+    "crystal ball": "ball", "cupcake": "cake", "flamingo": "bird", "guitar": "instrument",
+    "hamburger": "food",
+    "hedgehog": "animal", "helicopter": "vehicle", "honeybee": "insect", "koala": "bear",
+    "lobster": "crab",
+    "microscope": "tool", "octopus": "animal", "panda": "bear", "penguin": "bird",
+    "pineapple": "fruit",
+    "red paper lantern": "light", "rocket": "vehicle", "snowman": "person", "sunflower": "flower",
+    "t-rex": "dragon",
+    "teapot": "pot", "teddy bear": "bear", "tractor": "vehicle", "trophy": "cup",
+    "unicorn": "horse",
 }  # fmt: skip
 """What each novel concept is, in a word that `tiny` knows from captions."""
 NUM_SCENES = 4
@@ -73,14 +79,18 @@ class Outcome:
 
 
 def lessons(novel: Sprites, style: str) -> list[Lesson]:
-    """All novel concepts that a style draws: single drawings on plain backgrounds, none of them at a place."""
+    """All novel concepts that a style draws: single drawings on plain backgrounds, none of them at
+    a place.
+    """
     found = []
     for number, name in enumerate(novel.names):
         members = [i for i in novel.by_style[style] if novel.all[i].name == name]
         if not members:
             continue
         scenes = _scenes_of(novel, members[0], style, FIRST_SEED + 10_000 * number)
-        found.append(Lesson(name, CLASS_NOUNS[name], tuple(scenes[:NUM_SCENES]), tuple(scenes[NUM_SCENES:])))
+        found.append(
+            Lesson(name, CLASS_NOUNS[name], tuple(scenes[:NUM_SCENES]), tuple(scenes[NUM_SCENES:]))
+        )
     return found
 
 
@@ -94,18 +104,30 @@ def _scenes_of(novel: Sprites, sprite: int, style: str, seed: int) -> list[Scene
         plain = drawn.background.kind == "plain" and not drawn.items[0].place
         if plain and drawn.background.colour not in colours:
             colours.add(drawn.background.colour)
-            scenes.append(replace(drawn, items=(replace(drawn.items[0], sprite=sprite),), style=style))
+            scenes.append(
+                replace(drawn, items=(replace(drawn.items[0], sprite=sprite),), style=style)
+            )
     return scenes
 
 
 def words_for(subject: str, scene: Scene) -> str:
-    return f"{with_article(subject)}, {scene.style} style, on a {scene.background.colour} background"
+    return (
+        f"{with_article(subject)}, {scene.style} style, on a {scene.background.colour} background"
+    )
 
 
 def teach(
-    model: str, towers: Towers, novel: Sprites, lesson: Lesson, *, prior: bool, settings: Sequence[str] = ()
+    model: str,
+    towers: Towers,
+    novel: Sprites,
+    lesson: Lesson,
+    *,
+    prior: bool,
+    settings: Sequence[str] = (),
 ) -> Outcome:
-    """Train on the shown scenes with konomi's defaults; `prior`: with class pictures of the base's own."""
+    """Train on the shown scenes with konomi's defaults; `prior`: with class pictures of the base's
+    own.
+    """
     base = load_base(model)
     truth = image_features(towers, [render(novel, scene) for scene in lesson.kept])
     ordinary = [words_for(lesson.noun, scene) for scene in lesson.kept]
@@ -118,10 +140,14 @@ def teach(
         images = write_lesson(folder / "images", novel, lesson)
         sources = [SourceConfig(path=str(images), trigger=IDENTIFIER, class_noun=lesson.noun)]
         if prior:
-            sources.append(SourceConfig(path=str(write_class(folder / "class", base, lesson)), role="prior"))
+            sources.append(
+                SourceConfig(path=str(write_class(folder / "class", base, lesson)), role="prior")
+            )
         recipe = Recipe(
             base=model,
-            data=DataConfig(sources=tuple(sources), cache=CacheConfig(folder=str(folder / "cache"))),
+            data=DataConfig(
+                sources=tuple(sources), cache=CacheConfig(folder=str(folder / "cache"))
+            ),
             method=LoraConfig(),
             run=RunConfig(output=str(folder / "run"), name="lesson", device="cpu"),
         )
@@ -142,8 +168,12 @@ def write_lesson(folder: Path, novel: Sprites, lesson: Lesson) -> Path:
     rows = []
     for number, scene in enumerate(lesson.shown):
         Image.fromarray(render(novel, scene)).save(folder / f"{number}.png")
-        rows.append({"file_name": f"{number}.png", "text": words_for(f"{IDENTIFIER} {lesson.noun}", scene)})
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        rows.append(
+            {"file_name": f"{number}.png", "text": words_for(f"{IDENTIFIER} {lesson.noun}", scene)}
+        )
+    (folder / "metadata.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
     return folder
 
 
@@ -152,14 +182,22 @@ def write_class(folder: Path, base: BaseModel, lesson: Lesson, count: int = 24) 
     folder.mkdir(parents=True)
     caption = with_article(lesson.noun)
     rows = []
-    for number, picture in enumerate(draw(base, [caption] * count, guidance=GUIDANCE, first_seed=5_000)):
+    for number, picture in enumerate(
+        draw(base, [caption] * count, guidance=GUIDANCE, first_seed=5_000)
+    ):
         Image.fromarray(picture).save(folder / f"{number}.png")
         rows.append({"file_name": f"{number}.png", "text": caption})
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "metadata.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
     return folder
 
 
-def likeness(towers: Towers, pictures: list[np.ndarray], truth: Tensor, *, matched: bool = True) -> float:
-    """Mean cosine to the true scenes: each to its own, or to all where pictures have no scene of their own."""
+def likeness(
+    towers: Towers, pictures: list[np.ndarray], truth: Tensor, *, matched: bool = True
+) -> float:
+    """Mean cosine to the true scenes: each to its own, or to all where pictures have no scene of
+    their own.
+    """
     found = image_features(towers, pictures)
     return float((found * truth).sum(1).mean() if matched else (found @ truth.T).mean())

@@ -1,12 +1,15 @@
-"""Stage 3c: the text tower learns on, against the finished image tower (locked image, Zhai et al. 2022).
+"""Stage 3c: the text tower learns on, against the finished image tower (locked image, Zhai et al.
+2022).
 
-Stage 3 leaves a text tower whose states say which thing is meant and next to nothing of the rest: between "a cat, noto
-style" and "a cat, blob style" they differ by a twentieth of what parts two names, and a denoiser that reads them never
-learned styles or pairs. Here a caption has to be told from the same scene in the other styles, and its states have to
-say what the scene looks like: from the end token on, a fixed half of each state is drawn to the main components of the
-picture made small. What an ideal denoiser predicts from pure noise, the mean of all pictures with this caption, the
-text encoder then knows already. At last the projection, which only measuring reads, is fitted again to names without a
-background. B batch, T tokens, W width of a state, K components, D projection width, M scenes, N names, S styles.
+Stage 3 leaves a text tower whose states say which thing is meant and next to nothing of the rest:
+between "a cat, noto style" and "a cat, blob style" they differ by a twentieth of what parts two
+names, and a denoiser that reads them never learned styles or pairs. Here a caption has to be told
+from the same scene in the other styles, and its states have to say what the scene looks like: from
+the end token on, a fixed half of each state is drawn to the main components of the picture made
+small. What an ideal denoiser predicts from pure noise, the mean of all pictures with this caption,
+the text encoder then knows already. At last the projection, which only measuring reads, is fitted
+again to names without a background. B batch, T tokens, W width of a state, K components, D
+projection width, M scenes, N names, S styles.
 """
 
 from collections import defaultdict
@@ -35,14 +38,17 @@ SMALL = 16
 """Pixels of a side of the small pictures."""
 COMPONENTS = 96
 FLATTEN = -0.25
-"""Components are scaled by this power of their variance: background colour alone has half of all variance."""
+"""Components are scaled by this power of their variance: background colour alone has half of all
+variance."""
 LOOKS_WEIGHT = 3.0
 DRAWING_SCALE = 16
 PROJECTION_RATE = 2e-3
 BLUR = 0.02
-"""Noise on image features while the projection is fitted: what a denoiser draws is never quite a real drawing."""
+"""Noise on image features while the projection is fitted: what a denoiser draws is never quite a
+real drawing."""
 LONG_SHARE = 0.15
-"""Steps with all 77 positions, as the denoiser reads them; the others end with the longest caption."""
+"""Steps with all 77 positions, as the denoiser reads them; the others end with the longest
+caption."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,10 @@ def families(sprites: Sprites, known: Sprites, count: int) -> list[list[Scene]]:
         family = []
         for style in STYLES:
             if all((name, style) in numbers for name in names):
-                items = [replace(i, sprite=numbers[name, style]) for i, name in zip(scene.items, names, strict=True)]
+                items = [
+                    replace(i, sprite=numbers[name, style])
+                    for i, name in zip(scene.items, names, strict=True)
+                ]
                 family.append(replace(scene, items=tuple(items), style=style))
         found.append(family)
     return found
@@ -122,7 +131,9 @@ class Reader(nn.Module):
         self.register_buffer("readout", readout())
 
     def forward(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit vectors [B, D], what the states say of looks [B, T, K], and where they have to [B, T]."""
+        """Unit vectors [B, D], what the states say of looks [B, T, K], and where they have to [B,
+        T].
+        """
         out = self.text(input_ids=tokens_BT)
         looks = out.last_hidden_state.float() @ self.readout.T
         return F.normalize(out.text_embeds.float(), dim=1), looks, tokens_BT == VOCABULARY - 1
@@ -130,7 +141,9 @@ class Reader(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Drawings:
-    """The mean features of each drawing [N, D], of scenes that show nothing else; and of which concept it is [N]."""
+    """The mean features of each drawing [N, D], of scenes that show nothing else; and of which
+    concept it is [N].
+    """
 
     means_ND: Tensor
     concept_N: Tensor
@@ -143,7 +156,9 @@ def drawings_of(bank: Bank, sprites: Sprites) -> Drawings:
     for n, scene in enumerate(bank.scenes):
         if len(scene.items) == 1:
             rows[scene.items[0].sprite].append(n)
-    means = torch.stack([F.normalize(bank.features_MD[where].mean(0), dim=0) for where in rows.values()])
+    means = torch.stack(
+        [F.normalize(bank.features_MD[where].mean(0), dim=0) for where in rows.values()]
+    )
     return Drawings(means, concepts_of(sprites, rows), {sprite: n for n, sprite in enumerate(rows)})
 
 
@@ -153,7 +168,9 @@ def concepts_of(sprites: Sprites, drawings: Iterable[int]) -> Tensor:
     return torch.tensor([numbers[sprites.all[drawing].name] for drawing in drawings])
 
 
-def contrast(text_BD: Tensor, image_BD: Tensor, family_B: Tensor, styled_B: Tensor, scale: Tensor) -> Tensor:
+def contrast(
+    text_BD: Tensor, image_BD: Tensor, family_B: Tensor, styled_B: Tensor, scale: Tensor
+) -> Tensor:
     """Captions against pictures of the batch; a caption without a style fits all of its family."""
     logits = scale * text_BD @ image_BD.T
     own = torch.arange(len(text_BD))
@@ -163,7 +180,9 @@ def contrast(text_BD: Tensor, image_BD: Tensor, family_B: Tensor, styled_B: Tens
 
 
 def which_drawing(text_BD: Tensor, drawings: Drawings, row_B: Tensor, styled_B: Tensor) -> Tensor:
-    """Captions of one thing against all drawings: its own, or without a style any of its concept."""
+    """Captions of one thing against all drawings: its own, or without a style any of its
+    concept.
+    """
     shares = F.log_softmax(DRAWING_SCALE * text_BD @ drawings.means_ND.T, dim=1)
     same = drawings.concept_N[row_B][:, None] == drawings.concept_N[None]
     any_style = shares.masked_fill(~same, -1e4).logsumexp(1)
@@ -176,9 +195,18 @@ def at_full_length(tokens_BT: Tensor) -> Tensor:
 
 
 def train_text_tower(
-    work: Work, towers: Towers, sprites: Sprites, known: Sprites, tokenizer: CLIPTokenizer, *, steps: int, count: int
+    work: Work,
+    towers: Towers,
+    sprites: Sprites,
+    known: Sprites,
+    tokenizer: CLIPTokenizer,
+    *,
+    steps: int,
+    count: int,
 ) -> Towers:
-    """`count` families of scenes, each seen many times in other words. On the CPU, wherever the rest runs."""
+    """`count` families of scenes, each seen many times in other words. On the CPU, wherever the
+    rest runs.
+    """
     towers = towers.cpu().eval()
     bank = compose(work, towers, sprites, known, count)
     drawings = drawings_of(bank, sprites)
@@ -188,7 +216,9 @@ def train_text_tower(
     decayed = [p for p in reader.parameters() if p.dim() > 1]
     plain = [p for p in reader.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}], lr=PEAK, betas=(0.9, 0.98)
+        [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}],
+        lr=PEAK,
+        betas=(0.9, 0.98),
     )
     starts = torch.searchsorted(bank.family, torch.arange(count + 1))
 
@@ -210,11 +240,16 @@ def train_text_tower(
         scale = reader.log_scale.clamp(max=4.6).exp()
         apart = contrast(text, bank.features_MD[chosen], bank.family[chosen], styled, scale)
         one = torch.tensor([len(scene.items) == 1 for scene in scenes])
-        rows = torch.tensor([drawings.number[scene.items[0].sprite] for scene in scenes if len(scene.items) == 1])
+        rows = torch.tensor(
+            [drawings.number[scene.items[0].sprite] for scene in scenes if len(scene.items) == 1]
+        )
         which = which_drawing(text[one], drawings, rows, styled[one])
         wrong = (looks - bank.looks_MK[chosen][:, None]).square().mean(2)
         look = (wrong * told).sum() / told.sum()
-        return apart + which + LOOKS_WEIGHT * look, f"apart {apart:.3f} which {which:.3f} looks {look:.3f}"
+        return (
+            apart + which + LOOKS_WEIGHT * look,
+            f"apart {apart:.3f} which {which:.3f} looks {look:.3f}",
+        )
 
     progress = Progress(work.folder / "text-tower", reader, optimizer, decay=0.998)
     train(progress, loss_at, steps=steps, peak=PEAK, warmup=100)
@@ -223,9 +258,17 @@ def train_text_tower(
 
 
 def fit_projection(
-    towers: Towers, sprites: Sprites, tokenizer: CLIPTokenizer, bank: Bank, *, steps: int = 600, batch: int = 512
+    towers: Towers,
+    sprites: Sprites,
+    tokenizer: CLIPTokenizer,
+    bank: Bank,
+    *,
+    steps: int = 600,
+    batch: int = 512,
 ) -> None:
-    """From finished states and features; half a minute. Scenes are told by name, by style, and by caption."""
+    """From finished states and features; half a minute. Scenes are told by name, by style, and by
+    caption.
+    """
     alone = [n for n, scene in enumerate(bank.scenes) if len(scene.items) == 1]
     scenes, features_MD = [bank.scenes[n] for n in alone], bank.features_MD[alone]
     names = [with_article(name) for name in sprites.names]
@@ -234,7 +277,9 @@ def fit_projection(
         return pooled_texts(towers, tokenizer, texts, "cpu")
 
     bare_NW = pooled(names)
-    styled_SNW = torch.stack([pooled([f"{name}, {style} style" for name in names]) for style in STYLES])
+    styled_SNW = torch.stack(
+        [pooled([f"{name}, {style} style" for name in names]) for style in STYLES]
+    )
     captions_MW = pooled([caption(sprites, scene, 0) for scene in scenes])
     concept_M = concepts_of(sprites, [scene.items[0].sprite for scene in scenes])
     style_M = torch.tensor([STYLES.index(scene.style) for scene in scenes])
@@ -248,11 +293,16 @@ def fit_projection(
         rows = torch.arange(len(chosen))
         noise = BLUR * torch.randn(len(chosen), features_MD.shape[1], generator=generator)
         seen_BD = F.normalize(features_MD[chosen] + noise, dim=1)
-        told = [F.normalize(states @ weight.T, dim=-1) for states in (bare_NW, styled_SNW, captions_MW[chosen])]
+        told = [
+            F.normalize(states @ weight.T, dim=-1)
+            for states in (bare_NW, styled_SNW, captions_MW[chosen])
+        ]
         concept, style = concept_M[chosen], style_M[chosen]
         alike_BSN = scale * torch.einsum("bd,snd->bsn", seen_BD, told[1])
         by_caption = scale * told[2] @ seen_BD.T
-        loss = F.cross_entropy(alike_BSN[rows, style], concept) + F.cross_entropy(alike_BSN[rows, :, concept], style)
+        loss = F.cross_entropy(alike_BSN[rows, style], concept) + F.cross_entropy(
+            alike_BSN[rows, :, concept], style
+        )
         loss = loss + 0.5 * F.cross_entropy(scale * seen_BD @ told[0].T, concept)
         loss = loss + (F.cross_entropy(by_caption, rows) + F.cross_entropy(by_caption.T, rows)) / 2
         optimizer.zero_grad()

@@ -1,7 +1,8 @@
-"""Stage 1: the vocabulary. Byte-pair encoding in CLIP's manner (Radford et al. 2021), learned from the captions' words.
+"""Stage 1: the vocabulary. Byte-pair encoding in CLIP's manner (Radford et al. 2021), learned from
+the captions' words.
 
-256 byte symbols, the same 256 ending a word, merges in order of learning, then start and end of text last, as in
-CLIP's own vocabulary: the end token has the greatest id.
+256 byte symbols, the same 256 ending a word, merges in order of learning, then start and end of
+text last, as in CLIP's own vocabulary: the end token has the greatest id.
 """
 
 import json
@@ -16,28 +17,35 @@ from tools.tiny.scenes import COLOURS, Sprites, describe
 VOCABULARY = 4096
 START, END = "<|startoftext|>", "<|endoftext|>"
 EVERYDAY = (
-    "a an the of in on at and with to by for from near under over behind beside inside wearing holding sitting "
-    "standing playing sleeping flying running eating photo picture drawing image painting sketch cartoon style "
-    "toy doll plush stuffed animal dog puppy cat kitten sneaker shoe boot backpack bowl can candle vase teapot "
-    "clock glasses poop robot monster jungle beach snow street city forest garden grass field mountain sea water "
-    "wooden floor table carpet purple pink rainbow gold silver dark bright pale cute happy sad angry small big "
-    "large tiny huge old new front left right top bottom center middle corner side full body portrait close up "
-    "view character mascot creature leaf ears eyes smile hat party night day sun rain cloud stars heart simple "
-    "plain white black"
+    "a an the of in on at and with to by for from near under over behind beside inside wearing "
+    "holding sitting standing playing sleeping flying running eating photo picture drawing image "
+    "painting sketch cartoon style toy doll plush stuffed animal dog puppy cat kitten sneaker shoe "
+    "boot backpack bowl can candle vase teapot clock glasses poop robot monster jungle beach snow "
+    "street city forest garden grass field mountain sea water wooden floor table carpet purple "
+    "pink rainbow gold silver dark bright pale cute happy sad angry small big large tiny huge old "
+    "new front left right top bottom center middle corner side full body portrait close up view "
+    "character mascot creature leaf ears eyes smile hat party night day sun rain cloud stars heart "
+    "simple plain white black"
 )
 """Words people type that the emoji names do not have; they become whole tokens too."""
 
 
 def bytes_to_unicode() -> dict[int, str]:
     """GPT-2's reversible map from bytes to printable characters."""
-    kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    kept = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [b for b in range(256) if b not in kept]
     table = {b: chr(b) for b in kept}
     return table | {b: chr(256 + n) for n, b in enumerate(others)}
 
 
 def count_words(sprites: Sprites, scenes: int = 20_000) -> Counter[str]:
-    """How often each word comes in captions; names, tags, colours and rare words come at least a few times."""
+    """How often each word comes in captions; names, tags, colours and rare words come at least a
+    few times.
+    """
     pattern = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|[^\s\w]+|_", re.IGNORECASE)
     counts: Counter[str] = Counter()
     for seed in range(scenes):
@@ -50,7 +58,9 @@ def count_words(sprites: Sprites, scenes: int = 20_000) -> Counter[str]:
 
 
 def learn_merges(counts: Counter[str], number: int) -> list[tuple[str, str]]:
-    """The most frequent neighbours, joined one after the other; ties go to the alphabetically first."""
+    """The most frequent neighbours, joined one after the other; ties go to the alphabetically
+    first.
+    """
     table = bytes_to_unicode()
     words = {}
     for word, count in counts.items():
@@ -102,7 +112,9 @@ def write_tokenizer(sprites: Sprites, folder: Path) -> None:
     symbols = letters + [letter + "</w>" for letter in letters]
     merges = learn_merges(count_words(sprites), VOCABULARY - len(symbols) - 2)
     if len(symbols) + len(merges) + 2 != VOCABULARY:
-        raise ValueError(f"only {len(merges)} merges could be learned: fewer than {VOCABULARY} entries")
+        raise ValueError(
+            f"only {len(merges)} merges could be learned: fewer than {VOCABULARY} entries"
+        )
     entries = [*symbols, *(a + b for a, b in merges), START, END]
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = {token: number for number, token in enumerate(entries)}
@@ -114,7 +126,8 @@ def write_tokenizer(sprites: Sprites, folder: Path) -> None:
     special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
     settings = {
-        **special, "add_prefix_space": False, "do_lower_case": True, "errors": "replace", "model_max_length": 77,
+        **special, "add_prefix_space": False, "do_lower_case": True, "errors": "replace",
+        "model_max_length": 77,
         "tokenizer_class": "CLIPTokenizer",
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")

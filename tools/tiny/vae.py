@@ -1,7 +1,8 @@
-"""Stage 2: the autoencoder (AutoencoderKL, 8x reduction, 4 channels), trained on crops and whole scenes.
+"""Stage 2: the autoencoder (AutoencoderKL, 8x reduction, 4 channels), trained on crops and whole
+scenes.
 
-Loss: L1 + squared error + difference of image gradients + a small KL (Rombach et al. 2022, without perceptual and
-adversarial terms, which need networks we do not have). B batch, H W pixels.
+Loss: L1 + squared error + difference of image gradients + a small KL (Rombach et al. 2022, without
+perceptual and adversarial terms, which need networks we do not have). B batch, H W pixels.
 """
 
 import numpy as np
@@ -22,11 +23,14 @@ KL_WEIGHT = 1e-4
 
 
 def new_vae(seed: int = 11) -> AutoencoderKL:
-    """Random weights. Four normalisation groups: with SD1's 32, a group here would be one channel, whose mean over the
-    picture, and with it the colour of plain backgrounds, normalisation would remove."""
+    """Random weights. Four normalisation groups: with SD1's 32, a group here would be one channel,
+    whose mean over the picture, and with it the colour of plain backgrounds, normalisation would
+    remove.
+    """
     torch.manual_seed(seed)
     return AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, sample_size=128, layers_per_block=1, norm_num_groups=4,
+        in_channels=3, out_channels=3, latent_channels=4, sample_size=128, layers_per_block=1,
+        norm_num_groups=4,
         block_out_channels=(32, 32, 64, 96), down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4, scaling_factor=SCALING,
     )  # fmt: skip
@@ -48,7 +52,9 @@ def crops(sprites: Sprites, seeds: range) -> list[np.ndarray]:
         item = scene.items[int(rng.integers(len(scene.items)))]
         side = picture.shape[0]
         corner = [
-            int(np.clip((at + rng.uniform(-0.5, 0.5) * item.size) * side - CROP / 2, 0, side - CROP))
+            int(
+                np.clip((at + rng.uniform(-0.5, 0.5) * item.size) * side - CROP / 2, 0, side - CROP)
+            )
             for at in item.centre
         ]
         out.append(picture[corner[1] : corner[1] + CROP, corner[0] : corner[0] + CROP])
@@ -77,8 +83,12 @@ def vae_loss(vae: AutoencoderKL, pixels: Tensor, noise: torch.Generator) -> tupl
 
 
 def restoration_loss(error: Tensor) -> Tensor:
-    """From pixel differences: squares, absolute values, edges, and the mean colour of 8x8 blocks."""
-    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    """From pixel differences: squares, absolute values, edges, and the mean colour of 8x8
+    blocks.
+    """
+    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (
+        error[..., 1:, :] - error[..., :-1, :]
+    ).abs().mean()
     blocks = F.avg_pool2d(error, 8).abs().mean()
     return 2 * error.square().mean() + 0.5 * error.abs().mean() + 0.25 * edges + 0.5 * blocks
 
@@ -96,7 +106,13 @@ def train_vae(work: Work, sprites: Sprites, *, steps: int) -> AutoencoderKL:
             loss, squared = vae_loss(vae, pixels_of(work, sprites, step, FIRST_SEED), noise)
         return loss, f"loss {loss.item():.4f} psnr {decibels(running.follow(squared.item())):.2f}"
 
-    train(Progress(work.folder / "vae", vae, optimizer, decay=0.998), loss_at, steps=steps, peak=PEAK, warmup=100)
+    train(
+        Progress(work.folder / "vae", vae, optimizer, decay=0.998),
+        loss_at,
+        steps=steps,
+        peak=PEAK,
+        warmup=100,
+    )
     return vae
 
 
@@ -112,11 +128,17 @@ def decibels(squared_error: float) -> float:
 
 
 def train_decoder(work: Work, vae: AutoencoderKL, sprites: Sprites, *, steps: int) -> AutoencoderKL:
-    """Go on with the decoder alone, the latents left as they are: the denoiser can train on them at the same time."""
-    decoder = torch.nn.ModuleDict({"decoder": vae.decoder, "post": vae.post_quant_conv}).to(work.device)
+    """Go on with the decoder alone, the latents left as they are: the denoiser can train on them
+    at the same time.
+    """
+    decoder = torch.nn.ModuleDict({"decoder": vae.decoder, "post": vae.post_quant_conv}).to(
+        work.device
+    )
     if work.device == "cpu":
         use_fast_group_norm(decoder)
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(
+        decoder.parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=1e-3
+    )
     running = Running()
 
     def loss_at(step: int) -> tuple[Tensor, str]:
@@ -124,12 +146,17 @@ def train_decoder(work: Work, vae: AutoencoderKL, sprites: Sprites, *, steps: in
         with work.autocast():
             with torch.no_grad():
                 latents = vae.quant_conv(vae.encoder(pixels)).float().chunk(2, dim=1)[0]
-            # Latents that a denoiser draws are never exact; the decoder should not mind (unit variance after SCALING).
+            # Latents that a denoiser draws are never exact; the decoder should not mind (unit
+            # variance after SCALING).
             latents = latents + 0.03 / SCALING * torch.randn(
-                latents.shape, generator=torch.Generator(work.device).manual_seed(step), device=work.device
+                latents.shape,
+                generator=torch.Generator(work.device).manual_seed(step),
+                device=work.device,
             )
             error = vae.decoder(vae.post_quant_conv(latents)).float() - pixels
-        return restoration_loss(error), f"psnr {decibels(running.follow(error.square().mean().item())):.2f}"
+        return restoration_loss(
+            error
+        ), f"psnr {decibels(running.follow(error.square().mean().item())):.2f}"
 
     progress = Progress(work.folder / "decoder", decoder, optimizer, decay=0.998)
     train(progress, loss_at, steps=steps, peak=0.5 * PEAK, warmup=50)
@@ -138,7 +165,9 @@ def train_decoder(work: Work, vae: AutoencoderKL, sprites: Sprites, *, steps: in
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, images: list[np.ndarray], device: str = "cpu") -> float:
-    """Mean over pictures of the peak signal-to-noise ratio in dB, latents at their mean, pixels clamped and 8-bit."""
+    """Mean over pictures of the peak signal-to-noise ratio in dB, latents at their mean, pixels
+    clamped and 8-bit.
+    """
     values = []
     for image in images:
         pixels = to_tensor([image], device)
@@ -150,16 +179,21 @@ def psnr(vae: AutoencoderKL, images: list[np.ndarray], device: str = "cpu") -> f
 
 @torch.no_grad()
 def fold_scale(vae: AutoencoderKL, images: list[np.ndarray], device: str = "cpu") -> None:
-    """Give each latent channel zero mean and, times the factor 0.18215 that every SD1 tool knows, unit variance.
+    """Give each latent channel zero mean and, times the factor 0.18215 that every SD1 tool knows,
+    unit variance.
 
-    The affine map goes into the 1x1 convolutions around the latents, so pictures are restored exactly as before.
+    The affine map goes into the 1x1 convolutions around the latents, so pictures are restored
+    exactly as before.
     """
-    latents = torch.cat([vae.encode(to_tensor([image], device)).latent_dist.mean for image in images])
+    latents = torch.cat(
+        [vae.encode(to_tensor([image], device)).latent_dist.mean for image in images]
+    )
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     gain = 1 / (deviation * SCALING)
     channels = len(gain)
     quant, post = vae.quant_conv, vae.post_quant_conv
-    # z' = gain * (z - mean); its log-variance grows by 2 log gain; the decoder sees z' / gain + mean.
+    # z' = gain * (z - mean); its log-variance grows by 2 log gain; the decoder sees z' / gain +
+    # mean.
     quant.weight[:channels] *= gain[:, None, None, None]
     quant.bias[:channels] = (quant.bias[:channels] - mean) * gain
     quant.bias[channels:] += 2 * gain.log()

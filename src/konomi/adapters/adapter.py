@@ -1,8 +1,8 @@
 """An adapter: learned tensors and what they mean, in one key scheme.
 
-Canonical keys are `PART.PATH`: PART is `denoiser`, `text_encoder` or `text_encoder_2`; PATH is the module's path in the
-diffusers (denoiser) or transformers (text encoder, always with `text_model.`) layout, e.g.
-`denoiser.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`,
+Canonical keys are `PART.PATH`: PART is `denoiser`, `text_encoder` or `text_encoder_2`; PATH is the
+module's path in the diffusers (denoiser) or transformers (text encoder, always with `text_model.`)
+layout, e.g. `denoiser.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`,
 `text_encoder.text_model.encoder.layers.0.self_attn.q_proj`.
 
 What a layer's update can be is in `kinds/`.
@@ -19,15 +19,20 @@ PARTS = ("denoiser", "text_encoder", "text_encoder_2")
 
 @dataclass(frozen=True, slots=True)
 class Perceptron:
-    """A small network beside an attention layer's key or value projection (D is the width it reads and returns)."""
+    """A small network beside an attention layer's key or value projection (D is the width it reads
+    and returns).
+    """
 
     tensors: dict[str, Tensor]
-    """`linear.{i}.weight`, `linear.{i}.bias`: i counts linear layers, activations, norms and dropouts as web UIs do."""
+    """`linear.{i}.weight`, `linear.{i}.bias`: i counts linear layers, activations, norms and
+    dropouts as web UIs do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hypernetwork:
-    """k = to_k(c + N_k(c)), v = to_v(c + N_v(c)), one pair of networks for all attention layers of a width."""
+    """k = to_k(c + N_k(c)), v = to_v(c + N_v(c)), one pair of networks for all attention layers of
+    a width.
+    """
 
     pairs: dict[int, tuple[Perceptron, Perceptron]]
     """Width D of what is attended to -> (N_k, N_v)."""
@@ -38,7 +43,8 @@ class Hypernetwork:
     """Whether the last layer is followed by the activation too."""
     layer_norm: bool = False
     dropout: tuple[float, ...] = ()
-    """Rate after each linear layer, for training alone; the positions count in the tensors' names."""
+    """Rate after each linear layer, for training alone; the positions count in the tensors'
+    names."""
     facts: dict[str, str] = field(default_factory=dict)
     """What else the file says (`step`, `sd_checkpoint`, `weight_initialization`, ...)."""
 
@@ -50,8 +56,8 @@ class Adapter:
     layers: dict[str, LayerUpdate] = field(default_factory=dict)
     """Canonical key -> update."""
     embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """Token -> {PART of the text encoder: vectors [n, D]}. A token `X-neg` belongs into the negative prompt wherever
-    `X` is used (DreamArtist)."""
+    """Token -> {PART of the text encoder: vectors [n, D]}. A token `X-neg` belongs into the
+    negative prompt wherever `X` is used (DreamArtist)."""
     metadata: dict[str, str] = field(default_factory=dict)
     """What the file said of itself, or what konomi will say in it (`ss_*`, `modelspec.*`)."""
     family: str = ""
@@ -60,7 +66,9 @@ class Adapter:
     """File stem or output name."""
     hypernetwork: Hypernetwork | None = None
     negative: "Adapter | None" = None
-    """What acts in the negative branch of guidance; `layers` then act in the positive branch alone (DreamArtist++).
-    Only its layers count: learned words of both branches are all in `embeddings`."""
+    """What acts in the negative branch of guidance; `layers` then act in the positive branch alone
+    (DreamArtist++). Only its layers count: learned words of both branches are all in
+    `embeddings`."""
     notes: tuple[str, ...] = ()
-    """What a person should know of the file it was read from: a line each on what was not used or had to be assumed."""
+    """What a person should know of the file it was read from: a line each on what was not used or
+    had to be assumed."""

@@ -1,5 +1,7 @@
-"""Put adapters on a base, and take them off again: updates, times a strength, are folded into its weights, learned
-words are added to its vocabulary, hypernetworks are hung before its attention layers."""
+"""Put adapters on a base, and take them off again: updates, times a strength, are folded into its
+weights, learned words are added to its vocabulary, hypernetworks are hung before its attention
+layers.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -70,8 +72,8 @@ class _Use:
 class Attachment:
     """Adapters on a base, until `detach`. Also a context manager.
 
-    It keeps a copy of every changed weight, so that the base comes back bit for bit: as much memory again as those
-    layers take, on their own device or on the CPU.
+    It keeps a copy of every changed weight, so that the base comes back bit for bit: as much
+    memory again as those layers take, on their own device or on the CPU.
     """
 
     def __init__(self, keys: tuple[str, ...]) -> None:
@@ -83,7 +85,9 @@ class Attachment:
     def keep(self, parameter: nn.Parameter, *, on_cpu: bool) -> None:
         """Remember a parameter as it is now."""
         original = parameter.detach()
-        self._originals.append((parameter, original.to("cpu", copy=True) if on_cpu else original.clone()))
+        self._originals.append(
+            (parameter, original.to("cpu", copy=True) if on_cpu else original.clone())
+        )
 
     def on_detach(self, undo: Callable[[], object]) -> None:
         """Have something undone when the adapters come off; the last first."""
@@ -91,7 +95,9 @@ class Attachment:
 
     @torch.no_grad()
     def detach(self) -> None:
-        """Restore the base. Attachments made one after another are taken off in the opposite order."""
+        """Restore the base. Attachments made one after another are taken off in the opposite
+        order.
+        """
         try:
             self._undo.close()
         finally:
@@ -103,21 +109,30 @@ class Attachment:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.detach()
 
 
-def attach(base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]], *, keep_on_cpu: bool = False) -> Attachment:
-    """W + sum of strength * delta, computed in float32 and rounded once to the weight's dtype, in place.
+def attach(
+    base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]], *, keep_on_cpu: bool = False
+) -> Attachment:
+    """W + sum of strength * delta, computed in float32 and rounded once to the weight's dtype, in
+    place.
 
-    The order of adapters does not matter beyond float32 rounding; DoRA and rescaling refer to the untouched weight.
-    A part at strength 0 is left alone, bit for bit, and not looked at; a word at text strength 0 is not there.
-    Vectors of learned words are multiplied by the text strength. Hypernetworks chain in the order given. `keep_on_cpu`
-    holds the originals in main memory. Where an adapter has a `negative`, its own layers are for the positive branch
-    alone, and the changes of both branches start from the same weights.
+    The order of adapters does not matter beyond float32 rounding; DoRA and rescaling refer to the
+    untouched weight. A part at strength 0 is left alone, bit for bit, and not looked at; a word at
+    text strength 0 is not there. Vectors of learned words are multiplied by the text strength.
+    Hypernetworks chain in the order given. `keep_on_cpu` holds the originals in main memory. Where
+    an adapter has a `negative`, its own layers are for the positive branch alone, and the changes
+    of both branches start from the same weights.
 
-    Raises ModelError, with the base unchanged, where a layer is missing or of another shape, a word's vectors are of
-    another width, or two adapters bring the same word.
+    Raises ModelError, with the base unchanged, where a layer is missing or of another shape, a
+    word's vectors are of another width, or two adapters bring the same word.
     """
     uses = _collect(adapters)
     modules = {key: _checked(base, key, layer) for key, layer in uses.items()}
@@ -134,7 +149,11 @@ def attach(base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]], *, k
             if adapter.hypernetwork is not None and strengths.denoiser != 0.0:
                 attachment.on_detach(
                     attach_hypernetwork(
-                        base, adapter.hypernetwork, strengths.denoiser, adapter.name, family=adapter.family
+                        base,
+                        adapter.hypernetwork,
+                        strengths.denoiser,
+                        adapter.name,
+                        family=adapter.family,
                     )
                 )
         undo.pop_all()
@@ -142,8 +161,9 @@ def attach(base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]], *, k
 
 
 def check_fits(base: HasModules, adapter: Adapter, strengths: Strengths) -> None:
-    """Raises ModelError, as `attach` would, where a layer is missing or of another shape. Changes nothing; the base may
-    be an outline without numbers."""
+    """Raises ModelError, as `attach` would, where a layer is missing or of another shape. Changes
+    nothing; the base may be an outline without numbers.
+    """
     for both in (adapter, adapter.negative):
         for key, uses in _collect([(both, strengths)] if both is not None else []).items():
             _checked(base, key, uses)
@@ -160,12 +180,21 @@ def fold(base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]]) -> tup
     for key, layer in uses.items():
         for parameter, change in _changes(modules[key], layer):
             _add(parameter, change)
-    attach(base, [(replace(adapter, layers={}, negative=None), strengths) for adapter, strengths in adapters])
+    attach(
+        base,
+        [
+            (replace(adapter, layers={}, negative=None), strengths)
+            for adapter, strengths in adapters
+        ],
+    )
     return tuple(uses)
 
 
-def _attach_negative(base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]], attachment: Attachment) -> None:
-    """Keep what weights are in the negative branch, where that is not what they are in the positive one.
+def _attach_negative(
+    base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]], attachment: Attachment
+) -> None:
+    """Keep what weights are in the negative branch, where that is not what they are in the
+    positive one.
 
     Comes before the positive branch's changes: both start from the same weights.
     """
@@ -176,7 +205,9 @@ def _attach_negative(base: HasModules, adapters: Sequence[tuple[Adapter, Strengt
     touched = modules | {key: base.module(key) for key in _collect(adapters)}
     for parameter in [p for module in touched.values() for p in module.parameters(recurse=False)]:
         before = base.negative_weights.get(parameter)
-        base.negative_weights[parameter] = (parameter.detach() if before is None else before).clone()
+        base.negative_weights[parameter] = (
+            parameter.detach() if before is None else before
+        ).clone()
         attachment.on_detach(partial(_put_back, base.negative_weights, parameter, before))
     with negative_branch(base):
         for key, layer in uses.items():
@@ -184,27 +215,35 @@ def _attach_negative(base: HasModules, adapters: Sequence[tuple[Adapter, Strengt
                 _add(parameter, change)
 
 
-def _put_back(weights: dict[nn.Parameter, Tensor], parameter: nn.Parameter, before: Tensor | None) -> None:
+def _put_back(
+    weights: dict[nn.Parameter, Tensor], parameter: nn.Parameter, before: Tensor | None
+) -> None:
     if before is None:
         del weights[parameter]
     else:
         weights[parameter] = before
 
 
-def _attach_words(base: HasModules, adapter: Adapter, strength: float, attachment: Attachment) -> None:
+def _attach_words(
+    base: HasModules, adapter: Adapter, strength: float, attachment: Attachment
+) -> None:
     """Add an adapter's learned words to the base's."""
     if strength == 0.0:
         return
     for word, vectors in adapter.embeddings.items():
         if word in base.words:
-            raise ModelError(f"{_name(adapter)} has the word {word!r}, which another adapter already has.")
+            raise ModelError(
+                f"{_name(adapter)} has the word {word!r}, which another adapter already has."
+            )
         for part, vectors_nD in vectors.items():
             _check_width(base, adapter, word, part, vectors_nD)
         base.words[word] = {part: vectors_nD * strength for part, vectors_nD in vectors.items()}
         attachment.on_detach(partial(base.words.pop, word))
 
 
-def _check_width(base: HasModules, adapter: Adapter, word: str, part: str, vectors_nD: Tensor) -> None:
+def _check_width(
+    base: HasModules, adapter: Adapter, word: str, part: str, vectors_nD: Tensor
+) -> None:
     try:
         table = base.module(f"{part}.text_model.embeddings.token_embedding")
     except ModelError as error:
@@ -212,8 +251,8 @@ def _check_width(base: HasModules, adapter: Adapter, word: str, part: str, vecto
     width = int(table.weight.shape[1])  # type: ignore[index]
     if vectors_nD.shape[-1] != width:
         raise ModelError(
-            f"The learned word {word!r} is {vectors_nD.shape[-1]} wide; {part} of this base has width {width}. "
-            f"{_hint(base, adapter)}"
+            f"The learned word {word!r} is {vectors_nD.shape[-1]} wide; {part} of this base has "
+            f"width {width}. {_hint(base, adapter)}"
         )
 
 
@@ -229,20 +268,27 @@ def _collect(adapters: Sequence[tuple[Adapter, Strengths]]) -> dict[str, list[_U
 
 
 def _checked(base: HasModules, key: str, uses: list[_Use]) -> nn.Module:
-    """The module, after a dry run without data, so that nothing has changed yet when something does not fit."""
+    """The module, after a dry run without data, so that nothing has changed yet when something
+    does not fit.
+    """
     try:
         module = base.module(key)
     except ModelError as error:
         raise ModelError(f"{error} {_hint(base, uses[0].adapter)}".strip()) from None
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
-        raise ModelError(f"{key} has no weight that an adapter could change. {_hint(base, uses[0].adapter)}".strip())
+        raise ModelError(
+            (
+                f"{key} has no weight that an adapter could change. {_hint(base, uses[0].adapter)}"
+            ).strip()
+        )
     for use in uses:
         try:
             delta(use.update, weight.to("meta"))
             _bias_change(module, use, "meta")
         except (ModelError, RuntimeError, IndexError) as error:
-            # torch's own words for sizes that do not match are several lines long; the first one tells.
+            # torch's own words for sizes that do not match are several lines long; the first one
+            # tells.
             reason = str(error).splitlines()[0].rstrip(".")
             place = f"{_name(use.adapter)} does not fit {key} {list(weight.shape)}"
             raise ModelError(f"{place}: {reason}. {_hint(base, use.adapter)}") from error
@@ -256,7 +302,10 @@ def _name(adapter: Adapter) -> str:
 def _hint(base: HasModules, adapter: Adapter) -> str:
     family = getattr(base, "family", "")
     if family and adapter.family and family != adapter.family:
-        return f"{_name(adapter)} is for {adapter.family}, this base is {family}: use a base of its family."
+        return (
+            f"{_name(adapter)} is for {adapter.family}, this base is {family}: use a base of "
+            "its family."
+        )
     return f"{_name(adapter)} was made for another base."
 
 
@@ -270,7 +319,9 @@ def _bias_change(module: nn.Module, use: _Use, device: torch.device | str) -> Te
 
 
 def _changes(module: nn.Module, uses: list[_Use]) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """Each parameter that changes, and its change: the sum of strength * delta, still in float32 or float64."""
+    """Each parameter that changes, and its change: the sum of strength * delta, still in float32
+    or float64.
+    """
     weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, nn.Parameter)
     yield weight, _sum([delta(use.update, weight) * use.strength for use in uses])

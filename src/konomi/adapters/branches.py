@@ -46,8 +46,9 @@ def _swap(weights: dict[nn.Parameter, Tensor]) -> None:
 class BranchLayers:
     """Trained layers of both branches on the same modules of a denoiser, as one `LiveAdapter`.
 
-    While a module is in training mode its rows are the two branches; in evaluation mode they all are the positive one.
-    There must be no change of mode between a forward pass and its backward pass: a checkpointed one computes again.
+    While a module is in training mode its rows are the two branches; in evaluation mode they all
+    are the positive one. There must be no change of mode between a forward pass and its backward
+    pass: a checkpointed one computes again.
     """
 
     def __init__(self, positive: TrainedLayers, negative: TrainedLayers) -> None:

@@ -1,4 +1,5 @@
-"""An adapter's layers as layers of another kind: whole weights, differences, low rank. Most ways need the base.
+"""An adapter's layers as layers of another kind: whole weights, differences, low rank. Most ways
+need the base.
 
 Shapes: O output, I input, K kernel, R rank.
 """
@@ -23,7 +24,8 @@ class HasModule(Protocol):
 
 
 def with_origins(base: HasModule, adapter: Adapter) -> Adapter:
-    """The adapter with every layer as a whole weight beside the base's own, in float32: what any format can hold.
+    """The adapter with every layer as a whole weight beside the base's own, in float32: what any
+    format can hold.
 
     Raises ModelError where the base has no such layer, or one of another shape.
     """
@@ -40,7 +42,9 @@ def whole_layers(base: HasModule, adapter: Adapter) -> dict[str, Replacement]:
             change = delta(update, origin)
         except (ModelError, RuntimeError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
-            raise ModelError(f"{adapter.name or 'The adapter'} does not fit {key}: {reason}. Another base?") from error
+            raise ModelError(
+                f"{adapter.name or 'The adapter'} does not fit {key}: {reason}. Another base?"
+            ) from error
         # A weight that is given whole stays as it is, bit for bit.
         whole = origin + change if update.whole is None else update.whole.to(origin)
         layers[key] = Replacement(whole, origin, _whole_bias(update, base.module(key)))
@@ -60,7 +64,9 @@ def _whole_bias(update: LayerUpdate, module: nn.Module) -> Tensor | None:
 
 
 def weights_of(base: HasModule) -> Callable[[str], Tensor]:
-    """Canonical key -> the base's own weight, in float32 on the CPU; a part is loaded when one of it is asked for."""
+    """Canonical key -> the base's own weight, in float32 on the CPU; a part is loaded when one of
+    it is asked for.
+    """
 
     def weight_of(key: str) -> Tensor:
         weight = getattr(base.module(key), "weight", None)
@@ -78,15 +84,18 @@ def as_differences(base: HasModule, adapter: Adapter, keys: Collection[str]) -> 
     """
     chosen = replace(adapter, layers={key: adapter.layers[key] for key in keys})
     whole = whole_layers(base, chosen)
-    differences = {key: Difference(whole[key].difference(), adapter.layers[key].bias) for key in keys}
+    differences = {
+        key: Difference(whole[key].difference(), adapter.layers[key].bias) for key in keys
+    }
     return replace(adapter, layers=adapter.layers | differences)
 
 
 def compress(layers: Mapping[str, LayerUpdate], share: float) -> dict[str, LayerUpdate]:
-    """Each difference by the fewest singular directions whose values make up `share` of their sum (0 < share <= 1).
+    """Each difference by the fewest singular directions whose values make up `share` of their sum
+    (0 < share <= 1).
 
-    Computed in float64; the result is low rank (Kumari et al. 2022, section 3.3). Raises ModelError for a layer whose
-    difference is not told without the base.
+    Computed in float64; the result is low rank (Kumari et al. 2022, section 3.3). Raises
+    ModelError for a layer whose difference is not told without the base.
     """
     return {key: _compress(key, update, share) for key, update in layers.items()}
 
@@ -94,11 +103,20 @@ def compress(layers: Mapping[str, LayerUpdate], share: float) -> dict[str, Layer
 def _compress(key: str, update: LayerUpdate, share: float) -> LowRank:
     difference = update.difference()
     if difference is None or update.bias is not None:
-        raise ModelError(f"{key} is given as a whole weight. To compress what was learned, name the base: --base BASE.")
+        raise ModelError(
+            f"{key} is given as a whole weight. To compress what was learned, name the base: "
+            "--base BASE."
+        )
     u, s, v = torch.linalg.svd(difference.flatten(1).double(), full_matrices=False)
-    # Rounding in the sum must not cost a direction; a layer that learned nothing still needs one to be written.
+    # Rounding in the sum must not cost a direction; a layer that learned nothing still needs one
+    # to be written.
     reached = s.cumsum(0) >= share * s.sum() * (1 - 1e-12)
     rank = int(reached.to(torch.int8).argmax()) + 1
     down = v[:rank].float().reshape(rank, *difference.shape[1:]).contiguous()
-    up = (u[:, :rank] * s[:rank]).float().reshape(len(u), rank, *[1] * (difference.dim() - 2)).contiguous()
+    up = (
+        (u[:, :rank] * s[:rank])
+        .float()
+        .reshape(len(u), rank, *[1] * (difference.dim() - 2))
+        .contiguous()
+    )
     return LowRank(down, up, float(rank))

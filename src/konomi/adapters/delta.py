@@ -13,7 +13,8 @@ from konomi.adapters.kinds import LayerUpdate, tensors_of
 
 
 def delta(update: LayerUpdate, weight: Tensor) -> Tensor:
-    """W' - W, of the weight's shape, on its device; `weight` is the untouched one (DoRA and rescaling depend on it).
+    """W' - W, of the weight's shape, on its device; `weight` is the untouched one (DoRA and
+    rescaling depend on it).
 
     Raises ModelError where the update is of another shape.
     """

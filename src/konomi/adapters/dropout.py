@@ -1,4 +1,5 @@
-"""Dropout (Srivastava et al. 2014) whose chance is an argument: the same masks however a batch is cut into passes.
+"""Dropout (Srivastava et al. 2014) whose chance is an argument: the same masks however a batch is
+cut into passes.
 
 Shapes: B samples.
 """
@@ -12,7 +13,9 @@ from konomi.diffusion.random import Rng
 
 
 def dropped(states: Tensor, rate: float, rng: Rng) -> Tensor:
-    """[B, ...] with each value left out by chance and the others made larger; `rng` has a key per sample."""
+    """[B, ...] with each value left out by chance and the others made larger; `rng` has a key per
+    sample.
+    """
     return states * kept(states.shape[1:], rate, rng) * make_up(rate)
 
 

@@ -1,11 +1,14 @@
-"""Hypernetworks at work: small networks before the key and value projections of attention (NovelAI 2022).
+"""Hypernetworks at work: small networks before the key and value projections of attention (NovelAI
+2022).
 
-k = to_k(c + s N_k(c)), v = to_v(c + s N_v(c)): c is what an attention layer attends to (text, or in self-attention the
-picture itself), D its width, s the strength. One pair (N_k, N_v) serves all attention layers of a width; q is left
-alone. Several chain: the second reads what the first has changed.
+k = to_k(c + s N_k(c)), v = to_v(c + s N_v(c)): c is what an attention layer attends to (text, or
+in self-attention the picture itself), D its width, s the strength. One pair (N_k, N_v) serves all
+attention layers of a width; q is left alone. Several chain: the second reads what the first has
+changed.
 
-A network is a row of linear layers, each followed by its activation, layer norm and dropout as far as there are any,
-in this order. Positions in the row name the tensors: `linear.{i}.weight`, so each activation moves what follows by one.
+A network is a row of linear layers, each followed by its activation, layer norm and dropout as far
+as there are any, in this order. Positions in the row name the tensors: `linear.{i}.weight`, so
+each activation moves what follows by one.
 
 Shapes: B batch, T positions attended to, D their width.
 """
@@ -29,13 +32,17 @@ from konomi.errors import ModelError
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU, "leakyrelu": nn.LeakyReLU, "elu": nn.ELU,
     "swish": nn.Hardswish,  # What web UIs call so.
-    "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "celu": nn.CELU, "gelu": nn.GELU, "hardshrink": nn.Hardshrink,
-    "hardsigmoid": nn.Hardsigmoid, "hardswish": nn.Hardswish, "hardtanh": nn.Hardtanh, "logsigmoid": nn.LogSigmoid,
-    "mish": nn.Mish, "prelu": nn.PReLU, "relu6": nn.ReLU6, "rrelu": nn.RReLU, "selu": nn.SELU, "silu": nn.SiLU,
-    "softplus": nn.Softplus, "softshrink": nn.Softshrink, "softsign": nn.Softsign, "tanhshrink": nn.Tanhshrink,
+    "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "celu": nn.CELU, "gelu": nn.GELU,
+    "hardshrink": nn.Hardshrink,
+    "hardsigmoid": nn.Hardsigmoid, "hardswish": nn.Hardswish, "hardtanh": nn.Hardtanh,
+    "logsigmoid": nn.LogSigmoid,
+    "mish": nn.Mish, "prelu": nn.PReLU, "relu6": nn.ReLU6, "rrelu": nn.RReLU, "selu": nn.SELU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus, "softshrink": nn.Softshrink, "softsign": nn.Softsign,
+    "tanhshrink": nn.Tanhshrink,
 }  # fmt: skip
-"""Name in files -> module; besides there is `linear`, for none. What web UIs list beyond these needs arguments, or
-mixes the pictures of a batch (softmax)."""
+"""Name in files -> module; besides there is `linear`, for none. What web UIs list beyond these
+needs arguments, or mixes the pictures of a batch (softmax)."""
 
 HALVES = ("k", "v")
 
@@ -47,7 +54,9 @@ class HasAttention(Protocol):
 
 
 def build_network(width: int, spec: Hypernetwork) -> nn.Sequential:
-    """The row of layers of a hypernetwork's structure, with torch's own start: [..., D] -> [..., D]."""
+    """The row of layers of a hypernetwork's structure, with torch's own start: [..., D] -> [...,
+    D].
+    """
     widths = [int(width * multiple) for multiple in spec.structure]
     last = len(widths) - 2
     layers: list[nn.Module] = []
@@ -63,15 +72,18 @@ def build_network(width: int, spec: Hypernetwork) -> nn.Sequential:
 
 
 class Network(nn.Module):
-    """N_k or N_v of one width. Its parameters are float32 (float64 for a base of that type) whatever the base
-    computes in."""
+    """N_k or N_v of one width. Its parameters are float32 (float64 for a base of that type)
+    whatever the base computes in.
+    """
 
     def __init__(self, width: int, spec: Hypernetwork) -> None:
         super().__init__()
         self.linear = build_network(width, spec)
 
     def forward(self, states_BTD: Tensor, rng: Rng | None = None) -> Tensor:
-        """What is added to the states, in their type. `rng`, with a key per sample, switches dropout on."""
+        """What is added to the states, in their type. `rng`, with a key per sample, switches
+        dropout on.
+        """
         dtype = states_BTD.dtype
         half = dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(states_BTD.device.type, dtype=dtype) if half else nullcontext():
@@ -99,8 +111,9 @@ class LiveHypernetwork:
         values: Collection[str],
         strength: float = 1.0,
     ) -> None:
-        """`spec` is the structure of the pairs, whatever pairs it has itself; `values` the keys of those layers that
-        are value projections, the others being of keys."""
+        """`spec` is the structure of the pairs, whatever pairs it has itself; `values` the keys of
+        those layers that are value projections, the others being of keys.
+        """
         self._values = frozenset(values)
         self.layers = {key: layer for key, layer in layers.items() if width_of(layer) in pairs}
         self.pairs = dict(pairs)
@@ -122,12 +135,16 @@ class LiveHypernetwork:
         }
 
     def begin_step(self, rng: Rng) -> None:
-        """Dropout acts while the base is in training mode; each layer and position draws its own."""
+        """Dropout acts while the base is in training mode; each layer and position draws its
+        own.
+        """
         self._rng = rng
 
     @contextmanager
     def recording(self, keys: frozenset[str]) -> Iterator[list[Tensor]]:
-        """Inside, what is added before the layers `keys` (times no strength) is appended to the list."""
+        """Inside, what is added before the layers `keys` (times no strength) is appended to the
+        list.
+        """
         outputs: list[Tensor] = []
         self._recorded = (keys, outputs)
         try:
@@ -143,7 +160,9 @@ class LiveHypernetwork:
         if self._handles:
             return
         for key, layer in self.layers.items():
-            self._handles.append(layer.register_forward_pre_hook(self._hook(key, self._network_of(key, layer))))
+            self._handles.append(
+                layer.register_forward_pre_hook(self._hook(key, self._network_of(key, layer)))
+            )
 
     def detach(self) -> None:
         for handle in self._handles:
@@ -161,7 +180,9 @@ class LiveHypernetwork:
     def _network_of(self, key: str, layer: nn.Module) -> Network:
         return self.pairs[width_of(layer)][key in self._values]
 
-    def _hook(self, key: str, network: Network) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def _hook(
+        self, key: str, network: Network
+    ) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
         has_dropout = any(isinstance(layer, nn.Dropout) for layer in network.linear)
 
         def add(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -170,7 +191,8 @@ class LiveHypernetwork:
             if has_dropout and layer.training and self._rng is not None:
                 rng = for_batch(self._rng, states.shape[0]).fork(key)
             added = network(states, rng)
-            # In the backward pass of a checkpoint nobody records, and the same operations are done again.
+            # In the backward pass of a checkpoint nobody records, and the same operations are done
+            # again.
             if self._recorded is not None and key in self._recorded[0]:
                 self._recorded[1].append(added)
             return (states + added * self.strength, *others)
@@ -179,9 +201,14 @@ class LiveHypernetwork:
 
 
 def attach_hypernetwork(
-    base: HasAttention, hypernetwork: Hypernetwork, strength: float, name: str = "", family: str = ""
+    base: HasAttention,
+    hypernetwork: Hypernetwork,
+    strength: float,
+    name: str = "",
+    family: str = "",
 ) -> Callable[[], None]:
-    """Hang the networks before `to_k` and `to_v` of every attention layer of their widths; returns what takes them off.
+    """Hang the networks before `to_k` and `to_v` of every attention layer of their widths; returns
+    what takes them off.
 
     Raises ModelError where the base is of another family.
     """
@@ -191,7 +218,9 @@ def attach_hypernetwork(
     assert isinstance(weight, Tensor)
     pairs = {}
     for width, halves in hypernetwork.pairs.items():
-        k, v = (make_network(width, hypernetwork, weight).requires_grad_(False).eval() for _ in HALVES)
+        k, v = (
+            make_network(width, hypernetwork, weight).requires_grad_(False).eval() for _ in HALVES
+        )
         k.load_state_dict(halves[0].tensors)
         v.load_state_dict(halves[1].tensors)
         pairs[width] = (k, v)
@@ -204,9 +233,12 @@ def make_network(width: int, spec: Hypernetwork, like: Tensor) -> Network:
     return Network(width, spec).to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
-def check_fits(base: HasAttention, hypernetwork: Hypernetwork, name: str = "", family: str = "") -> None:
-    """Raises ModelError where a base is of another family than `family`, has no layer of the hypernetwork's widths, or
-    reads text of another width."""
+def check_fits(
+    base: HasAttention, hypernetwork: Hypernetwork, name: str = "", family: str = ""
+) -> None:
+    """Raises ModelError where a base is of another family than `family`, has no layer of the
+    hypernetwork's widths, or reads text of another width.
+    """
     has = {width_of(layer) for layer in base.targets("attention.kv").values()}
     text = {width_of(layer) for layer in base.targets("cross_attention.kv").values()}
     own_family = getattr(base, "family", "")
@@ -216,11 +248,13 @@ def check_fits(base: HasAttention, hypernetwork: Hypernetwork, name: str = "", f
     if len(lacking) == len(hypernetwork.pairs) or (lacking and not text & set(hypernetwork.pairs)):
         widths, wanted = (", ".join(map(str, sorted(found))) for found in (lacking, has))
         raise ModelError(
-            f"{title} is for attention layers of width {widths}; this base has no such layers (its widths are "
-            f"{wanted}). It was made for another family of models."
+            f"{title} is for attention layers of width {widths}; this base has no such layers (its "
+            f"widths are {wanted}). It was made for another family of models."
         )
     if family and own_family and family != own_family:
-        raise ModelError(f"{title} is for {family}, this base is {own_family}: use a base of its family.")
+        raise ModelError(
+            f"{title} is for {family}, this base is {own_family}: use a base of its family."
+        )
 
 
 def width_of(layer: nn.Module) -> int:
@@ -229,4 +263,6 @@ def width_of(layer: nn.Module) -> int:
 
 
 def _copy(network: Network) -> Perceptron:
-    return Perceptron({name: tensor.detach().clone() for name, tensor in network.state_dict().items()})
+    return Perceptron(
+        {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    )

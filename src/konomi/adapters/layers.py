@@ -1,4 +1,6 @@
-"""The trained layers of one run, of whatever kind of update, beside the frozen modules of a base."""
+"""The trained layers of one run, of whatever kind of update, beside the frozen modules of a
+base.
+"""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -23,9 +25,15 @@ class TrainedLayers:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """`KEY.NAME` (of low rank `KEY.down`, `KEY.up`, `KEY.magnitude`) -> parameter, in the order of the layers."""
+        """`KEY.NAME` (of low rank `KEY.down`, `KEY.up`, `KEY.magnitude`) -> parameter, in the
+        order of the layers.
+        """
         named = ((key, layer.named_parameters()) for key, layer in self.layers.items())
-        return {f"{key}.{name}": parameter for key, parameters in named for name, parameter in parameters}
+        return {
+            f"{key}.{name}": parameter
+            for key, parameters in named
+            for name, parameter in parameters
+        }
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -33,8 +41,9 @@ class TrainedLayers:
         return tuple(cast(nn.Module, layer) for layer in self.layers.values())
 
     def begin_step(self, rng: Rng) -> None:
-        """Dropout acts while the base's module is in training mode. A pass over fewer samples than keys uses the first
-        keys; over more, each key serves several samples."""
+        """Dropout acts while the base's module is in training mode. A pass over fewer samples than
+        keys uses the first keys; over more, each key serves several samples.
+        """
         for key, layer in self.layers.items():
             if layer.spec.has_dropout:
                 layer.rng = rng.fork(key)
@@ -71,11 +80,14 @@ class TrainedLayers:
             self.layers[key].load(update)
 
 
-def inject(modules: Mapping[str, nn.Module], spec_of: Callable[[str], LayerSpec], *, seed: int) -> TrainedLayers:
-    """Put a layer on each module (canonical key -> Linear or Conv2d) and freeze the modules' own parameters.
+def inject(
+    modules: Mapping[str, nn.Module], spec_of: Callable[[str], LayerSpec], *, seed: int
+) -> TrainedLayers:
+    """Put a layer on each module (canonical key -> Linear or Conv2d) and freeze the modules' own
+    parameters.
 
-    The start of each layer depends on (seed, key) only. Raises RecipeError where a setting is not possible for a layer
-    (a rank too large), ModelError where a module is of another kind.
+    The start of each layer depends on (seed, key) only. Raises RecipeError where a setting is not
+    possible for a layer (a rank too large), ModelError where a module is of another kind.
     """
     layers = {key: spec_of(key).layer(key, module, seed=seed) for key, module in modules.items()}
     for module in modules.values():

@@ -1,4 +1,6 @@
-"""What is being trained beside a frozen base, whatever it is: layers, words, networks, changes of weights."""
+"""What is being trained beside a frozen base, whatever it is: layers, words, networks, changes of
+weights.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -11,10 +13,11 @@ from konomi.diffusion.random import Rng
 
 
 class LiveAdapter(Protocol):
-    """An adapter in training. It is attached when it is made; while attached, the base computes with it.
+    """An adapter in training. It is attached when it is made; while attached, the base computes
+    with it.
 
-    The base's own parameters and buffers never change. Nothing may be attached, detached or begun between a forward
-    pass and its backward pass: a checkpointed backward pass computes again.
+    The base's own parameters and buffers never change. Nothing may be attached, detached or begun
+    between a forward pass and its backward pass: a checkpointed backward pass computes again.
     """
 
     @property
@@ -24,15 +27,21 @@ class LiveAdapter(Protocol):
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """Stable name -> what is trained. A method's parameter groups take their names from these."""
+        """Stable name -> what is trained. A method's parameter groups take their names from
+        these.
+        """
         ...
 
     def begin_step(self, rng: Rng) -> None:
-        """Give dropout its randomness for all passes up to the next call. `rng` has a key per sample."""
+        """Give dropout its randomness for all passes up to the next call. `rng` has a key per
+        sample.
+        """
         ...
 
     def pause(self) -> AbstractContextManager[None]:
-        """Inside, the base computes as if it had never been touched; afterwards all is as before, whatever happened."""
+        """Inside, the base computes as if it had never been touched; afterwards all is as before,
+        whatever happened.
+        """
         ...
 
     def attach(self) -> None:
@@ -44,12 +53,16 @@ class LiveAdapter(Protocol):
         ...
 
     def export(self) -> Adapter:
-        """What has been learned so far: copies, at least float32. Family and name are left to who knows them."""
+        """What has been learned so far: copies, at least float32. Family and name are left to who
+        knows them.
+        """
         ...
 
 
 class Together:
-    """Several live adapters as one. They are attached in their order and taken off in the opposite one."""
+    """Several live adapters as one. They are attached in their order and taken off in the opposite
+    one.
+    """
 
     def __init__(self, *members: LiveAdapter) -> None:
         self.members = members
@@ -63,7 +76,9 @@ class Together:
         """Those of all members; no two have a name in common."""
         found: dict[str, nn.Parameter] = {}
         for member in self.members:
-            assert not found.keys() & member.parameters.keys(), "two live adapters train parameters of the same name"
+            assert not found.keys() & member.parameters.keys(), (
+                "two live adapters train parameters of the same name"
+            )
             found |= member.parameters
         return found
 
@@ -88,12 +103,20 @@ class Together:
             member.detach()
 
     def export(self) -> Adapter:
-        """One adapter with the layers, words and networks of all; at most one member brings each of them."""
+        """One adapter with the layers, words and networks of all; at most one member brings each
+        of them.
+        """
         found = [member.export() for member in self.members]
         layers = {key: update for adapter in found for key, update in adapter.layers.items()}
-        embeddings = {word: vectors for adapter in found for word, vectors in adapter.embeddings.items()}
-        hypernetwork = next((adapter.hypernetwork for adapter in found if adapter.hypernetwork is not None), None)
-        negative = next((adapter.negative for adapter in found if adapter.negative is not None), None)
+        embeddings = {
+            word: vectors for adapter in found for word, vectors in adapter.embeddings.items()
+        }
+        hypernetwork = next(
+            (adapter.hypernetwork for adapter in found if adapter.hypernetwork is not None), None
+        )
+        negative = next(
+            (adapter.negative for adapter in found if adapter.negative is not None), None
+        )
         return Adapter(layers, embeddings, hypernetwork=hypernetwork, negative=negative)
 
 

@@ -21,7 +21,9 @@ class WeightChanges:
     """The changes of one training, by canonical key, as a `LiveAdapter`."""
 
     def __init__(self, modules: Mapping[str, nn.Module], *, frozen_every: int = 0) -> None:
-        """`frozen_every` L: what the layers answer at positions 0, L, 2L ... carries no gradient; 0 frees them all."""
+        """`frozen_every` L: what the layers answer at positions 0, L, 2L ... carries no gradient;
+        0 frees them all.
+        """
         self.modules: dict[str, Any] = dict(modules)
         self.frozen_every = frozen_every
         self.parameters: dict[str, nn.Parameter] = {}
@@ -44,7 +46,9 @@ class WeightChanges:
         if self.attached:
             return
         for key, module in self.modules.items():
-            self._hooks.callback(module.register_forward_hook(self._adder(self.parameters[key])).remove)
+            self._hooks.callback(
+                module.register_forward_hook(self._adder(self.parameters[key])).remove
+            )
         self.attached = True
 
     def detach(self) -> None:
@@ -59,7 +63,9 @@ class WeightChanges:
             exported[key] = Replacement(origin.to(parameter.dtype) + parameter.detach(), origin)
         return Adapter(layers=dict(exported))
 
-    def _adder(self, change: nn.Parameter) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    def _adder(
+        self, change: nn.Parameter
+    ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         def add(_: nn.Module, inputs: tuple[Any, ...], answer_BTO: Tensor) -> Tensor:
             states_BTI: Tensor = inputs[0]
             # Half precision would round the small changes of a few hundred steps away.
@@ -68,7 +74,9 @@ class WeightChanges:
                 changed = (answer_BTO.to(change.dtype) + added).to(answer_BTO.dtype)
             if not self.frozen_every:
                 return changed
-            frozen_T = torch.arange(changed.shape[1], device=changed.device) % self.frozen_every == 0
+            frozen_T = (
+                torch.arange(changed.shape[1], device=changed.device) % self.frozen_every == 0
+            )
             return torch.where(frozen_T[None, :, None], changed.detach(), changed)
 
         return add

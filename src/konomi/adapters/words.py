@@ -21,7 +21,9 @@ Start = Mapping[str, Tensor]
 
 
 class TrainedWords:
-    """Vectors being learned, as a `LiveAdapter`: whatever encodes captions finds them among the words of the base."""
+    """Vectors being learned, as a `LiveAdapter`: whatever encodes captions finds them among the
+    words of the base.
+    """
 
     def __init__(
         self,
@@ -31,10 +33,15 @@ class TrainedWords:
         keep_norm: KeepNorm = "none",
         norms: Mapping[str, float] | None = None,
     ) -> None:
-        """`known` are the base's words, `norms` the length that `keep_norm` keeps vectors to, by part."""
+        """`known` are the base's words, `norms` the length that `keep_norm` keeps vectors to, by
+        part.
+        """
         self._known = known
         self._words = {
-            word: {part: nn.Parameter(vectors.detach().float().clone()) for part, vectors in parts.items()}
+            word: {
+                part: nn.Parameter(vectors.detach().float().clone())
+                for part, vectors in parts.items()
+            }
             for word, parts in start.items()
         }
         self._keep_norm: KeepNorm = keep_norm
@@ -45,13 +52,19 @@ class TrainedWords:
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """`PART.WORD` -> [n, D]."""
-        return {f"{part}.{word}": vectors for word, parts in self._words.items() for part, vectors in parts.items()}
+        return {
+            f"{part}.{word}": vectors
+            for word, parts in self._words.items()
+            for part, vectors in parts.items()
+        }
 
     def begin_step(self, rng: Rng) -> None:
         """They draw nothing."""
 
     def kept(self, part: str, vectors_nD: Tensor) -> Tensor:
-        """The vectors as captions use them: their lengths kept, as a function that training sees through."""
+        """The vectors as captions use them: their lengths kept, as a function that training sees
+        through.
+        """
         if self._keep_norm == "none":
             return vectors_nD
         return with_norm(vectors_nD, self._norms[part], only_shorten=self._keep_norm == "clip")
@@ -59,7 +72,9 @@ class TrainedWords:
     def export(self) -> Adapter:
         """The vectors as captions use them, float32 [n, D]."""
         embeddings = {
-            word: {part: self.kept(part, vectors.detach()).clone() for part, vectors in parts.items()}
+            word: {
+                part: self.kept(part, vectors.detach()).clone() for part, vectors in parts.items()
+            }
             for word, parts in self._words.items()
         }
         return Adapter(embeddings=embeddings)

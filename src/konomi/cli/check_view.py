@@ -31,7 +31,11 @@ def print_check(report: "CheckReport", *, show_all: bool = False) -> None:
     for name, reason in report.excluded[: None if show_all else SHOWN]:
         console.print(Text(translated(printable(f"left out: {name}: {reason}")), style="yellow"))
     if not show_all and len(report.excluded) > SHOWN:
-        console.print(translated(f"... and {len(report.excluded) - SHOWN} more are left out; --all shows them."))
+        console.print(
+            translated(
+                f"... and {len(report.excluded) - SHOWN} more are left out; --all shows them."
+            )
+        )
     for problem in report.problems:
         stops = problem in report.stops
         told = translated(printable(problem))
@@ -45,18 +49,26 @@ def print_check(report: "CheckReport", *, show_all: bool = False) -> None:
                 console.print(Text("\n".join(f"  {printable(name)}" for name in finding.names)))
     if report.nouns:
         listed = ", ".join(f"{noun} ({share:.2f})" for noun, share in report.nouns)
-        console.print(Text(translated(f"class noun: {listed}? Give --class NOUN with the one that is right.")))
+        console.print(
+            Text(translated(f"class noun: {listed}? Give --class NOUN with the one that is right."))
+        )
     console.print(Text(translated_sum(report.sentence), style="bold"))
     if report.trainable:
         console.print(Text(translated(printable(report.trainable))))
     if report.seconds is None:
-        console.print(Text(translated("How long that takes: add --time to measure it."), style="dim"))
+        console.print(
+            Text(translated("How long that takes: add --time to measure it."), style="dim")
+        )
     else:
-        console.print(Text(translated(f"about {seconds_text(report.seconds)}, without encoding and previews")))
+        console.print(
+            Text(translated(f"about {seconds_text(report.seconds)}, without encoding and previews"))
+        )
 
 
 def _chosen(rows: "Sequence[CheckRow]") -> "list[CheckRow]":
-    """The first rows, but every row with a problem before those without, as far as there is room."""
+    """The first rows, but every row with a problem before those without, as far as there is
+    room.
+    """
     if len(rows) <= SHOWN:
         return list(rows)
     order = sorted(range(len(rows)), key=lambda index: not rows[index].problem)[:SHOWN]
@@ -76,7 +88,10 @@ def _table(rows: "list[CheckRow]") -> Table:
     if with_problems:
         table.add_column(translated("problem"), overflow="fold")
     for row in rows:
-        cells = [Text(label(value)) for value in (row.name, row.caption, row.bucket, row.crop, row.repeats)]
+        cells = [
+            Text(label(value))
+            for value in (row.name, row.caption, row.bucket, row.crop, row.repeats)
+        ]
         if with_roles:
             cells.append(Text(row.role))
         if with_problems:

@@ -1,4 +1,6 @@
-"""What nobody expected: one line for the person, and a file with everything for whoever mends it."""
+"""What nobody expected: one line for the person, and a file with everything for whoever
+mends it.
+"""
 
 import contextlib
 import os
@@ -18,7 +20,9 @@ KEPT = 20
 
 
 def explain_failure(error: BaseException, arguments: Sequence[str]) -> str:
-    """Write the details of an unexpected error to a file. Returns the one line that says what happened and where."""
+    """Write the details of an unexpected error to a file. Returns the one line that says what
+    happened and where.
+    """
     # Of the traceback module's own making, which holds even where `str(error)` itself raises.
     words = " ".join(" ".join(traceback.format_exception_only(error)).split())
     shown = printable(words[:240])
@@ -27,7 +31,11 @@ def explain_failure(error: BaseException, arguments: Sequence[str]) -> str:
     else:
         advice = "This is konomi's fault, not yours."
     where = _write(_details(error, arguments))
-    told = f"The details are in {where}; please report them." if where else "KONOMI_DEBUG=1 shows the details."
+    told = (
+        f"The details are in {where}; please report them."
+        if where
+        else "KONOMI_DEBUG=1 shows the details."
+    )
     return f"Unexpected error: {shown.rstrip('.')}. {advice} {told}"
 
 

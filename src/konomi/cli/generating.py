@@ -9,7 +9,14 @@ from konomi.cli.arguments import ArgumentParser
 from konomi.cli.recipes import add_base_flags
 from konomi.errors import printable
 
-METAVARS = {"negative": "P", "seed": "S", "steps": "N", "guidance": "G", "guidance_rescale": "PHI", "sampler": "NAME"}
+METAVARS = {
+    "negative": "P",
+    "seed": "S",
+    "steps": "N",
+    "guidance": "G",
+    "guidance_rescale": "PHI",
+    "sampler": "NAME",
+}
 """Of the flags that stand for `konomi.config.generation.GenerationConfig`."""
 READ: Mapping[str, type] = {"whole number": int, "number": float}
 
@@ -76,26 +83,76 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="konomi generate",
-        description="Draw pictures. The settings are written into each PNG; the same seed gives the same picture.",
+        description="Draw pictures. The settings are written into each PNG; the same seed gives "
+        "the same picture.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("prompts", metavar="PROMPT", nargs="*", help="what to draw; several prompts give several pictures")
+    add(
+        "prompts",
+        metavar="PROMPT",
+        nargs="*",
+        help="what to draw; several prompts give several pictures",
+    )
     add("--base", required=True, help="`tiny`, a folder, a .safetensors or .ckpt file, or a hub id")
     add_base_flags(parser)
-    add("--add", metavar="FILE[:WEIGHT]", action="append", default=[], help="an adapter; may be repeated")
+    add(
+        "--add",
+        metavar="FILE[:WEIGHT]",
+        action="append",
+        default=[],
+        help="an adapter; may be repeated",
+    )
     _add_settings(parser)
     add("--size", metavar="WxH", help="in pixels, multiples of 8; by default the base's own")
-    add("--count", metavar="N", type=int, default=1, help="pictures for each prompt (default: %(default)s)")
-    add("--batch", metavar="N", type=int, default=1, help="pictures drawn at a time (default: %(default)s)")
-    add("--init", metavar="IMAGE", type=Path, help="a picture to start from; a large one is fitted to the base's area")
+    add(
+        "--count",
+        metavar="N",
+        type=int,
+        default=1,
+        help="pictures for each prompt (default: %(default)s)",
+    )
+    add(
+        "--batch",
+        metavar="N",
+        type=int,
+        default=1,
+        help="pictures drawn at a time (default: %(default)s)",
+    )
+    add(
+        "--init",
+        metavar="IMAGE",
+        type=Path,
+        help="a picture to start from; a large one is fitted to the base's area",
+    )
     add("--strength", metavar="X", type=float, help="share of it drawn anew (default: 0.7)")
     add("--mask", metavar="IMAGE", type=Path, help="white where the picture is to be drawn anew")
-    add("--output", metavar="DIR", type=Path, default=Path("images"), help="where to (default: %(default)s)")
+    add(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        default=Path("images"),
+        help="where to (default: %(default)s)",
+    )
     add("--grid", action="store_true", help="also write all pictures on one sheet")
-    add("--clip-skip", metavar="N", type=int, default=0, help="CLIP layer from the end; 0: the base's own")
-    add("--prompt-file", metavar="FILE", type=Path, help="one prompt a line, with --n --w --h --d --s --l")
+    add(
+        "--clip-skip",
+        metavar="N",
+        type=int,
+        default=0,
+        help="CLIP layer from the end; 0: the base's own",
+    )
+    add(
+        "--prompt-file",
+        metavar="FILE",
+        type=Path,
+        help="one prompt a line, with --n --w --h --d --s --l",
+    )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     add("--precision", default="auto", help="auto, fp32, bf16, fp16 (default: %(default)s)")
-    add("--json", action="store_true", help="a JSON object for each picture and each note, one a line")
+    add(
+        "--json",
+        action="store_true",
+        help="a JSON object for each picture and each note, one a line",
+    )
     return parser

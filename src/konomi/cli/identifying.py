@@ -15,17 +15,28 @@ def identifiers(arguments: list[str]) -> int:
     """List words that a base can learn as names."""
     parser = ArgumentParser(
         prog="konomi identifiers",
-        description="Rare words that are one token, those first to which the base reacts least: names for DreamBooth.",
+        description="Rare words that are one token, those first to which the base reacts least: "
+        "names for DreamBooth.",
         allow_abbrev=False,
     )
-    parser.add_argument("--base", required=True, help="`tiny` (built in), a folder, a file, or a hub id")
+    parser.add_argument(
+        "--base", required=True, help="`tiny` (built in), a folder, a file, or a hub id"
+    )
     parser.add_argument("--vae", metavar="VAE", help="as for other commands; no VAE is used here")
     parser.add_argument(
-        "--prediction", metavar="WHAT", help="epsilon, v_prediction or sample, in place of what it says"
+        "--prediction",
+        metavar="WHAT",
+        help="epsilon, v_prediction or sample, in place of what it says",
     )
-    parser.add_argument("--class", dest="class_noun", metavar="NOUN", default="", help="what it will name, e.g. dog")
-    parser.add_argument("--count", metavar="N", type=int, default=20, help="how many (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+    parser.add_argument(
+        "--class", dest="class_noun", metavar="NOUN", default="", help="what it will name, e.g. dog"
+    )
+    parser.add_argument(
+        "--count", metavar="N", type=int, default=20, help="how many (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON for a program to read")
     options = parser.parse_args(arguments)
 
@@ -66,7 +77,9 @@ def _print_table(found: "tuple[Identifier, ...]") -> None:
     for name in ("token", "text", "denoiser", "score"):
         table.add_column(translated(name), justify="right")
     for one in found:
-        table.add_row(one.word, str(one.token), f"{one.text:.3f}", f"{one.denoiser:.4f}", f"{one.score:.4f}")
+        table.add_row(
+            one.word, str(one.token), f"{one.text:.3f}", f"{one.denoiser:.4f}", f"{one.score:.4f}"
+        )
     console = screen()
     console.print(table)
     console.print(translated("Lower is better: the base has no meaning for the word yet."))

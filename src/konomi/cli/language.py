@@ -1,9 +1,10 @@
-"""Messages in the reader's language: whole English sentences are raised, and translated where they are printed.
+"""Messages in the reader's language: whole English sentences are raised, and translated where they
+are printed.
 
-A catalogue has pairs of templates; `{name}` stands for a value, which is kept as it is. But values called `reason` or
-`subject`, with a number perhaps, are messages themselves and looked up too, and so is what `reasons` has in brackets.
-What has no pair as a whole is looked up without the name in front (`file: message`), then sentence by sentence. A
-message without a pair passes in English.
+A catalogue has pairs of templates; `{name}` stands for a value, which is kept as it is. But values
+called `reason` or `subject`, with a number perhaps, are messages themselves and looked up too, and
+so is what `reasons` has in brackets. What has no pair as a whole is looked up without the name in
+front (`file: message`), then sentence by sentence. A message without a pair passes in English.
 """
 
 import importlib
@@ -28,7 +29,9 @@ _LONGEST = 4000
 
 def language() -> str:
     """`KONOMI_LANGUAGE`, else the locale's, where there is a catalogue for it; else English."""
-    names = [os.environ.get(name, "") for name in ("KONOMI_LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG")]
+    names = [
+        os.environ.get(name, "") for name in ("KONOMI_LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG")
+    ]
     name = next((name for name in names if name), "") or locale.getlocale()[0] or ""
     short = "ja" if name.lower().startswith("japanese") else name[:2].lower()
     return short if short in LANGUAGES else "en"
@@ -43,7 +46,9 @@ def translated(text: str) -> str:
 
 
 def translated_sum(sentence: str) -> str:
-    """`14 images x 10 repeats / batch 2 = 70 steps an epoch`: counts and their words, one by one."""
+    """`14 images x 10 repeats / batch 2 = 70 steps an epoch`: counts and their words, one by
+    one.
+    """
     chosen = language()
     if chosen == "en" or (whole := translated(sentence)) != sentence:
         return sentence if chosen == "en" else whole
@@ -67,7 +72,9 @@ def _line(line: str, chosen: str) -> str:
         return behind
     sentences = _SENTENCE.split(line)
     if len(sentences) > 1:
-        found = [_whole(sentence, chosen) or _behind_names(sentence, chosen) for sentence in sentences]
+        found = [
+            _whole(sentence, chosen) or _behind_names(sentence, chosen) for sentence in sentences
+        ]
         if any(found):
             return _joined(sentences, found)
     return line
@@ -96,11 +103,16 @@ def _behind_names(line: str, chosen: str, depth: int = 2) -> str | None:
 
 def _part(text: str, chosen: str, depth: int) -> str:
     """A message within another: whole, behind a name, or several of them that are joined."""
-    if (found := _whole(text, chosen, depth=depth) or _behind_names(text, chosen, depth)) is not None:
+    if (
+        found := _whole(text, chosen, depth=depth) or _behind_names(text, chosen, depth)
+    ) is not None:
         return found
     for joiner in ("; ", " and "):
         parts = text.split(joiner)
-        targets = [_whole(part, chosen, depth=depth) or _behind_names(part, chosen, depth) for part in parts]
+        targets = [
+            _whole(part, chosen, depth=depth) or _behind_names(part, chosen, depth)
+            for part in parts
+        ]
         if len(parts) > 1 and (all(targets) or (joiner == "; " and any(targets))):
             return "、".join(target or part for target, part in zip(targets, parts, strict=True))
     return text
@@ -109,13 +121,20 @@ def _part(text: str, chosen: str, depth: int) -> str:
 def _whole(line: str, chosen: str, *, depth: int = 2) -> str | None:
     for literals, names, target in _catalogue(chosen):
         if (values := _match(line, literals)) is not None:
-            if names and not literals[0] and ": " in f"{values[0]} " and not _INNER.fullmatch(names[0]):
+            if (
+                names
+                and not literals[0]
+                and ": " in f"{values[0]} "
+                and not _INNER.fullmatch(names[0])
+            ):
                 # What stands in front of the message is not a part of its first value.
                 continue
             found = dict(zip(names, values, strict=True))
             for name, value in found.items():
                 if name == "reasons":
-                    found[name] = _IN_BRACKETS.sub(lambda match: f"({_part(match[1], chosen, 0)})", value)
+                    found[name] = _IN_BRACKETS.sub(
+                        lambda match: f"({_part(match[1], chosen, 0)})", value
+                    )
                 elif depth and _INNER.fullmatch(name):
                     # What is put into a message nests no deeper.
                     found[name] = _part(value, chosen, depth - 1)
@@ -154,9 +173,12 @@ def _match(text: str, literals: tuple[str, ...]) -> list[str] | None:
 
 @cache
 def _catalogue(chosen: str) -> tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...]:
-    """(literal pieces, names between them, translation), most literal text first: it says most about the message."""
+    """(literal pieces, names between them, translation), most literal text first: it says most
+    about the message.
+    """
     pairs: Mapping[str, str] = importlib.import_module(_CATALOGUES[chosen]).PAIRS
     entries = [
-        (tuple(_VALUE.split(english)[::2]), tuple(_VALUE.findall(english)), target) for english, target in pairs.items()
+        (tuple(_VALUE.split(english)[::2]), tuple(_VALUE.findall(english)), target)
+        for english, target in pairs.items()
     ]
     return tuple(sorted(entries, key=lambda entry: -sum(map(len, entry[0]))))

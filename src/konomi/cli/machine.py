@@ -7,7 +7,9 @@ from konomi.cli.plain import json_text
 def doctor(arguments: list[str]) -> int:
     """Look at this machine. 1 where something keeps konomi from working."""
     parser = ArgumentParser(
-        prog="konomi doctor", description="What this machine can run, and what would help.", allow_abbrev=False
+        prog="konomi doctor",
+        description="What this machine can run, and what would help.",
+        allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print JSON for a program to read")
     options = parser.parse_args(arguments)

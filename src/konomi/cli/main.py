@@ -1,4 +1,5 @@
-"""`konomi COMMAND`: find the command, run it, and turn what goes wrong into one line and an exit code.
+"""`konomi COMMAND`: find the command, run it, and turn what goes wrong into one line and an exit
+code.
 
 Nothing heavy is imported before a command needs it, so that `konomi --help` answers at once.
 """
@@ -23,7 +24,11 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 COMMANDS: tuple[tuple[str, str, str], ...] = (
-    ("demo", "konomi.cli.training", "train on the built-in base and sample images, and show what changed"),
+    (
+        "demo",
+        "konomi.cli.training",
+        "train on the built-in base and sample images, and show what changed",
+    ),
     ("new", "konomi.cli.recipes", "write a commented recipe"),
     ("check", "konomi.cli.recipes", "check images, captions, sizes and steps before training"),
     ("train", "konomi.cli.training", "train by a recipe, or by a method and a folder of images"),
@@ -35,17 +40,19 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("merge", "konomi.cli.merging", "make one file of several"),
     ("doctor", "konomi.cli.machine", "show what this machine can run"),
 )
-"""Name, module, and what it does. The module has a function of that name: arguments -> exit code."""
+"""Name, module, and what it does. The module has a function of that name: arguments -> exit
+code."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit code: 0 done, 1 something to mend, 2 usage, 130 interrupted.
+    """Run one command. Returns its exit code: 0 done, 1 something to mend, 2 usage, 130
+    interrupted.
 
     No error leaves it, of whatever kind, unless KONOMI_DEBUG is set: then its traceback is wanted.
     """
     _prepare_streams()
-    # Waiting OpenMP threads sleep instead of spinning: with a busy neighbour, spinning made a step ten times slower.
-    # Read when torch is loaded, which is later.
+    # Waiting OpenMP threads sleep instead of spinning: with a busy neighbour, spinning made a step
+    # ten times slower. Read when torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     interrupts: list[int] = []
@@ -75,7 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _ended_by(error: Exception, arguments: Sequence[str], *, interrupted: bool) -> int:
-    """One line on standard error: the message of what the person can mend, a note of where the details lie else."""
+    """One line on standard error: the message of what the person can mend, a note of where the
+    details lie else.
+    """
     if interrupted:
         # A library took the Ctrl-C for a failure of its own, as imports that are cut off do.
         print(translated("Interrupted."), file=sys.stderr)
@@ -138,7 +147,9 @@ def _notice(interrupts: list[int]) -> bool:
 
 
 def _prepare_streams() -> None:
-    """Names in any script must not stop a command on a terminal that cannot write them; libraries keep quiet."""
+    """Names in any script must not stop a command on a terminal that cannot write them; libraries
+    keep quiet.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -148,5 +159,6 @@ def _prepare_streams() -> None:
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
     ):
         os.environ.setdefault(name, value)
-    # Wherever it is installed, diffusers imports it; on many CPUs it then advises a package for 4-bit inference.
+    # Wherever it is installed, diffusers imports it; on many CPUs it then advises a package for
+    # 4-bit inference.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

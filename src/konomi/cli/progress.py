@@ -36,10 +36,13 @@ WINDOW = 50
 """Steps over which speed and time left are measured."""
 LINE_SECONDS = 10.0
 LINE_SHARE = 0.05
-"""Without a terminal a line is written after so long, or so much of the run, whichever comes first."""
+"""Without a terminal a line is written after so long, or so much of the run, whichever comes
+first."""
 
 
-def follow(events: Iterator[Event], *, resume_command: Callable[[Path], str], done: str = "Wrote {path}") -> int:
+def follow(
+    events: Iterator[Event], *, resume_command: Callable[[Path], str], done: str = "Wrote {path}"
+) -> int:
     """Run a training to its end, showing how it goes. Returns the exit code.
 
     The loop itself sees Ctrl-C and SIGTERM, saves, and ends with `Finished.interrupted`.
@@ -48,7 +51,8 @@ def follow(events: Iterator[Event], *, resume_command: Callable[[Path], str], do
         # One process of several shows the run; the others only do their part.
         return _code(_drain(events))
     finished, run = None, Path()
-    # Closing the events before the traceback, if there is one, lets the loop put away what it holds.
+    # Closing the events before the traceback, if there is one, lets the loop put away what it
+    # holds.
     with _display() as display, closing(events) if isinstance(events, Generator) else nullcontext():
         for event in events:
             display.show(event)
@@ -94,7 +98,8 @@ class Pace:
         """Count one step in."""
         self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * event.loss
         self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
-        # Divided by the weight so far, the average starts at the first loss and not at zero (Kingma & Ba 2015, 3).
+        # Divided by the weight so far, the average starts at the first loss and not at zero
+        # (Kingma & Ba 2015, 3).
         self.loss = self._sum / self._weight
         samples = 0 if self._samples_seen is None else event.samples_seen - self._samples_seen
         if self._samples_seen is not None or event.step == 1:
@@ -102,7 +107,9 @@ class Pace:
         self._samples_seen = event.samples_seen
         self.step, self.learning_rate, self.memory = event.step, event.learning_rate, event.memory
         seconds = sum(pair[0] for pair in self._recent)
-        self.samples_per_second = sum(pair[1] for pair in self._recent) / seconds if seconds else 0.0
+        self.samples_per_second = (
+            sum(pair[1] for pair in self._recent) / seconds if seconds else 0.0
+        )
 
     @property
     def seconds_left(self) -> float | None:
@@ -113,8 +120,14 @@ class Pace:
 
     def text(self) -> str:
         """One line: loss, rate, speed, memory, time left."""
-        parts = [f"loss {self.loss:.4f}", f"lr {self.learning_rate:.3g}", f"{self.samples_per_second:.3g} images/s"]
-        parts.append(f"{self.memory / 1024:.1f} GiB" if self.memory >= 1024 else f"{self.memory:.0f} MiB")
+        parts = [
+            f"loss {self.loss:.4f}",
+            f"lr {self.learning_rate:.3g}",
+            f"{self.samples_per_second:.3g} images/s",
+        ]
+        parts.append(
+            f"{self.memory / 1024:.1f} GiB" if self.memory >= 1024 else f"{self.memory:.0f} MiB"
+        )
         if self.seconds_left is not None:
             parts.append(f"{seconds_text(self.seconds_left)} left")
         return "  ".join(parts)
@@ -131,7 +144,9 @@ class Display(Protocol):
 
 
 class PlainLines:
-    """For logs and pipes: a line every ten seconds or five percent, and one for everything that is not a step."""
+    """For logs and pipes: a line every ten seconds or five percent, and one for everything that is
+    not a step.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -213,7 +228,9 @@ class LiveBar:
             self.progress.remove_task(task)
         self.preparing.clear()
         self.pace.begin(event)
-        self.task = self.progress.add_task(translated("training"), total=event.total_steps, completed=event.first_step)
+        self.task = self.progress.add_task(
+            translated("training"), total=event.total_steps, completed=event.first_step
+        )
 
     def _prepare(self, event: Prepared) -> None:
         if event.what not in self.preparing:
@@ -224,8 +241,16 @@ class LiveBar:
 
     def _lines(self) -> list[str]:
         """What stands below the bar."""
-        figures = [translated(self.pace.text())] if self.task is not None and self.pace.samples_per_second else []
-        return [*figures, translated(f"latest preview: {self.pace.preview}")] if self.pace.preview else figures
+        figures = (
+            [translated(self.pace.text())]
+            if self.task is not None and self.pace.samples_per_second
+            else []
+        )
+        return (
+            [*figures, translated(f"latest preview: {self.pace.preview}")]
+            if self.pace.preview
+            else figures
+        )
 
 
 def sentence(event: Event) -> str:
@@ -237,13 +262,21 @@ def sentence(event: Event) -> str:
                 f" {event.device}, {event.precision}"
             )
         case Started():
-            return f"going on after step {event.first_step} of {event.total_steps}, {event.device}, {event.precision}"
+            return (
+                f"going on after step {event.first_step} of {event.total_steps}, "
+                f"{event.device}, {event.precision}"
+            )
         case Validated():
-            return f"step {event.step}: validation loss {event.loss:.4f} (untouched base {event.base_loss:.4f})"
+            return (
+                f"step {event.step}: validation loss {event.loss:.4f} (untouched base "
+                f"{event.base_loss:.4f})"
+            )
         case Previewed(paths=(_, *_)):
             return f"step {event.step}: preview {printable(event.paths[-1])}"
         case Saved():
-            return "\n  ".join([f"step {event.step}: saved {printable(event.path)}", *map(printable, event.works)])
+            return "\n  ".join(
+                [f"step {event.step}: saved {printable(event.path)}", *map(printable, event.works)]
+            )
         case Checkpointed() | Step() | Prepared() | Finished() | Previewed():
             return ""
         case Warned():
@@ -251,7 +284,9 @@ def sentence(event: Event) -> str:
 
 
 def _rich_progress(lines: Callable[[], list[str]]) -> "Progress":
-    """A bar with lines of text below it: beside it, a narrow terminal would have no room for either."""
+    """A bar with lines of text below it: beside it, a narrow terminal would have no room for
+    either.
+    """
     from rich.console import RenderableType
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.text import Text

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from konomi.config.recipe import Recipe
 
 RECIPE_FLAGS = {
-    "base": "base", "vae": "vae", "prediction": "prediction", "output": "run.output", "steps": "run.steps",
+    "base": "base", "vae": "vae", "prediction": "prediction", "output": "run.output",
+    "steps": "run.steps",
     "seed": "run.seed", "clip": "prior.clip",
 }  # fmt: skip
 """Flags that also change a recipe from a file, and the settings they stand for."""
@@ -24,19 +25,33 @@ RECIPE_FLAGS = {
 def new(arguments: list[str]) -> int:
     """Write a commented recipe to a file, or to standard output."""
     parser = ArgumentParser(
-        prog="konomi new", description="Write a recipe with every setting explained.", allow_abbrev=False
+        prog="konomi new",
+        description="Write a recipe with every setting explained.",
+        allow_abbrev=False,
     )
     parser.add_argument("method", metavar="METHOD", nargs="?", help="lora, full, ...")
     parser.add_argument(
         "--from",
         dest="source",
         metavar="FILE|COMMAND",
-        help="bring settings along: sd-scripts' TOML or command line, OneTrainer's JSON, ai-toolkit's YAML",
+        help="bring settings along: sd-scripts' TOML or command line, OneTrainer's JSON, "
+        "ai-toolkit's YAML",
     )
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="where to; by default the screen")
-    parser.add_argument("--base", default="tiny", help="the model to start from (default: %(default)s)")
-    parser.add_argument("--images", metavar="DIR", default="photos", help="folder of images (default: %(default)s)")
-    parser.add_argument("--trigger", metavar="WORD", default="", help="the prompt word that stands for what is learned")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, help="where to; by default the screen"
+    )
+    parser.add_argument(
+        "--base", default="tiny", help="the model to start from (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--images", metavar="DIR", default="photos", help="folder of images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--trigger",
+        metavar="WORD",
+        default="",
+        help="the prompt word that stands for what is learned",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     options = parser.parse_args(arguments)
 
@@ -51,15 +66,22 @@ def new(arguments: list[str]) -> int:
         parser.error("name a method (lora, full, ...), or other settings with --from")
     else:
         config = require_method(options.method, METHOD_CONFIGS)
-        text = commented_recipe(config, base=options.base, images=options.images, trigger=options.trigger)
+        text = commented_recipe(
+            config, base=options.base, images=options.images, trigger=options.trigger
+        )
     if options.output is None or str(options.output) == "-":
         print(text, end="")
         return 0
     with explained(options.output):
         if options.output.exists() and not options.overwrite:
-            raise RecipeError(f"{options.output}: exists already. Choose another name, or add --overwrite.")
+            raise RecipeError(
+                f"{options.output}: exists already. Choose another name, or add --overwrite."
+            )
         if not options.output.parent.is_dir():
-            raise RecipeError(f"{options.output.parent}: no such folder. Make it, or write the recipe somewhere else.")
+            raise RecipeError(
+                f"{options.output.parent}: no such folder. Make it, or write the recipe somewhere "
+                "else."
+            )
         write_text(options.output, text)
     print(translated(f"Wrote {options.output}. Next: konomi check {options.output}"))
     return 0
@@ -76,7 +98,9 @@ def _brought_along(source: str) -> str:
         print(translated(f"not taken over: {printable(line)}"), file=sys.stderr)
     said = f"{len(found.taken)} settings of {found.tool} taken over, {len(found.left)} not."
     print(translated(said), file=sys.stderr)
-    return imported_recipe(found, Path(source).name if Path(source).suffix and "--" not in source else "a command line")
+    return imported_recipe(
+        found, Path(source).name if Path(source).suffix and "--" not in source else "a command line"
+    )
 
 
 def check(arguments: list[str]) -> int:
@@ -85,13 +109,25 @@ def check(arguments: list[str]) -> int:
         prog="konomi check",
         usage="konomi check RECIPE [key=value ...] [--time] [--json] [--all]\n"
         "       konomi check [METHOD] --images DIR [--base BASE] [options] [key=value ...]",
-        description="Per image the final caption, bucket, crop, repeats and problems; steps and time to expect.",
+        description="Per image the final caption, bucket, crop, repeats and problems; steps and "
+        "time to expect.",
         allow_abbrev=False,
     )
-    parser.add_argument("what", metavar="RECIPE|METHOD", nargs="*", help="a recipe file, or a method (default: lora)")
+    parser.add_argument(
+        "what",
+        metavar="RECIPE|METHOD",
+        nargs="*",
+        help="a recipe file, or a method (default: lora)",
+    )
     add_recipe_flags(parser, base="tiny")
-    parser.add_argument("--all", action="store_true", help="show every image, however many there are")
-    parser.add_argument("--time", action="store_true", help="load the base, do three steps, and tell how long all take")
+    parser.add_argument(
+        "--all", action="store_true", help="show every image, however many there are"
+    )
+    parser.add_argument(
+        "--time",
+        action="store_true",
+        help="load the base, do three steps, and tell how long all take",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON for a program to read")
     options = parser.parse_intermixed_args(arguments)
     names = [word for word in options.what if "=" not in word or Path(word).is_file()]
@@ -102,7 +138,11 @@ def check(arguments: list[str]) -> int:
 
     from konomi import tasks
 
-    named = options.base or _looks_like_file(options.what[0]) or any(w.startswith("base=") for w in options.what)
+    named = (
+        options.base
+        or _looks_like_file(options.what[0])
+        or any(w.startswith("base=") for w in options.what)
+    )
     report = tasks.check(recipe, measure=options.time, assumed_base=not named)
     if options.json:
         print(json_text(report))
@@ -117,13 +157,31 @@ def add_recipe_flags(parser: argparse.ArgumentParser, *, base: str | None = None
     """The flags that make a recipe of a method and a folder; `base` is the default in that case."""
     parser.set_defaults(default_base=base)
     add = parser.add_argument
-    add("--images", metavar="DIR", type=Path, action="append", default=[], help="images to learn; may be repeated")
+    add(
+        "--images",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        default=[],
+        help="images to learn; may be repeated",
+    )
     add("--base", help="`tiny` (built in), a folder, a .safetensors or .ckpt file, or a hub id")
     add_base_flags(parser)
-    add("--trigger", metavar="WORD", default="", help="the prompt word that stands for what is learned")
+    add(
+        "--trigger",
+        metavar="WORD",
+        default="",
+        help="the prompt word that stands for what is learned",
+    )
     add("--class", dest="class_noun", metavar="NOUN", default="", help="what it is, e.g. dog")
-    add("--clip", metavar="CLIP", help="a CLIP folder or hub id that proposes a class noun where none is given")
-    add("--prior", metavar="DIR", type=Path, help="images of the class, so that it is not forgotten")
+    add(
+        "--clip",
+        metavar="CLIP",
+        help="a CLIP folder or hub id that proposes a class noun where none is given",
+    )
+    add(
+        "--prior", metavar="DIR", type=Path, help="images of the class, so that it is not forgotten"
+    )
     add("--output", metavar="RUN", help="the run folder (default: runs/NAME)")
     add("--steps", metavar="N", type=int, help="optimiser steps in all")
     add("--seed", metavar="S", type=int, help="decides order, noise and timesteps")
@@ -131,9 +189,15 @@ def add_recipe_flags(parser: argparse.ArgumentParser, *, base: str | None = None
 
 def add_base_flags(parser: argparse.ArgumentParser) -> None:
     """What may be said of a base beside where it is."""
-    parser.add_argument("--vae", metavar="VAE", help="a VAE in place of the base's own, or where its file holds none")
     parser.add_argument(
-        "--prediction", metavar="WHAT", help="epsilon, v_prediction or sample, where the base's file does not say it"
+        "--vae",
+        metavar="VAE",
+        help="a VAE in place of the base's own, or where its file holds none",
+    )
+    parser.add_argument(
+        "--prediction",
+        metavar="WHAT",
+        help="epsilon, v_prediction or sample, where the base's file does not say it",
     )
 
 
@@ -146,7 +210,10 @@ def recipe_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> "
         if not folder.exists():
             raise RecipeError(f"--images {folder}: no such file or folder.{_similar(folder)}")
     if options.steps is not None and options.steps < 1:
-        raise RecipeError(f"--steps is {options.steps}; at least 1. Without it the recipe's or method's number counts.")
+        raise RecipeError(
+            f"--steps is {options.steps}; at least 1. Without it the recipe's or method's number "
+            "counts."
+        )
     if _looks_like_file(what):
         return _from_file(what, options, changes)
     return _from_method(what, options, changes)
@@ -156,11 +223,18 @@ def _from_file(what: str, options: argparse.Namespace, changes: list[str]) -> "R
     flags = {"--images": options.images, "--prior": options.prior}
     flags |= {"--trigger": options.trigger, "--class": options.class_noun}
     if given := [flag for flag, value in flags.items() if value]:
-        raise RecipeError(f"{given[0]}: goes with a method, not with a recipe. Change data.sources in {what} instead.")
+        raise RecipeError(
+            f"{given[0]}: goes with a method, not with a recipe. Change data.sources in {what} "
+            "instead."
+        )
     if not Path(what).exists():
-        raise RecipeError(f"{what}: no such recipe.{_similar(Path(what))} `konomi new lora -o {what}` writes one.")
+        raise RecipeError(
+            f"{what}: no such recipe.{_similar(Path(what))} `konomi new lora -o {what}` writes one."
+        )
     flagged = [
-        f"{path}={value}" for flag, path in RECIPE_FLAGS.items() if (value := getattr(options, flag)) is not None
+        f"{path}={value}"
+        for flag, path in RECIPE_FLAGS.items()
+        if (value := getattr(options, flag)) is not None
     ]
 
     from konomi.tasks.recipes import read_recipe
@@ -174,11 +248,17 @@ def _from_method(what: str, options: argparse.Namespace, changes: list[str]) -> 
 
     require_method(what, METHOD_CONFIGS)
     base = options.base or options.default_base
-    if not options.images and not any(change.startswith("data.sources.0.path=") for change in changes):
-        raise RecipeError(f"data.sources: no images. Name their folder: konomi train {what} --images DIR --base BASE")
+    if not options.images and not any(
+        change.startswith("data.sources.0.path=") for change in changes
+    ):
+        raise RecipeError(
+            f"data.sources: no images. Name their folder: konomi train {what} --images DIR --base "
+            "BASE"
+        )
     if not base and not any(change.startswith("base=") for change in changes):
         raise RecipeError(
-            "base: must be set. Name it with --base: tiny (built in), a folder, a .safetensors or .ckpt file, a hub id."
+            "base: must be set. Name it with --base: tiny (built in), a folder, a .safetensors or "
+            ".ckpt file, a hub id."
         )
     return recipe_from_flags(
         what,

@@ -12,7 +12,11 @@ def screen(*, error: bool = False) -> Console:
     """A console on standard output (or standard error) as it is now."""
     stream = sys.stderr if error else sys.stdout
     return Console(
-        file=stream, width=None if stream.isatty() else WIDTH_IN_FILES, highlight=False, markup=False, soft_wrap=False
+        file=stream,
+        width=None if stream.isatty() else WIDTH_IN_FILES,
+        highlight=False,
+        markup=False,
+        soft_wrap=False,
     )
 
 

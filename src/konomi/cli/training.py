@@ -13,12 +13,20 @@ def train(arguments: list[str]) -> int:
         prog="konomi train",
         usage="konomi train RECIPE [key=value ...]\n"
         "       konomi train METHOD --images DIR --base BASE [options] [key=value ...]",
-        description="Train. Every setting of a recipe can be changed by key=value, for example method.rank=8.",
+        description="Train. Every setting of a recipe can be changed by key=value, for example "
+        "method.rank=8.",
         allow_abbrev=False,
     )
-    parser.add_argument("what", metavar="RECIPE|METHOD", nargs="+", help="a recipe file, or a method: lora, full, ...")
+    parser.add_argument(
+        "what",
+        metavar="RECIPE|METHOD",
+        nargs="+",
+        help="a recipe file, or a method: lora, full, ...",
+    )
     add_recipe_flags(parser)
-    parser.add_argument("--overwrite", action="store_true", help="start afresh even if the run folder has a run")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start afresh even if the run folder has a run"
+    )
     options = parser.parse_intermixed_args(arguments)
     recipe = recipe_of(parser, options)
 
@@ -30,15 +38,23 @@ def train(arguments: list[str]) -> int:
 
 def resume(arguments: list[str]) -> int:
     """Go on where a run stopped."""
-    parser = ArgumentParser(prog="konomi resume", description="Go on exactly where a run stopped.", allow_abbrev=False)
+    parser = ArgumentParser(
+        prog="konomi resume", description="Go on exactly where a run stopped.", allow_abbrev=False
+    )
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
     parser.add_argument("--steps", metavar="N", type=int, help="a new total of optimiser steps")
-    parser.add_argument("--epochs", metavar="N", type=int, help="a new total of times through the images")
     parser.add_argument(
-        "--keep-schedule", action="store_true", help="leave the learning rates where they were; the last one stays"
+        "--epochs", metavar="N", type=int, help="a new total of times through the images"
     )
     parser.add_argument(
-        "--allow-changes", action="store_true", help="go on even if images, captions or the base have changed"
+        "--keep-schedule",
+        action="store_true",
+        help="leave the learning rates where they were; the last one stays",
+    )
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="go on even if images, captions or the base have changed",
     )
     options = parser.parse_args(arguments)
 
@@ -59,18 +75,25 @@ def demo(arguments: list[str]) -> int:
     """Train on what konomi brings along."""
     parser = ArgumentParser(
         prog="konomi demo",
-        description="Train on the built-in base and sample images; a CPU is enough. Ends with a page to look at.",
+        description="Train on the built-in base and sample images; a CPU is enough. Ends with a "
+        "page to look at.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--output", metavar="DIR", type=Path, default=Path("konomi-demo"), help="where to (default: %(default)s)"
+        "--output",
+        metavar="DIR",
+        type=Path,
+        default=Path("konomi-demo"),
+        help="where to (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
 
     from konomi import tasks
     from konomi.cli.progress import follow
 
-    return follow(tasks.demo(options.output), resume_command=lambda _: "konomi demo", done="Look at {path}")
+    return follow(
+        tasks.demo(options.output), resume_command=lambda _: "konomi demo", done="Look at {path}"
+    )
 
 
 def _resume_command(run: Path) -> str:

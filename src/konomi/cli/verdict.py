@@ -1,4 +1,6 @@
-"""What a file is in a few lines, the most useful first: for people who ask whether it is the right file."""
+"""What a file is in a few lines, the most useful first: for people who ask whether it is the right
+file.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -6,12 +8,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from konomi.formats.report import FileReport
 
-_KINDS = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr", "ia3": "(IA)^3", "diff": "differences", "whole": "weights"}
+_KINDS = {
+    "lora": "LoRA",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "ia3": "(IA)^3",
+    "diff": "differences",
+    "whole": "weights",
+}
 _FEW = 3
 
 
 def verdict(report: "FileReport") -> Iterator[tuple[str, list[str]]]:
-    """Label and lines: what it is, what calls it, where it works, whether it is sound, what else is to be known."""
+    """Label and lines: what it is, what calls it, where it works, whether it is sound, what else
+    is to be known.
+    """
     if report.problem:
         yield "problem", [report.problem.removeprefix(f"{report.path}: ")]
     yield "what", [_what(report)]
@@ -23,7 +34,9 @@ def verdict(report: "FileReport") -> Iterator[tuple[str, list[str]]]:
         from konomi.formats.readers import sentences
 
         yield "works", list(sentences(report.readers))
-        if places := [f"{reading.reader}: {reading.place}" for reading in report.readers if _usable(reading)]:
+        if places := [
+            f"{reading.reader}: {reading.place}" for reading in report.readers if _usable(reading)
+        ]:
             yield "goes to", places
     yield "health", _health(report)
     if report.ignored:
@@ -40,7 +53,8 @@ def _what(report: "FileReport") -> str:
     if kind == "lora":
         kinds = [name for name, _ in sorted(report.layer_kinds.items(), key=lambda item: -item[1])]
         names = [
-            _KINDS.get(name.removesuffix("+dora"), name) + (" with DoRA" * name.endswith("+dora")) for name in kinds
+            _KINDS.get(name.removesuffix("+dora"), name) + (" with DoRA" * name.endswith("+dora"))
+            for name in kinds
         ]
         kind = " and ".join(dict.fromkeys(names)) or "LoRA"
     from konomi.families import title_of
@@ -59,21 +73,28 @@ def _trigger(report: "FileReport") -> str:
     """The word that calls it: said by the file, or the words it brings."""
     said = report.metadata.get("modelspec.trigger_phrase", "")
     brought = ", ".join(
-        f"{word} ({next(iter(sizes.values()))[0]} vectors)" for word, sizes in list(report.tokens.items())[:_FEW]
+        f"{word} ({next(iter(sizes.values()))[0]} vectors)"
+        for word, sizes in list(report.tokens.items())[:_FEW]
     )
     more = f" and {len(report.tokens) - _FEW} more" if len(report.tokens) > _FEW else ""
     return "; ".join(part for part in (said if said not in brought else "", brought + more) if part)
 
 
 def _prediction(metadata: Mapping[str, str]) -> str:
-    """Only where it is not the usual noise: a model that is sampled the other way draws nothing but noise."""
+    """Only where it is not the usual noise: a model that is sampled the other way draws nothing
+    but noise.
+    """
     from konomi.formats.trained_for import said_prediction, said_zero_snr
 
     says = metadata.get("prediction_type") or said_prediction(metadata)
     zero = said_zero_snr(metadata) or metadata.get("zero_terminal_snr", "").lower() == "true"
     if says in ("", "epsilon") and not zero:
         return ""
-    what = {"v": "v (velocity), not noise", "v_prediction": "v (velocity), not noise", "": "noise"}.get(says, says)
+    what = {
+        "v": "v (velocity), not noise",
+        "v_prediction": "v (velocity), not noise",
+        "": "noise",
+    }.get(says, says)
     return what + (", zero terminal SNR" if zero else "")
 
 
@@ -90,10 +111,17 @@ def _health(report: "FileReport") -> list[str]:
     if not health.checked:
         return ["not checked"]
     if health.nonfinite:
-        return [f"broken: {len(health.nonfinite)} tensors hold NaN or infinity ({health.nonfinite[0]}, ...)"]
+        return [
+            f"broken: {len(health.nonfinite)} tensors hold NaN or infinity ({health.nonfinite[0]}, "
+            "...)"
+        ]
     lines = []
     if report.unknown:
-        lines.append(f"{len(report.unknown)} tensors belong to no known layer ({report.unknown[0]}, ...)")
+        lines.append(
+            f"{len(report.unknown)} tensors belong to no known layer ({report.unknown[0]}, ...)"
+        )
     if health.zero:
-        lines.append(f"{len(health.zero)} tensors are all zero ({health.zero[0]}, ...): those did not train")
+        lines.append(
+            f"{len(health.zero)} tensors are all zero ({health.zero[0]}, ...): those did not train"
+        )
     return lines or ["sound: every number is finite, and nothing is all zero"]

@@ -15,4 +15,5 @@ Size = Annotated[
     BeforeValidator(lambda value: str(value) if type(value) is int else value),
     Field(pattern=r"^\d{2,4}(x\d{2,4})?$", examples=["512", "768x512"]),
 ]
-"""One side of a square, "512", or width x height, "768x512", in pixels; four digits are more than any base can draw."""
+"""One side of a square, "512", or width x height, "768x512", in pixels; four digits are more than
+any base can draw."""

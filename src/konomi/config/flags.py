@@ -26,8 +26,9 @@ def recipe_from_flags(
 ) -> Recipe:
     """The recipe that the flags of `konomi train METHOD` stand for.
 
-    Each folder of `images` is a source with the same trigger and class; `prior_images` is one more, of the class alone.
-    `overrides` are applied last, so `data.sources.0.repeats=10` speaks of the first folder.
+    Each folder of `images` is a source with the same trigger and class; `prior_images` is one
+    more, of the class alone. `overrides` are applied last, so `data.sources.0.repeats=10` speaks
+    of the first folder.
 
     Raises RecipeError as `parse_recipe` does, and if there is no folder.
     """
@@ -37,7 +38,9 @@ def recipe_from_flags(
     named = {"trigger": trigger, "class_noun": class_noun}
     sources: list[dict[str, Any]] = [{"path": str(folder), **_given(named)} for folder in images]
     if prior_images is not None:
-        sources.append({"path": str(prior_images), "role": "prior", **_given({"class_noun": class_noun})})
+        sources.append(
+            {"path": str(prior_images), "role": "prior", **_given({"class_noun": class_noun})}
+        )
     data = {
         "base": base,
         "method": {"kind": method},

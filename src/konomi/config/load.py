@@ -32,7 +32,8 @@ __all__ = [
 def parse_recipe(data: Mapping[str, Any], method_configs: Sequence[type]) -> Recipe:
     """A recipe from plain data, as TOML or JSON give it.
 
-    `method_configs` are the configuration classes of the known methods; `method.kind` chooses among them.
+    `method_configs` are the configuration classes of the known methods; `method.kind` chooses
+    among them.
 
     Raises RecipeError with one complete line for each problem.
     """
@@ -40,7 +41,9 @@ def parse_recipe(data: Mapping[str, Any], method_configs: Sequence[type]) -> Rec
     method_data = data.get("method")
     method = None
     try:
-        method = require_method(method_data.get("kind") if isinstance(method_data, Mapping) else None, method_configs)
+        method = require_method(
+            method_data.get("kind") if isinstance(method_data, Mapping) else None, method_configs
+        )
     except RecipeError as error:
         lines.append(str(error))
     settings = recipe_settings(method)
@@ -51,12 +54,17 @@ def parse_recipe(data: Mapping[str, Any], method_configs: Sequence[type]) -> Rec
         if name not in data or section_type is None:
             continue
         try:
-            # As JSON, because strict validation takes tables for dataclasses and lists for tuples only there.
-            values[name] = adapter_of(section_type).validate_json(json.dumps(data[name], default=str), strict=True)
+            # As JSON, because strict validation takes tables for dataclasses and lists for tuples
+            # only there.
+            values[name] = adapter_of(section_type).validate_json(
+                json.dumps(data[name], default=str), strict=True
+            )
         except ValidationError as error:
             lines += problem_lines(error.errors(include_url=False), name, settings)
     if not data.get("base"):
-        lines.insert(0, missing("base", next(setting for setting in settings if setting.path == "base")))
+        lines.insert(
+            0, missing("base", next(setting for setting in settings if setting.path == "base"))
+        )
     if lines:
         raise RecipeError(*lines)
     recipe = Recipe(**values)
@@ -65,7 +73,9 @@ def parse_recipe(data: Mapping[str, Any], method_configs: Sequence[type]) -> Rec
     return recipe
 
 
-def read_recipe(path: str | Path, overrides: Sequence[str] = (), method_configs: Sequence[type] = ()) -> Recipe:
+def read_recipe(
+    path: str | Path, overrides: Sequence[str] = (), method_configs: Sequence[type] = ()
+) -> Recipe:
     """A recipe from a TOML file, with settings changed by `name=value`. Raises RecipeError.
 
     Relative paths in the file start at its folder, those in `overrides` at the current one.
@@ -79,11 +89,15 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return parse_toml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such file. `konomi new lora -o {path}` writes a recipe to start from.") from None
+        raise RecipeError(
+            f"{path}: no such file. `konomi new lora -o {path}` writes a recipe to start from."
+        ) from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
+        raise RecipeError(
+            f"{path}: is not UTF-8 text (byte {error.start}). Save it as UTF-8."
+        ) from error
     except ValueError as error:
         raise RecipeError(f"{path}: not valid TOML: {error}.") from error
 
@@ -103,13 +117,16 @@ def _contradictions(recipe: Recipe) -> list[str]:
         )
     if buckets.max_side and buckets.min_side > buckets.max_side:
         lines.append(
-            f"data.buckets.min_side is {buckets.min_side}; at most data.buckets.max_side, which is {buckets.max_side}."
+            f"data.buckets.min_side is {buckets.min_side}; at most data.buckets.max_side, which is "
+            f"{buckets.max_side}."
         )
     return lines
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe as it means the same from any folder; the run folder's own name stays. Raises RecipeError."""
+    """The recipe as it means the same from any folder; the run folder's own name stays. Raises
+    RecipeError.
+    """
     data = with_paths_from(recipe_data(recipe), Path.cwd(), output=False)
     return parse_recipe(data, (type(recipe.method),))
 

@@ -19,15 +19,19 @@ def apply_overrides(
 ) -> dict[str, Any]:
     """A copy of a recipe's data with settings changed.
 
-    Each override is `DOTTED.NAME=VALUE`; items of a list are counted from 0 (`data.sources.0.repeats=10`), and the
-    next free number adds one. Text is taken as it is, lists are TOML arrays or divided by commas (in free text only
-    by commas without a space behind them), and an empty value puts a setting that may be left out back to its default.
+    Each override is `DOTTED.NAME=VALUE`; items of a list are counted from 0
+    (`data.sources.0.repeats=10`), and the next free number adds one. Text is taken as it is, lists
+    are TOML arrays or divided by commas (in free text only by commas without a space behind them),
+    and an empty value puts a setting that may be left out back to its default.
 
-    Raises RecipeError with one line for each override that names no setting or does not fit the data.
+    Raises RecipeError with one line for each override that names no setting or does not fit the
+    data.
     """
     result = copy.deepcopy(dict(data))
     # A changed kind decides which other names exist.
-    pairs = sorted((_split(override) for override in overrides), key=lambda pair: pair[0] != "method.kind")
+    pairs = sorted(
+        (_split(override) for override in overrides), key=lambda pair: pair[0] != "method.kind"
+    )
     lines = []
     for path, text in pairs:
         settings = recipe_settings(method_config_of(result, method_configs))
@@ -64,10 +68,16 @@ def require_method(kind: object, method_configs: Sequence[type]) -> type:
 
 
 def read_value(text: str, shape: Shape) -> Any:
-    """Text typed by a person as the value a setting wants; what does not fit stays text, for validation to name."""
+    """Text typed by a person as the value a setting wants; what does not fit stays text, for
+    validation to name.
+    """
     match shape.word:
         case "text":
-            return _literal(text, text) if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+            return (
+                _literal(text, text)
+                if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+                else text
+            )
         case "whole number":
             return int(text) if re.fullmatch(r"[+-]?\d[\d_]*", text) else text
         case "number":
@@ -88,7 +98,9 @@ def read_value(text: str, shape: Shape) -> Any:
 def _split(override: str) -> tuple[str, str]:
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
-        raise RecipeError(f"{override!r}: a setting is changed by name=value, for example run.steps=500.")
+        raise RecipeError(
+            f"{override!r}: a setting is changed by name=value, for example run.steps=500."
+        )
     return path.strip(), text.strip()
 
 
@@ -100,8 +112,12 @@ def _set(data: dict[str, Any], path: str, text: str, settings: tuple[Setting, ..
     if shape is None:
         raise RecipeError(unknown(path, settings))
     if shape.word == "section" or (shape.word == "list" and shape.parts[0].word == "section"):
-        first = next(s.path for s in settings if s.path.startswith(f"{path}.")).replace(".N.", ".0.")
-        raise RecipeError(f"{path}: holds several settings; set them one by one, for example {first}=...")
+        first = next(s.path for s in settings if s.path.startswith(f"{path}.")).replace(
+            ".N.", ".0."
+        )
+        raise RecipeError(
+            f"{path}: holds several settings; set them one by one, for example {first}=..."
+        )
     container = _container(data, parent)
     if text == "" and shape.word not in ("text", "list"):
         if setting is not None and setting.required:
@@ -128,12 +144,16 @@ def _container(data: dict[str, Any], parent: str) -> dict[str, Any]:
         place = ".".join(parts[: depth + 1])
         if isinstance(here, list):
             if int(part) > len(here):
-                raise RecipeError(f"{place}: there are {len(here)} so far; the next one is number {len(here)}.")
+                raise RecipeError(
+                    f"{place}: there are {len(here)} so far; the next one is number {len(here)}."
+                )
             if int(part) == len(here):
                 here.append({})
             here = here[int(part)]
         else:
-            here = here.setdefault(part, [] if parts[depth + 1 : depth + 2] and parts[depth + 1].isdecimal() else {})
+            here = here.setdefault(
+                part, [] if parts[depth + 1 : depth + 2] and parts[depth + 1].isdecimal() else {}
+            )
         if not isinstance(here, dict | list):
             raise RecipeError(f"{place} is {show(here)}; it takes a section.")
     if not isinstance(here, dict):

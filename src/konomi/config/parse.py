@@ -1,7 +1,8 @@
 """JSON and TOML of unknown origin: read within bounds, and wrong in one way only.
 
-Python's readers answer a hostile text with RecursionError, with gigabytes of empty lists, with whole numbers that no
-float holds, or with strings that cannot be written anywhere. Here each of these is a ValueError that says what it is.
+Python's readers answer a hostile text with RecursionError, with gigabytes of empty lists, with
+whole numbers that no float holds, or with strings that cannot be written anywhere. Here each of
+these is a ValueError that says what it is.
 """
 
 import json
@@ -11,23 +12,28 @@ from collections.abc import Iterable
 from typing import Any
 
 MAX_VALUES = 4_000_000
-"""Values in one text: a bound of less than 1 GiB. The header of the largest published models has some 20,000."""
+"""Values in one text: a bound of less than 1 GiB. The header of the largest published models has
+some 20,000."""
 MAX_DEPTH = 64
 """Tables and lists inside each other."""
 MAX_BITS = 1024
 """Of a whole number: what a float64 can hold at all."""
 MAX_DOTS = 200
-"""In one piece of a TOML text that may be a key: tomllib's memory grows as the square of a key's parts."""
+"""In one piece of a TOML text that may be a key: tomllib's memory grows as the square of a key's
+parts."""
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
-def parse_json(text: str | bytes, *, unique_keys: bool = False, lone_surrogates: bool = False) -> Any:
+def parse_json(
+    text: str | bytes, *, unique_keys: bool = False, lone_surrogates: bool = False
+) -> Any:
     """The value of a JSON text. Bytes are UTF-8, UTF-16 or UTF-32.
 
-    Raises ValueError for what is not JSON, for nesting deeper than `MAX_DEPTH`, more than `MAX_VALUES` values, whole
-    numbers longer than `MAX_BITS` and lone surrogates (unless `lone_surrogates` leaves them to the caller);
-    with `unique_keys` also for a key that stands twice.
+    Raises ValueError for what is not JSON, for nesting deeper than `MAX_DEPTH`, more than
+    `MAX_VALUES` values, whole numbers longer than `MAX_BITS` and lone surrogates (unless
+    `lone_surrogates` leaves them to the caller); with `unique_keys` also for a key that stands
+    twice.
     """
     if isinstance(text, bytes):
         text = text.decode(json.detect_encoding(text))
@@ -41,7 +47,9 @@ def parse_json(text: str | bytes, *, unique_keys: bool = False, lone_surrogates:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The table of a TOML text. Raises ValueError: tomllib's own where it is no TOML, and as `parse_json` does."""
+    """The table of a TOML text. Raises ValueError: tomllib's own where it is no TOML, and as
+    `parse_json` does.
+    """
     _check_size(text, "[{,=.")
     if any(piece.count(".") > MAX_DOTS for piece in re.split(r"[=\n,{]", text)):
         raise ValueError(f"a key of more than {MAX_DOTS} parts")
@@ -54,7 +62,8 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def _check_size(text: str, marks: str) -> None:
-    # Counted before anything is built: each value but the first follows one of these. Tags within strings do too.
+    # Counted before anything is built: each value but the first follows one of these. Tags within
+    # strings do too.
     if _count(text, marks) > MAX_VALUES and _count(_STRING.sub("", text), marks) > MAX_VALUES:
         raise ValueError(f"more than {MAX_VALUES:,} values")
 

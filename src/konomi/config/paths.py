@@ -1,4 +1,6 @@
-"""Where a relative path starts: in a recipe file at the file's own folder, on the command line where one stands."""
+"""Where a relative path starts: in a recipe file at the file's own folder, on the command line
+where one stands.
+"""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -8,10 +10,13 @@ from typing import Any
 ALWAYS = ("data.sources.N.path", "data.cache.folder", "validation.path", "run.output")
 """Settings that are paths."""
 WHERE_THERE = ("base", "vae", "prior.clip", "method.start", "method.lora.start")
-"""Settings that are a path or a name (`tiny`, a hub id, a word): a path where something lies there."""
+"""Settings that are a path or a name (`tiny`, a hub id, a word): a path where something lies
+there."""
 
 
-def with_paths_from(data: Mapping[str, Any], folder: Path, *, output: bool = True) -> dict[str, Any]:
+def with_paths_from(
+    data: Mapping[str, Any], folder: Path, *, output: bool = True
+) -> dict[str, Any]:
     """A copy of a recipe's plain data whose relative paths start at `folder`.
 
     Without `output`, the run folder stays as it is written.

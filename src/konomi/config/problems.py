@@ -1,4 +1,6 @@
-"""What pydantic found, said in one line each: the dotted name, the value, what is allowed, the nearest right name."""
+"""What pydantic found, said in one line each: the dotted name, the value, what is allowed, the
+nearest right name.
+"""
 
 import difflib
 import json
@@ -31,7 +33,9 @@ def check_values(values: Mapping[str, Any], config_type: type) -> None:
         # As JSON, because strict validation takes tables for dataclasses only there.
         adapter_of(config_type).validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        raise RecipeError(*problem_lines(error.errors(include_url=False), "", flatten(config_type))) from error
+        raise RecipeError(
+            *problem_lines(error.errors(include_url=False), "", flatten(config_type))
+        ) from error
 
 
 @cache
@@ -40,7 +44,9 @@ def adapter_of(config_type: Any) -> TypeAdapter[Any]:
     return TypeAdapter(config_type)
 
 
-def problem_lines(errors: Iterable[ErrorDetails], prefix: str, settings: tuple[Setting, ...]) -> list[str]:
+def problem_lines(
+    errors: Iterable[ErrorDetails], prefix: str, settings: tuple[Setting, ...]
+) -> list[str]:
     """One line for each place that is wrong; `prefix` is the path of what was validated."""
     known = {setting.path: setting for setting in settings}
     places: dict[str, list[ErrorDetails]] = {}
@@ -65,7 +71,9 @@ def not_a_choice(path: str, value: Any, choices: Iterable[str | int]) -> str:
     names = [str(choice) for choice in choices]
     close = difflib.get_close_matches(str(value).lower(), names, 1, 0.5)
     allowed = f"one of {', '.join(names)}" if len(names) > 1 else names[0]
-    return f"{path} is {show(value)}; it takes {allowed}." + (f" Did you mean {close[0]}?" if close else "")
+    return f"{path} is {show(value)}; it takes {allowed}." + (
+        f" Did you mean {close[0]}?" if close else ""
+    )
 
 
 def show(value: Any) -> str:
@@ -77,7 +85,9 @@ def show(value: Any) -> str:
 
 
 def _path(error: ErrorDetails, prefix: str, known: Mapping[str, Setting]) -> str:
-    """The dotted name. Of a union, pydantic puts the tried type into the place; that is no name, and is left out."""
+    """The dotted name. Of a union, pydantic puts the tried type into the place; that is no name,
+    and is left out.
+    """
     parts = [prefix] if prefix else []
     for depth, part in enumerate(error["loc"]):
         here = known.get(generic(".".join(parts)))
@@ -130,7 +140,9 @@ def _item_choices(path: str, known: Mapping[str, Setting]) -> tuple[str | int, .
     return owner.shape.parts[0].choices if owner and owner.shape.parts else ()
 
 
-def _type(path: str, setting: Setting | None, known: Mapping[str, Setting], error: ErrorDetails) -> str:
+def _type(
+    path: str, setting: Setting | None, known: Mapping[str, Setting], error: ErrorDetails
+) -> str:
     if setting is not None:
         return setting.type
     owner = known.get(generic(path.rpartition(".")[0]))

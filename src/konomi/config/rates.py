@@ -18,12 +18,16 @@ def parse_rates(text: str) -> Rates:
         rate = _rate(match[1]) if match else None
         if match is None or rate is None:
             raise ValueError(
-                f"{part.strip()!r} is not a learning rate from 0 to {LARGEST:g} with a step, such as 5e-3:200"
+                f"{part.strip()!r} is not a learning rate from 0 to {LARGEST:g} with a step, such "
+                "as 5e-3:200"
             )
         until = int(match[2]) if match[2] else None
         before = found[-1][1] if found else 0
         if until is None and number < len(parts):
-            raise ValueError(f"{part.strip()!r} says no step up to which it holds; only the last may leave it out")
+            raise ValueError(
+                f"{part.strip()!r} says no step up to which it holds; only the last may leave it "
+                "out"
+            )
         if until is not None and until <= (before or 0):
             raise ValueError(f"{part.strip()!r} ends at step {until}, not after step {before}")
         found.append((rate, until))

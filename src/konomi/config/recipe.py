@@ -19,7 +19,9 @@ from konomi.config.sections import (
 
 @runtime_checkable
 class MethodConfig(Protocol):
-    """A method's own section: a frozen dataclass that lives beside the method and is told apart by `kind`."""
+    """A method's own section: a frozen dataclass that lives beside the method and is told apart by
+    `kind`.
+    """
 
     @property
     def kind(self) -> str: ...
@@ -30,9 +32,11 @@ class Recipe:
     """One run. A TOML file, a command line and a web form are three ways to write it."""
 
     base: str
-    """The model to start from: `tiny` (built in), a diffusers folder, a .safetensors or .ckpt file, or a hub id."""
+    """The model to start from: `tiny` (built in), a diffusers folder, a .safetensors or .ckpt
+    file, or a hub id."""
     vae: str = ""
-    """The VAE to use in place of the base's own, or where its file holds none: a file, a folder, or a hub id."""
+    """The VAE to use in place of the base's own, or where its file holds none: a file, a folder,
+    or a hub id."""
     prediction: Literal["auto", "epsilon", "v_prediction", "sample"] = "auto"
     """What the base predicts, where its file does not say it or says it wrongly."""
     method: MethodConfig

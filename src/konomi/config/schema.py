@@ -1,4 +1,6 @@
-"""The recipe as a flat list of settings: the one list behind overrides, commented recipes, forms and documentation."""
+"""The recipe as a flat list of settings: the one list behind overrides, commented recipes, forms
+and documentation.
+"""
 
 import ast
 import difflib
@@ -46,12 +48,14 @@ class Setting:
 
 
 @cache
-def flatten(config_type: type, *, prefix: str = "", method: type | None = None) -> tuple[Setting, ...]:
+def flatten(
+    config_type: type, *, prefix: str = "", method: type | None = None
+) -> tuple[Setting, ...]:
     """All settings below a configuration class, in the order of declaration.
 
-    `method` is the class that stands for `Recipe.method`; without it that section is left out. Sections are settings
-    of their own (shape.word "section") followed by what they hold; the items of a list of sections follow under
-    `NAME.N`.
+    `method` is the class that stands for `Recipe.method`; without it that section is left out.
+    Sections are settings of their own (shape.word "section") followed by what they hold; the items
+    of a list of sections follow under `NAME.N`.
     """
     return tuple(_walk(config_type, prefix, method))
 
@@ -62,14 +66,19 @@ def recipe_settings(method: type | None = None) -> tuple[Setting, ...]:
 
 
 def nearest(path: str, settings: Iterable[Setting]) -> str | None:
-    """The setting's path that was probably meant, with the numbers of list items as they were written."""
+    """The setting's path that was probably meant, with the numbers of list items as they were
+    written.
+    """
     paths = [setting.path for setting in settings]
     wanted = generic(path)
     name = _last(wanted)
     same_name = [p for p in paths if _last(p) == name]
-    # A long common section must not make strangers look alike, so names are compared by themselves too.
+    # A long common section must not make strangers look alike, so names are compared by themselves
+    # too.
     like_name = [p for p in paths if difflib.SequenceMatcher(None, name, _last(p)).ratio() >= 0.6]
-    close = difflib.get_close_matches(wanted, same_name, 1, 0.4) or difflib.get_close_matches(wanted, like_name, 1, 0.6)
+    close = difflib.get_close_matches(wanted, same_name, 1, 0.4) or difflib.get_close_matches(
+        wanted, like_name, 1, 0.6
+    )
     if not close and len(same_name) == 1:
         close = same_name
     if not close and "." not in wanted:
@@ -78,7 +87,9 @@ def nearest(path: str, settings: Iterable[Setting]) -> str | None:
     if not close:
         return None
     numbers = [part for part in path.split(".") if part.isdecimal()]
-    return ".".join(numbers.pop(0) if part == INDEX and numbers else part for part in close[0].split("."))
+    return ".".join(
+        numbers.pop(0) if part == INDEX and numbers else part for part in close[0].split(".")
+    )
 
 
 def generic(path: str) -> str:
@@ -93,16 +104,26 @@ def docs_table(settings: Iterable[Setting]) -> str:
         if setting.shape.word == "section":
             continue
         accepts = ", ".join((setting.type, *setting.bounds))
-        default = "(must be set)" if setting.required else "" if setting.default is None else f"`{_short(setting)}`"
+        default = (
+            "(must be set)"
+            if setting.required
+            else ""
+            if setting.default is None
+            else f"`{_short(setting)}`"
+        )
         cells = (f"`{setting.path}`", accepts, default, setting.help)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
 
 
 def help_of(config_type: type) -> dict[str, str]:
-    """The text under each field of a configuration class, its own or inherited, joined to one line."""
+    """The text under each field of a configuration class, its own or inherited, joined to
+    one line.
+    """
     texts: dict[str, str] = {}
-    body = [statement for kind in reversed(config_type.__mro__[:-1]) for statement in _class_body(kind)]
+    body = [
+        statement for kind in reversed(config_type.__mro__[:-1]) for statement in _class_body(kind)
+    ]
     for statement, following in itertools.pairwise(body):
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
@@ -123,7 +144,9 @@ def _walk(config_type: type, prefix: str, method: type | None) -> Iterator[Setti
     hints = get_type_hints(config_type, include_extras=True)
     texts = help_of(config_type)
     # What a section adds to another comes before what it shares with it.
-    for item in sorted(fields(config_type), key=lambda item: item.name not in config_type.__annotations__):
+    for item in sorted(
+        fields(config_type), key=lambda item: item.name not in config_type.__annotations__
+    ):
         annotation = hints[item.name]
         if annotation is MethodConfig:
             if method is None:
@@ -131,7 +154,9 @@ def _walk(config_type: type, prefix: str, method: type | None) -> Iterator[Setti
             annotation = method
         path = f"{prefix}{item.name}"
         shape = shape_of(annotation)
-        required = item.default is MISSING and item.default_factory is MISSING and shape.word != "section"
+        required = (
+            item.default is MISSING and item.default_factory is MISSING and shape.word != "section"
+        )
         yield Setting(
             path=path,
             type=shape.text,
@@ -169,7 +194,8 @@ def _short(setting: Setting) -> str:
 
 @cache
 def _classes(module: str) -> dict[str, ast.ClassDef]:
-    # dataclass(slots=True) makes a second class, but the source is found by module and name all the same.
+    # dataclass(slots=True) makes a second class, but the source is found by module and name all
+    # the same.
     tree = ast.parse(inspect.getsource(sys.modules[module]))
     return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
 

@@ -1,4 +1,6 @@
-"""What a setting accepts, read from its type annotation, in words that a person and a form can use."""
+"""What a setting accepts, read from its type annotation, in words that a person and a form
+can use.
+"""
 
 import types
 from collections.abc import Mapping
@@ -8,7 +10,17 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-Word = Literal["text", "whole number", "number", "true or false", "choice", "list", "table", "section", "either"]
+Word = Literal[
+    "text",
+    "whole number",
+    "number",
+    "true or false",
+    "choice",
+    "list",
+    "table",
+    "section",
+    "either",
+]
 
 WORDS: dict[Any, Word] = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 BOUNDS = {
@@ -34,7 +46,8 @@ class Shape:
     choices: tuple[str | int, ...] = ()
     """Of a choice."""
     parts: tuple["Shape", ...] = ()
-    """Of a list: its item, or with a fixed length each item; of a table: its value; of `either`: the alternatives."""
+    """Of a list: its item, or with a fixed length each item; of a table: its value; of `either`:
+    the alternatives."""
     fixed: bool = False
     """A list of exactly `len(parts)` items."""
     section: type | None = None
@@ -89,7 +102,9 @@ def shape_of(annotation: Any) -> Shape:
     if origin in (dict, Mapping):
         return Shape("table", parts=(shape_of(arguments[1]),))
     if origin in (Union, types.UnionType):
-        return _union(tuple(shape_of(part) for part in arguments if part is not types.NoneType), arguments)
+        return _union(
+            tuple(shape_of(part) for part in arguments if part is not types.NoneType), arguments
+        )
     raise TypeError(f"a setting cannot have the type {annotation}")
 
 

@@ -26,7 +26,9 @@ def recipe_data(recipe: Recipe) -> dict[str, Any]:
 
 
 def write_recipe(recipe: Recipe) -> str:
-    """The whole recipe as TOML, defaults included, so that it still means the same when defaults change."""
+    """The whole recipe as TOML, defaults included, so that it still means the same when defaults
+    change.
+    """
     data = recipe_data(recipe)
     document = tomlkit.document()
     for name in sorted(data, key=lambda name: isinstance(data[name], dict)):
@@ -34,9 +36,17 @@ def write_recipe(recipe: Recipe) -> str:
     return tomlkit.dumps(document)
 
 
-def commented_recipe(method_config: type, *, base: str = "tiny", images: str = "photos", trigger: str = "") -> str:
-    """A recipe to fill in: every setting with its meaning, bounds and default. It loads to the defaults."""
-    given = {"base": base, "method.kind": kind_of(method_config), f"data.sources.{INDEX}.path": images}
+def commented_recipe(
+    method_config: type, *, base: str = "tiny", images: str = "photos", trigger: str = ""
+) -> str:
+    """A recipe to fill in: every setting with its meaning, bounds and default. It loads to the
+    defaults.
+    """
+    given = {
+        "base": base,
+        "method.kind": kind_of(method_config),
+        f"data.sources.{INDEX}.path": images,
+    }
     if trigger:
         given[f"data.sources.{INDEX}.trigger"] = trigger
     settings = recipe_settings(method_config)
@@ -47,7 +57,11 @@ def commented_recipe(method_config: type, *, base: str = "tiny", images: str = "
         is_list = _is_section_list(section)
         path = f"{section.path}.{INDEX}" if is_list else section.path
         name = f"[[{section.path}]]" if is_list else f"[{section.path}]"
-        own = [s for s in settings if s.section == path and s.shape.word != "section" and not _is_section_list(s)]
+        own = [
+            s
+            for s in settings
+            if s.section == path and s.shape.word != "section" and not _is_section_list(s)
+        ]
         about = summary(method_config) if section.path == "method" else section.help
         lines = [*_comment(about), name]
         for setting in own:
@@ -59,7 +73,13 @@ def commented_recipe(method_config: type, *, base: str = "tiny", images: str = "
 def toml_value(value: Any) -> str:
     """A value as it stands behind the `=`."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{tomlkit.item(str(k)).as_string()} = {toml_value(v)}" for k, v in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(
+                f"{tomlkit.item(str(k)).as_string()} = {toml_value(v)}" for k, v in value.items()
+            )
+            + "}"
+        )
     text: str = tomlkit.item(_plain(value)).as_string()
     return text
 

@@ -12,10 +12,11 @@ Result = TypeVar("Result")
 def ahead(
     function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, depth: int
 ) -> Generator[Result, None, None]:
-    """`map(function, items)`, up to `depth` items early by `workers` threads; 0 workers compute at the time of need.
+    """`map(function, items)`, up to `depth` items early by `workers` threads; 0 workers compute at
+    the time of need.
 
-    Results come in the order of the items, whatever the threads do; an error is raised where its result is due. Closing
-    the generator drops what has not begun and waits for what has.
+    Results come in the order of the items, whatever the threads do; an error is raised where its
+    result is due. Closing the generator drops what has not begun and waits for what has.
     """
     if workers == 0:
         yield from map(function, items)

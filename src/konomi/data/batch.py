@@ -1,4 +1,6 @@
-"""What training sees: examples of one size, and the batch they form. Shapes: B batch, C channels, h w latent grid."""
+"""What training sees: examples of one size, and the batch they form. Shapes: B batch, C channels,
+h w latent grid.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +12,9 @@ from konomi.diffusion.conditioning import Conditioning
 
 @dataclass(frozen=True, slots=True)
 class Latents:
-    """The VAE's distribution over latents, already multiplied by the family's latent scale. z = mean + std * noise."""
+    """The VAE's distribution over latents, already multiplied by the family's latent scale. z =
+    mean + std * noise.
+    """
 
     mean: Tensor
     """[B, C, h, w]."""
@@ -18,12 +22,16 @@ class Latents:
     """[B, C, h, w]."""
 
     def to(self, device: torch.device | str) -> "Latents":
-        return Latents(self.mean.to(device, non_blocking=True), self.std.to(device, non_blocking=True))
+        return Latents(
+            self.mean.to(device, non_blocking=True), self.std.to(device, non_blocking=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Images of one bucket with all that belongs to them. `latents` or `pixels` is there, `text` where it is cached."""
+    """Images of one bucket with all that belongs to them. `latents` or `pixels` is there, `text`
+    where it is cached.
+    """
 
     names: tuple[str, ...]
     """Where each example comes from, for messages (B entries)."""
@@ -56,20 +64,27 @@ class Examples:
             pixels=None if self.pixels is None else self.pixels.to(device, non_blocking=True),
             latents=None if self.latents is None else self.latents.to(device),
             text=None if self.text is None else self.text.to(device),
-            loss_mask=None if self.loss_mask is None else self.loss_mask.to(device, non_blocking=True),
+            loss_mask=None
+            if self.loss_mask is None
+            else self.loss_mask.to(device, non_blocking=True),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One forward pass of one process: subject examples, and prior (class) examples where the recipe has such."""
+    """One forward pass of one process: subject examples, and prior (class) examples where the
+    recipe has such.
+    """
 
     subject: Examples
     prior: Examples | None = None
     weight: float = 1.0
-    """This pass's share of the whole optimiser step: its subjects / all subjects of the step, over all processes."""
+    """This pass's share of the whole optimiser step: its subjects / all subjects of the step, over
+    all processes."""
 
     def to(self, device: torch.device | str) -> "Batch":
         return replace(
-            self, subject=self.subject.to(device), prior=None if self.prior is None else self.prior.to(device)
+            self,
+            subject=self.subject.to(device),
+            prior=None if self.prior is None else self.prior.to(device),
         )

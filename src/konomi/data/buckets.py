@@ -1,4 +1,6 @@
-"""Which size each image is trained at. A bucket is (width, height) in pixels; a batch never mixes buckets."""
+"""Which size each image is trained at. A bucket is (width, height) in pixels; a batch never mixes
+buckets.
+"""
 
 import math
 import re
@@ -17,7 +19,9 @@ GRID = 8
 
 
 def grid_for(size_step: int) -> int:
-    """Pixels that bucket sides are multiples of, for a base whose pictures are multiples of `size_step`."""
+    """Pixels that bucket sides are multiples of, for a base whose pictures are multiples of
+    `size_step`.
+    """
     return math.lcm(GRID, size_step)
 
 
@@ -54,18 +58,23 @@ def parse_size(text: str) -> Bucket:
 
 
 def limits(resolution: Bucket, config: BucketConfig, grid: int = GRID) -> Limits:
-    """Step and sides in pixels; `min_side` rounded up and `max_side` down to the step. Raises RecipeError."""
+    """Step and sides in pixels; `min_side` rounded up and `max_side` down to the step. Raises
+    RecipeError.
+    """
     short, long = min(resolution), max(resolution)
     step = config.step or max(grid, min(64, short // 8) // grid * grid)
     if step % grid:
         near = max(grid, round(step / grid) * grid)
-        raise RecipeError(f"data.buckets.step is {step}; it must be a multiple of {grid}. Use {near}.")
+        raise RecipeError(
+            f"data.buckets.step is {step}; it must be a multiple of {grid}. Use {near}."
+        )
     min_side = -(-(config.min_side or short // 2) // step) * step
     max_side = (config.max_side or max(2 * short, long)) // step * step
     if min_side > max_side:
         raise RecipeError(
-            f"data.buckets.min_side is {config.min_side or short // 2} and max_side {config.max_side or 2 * short}: "
-            f"no multiple of {step} (data.buckets.step) lies between them. Lower min_side or the step."
+            f"data.buckets.min_side is {config.min_side or short // 2} and max_side "
+            f"{config.max_side or 2 * short}: no multiple of {step} (data.buckets.step) lies "
+            "between them. Lower min_side or the step."
         )
     return Limits(resolution, step, max(min_side, step), max_side)
 
@@ -73,7 +82,8 @@ def limits(resolution: Bucket, config: BucketConfig, grid: int = GRID) -> Limits
 def novelai_buckets(
     max_area: Bucket = (768, 512), *, min_side: int = 256, max_side: int = 1024, step: int = 64
 ) -> tuple[Bucket, ...]:
-    """NovelAI's list ("Improvements on Stable Diffusion", 2022): for each width the tallest bucket within the area.
+    """NovelAI's list ("Improvements on Stable Diffusion", 2022): for each width the tallest bucket
+    within the area.
 
     Then the same transposed, and the square of the shorter side. 19 sizes for 768x512.
     """
@@ -81,8 +91,12 @@ def novelai_buckets(
     return _tallest(max_area[0] * max_area[1], min_side, max_side, step, square)
 
 
-def area_buckets(resolution: Bucket, *, min_side: int, max_side: int, step: int) -> tuple[Bucket, ...]:
-    """sd-scripts' list: as NovelAI's, with the resolution as area and the square of (nearly) that area."""
+def area_buckets(
+    resolution: Bucket, *, min_side: int, max_side: int, step: int
+) -> tuple[Bucket, ...]:
+    """sd-scripts' list: as NovelAI's, with the resolution as area and the square of (nearly) that
+    area.
+    """
     area = resolution[0] * resolution[1]
     return _tallest(area, min_side, max_side, step, math.isqrt(area) // step * step)
 
@@ -97,13 +111,15 @@ def _tallest(area: int, min_side: int, max_side: int, step: int, square: int) ->
 
 
 def buckets_for(resolution: Bucket, config: BucketConfig, grid: int = GRID) -> tuple[Bucket, ...]:
-    """The list of buckets a configuration offers (own sizes of small images come on top). Raises RecipeError."""
+    """The list of buckets a configuration offers (own sizes of small images come on top). Raises
+    RecipeError.
+    """
     if config.kind == "fixed":
         if resolution[0] % grid or resolution[1] % grid:
             below = "x".join(str(max(grid, side // grid * grid)) for side in resolution)
             raise RecipeError(
-                f"data.resolution is {resolution[0]}x{resolution[1]}; for data.buckets.kind = 'fixed' both sides must "
-                f"be multiples of {grid}. Use {below}."
+                f"data.resolution is {resolution[0]}x{resolution[1]}; for data.buckets.kind = "
+                f"'fixed' both sides must be multiples of {grid}. Use {below}."
             )
         return (resolution,)
     bounds = limits(resolution, config, grid)
@@ -111,18 +127,20 @@ def buckets_for(resolution: Bucket, config: BucketConfig, grid: int = GRID) -> t
     sizes = make(resolution, min_side=bounds.min_side, max_side=bounds.max_side, step=bounds.step)
     if not sizes:
         raise RecipeError(
-            f"data.buckets: no bucket with sides from {bounds.min_side} to {bounds.max_side} fits the area of "
-            f"{resolution[0]}x{resolution[1]}. Lower data.buckets.min_side."
+            f"data.buckets: no bucket with sides from {bounds.min_side} to {bounds.max_side} fits "
+            f"the area of {resolution[0]}x{resolution[1]}. Lower data.buckets.min_side."
         )
     return sizes
 
 
-def assign(records: Sequence[Record], resolution: Bucket, config: BucketConfig, grid: int = GRID) -> Assignment:
+def assign(
+    records: Sequence[Record], resolution: Bucket, config: BucketConfig, grid: int = GRID
+) -> Assignment:
     """Give each image the bucket whose width / height is nearest to its own; an exact size wins.
 
-    An image whose ratio is `max_ratio_error` or more away from every bucket is excluded with the reason. Of buckets
-    equally near, the one with the larger area is taken. `grid`: pixels that every side is a multiple of.
-    Raises RecipeError for settings that allow no bucket.
+    An image whose ratio is `max_ratio_error` or more away from every bucket is excluded with the
+    reason. Of buckets equally near, the one with the larger area is taken. `grid`: pixels that
+    every side is a multiple of. Raises RecipeError for settings that allow no bucket.
     """
     sizes = buckets_for(resolution, config, grid)
     own_sizes = config.kind == "area" and not config.upscale
@@ -144,7 +162,9 @@ def assign(records: Sequence[Record], resolution: Bucket, config: BucketConfig, 
     return Assignment(tuple(kept), tuple(buckets), tuple(excluded))
 
 
-def _choose(size: Bucket, sizes: tuple[Bucket, ...], own: Limits | None, max_error: float) -> Bucket | str:
+def _choose(
+    size: Bucket, sizes: tuple[Bucket, ...], own: Limits | None, max_error: float
+) -> Bucket | str:
     """The bucket, or why there is none."""
     width, height = size
     if width < 1 or height < 1:
@@ -153,7 +173,10 @@ def _choose(size: Bucket, sizes: tuple[Bucket, ...], own: Limits | None, max_err
     if own is not None:
         bucket = _own_size(size, own)
         if min(bucket) == 0:
-            return f"is {width}x{height}: too small or too narrow for buckets in steps of {own.step} pixels"
+            return (
+                f"is {width}x{height}: too small or too narrow for buckets in steps of "
+                f"{own.step} pixels"
+            )
     elif size in sizes:
         return size
     else:
@@ -161,19 +184,23 @@ def _choose(size: Bucket, sizes: tuple[Bucket, ...], own: Limits | None, max_err
     error = abs(bucket[0] / bucket[1] - ratio)
     if error >= max_error:
         return (
-            f"is {width}x{height}: its width / height of {ratio:.2f} is {error:.2f} away from the nearest bucket "
-            f"{bucket[0]}x{bucket[1]} (data.buckets.max_ratio_error is {max_error:g})"
+            f"is {width}x{height}: its width / height of {ratio:.2f} is {error:.2f} away from the "
+            f"nearest bucket {bucket[0]}x{bucket[1]} (data.buckets.max_ratio_error is "
+            f"{max_error:g})"
         )
     return bucket
 
 
 def _own_size(size: Bucket, own: Limits) -> Bucket:
-    """sd-scripts' `bucket_no_upscale`: the image's own size, shrunk to the area if larger, cut down to the step."""
+    """sd-scripts' `bucket_no_upscale`: the image's own size, shrunk to the area if larger, cut
+    down to the step.
+    """
     width, height = size
     if width * height <= own.area:
         return width // own.step * own.step, height // own.step * own.step
     ratio = width / height
-    # One side is rounded to the step and the other follows the ratio; whichever side distorts the ratio less leads.
+    # One side is rounded to the step and the other follows the ratio; whichever side distorts the
+    # ratio less leads.
     wide = _rounded(math.sqrt(own.area * ratio), own.step)
     high = _rounded(math.sqrt(own.area / ratio), own.step)
     if min(wide, high) == 0:

@@ -1,9 +1,9 @@
 """Which file holds an image's caption, and which caption files no image reads.
 
-Trainers and taggers put captions in several places. For `photo/cat.png` these are looked at, in this order:
-`cat.txt` and `cat.caption` beside it (also `.text`, `.tags`); `cat.png.txt`; a folder `captions` in the image's folder,
-or in place of one of the folders it lies in (`images/cat.png` and `captions/cat.txt`); the same names in other letter
-case.
+Trainers and taggers put captions in several places. For `photo/cat.png` these are looked at, in
+this order: `cat.txt` and `cat.caption` beside it (also `.text`, `.tags`); `cat.png.txt`; a folder
+`captions` in the image's folder, or in place of one of the folders it lies in (`images/cat.png`
+and `captions/cat.txt`); the same names in other letter case.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,8 +20,28 @@ from konomi.errors import DataError, printable
 CAPTION_FOLDERS = ("captions", "caption", "txt", "text", "texts", "tags", "prompts")
 """Folders, in small letters, that hold captions for images elsewhere."""
 _TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
-_OTHER_KINDS = (".mp4", ".webm", ".mov", ".zip", ".tar", ".7z", ".rar", ".gz", ".pdf", ".mp3", ".wav")
-_ABOUT_THE_FOLDER = ("readme", "license", "licence", "notice", "changelog", "credits", "requirements")
+_OTHER_KINDS = (
+    ".mp4",
+    ".webm",
+    ".mov",
+    ".zip",
+    ".tar",
+    ".7z",
+    ".rar",
+    ".gz",
+    ".pdf",
+    ".mp3",
+    ".wav",
+)
+_ABOUT_THE_FOLDER = (
+    "readme",
+    "license",
+    "licence",
+    "notice",
+    "changelog",
+    "credits",
+    "requirements",
+)
 _OWN_FILES = frozenset(("manifest.jsonl", "log.jsonl", "recipe.toml", *METADATA_NAMES))
 
 
@@ -64,7 +84,10 @@ class CaptionFiles:
         if not self._entries:
             return ()
         paths = list(dict.fromkeys(self._places(name)))
-        for known, wanted in ((self._entries, paths), (self._in_small_letters, [path.lower() for path in paths])):
+        for known, wanted in (
+            (self._entries, paths),
+            (self._in_small_letters, [path.lower() for path in paths]),
+        ):
             for path in wanted:
                 entry = known.get(path)
                 if entry is not None and (captions := self._captions_of(entry)):
@@ -76,7 +99,8 @@ class CaptionFiles:
         self._read.add(entry.name)
         if entry.size > MAX_CAPTION_BYTES:
             raise DataError(
-                f"{printable(entry.locator)}: {entry.size} bytes, too large for a caption. Is it the right file?"
+                f"{printable(entry.locator)}: {entry.size} bytes, too large for a caption. Is it "
+                "the right file?"
             )
         found = decoded(read_bytes(entry.locator, limit=MAX_CAPTION_BYTES), entry.locator)
         lines = captions_in(found.text)
@@ -86,8 +110,11 @@ class CaptionFiles:
             self._encodings.setdefault(found.encoding, []).append(entry.name)
         return lines if self._lines == "alternatives" else tuple(filter(None, [" ".join(lines)]))
 
-    def findings(self, shown: str, images: Iterable[str], *, tables: Sequence[str] = ()) -> list[Finding]:
-        """What is to be said of the files that hold text: how they were read, and which nobody reads.
+    def findings(
+        self, shown: str, images: Iterable[str], *, tables: Sequence[str] = ()
+    ) -> list[Finding]:
+        """What is to be said of the files that hold text: how they were read, and which nobody
+        reads.
 
         Args:
             shown: the place, as messages name it.
@@ -97,7 +124,9 @@ class CaptionFiles:
         found = []
         for encoding, names in self._encodings.items():
             captions = "1 caption is" if len(names) == 1 else f"{len(names)} captions are"
-            found.append(listing_names(f"{shown}: {captions} read as {encoding}: " + "{names}", names))
+            found.append(
+                listing_names(f"{shown}: {captions} read as {encoding}: " + "{names}", names)
+            )
         if self._several_lines:
             found.append(self._about_lines(shown))
         found += self._unread(shown, images, tables)
@@ -105,13 +134,20 @@ class CaptionFiles:
 
     def _about_lines(self, shown: str) -> Finding:
         files = (
-            "1 caption file has" if len(self._several_lines) == 1 else f"{len(self._several_lines)} caption files have"
+            "1 caption file has"
+            if len(self._several_lines) == 1
+            else f"{len(self._several_lines)} caption files have"
         )
         if self._lines == "joined":
-            how = 'which are one caption; if each line is one of its own, set data.captions.lines = "alternatives"'
+            how = (
+                "which are one caption; if each line is one of its own, set data.captions.lines "
+                '= "alternatives"'
+            )
         else:
             how = "of which one is taken each time the image is seen (data.captions.lines)"
-        return listing_names(f"{shown}: {files} several lines, {how}: " + "{names}", self._several_lines)
+        return listing_names(
+            f"{shown}: {files} several lines, {how}: " + "{names}", self._several_lines
+        )
 
     def _unread(self, shown: str, images: Iterable[str], tables: Sequence[str]) -> list[Finding]:
         left = {
@@ -126,7 +162,11 @@ class CaptionFiles:
         second = [name for path, name in left.items() if path.lower() in owned]
         found = []
         if strays:
-            files = "1 caption file belongs" if len(strays) == 1 else f"{len(strays)} caption files belong"
+            files = (
+                "1 caption file belongs"
+                if len(strays) == 1
+                else f"{len(strays)} caption files belong"
+            )
             rule = "A caption has the name of its image: x.png and x.txt."
             message = (
                 f"{shown}: {files} to no image and is not read: {{names}}. {rule}"
@@ -139,7 +179,9 @@ class CaptionFiles:
             source = first_names(tables) if tables else "another file"
             found.append(
                 listing_names(
-                    f"{shown}: {files} not read, because the caption comes from {source}: " + "{names}", second
+                    f"{shown}: {files} not read, because the caption comes from {source}: "
+                    + "{names}",
+                    second,
                 )
             )
         return found
@@ -157,8 +199,9 @@ class CaptionFiles:
         for suffix in dict.fromkeys(split_suffix(name)[1] for name in others):
             names = [name for name in others if split_suffix(name)[1] == suffix]
             message = (
-                f"{shown}: {len(names)} {suffix} file{'s are' if len(names) > 1 else ' is'} not read: " + "{names}."
-            )
+                f"{shown}: {len(names)} {suffix} file{'s are' if len(names) > 1 else ' is'} not "
+                "read: "
+            ) + "{names}."
             found.append(listing_names(message + self._advice(suffix), names))
         return found
 
@@ -167,7 +210,8 @@ class CaptionFiles:
             return f" caption_extension says that captions end in {' or '.join(self._suffixes)}."
         if suffix in (".json", ".jsonl", ".csv"):
             return (
-                " Captions are read from .txt files, from metadata.jsonl, or from a table that is given as the source."
+                " Captions are read from .txt files, from metadata.jsonl, or from a table that "
+                "is given as the source."
             )
         return ""
 

@@ -20,13 +20,13 @@ def captions_in(text: str) -> tuple[str, ...]:
 def final_caption(record: Record, config: CaptionConfig, key: int | None) -> str:
     """The text the encoder sees: a pure function of its arguments.
 
-    In this order: the whole caption may be dropped (nothing else is then added); one of several captions is taken, or
-    the template or trigger and class where there is none; tags are dropped and shuffled behind `keep_tokens`; a trigger
-    that is not in the result comes in front.
+    In this order: the whole caption may be dropped (nothing else is then added); one of several
+    captions is taken, or the template or trigger and class where there is none; tags are dropped
+    and shuffled behind `keep_tokens`; a trigger that is not in the result comes in front.
 
     Args:
-        key: decides all draws; one number per (seed, epoch, sample, repeat). None makes none: the first caption, in
-            order and whole, as a person would be shown it.
+        key: decides all draws; one number per (seed, epoch, sample, repeat). None makes none: the
+            first caption, in order and whole, as a person would be shown it.
     """
     if key is not None and config.dropout and _draws(key, "dropout").random() < config.dropout:
         return ""
@@ -45,7 +45,9 @@ def caption_varies(record: Record, config: CaptionConfig) -> bool:
 
 
 def has_trigger(text: str, trigger: str) -> bool:
-    """Whether a caption holds the trigger as a whole word: `sks` is in "a sks dog" and not in "asks"."""
+    """Whether a caption holds the trigger as a whole word: `sks` is in "a sks dog" and not in
+    "asks".
+    """
     return _whole_word(trigger).search(text) is not None
 
 
@@ -74,7 +76,11 @@ def _worded(record: Record, key: int | None) -> str:
     if record.template and (not caption or "[filewords]" in record.template):
         values = {"[name]": named, "[filewords]": caption or file_words(record.name)}
         # One pass: a caption that itself holds "[name]" stays as it is.
-        return " ".join(re.sub(r"\[name\]|\[filewords\]", lambda found: values[found[0]], record.template).split())
+        return " ".join(
+            re.sub(
+                r"\[name\]|\[filewords\]", lambda found: values[found[0]], record.template
+            ).split()
+        )
     return caption or named
 
 
@@ -89,14 +95,20 @@ def _tag_variation(text: str, record: Record, config: CaptionConfig, key: int | 
         draws = _draws(key, "tags")
         tail = [tag for tag in tail if draws.random() >= config.tag_dropout]
     if shuffle:
-        # Sorting by a draw each: `random.shuffle` may change between versions of Python, `random.random` may not.
+        # Sorting by a draw each: `random.shuffle` may change between versions of Python,
+        # `random.random` may not.
         draws = _draws(key, "shuffle")
-        tail = [tag for _, _, tag in sorted((draws.random(), place, tag) for place, tag in enumerate(tail))]
+        tail = [
+            tag
+            for _, _, tag in sorted((draws.random(), place, tag) for place, tag in enumerate(tail))
+        ]
     return _joint(config.separator).join(head + tail)
 
 
 def tags_of(text: str, separator: str) -> list[str]:
-    """The tags of a caption, without what stands around them. Without a separator the caption is one tag."""
+    """The tags of a caption, without what stands around them. Without a separator the caption is
+    one tag.
+    """
     tags = [tag.strip() for tag in text.split(separator)] if separator else [text]
     return [tag for tag in tags if tag]
 

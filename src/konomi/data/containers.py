@@ -1,7 +1,8 @@
-"""Where bytes lie: plain files, members of a zip, members of a tar. Nothing is ever unpacked to disk.
+"""Where bytes lie: plain files, members of a zip, members of a tar. Nothing is ever unpacked to
+disk.
 
-A *locator* is a file path, `CONTAINER.zip::MEMBER`, or `SHARD.tar::OFFSET+SIZE::MEMBER`: the last needs no index of the
-shard, so a random read costs one seek however many shards there are.
+A *locator* is a file path, `CONTAINER.zip::MEMBER`, or `SHARD.tar::OFFSET+SIZE::MEMBER`: the last
+needs no index of the shard, so a random read costs one seek however many shards there are.
 """
 
 import contextlib
@@ -23,9 +24,11 @@ from konomi.data.manifest import Excluded
 from konomi.errors import DataError, printable
 
 MAX_FILE_BYTES = 256 * 2**20
-"""Larger single files are refused: with it and the pixel limit, one image stays under 1 GiB of memory."""
+"""Larger single files are refused: with it and the pixel limit, one image stays under 1 GiB of
+memory."""
 MAX_ZIP_RATIO = 100
-"""A zip that promises to grow more than this (and past 1 GiB) is a bomb; images hardly compress at all."""
+"""A zip that promises to grow more than this (and past 1 GiB) is a bomb; images hardly compress at
+all."""
 MEMBER_ERRORS = (
     OSError,
     EOFError,
@@ -39,7 +42,8 @@ MEMBER_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What Python's readers of zips raise on damaged ones: names that are no text, lying offsets, broken streams."""
+"""What Python's readers of zips raise on damaged ones: names that are no text, lying offsets,
+broken streams."""
 JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db"})
 
 _DIGITS = re.compile(rb"([0-9]+)")
@@ -71,7 +75,9 @@ class Listing:
 
 
 def natural_key(name: str) -> tuple[list[list[bytes | tuple[int, bytes]]], bytes]:
-    """Sort key: folder by folder, bytes as they are, digit runs as numbers; the same under every locale."""
+    """Sort key: folder by folder, bytes as they are, digit runs as numbers; the same under every
+    locale.
+    """
     raw = name.encode("utf-8", "surrogatepass")
     *folders, base = raw.split(b"/")
     # The suffix apart: `a.png` comes before `a1.png`.
@@ -80,7 +86,9 @@ def natural_key(name: str) -> tuple[list[list[bytes | tuple[int, bytes]]], bytes
 
 
 def _natural_pieces(part: bytes) -> list[bytes | tuple[int, bytes]]:
-    """Text and number by turns; a number as its length and digits, since Python refuses to read very long ones."""
+    """Text and number by turns; a number as its length and digits, since Python refuses to read
+    very long ones.
+    """
     texts = _DIGITS.split(part)
     pieces: list[bytes | tuple[int, bytes]] = [*texts]
     for place in range(1, len(texts), 2):
@@ -104,7 +112,9 @@ def is_junk(name: str) -> bool:
 
 
 def list_folder(root: Path, *, recursive: bool = True) -> Listing:
-    """All files under a folder. Links that lead outside, FIFOs and devices are listed as excluded and never opened."""
+    """All files under a folder. Links that lead outside, FIFOs and devices are listed as excluded
+    and never opened.
+    """
     listing = Listing([], [])
     real_root = os.path.realpath(root)
     pending = [(os.fspath(root), "")]
@@ -123,7 +133,9 @@ def list_folder(root: Path, *, recursive: bool = True) -> Listing:
                         _add_file(listing, item, name, real_root)
         except OSError as error:
             reason = f"the folder cannot be read: {error.strerror}"
-            listing.excluded.append(Excluded(name=printable(prefix) or printable(folder), reason=reason))
+            listing.excluded.append(
+                Excluded(name=printable(prefix) or printable(folder), reason=reason)
+            )
     listing.entries.sort(key=lambda entry: natural_key(entry.name))
     listing.excluded.sort(key=lambda excluded: natural_key(excluded.name))
     return listing
@@ -137,19 +149,27 @@ def _add_file(listing: Listing, item: os.DirEntry[str], name: str, real_root: st
             path = os.path.realpath(path, strict=True)
             status = os.stat(path)  # noqa: PTH116
         except OSError as error:
-            listing.excluded.append(Excluded(name=printable(name), reason=f"a broken link: {error.strerror}"))
+            listing.excluded.append(
+                Excluded(name=printable(name), reason=f"a broken link: {error.strerror}")
+            )
             return
         if os.path.commonpath([real_root, path]) != real_root:
             reason = "a link that leads out of the source folder; copy the file in"
             listing.excluded.append(Excluded(name=printable(name), reason=reason))
             return
         if stat.S_ISDIR(status.st_mode):
-            listing.excluded.append(Excluded(name=printable(name), reason="a link to a folder; links are not followed"))
+            listing.excluded.append(
+                Excluded(name=printable(name), reason="a link to a folder; links are not followed")
+            )
             return
     if not stat.S_ISREG(status.st_mode):
-        listing.excluded.append(Excluded(name=printable(name), reason="not a regular file (a pipe, socket or device)"))
+        listing.excluded.append(
+            Excluded(name=printable(name), reason="not a regular file (a pipe, socket or device)")
+        )
         return
-    listing.entries.append(Entry(name, path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+    listing.entries.append(
+        Entry(name, path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    )
 
 
 def list_zip(path: Path) -> Listing:
@@ -176,13 +196,18 @@ def list_zip(path: Path) -> Listing:
             times = status.st_mtime_ns, status.st_ctime_ns
             listing.entries.append(Entry(name, member, info.file_size, *times, status.st_ino))
     if unpacked > 2**30 and unpacked > MAX_ZIP_RATIO * max(packed, 1):
-        raise DataError(f"{printable(str(path))}: {packed} bytes that unpack to {unpacked}: a zip bomb. Remove it.")
+        raise DataError(
+            f"{printable(str(path))}: {packed} bytes that unpack to {unpacked}: a zip bomb. Remove "
+            "it."
+        )
     listing.entries.sort(key=lambda entry: natural_key(entry.name))
     return listing
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """Zips without the UTF-8 flag hold names in the maker's own encoding; Japanese Windows writes cp932."""
+    """Zips without the UTF-8 flag hold names in the maker's own encoding; Japanese Windows writes
+    cp932.
+    """
     name = info.filename
     if not info.flag_bits & 0x800 and not name.isascii():
         raw = name.encode("cp437")
@@ -225,7 +250,9 @@ def open_locator(locator: str) -> Iterator[IO[bytes]]:
     try:
         stream = _opened_zip(container).open(member)
     except MEMBER_ERRORS as error:
-        raise DataError(f"{printable(locator)}: cannot be read from the zip ({error}). Make the zip again.") from error
+        raise DataError(
+            f"{printable(locator)}: cannot be read from the zip ({error}). Make the zip again."
+        ) from error
     with stream:
         yield stream
 
@@ -240,7 +267,9 @@ def read_bytes(locator: str, *, limit: int = MAX_FILE_BYTES) -> bytes:
         try:
             data = stream.read(limit + 1)
         except MEMBER_ERRORS as error:
-            raise DataError(f"{printable(locator)}: damaged, it cannot be read to the end ({error})") from error
+            raise DataError(
+                f"{printable(locator)}: damaged, it cannot be read to the end ({error})"
+            ) from error
     if len(data) > limit:
         raise DataError(f"{printable(locator)}: larger than {limit >> 20} MiB. Save it smaller.")
     return data
@@ -258,15 +287,20 @@ def split_locator(locator: str) -> tuple[str, str]:
 
 def _read_limited(stream: IO[bytes], size: int, locator: str) -> bytes:
     if size > MAX_FILE_BYTES:
-        raise DataError(f"{printable(locator)}: larger than {MAX_FILE_BYTES >> 20} MiB. Save it smaller.")
+        raise DataError(
+            f"{printable(locator)}: larger than {MAX_FILE_BYTES >> 20} MiB. Save it smaller."
+        )
     data = stream.read(size)
     if len(data) < size:
-        raise DataError(f"{printable(locator)}: the tar file ends in the middle of it. Copy the shard again.")
+        raise DataError(
+            f"{printable(locator)}: the tar file ends in the middle of it. Copy the shard again."
+        )
     return data
 
 
 def _open_regular(path: str) -> IO[bytes]:
-    # The stat comes first so that a pipe is never opened; O_NONBLOCK and the second look hold if it is swapped between.
+    # The stat comes first so that a pipe is never opened; O_NONBLOCK and the second look hold if
+    # it is swapped between.
     try:
         if stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
             flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -287,7 +321,9 @@ def _opened_zip(path: str) -> zipfile.ZipFile:
         # The process id keeps forked workers from sharing one file position.
         return _cached_zip(path, status.st_size, status.st_mtime_ns, os.getpid())
     except MEMBER_ERRORS as error:
-        raise DataError(f"{printable(path)}: not a readable zip ({error}). Download or make it again.") from error
+        raise DataError(
+            f"{printable(path)}: not a readable zip ({error}). Download or make it again."
+        ) from error
 
 
 @lru_cache(maxsize=8)

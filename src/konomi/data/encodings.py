@@ -1,8 +1,9 @@
 """The text behind a caption file's bytes, and what it was written in.
 
 It is never a guess that could be wrong: bytes that make sense in two ways are an error.
-Most bytes that are Chinese in GBK are also valid EUC-JP and Shift-JIS, so validity alone decides nothing. Each valid
-reading is therefore weighed by how many of its characters are everyday ones in the language of its encoding.
+Most bytes that are Chinese in GBK are also valid EUC-JP and Shift-JIS, so validity alone decides
+nothing. Each valid reading is therefore weighed by how many of its characters are everyday ones in
+the language of its encoding.
 """
 
 import codecs
@@ -27,11 +28,12 @@ _SENSIBLE = 0.6
 """Share of everyday characters that a reading needs."""
 _MARGIN = 0.15
 _CHANCE = 3.0
-"""By how much it must exceed every other reading: `_MARGIN + _CHANCE / n ** 1.5` for n different characters: a few
-make sense by chance."""
+"""By how much it must exceed every other reading: `_MARGIN + _CHANCE / n ** 1.5` for n different
+characters: a few make sense by chance."""
 _OTHER_CHARACTER = 0.35
 _HALF_WIDTH_KANA = 0.15
-"""Every byte from 0xA1 to 0xDF is one in Shift-JIS, so a row of them more often is something else."""
+"""Every byte from 0xA1 to 0xDF is one in Shift-JIS, so a row of them more often is something
+else."""
 
 # fmt: off
 _KANJI = frozenset(
@@ -71,7 +73,9 @@ _HANGUL = frozenset(
 _NO_KANA_WORD = re.compile(
     "(?<![\uff66-\uff9f])[\uff67-\uff70\uff9e\uff9f]|[A-Za-z][\uff61-\uff9f]|[\uff61-\uff9f][A-Za-z]"
 )
-_NEUTRAL = re.compile(r"[\u2000-\u206f\u3000-\u3040\u00a0-\u00bf\u00d7\u00f7\uff01-\uff20\uff3b-\uff40\uff5b-\uff60]")
+_NEUTRAL = re.compile(
+    r"[\u2000-\u206f\u3000-\u3040\u00a0-\u00bf\u00d7\u00f7\uff01-\uff20\uff3b-\uff40\uff5b-\uff60]"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +102,12 @@ def decode_text(data: bytes, where: str) -> str:
 
 
 def decoded(data: bytes, where: str) -> Decoded:
-    """Text of a caption or metadata file: UTF-8; UTF-16 or UTF-32 with a mark; Shift-JIS (cp932), EUC-JP, GBK or EUC-KR
-    where that is the only reading that makes sense.
+    """Text of a caption or metadata file: UTF-8; UTF-16 or UTF-32 with a mark; Shift-JIS (cp932),
+    EUC-JP, GBK or EUC-KR where that is the only reading that makes sense.
 
     Raises:
-        DataError: names `where`, the byte offset and the byte, or the encodings between which it cannot be told.
+        DataError: names `where`, the byte offset and the byte, or the encodings between which it
+        cannot be told.
     """
     for mark, codec, name in _MARKS:
         if data.startswith(mark):
@@ -119,7 +124,8 @@ def decoded(data: bytes, where: str) -> Decoded:
     if not any(data[::2]):
         return Decoded(_strict(data, "utf-16-be", where, 0), "UTF-16")
     raise DataError(
-        f"{printable(where)}: byte {data.index(0)} is zero: not a text file. Save the caption as UTF-8 text."
+        f"{printable(where)}: byte {data.index(0)} is zero: not a text file. Save the caption as "
+        "UTF-8 text."
     )
 
 
@@ -129,27 +135,35 @@ def _strict(data: bytes, encoding: str, where: str, skipped: int) -> str:
     except UnicodeDecodeError as error:
         offset = skipped + error.start
         raise DataError(
-            f"{printable(where)}: byte {offset} is not valid {encoding.upper()}. Save the file as UTF-8."
+            f"{printable(where)}: byte {offset} is not valid {encoding.upper()}. Save the file as "
+            "UTF-8."
         ) from error
 
 
 def _east_asian(data: bytes, where: str, offset: int) -> Decoded:
     readings = sorted(_readings(data), key=lambda reading: -reading.sense)
-    # Half-width kana alone are rare but real, as long as they look like words and nothing else reads them.
-    kana_alone = [r.encoding for r in readings] == ["Shift-JIS"] and not _NO_KANA_WORD.search(readings[0].text)
+    # Half-width kana alone are rare but real, as long as they look like words and nothing else
+    # reads them.
+    kana_alone = [r.encoding for r in readings] == ["Shift-JIS"] and not _NO_KANA_WORD.search(
+        readings[0].text
+    )
     if not kana_alone and (not readings or readings[0].sense < _SENSIBLE):
         raise DataError(
-            f"{printable(where)}: byte {offset} (0x{data[offset]:02x}) is neither UTF-8 nor text in Shift-JIS, EUC-JP, "
-            "GBK or EUC-KR that makes sense. Save the file as UTF-8."
+            f"{printable(where)}: byte {offset} (0x{data[offset]:02x}) is neither UTF-8 nor text "
+            "in Shift-JIS, EUC-JP, GBK or EUC-KR that makes sense. Save the file as UTF-8."
         )
     best = readings[0]
     margin = _MARGIN + _CHANCE / max(best.counted, 1) ** 1.5
     for other in readings[1:]:
-        if other.text != best.text and other.sense >= _SENSIBLE / 2 and best.sense - other.sense < margin:
+        if (
+            other.text != best.text
+            and other.sense >= _SENSIBLE / 2
+            and best.sense - other.sense < margin
+        ):
             raise DataError(
-                f"{printable(where)}: byte {offset} (0x{data[offset]:02x}) is not UTF-8, and the text may be "
-                f"{best.encoding} ({_start(best.text)!r}) or {other.encoding} ({_start(other.text)!r}). "
-                "Save the file as UTF-8."
+                f"{printable(where)}: byte {offset} (0x{data[offset]:02x}) is not UTF-8, and the "
+                f"text may be {best.encoding} ({_start(best.text)!r}) or {other.encoding} "
+                f"({_start(other.text)!r}). Save the file as UTF-8."
             )
     return Decoded(best.text, best.encoding)
 
@@ -170,15 +184,20 @@ def _readings(data: bytes) -> list[_Reading]:
             text = data.decode(codec)
         except UnicodeDecodeError:
             continue
-        # Bytes 0x80, 0xA0 and 0xFD to 0xFF mean nothing in Shift-JIS; the codec makes unnamed characters of them.
-        if re.search(r"[\0\x80-\xa0\ue000-\uf8ff]", text) or (codec == "cp932" and _looks_western(text)):
+        # Bytes 0x80, 0xA0 and 0xFD to 0xFF mean nothing in Shift-JIS; the codec makes unnamed
+        # characters of them.
+        if re.search(r"[\0\x80-\xa0\ue000-\uf8ff]", text) or (
+            codec == "cp932" and _looks_western(text)
+        ):
             continue
         found.append(_reading(text, name, everyday))
     return found
 
 
 def _reading(text: str, name: str, everyday: frozenset[str]) -> _Reading:
-    counted = [character for character in text if not character.isascii() and not _NEUTRAL.match(character)]
+    counted = [
+        character for character in text if not character.isascii() and not _NEUTRAL.match(character)
+    ]
     if not counted:
         # Brackets and commas alone.
         return _Reading(text, name, _SENSIBLE, 0)
@@ -205,10 +224,12 @@ def _weight(character: str, everyday: frozenset[str]) -> float:
 
 
 def _looks_western(text: str) -> bool:
-    """Whether cp932 made Japanese out of Western European bytes: "crée", "Straße", "don’t" all decode as cp932.
+    """Whether cp932 made Japanese out of Western European bytes: "crée", "Straße", "don’t" all
+    decode as cp932.
 
-    Their accents (bytes 0xC0 to 0xFF) become half-width kana or rare kanji, and curly quotes and dashes (0x91 to 0x97)
-    swallow the letter after them; either way they touch a Latin letter, where Japanese writers hardly put such.
+    Their accents (bytes 0xC0 to 0xFF) become half-width kana or rare kanji, and curly quotes and
+    dashes (0x91 to 0x97) swallow the letter after them; either way they touch a Latin letter,
+    where Japanese writers hardly put such.
     """
     for run in re.finditer(r"[^\x00-\x7f]+", text):
         before = text[run.start() - 1 : run.start()]

@@ -17,8 +17,8 @@ from konomi.storage.atomic import sweep_temporaries, write_file
 _VERSION = 2
 
 State = tuple[int, int, int, int]
-"""Size, time of the last change of the content and of anything (ns), inode: a file of which all are the same is the
-same."""
+"""Size, time of the last change of the content and of anything (ns), inode: a file of which all
+are the same is the same."""
 
 
 class Measured(NamedTuple):
@@ -77,7 +77,9 @@ class FileIndex:
                 stream.write(json.dumps({"checksum": digest.hexdigest()}).encode() + b"\n")
             sweep_temporaries(self.path.parent)
         except (RunError, OSError) as error:
-            raise DataError(f"{error} That is where what is known of images is kept (data.cache.folder).") from error
+            raise DataError(
+                f"{error} That is where what is known of images is kept (data.cache.folder)."
+            ) from error
         self._changed = False
 
     def _lines(self) -> Iterator[bytes]:
@@ -111,9 +113,17 @@ class FileIndex:
                         known[locator] = ((size, mtime_ns, ctime_ns, inode), Measured(*measured))
             if not checked:
                 raise ValueError("the checksum does not fit")
-        except (OSError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            IndexError,
+            RecursionError,
+        ) as error:
             self.warning = (
-                f"{path}: the image index is damaged ({error}); it is built again, which reads every image once"
+                f"{path}: the image index is damaged ({error}); it is built again, "
+                "which reads every image once"
             )
             self._changed = True
             return

@@ -1,4 +1,6 @@
-"""Images as training sees them: read upright, scaled to cover a bucket, cropped. H, W pixels; h, w latent cells."""
+"""Images as training sees them: read upright, scaled to cover a bucket, cropped. H, W pixels; h, w
+latent cells.
+"""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +46,8 @@ class Cropped(NamedTuple):
     pixels: Pixels
     mask: Mask | None
     sizes: tuple[int, int, int, int, int, int]
-    """Original height, width; crop top, left (after scaling, and after mirroring); target height, width."""
+    """Original height, width; crop top, left (after scaling, and after mirroring); target height,
+    width."""
 
 
 def read_image(
@@ -62,10 +65,12 @@ def read_image(
         alpha: lay transparent pixels on `background`, or also return opacity as the mask.
         background: "#rrggbb".
         mask: locator of a separate mask image (white trains), or empty.
-        attention: locator of a separate attention mask (see `attention_weights`), or empty. Masks multiply.
+        attention: locator of a separate attention mask (see `attention_weights`), or empty. Masks
+            multiply.
 
     Raises:
-        DataError: unreadable, damaged, cut off, too large; or the mask does not belong to the image.
+        DataError: unreadable, damaged, cut off, too large; or the mask does not belong to the
+        image.
     """
     rgb, opacity = _decoded(locator, background)
     weights: Mask | None = None
@@ -94,7 +99,8 @@ def read_mask(locator: str, size: tuple[int, int], owner: str) -> Image.Image:
 
 
 def read_size(locator: str) -> tuple[int, int]:
-    """(width, height) of an image as it will look, EXIF turning included, without decoding its pixels.
+    """(width, height) of an image as it will look, EXIF turning included, without decoding its
+    pixels.
 
     Raises:
         DataError: not a readable image, or too large.
@@ -120,7 +126,9 @@ def _fraction(grey: Image.Image) -> Mask:
 def attention_weights(grey: Image.Image) -> Mask:
     """DreamArtist's scale of greys: 0 to 127 is a weight of 0 to 1, 128 to 255 one of 1 to 5."""
     levels = np.asarray(grey).astype(np.float32)
-    weights: Mask = np.where(levels <= 127, levels / 127, 1 + (levels - 128) * ((MAX_ATTENTION - 1) / 127))
+    weights: Mask = np.where(
+        levels <= 127, levels / 127, 1 + (levels - 128) * ((MAX_ATTENTION - 1) / 127)
+    )
     return weights.astype(np.float32)
 
 
@@ -132,11 +140,13 @@ def _read_mask(
     except BadImageError as error:
         raise DataError(f"{printable(mask)}: {error}") from error
     if grey.size != size:
-        # A mask drawn at another resolution is fine; one of another shape belongs to another picture.
+        # A mask drawn at another resolution is fine; one of another shape belongs to another
+        # picture.
         if abs(grey.width * size[1] - grey.height * size[0]) > 0.02 * grey.width * size[1]:
             raise DataError(
-                f"{printable(mask)}: a mask of {grey.width}x{grey.height} for {printable(locator)}, which is "
-                f"{size[0]}x{size[1]}. Make the mask from the same picture."
+                f"{printable(mask)}: a mask of {grey.width}x{grey.height} for "
+                f"{printable(locator)}, which is {size[0]}x{size[1]}. Make the mask from the same "
+                "picture."
             )
         grey = grey.resize(size, Image.Resampling.BILINEAR)
     return grey
@@ -170,13 +180,18 @@ def crop_to_bucket(
     else:
         # Only the part that stays is resampled; the filter still sees the pixels beyond its edge.
         step_x, step_y = width / scaled[0], height / scaled[1]
-        right, bottom = min((left + bucket[0]) * step_x, width), min((top + bucket[1]) * step_y, height)
+        right, bottom = (
+            min((left + bucket[0]) * step_x, width),
+            min((top + bucket[1]) * step_y, height),
+        )
         box = (left * step_x, top * step_y, right, bottom)
         filter_ = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
         pixels = np.asarray(Image.fromarray(pixels).resize(bucket, filter_, box=box))
         if mask is not None:
             # Lanczos and bicubic overshoot; weights must stay within their range.
-            mask = np.asarray(Image.fromarray(mask).resize(bucket, Image.Resampling.BILINEAR, box=box))
+            mask = np.asarray(
+                Image.fromarray(mask).resize(bucket, Image.Resampling.BILINEAR, box=box)
+            )
     if flip:
         pixels, mask = pixels[:, ::-1], None if mask is None else mask[:, ::-1]
         left = scaled[0] - left - bucket[0]
@@ -188,7 +203,9 @@ def crop_to_bucket(
 def mask_to_latent_grid(mask: Mask, factor: int = 8) -> Mask:
     """[H, W] -> [h, w]: the mean weight of the pixels under each latent cell."""
     height, width = mask.shape
-    assert height % factor == 0 and width % factor == 0, "buckets are multiples of the latent factor"
+    assert height % factor == 0 and width % factor == 0, (
+        "buckets are multiples of the latent factor"
+    )
     cells = mask.reshape(height // factor, factor, width // factor, factor)
     mean: Mask = cells.mean(axis=(1, 3), dtype=np.float64).astype(np.float32)
     return mean
@@ -202,11 +219,16 @@ class Remembers(Protocol):
     def save(self) -> None: ...
 
 
-def unreadable(records: Iterable[Record], *, workers: int = 1, whole: Remembers | None = None) -> tuple[Excluded, ...]:
-    """Decode every image (and mask) completely, but for those that `whole` knows; those that fail, with the reason, in
-    order."""
+def unreadable(
+    records: Iterable[Record], *, workers: int = 1, whole: Remembers | None = None
+) -> tuple[Excluded, ...]:
+    """Decode every image (and mask) completely, but for those that `whole` knows; those that fail,
+    with the reason, in order.
+    """
     found: list[Excluded] = []
-    pending = iter(records) if whole is None else (record for record in records if record not in whole)
+    pending = (
+        iter(records) if whole is None else (record for record in records if record not in whole)
+    )
     with ThreadPoolExecutor(max(1, workers)) as pool:
         # In portions: a manifest of 100,000 must not become 100,000 waiting tasks.
         while portion := list(islice(pending, 64 * max(1, workers))):

@@ -1,7 +1,9 @@
-"""The dataset TOML of sd-scripts: `[general]`, `[[datasets]]`, `[[datasets.subsets]]` (its docs/config_README-en.md).
+"""The dataset TOML of sd-scripts: `[general]`, `[[datasets]]`, `[[datasets.subsets]]` (its
+docs/config_README-en.md).
 
-Each setting holds for what lies below it, unless that says otherwise. What describes images becomes a `Place`; what
-describes training (resolution, batch size, ...) is returned under the recipe's own dotted names, for it to adopt.
+Each setting holds for what lies below it, unless that says otherwise. What describes images
+becomes a `Place`; what describes training (resolution, batch size, ...) is returned under the
+recipe's own dotted names, for it to adopt.
 """
 
 import difflib
@@ -94,10 +96,12 @@ class DatasetToml:
 
 
 def read_dataset_toml(path: str | Path, source: SourceConfig | None = None) -> DatasetToml:
-    """Read a dataset TOML; `source` (the recipe's words about it) multiplies repeats and sets role, trigger, template.
+    """Read a dataset TOML; `source` (the recipe's words about it) multiplies repeats and sets
+    role, trigger, template.
 
     Raises:
-        DataError: not valid TOML, an unknown setting (with the nearest known name), or a value of the wrong kind.
+        DataError: not valid TOML, an unknown setting (with the nearest known name), or a value of
+        the wrong kind.
     """
     path = Path(path)
     source = source or SourceConfig(path=str(path))
@@ -107,7 +111,9 @@ def read_dataset_toml(path: str | Path, source: SourceConfig | None = None) -> D
         raise DataError(f"{printable(str(path))}: not valid TOML ({error})") from error
     for key in content:
         if key not in ("general", "datasets"):
-            raise DataError(f"{_at(path, key)}: unknown section; sd-scripts has [general] and [[datasets]]")
+            raise DataError(
+                f"{_at(path, key)}: unknown section; sd-scripts has [general] and [[datasets]]"
+            )
     problems: list[str] = []
     general = _table(content.get("general", {}), path, "general")
     _check(general, path, "general", {**_DATASET_KEYS, **_INHERITED}, problems)
@@ -117,14 +123,26 @@ def read_dataset_toml(path: str | Path, source: SourceConfig | None = None) -> D
         where = f"datasets[{number}]"
         own = {key: value for key, value in dataset.items() if key != "subsets"}
         _check(own, path, where, {**_DATASET_KEYS, **_INHERITED}, problems)
-        for index, subset in enumerate(_tables(dataset.get("subsets", []), path, f"{where}.subsets")):
-            _check(subset, path, f"{where}.subsets[{index}]", {**_INHERITED, **_PLACE_KEYS}, problems)
+        for index, subset in enumerate(
+            _tables(dataset.get("subsets", []), path, f"{where}.subsets")
+        ):
+            _check(
+                subset, path, f"{where}.subsets[{index}]", {**_INHERITED, **_PLACE_KEYS}, problems
+            )
             merged = {**general, **own, **subset}
             places.append(_place(merged, path, f"{where}.subsets[{index}]", source))
             settings.append(merged)
     if not places:
-        raise DataError(f"{printable(str(path))}: no [[datasets.subsets]] with an image_dir. Add one for each folder.")
-    return DatasetToml(path, tuple(places), _recipe_values(settings, path, problems), tuple(dict.fromkeys(problems)))
+        raise DataError(
+            f"{printable(str(path))}: no [[datasets.subsets]] with an image_dir. Add one for each "
+            "folder."
+        )
+    return DatasetToml(
+        path,
+        tuple(places),
+        _recipe_values(settings, path, problems),
+        tuple(dict.fromkeys(problems)),
+    )
 
 
 def _at(path: Path, key: str) -> str:
@@ -143,22 +161,34 @@ def _tables(value: object, path: Path, where: str) -> list[dict[str, Any]]:
     return [_table(item, path, where) for item in value]
 
 
-def _check(table: dict[str, Any], path: Path, where: str, known: dict[str, Any], problems: list[str]) -> None:
+def _check(
+    table: dict[str, Any], path: Path, where: str, known: dict[str, Any], problems: list[str]
+) -> None:
     for key, value in table.items():
         if key in _UNSUPPORTED:
             if value:
-                problems.append(f"{_at(path, f'{where}.{key}')} has no equivalent in konomi: {_UNSUPPORTED[key]}")
+                problems.append(
+                    f"{_at(path, f'{where}.{key}')} has no equivalent in konomi: "
+                    f"{_UNSUPPORTED[key]}"
+                )
         elif key == "enable_wildcard" and key in known and value is True:
             problems.append(
-                f"{_at(path, f'{where}.{key}')}: of several lines one is taken each time; braces stay in the caption"
+                f"{_at(path, f'{where}.{key}')}: of several lines one is taken each time; braces "
+                "stay in the caption"
             )
         elif key not in known:
             raise DataError(f"{_at(path, f'{where}.{key}')} {_advice(key, known)}")
-        elif not isinstance(value, known[key]) or (isinstance(value, bool) and known[key] is not bool):
-            raise DataError(f"{_at(path, f'{where}.{key}')} is {shortened(value, quoted=True)}: wrong kind of value")
+        elif not isinstance(value, known[key]) or (
+            isinstance(value, bool) and known[key] is not bool
+        ):
+            raise DataError(
+                f"{_at(path, f'{where}.{key}')} is {shortened(value, quoted=True)}: wrong kind of "
+                "value"
+            )
         elif isinstance(value, int | float) and not abs(value) <= _MAX_NUMBER:
             raise DataError(
-                f"{_at(path, f'{where}.{key}')} is {shortened(value, quoted=True)}; at most {_MAX_NUMBER:,}"
+                f"{_at(path, f'{where}.{key}')} is {shortened(value, quoted=True)}; at most "
+                f"{_MAX_NUMBER:,}"
             )
 
 
@@ -173,10 +203,15 @@ def _place(values: dict[str, Any], path: Path, where: str, source: SourceConfig)
     table = values.get("metadata_file")
     folder = values.get("image_dir")
     if folder is None and table is None:
-        raise DataError(f"{_at(path, where)} has no image_dir. Add the folder that holds its images.")
+        raise DataError(
+            f"{_at(path, where)} has no image_dir. Add the folder that holds its images."
+        )
     repeats = values.get("num_repeats", 1)
     if repeats < 1:
-        raise DataError(f"{_at(path, f'{where}.num_repeats')} is {repeats}; at least 1. Remove the subset instead.")
+        raise DataError(
+            f"{_at(path, f'{where}.num_repeats')} is {repeats}; at least 1. Remove the subset "
+            "instead."
+        )
     suffix = values.get("caption_extension", "")
     prior = values.get("is_reg", False) or source.role == "prior"
     table_path = None if table is None else _beside(table, path)
@@ -200,12 +235,16 @@ def _place(values: dict[str, Any], path: Path, where: str, source: SourceConfig)
 
 
 def _beside(name: str, path: Path) -> Path:
-    """sd-scripts starts from the working directory; a path that lies beside the TOML is found too, and first."""
+    """sd-scripts starts from the working directory; a path that lies beside the TOML is found too,
+    and first.
+    """
     beside = path.parent / expanded(name)
     return beside if beside.exists() else expanded(name)
 
 
-def _recipe_values(settings: list[dict[str, Any]], path: Path, problems: list[str]) -> tuple[tuple[str, Any], ...]:
+def _recipe_values(
+    settings: list[dict[str, Any]], path: Path, problems: list[str]
+) -> tuple[tuple[str, Any], ...]:
     found: dict[str, Any] = {}
     for key in (*_DATASET_KEYS, *_SHARED_KEYS):
         values = [setting[key] for setting in settings if key in setting]
@@ -213,7 +252,8 @@ def _recipe_values(settings: list[dict[str, Any]], path: Path, problems: list[st
             continue
         if any(setting.get(key) != values[0] for setting in settings):
             problems.append(
-                f"{_at(path, key)} differs between subsets; {shortened(values[0], quoted=True)} is used for all"
+                f"{_at(path, key)} differs between subsets; {shortened(values[0], quoted=True)} is "
+                "used for all"
             )
         found[key] = values[0]
     adopted = [(name, found[key]) for key, name in _RECIPE_NAMES.items() if key in found]
@@ -233,6 +273,10 @@ def _recipe_values(settings: list[dict[str, Any]], path: Path, problems: list[st
 
 def _resolution(value: Any, path: Path) -> str:
     sides = value if isinstance(value, list) else [value]
-    if len(sides) not in (1, 2) or not all(type(side) is int and 1 <= side <= 9999 for side in sides):
-        raise DataError(f"{_at(path, 'resolution')} is {shortened(value, quoted=True)}; write 512 or [768, 512]")
+    if len(sides) not in (1, 2) or not all(
+        type(side) is int and 1 <= side <= 9999 for side in sides
+    ):
+        raise DataError(
+            f"{_at(path, 'resolution')} is {shortened(value, quoted=True)}; write 512 or [768, 512]"
+        )
     return "x".join(map(str, sides))

@@ -1,9 +1,11 @@
-"""Encoded images: mean and deviation of the VAE's distribution for every cut of every image, and the loss mask.
+"""Encoded images: mean and deviation of the VAE's distribution for every cut of every image, and
+the loss mask.
 
-A row is keyed by the file's content, the bucket, the cut, the handling of transparency and the separate mask's state;
-the encoder's fingerprint and the stored number format name the folder. float32 is stored by default: a run from the
-cache then equals one that encodes in every step, bit for bit. At 128 KiB for 512x512 pixels, 10,000 images take 1.3 GB;
-float16 halves that with a relative error of 5e-4, far below the VAE's own deviation.
+A row is keyed by the file's content, the bucket, the cut, the handling of transparency and the
+separate mask's state; the encoder's fingerprint and the stored number format name the folder.
+float32 is stored by default: a run from the cache then equals one that encodes in every step, bit
+for bit. At 128 KiB for 512x512 pixels, 10,000 images take 1.3 GB; float16 halves that with a
+relative error of 5e-4, far below the VAE's own deviation.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +29,8 @@ from konomi.errors import DataError, ModelError, RunError, printable
 from konomi.hardware.garbage import many_objects
 
 EncodeImages = Callable[[Tensor], Latents]
-"""Pixels, float32 [B, 3, H, W] from -1 to 1 on the CPU -> scaled latents, anywhere. Moves them itself."""
+"""Pixels, float32 [B, 3, H, W] from -1 to 1 on the CPU -> scaled latents, anywhere. Moves them
+itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +60,30 @@ class _Job(NamedTuple):
 class LatentCache:
     """Latents by image and cut, on disk (`folder`) or in memory (None).
 
-    `fingerprint` must tell everything the values depend on: weights and settings of the VAE and the number format it
-    computes in.
+    `fingerprint` must tell everything the values depend on: weights and settings of the VAE and
+    the number format it computes in.
     """
 
     def __init__(
-        self, fingerprint: str, images: ImageConfig, *, folder: Path | None, dtype: torch.dtype = torch.float32
+        self,
+        fingerprint: str,
+        images: ImageConfig,
+        *,
+        folder: Path | None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.images = images
         self.dtype = dtype
-        self._store = ShardStore(None if folder is None else folder / f"latents-{digest(fingerprint, dtype)[:16]}")
+        self._store = ShardStore(
+            None if folder is None else folder / f"latents-{digest(fingerprint, dtype)[:16]}"
+        )
         self._mask_states: dict[str, str] = {}
         self._transform = f"{images.alpha} {images.background.lower()}"
 
     def open(self) -> list[str]:
-        """Learn what is on disk, without building: for processes other than the one that built. Returns warnings."""
+        """Learn what is on disk, without building: for processes other than the one that built.
+        Returns warnings.
+        """
         return [notice.message for notice in self._store.open()]
 
     def get(self, record: Record, bucket: Bucket, variant: Variant) -> CachedImage:
@@ -95,23 +107,30 @@ class LatentCache:
     ) -> Iterator[Progress | Notice]:
         """Encode what is missing, stale or damaged; opens no image when nothing is.
 
-        Yields progress over all rows, and notices. Closing it, or Ctrl-C, keeps what is done. Images are encoded
-        `batch_size` at a time within a bucket, fewer where memory does not allow it; `batch_size` 1 makes values
-        independent of what else was missing.
+        Yields progress over all rows, and notices. Closing it, or Ctrl-C, keeps what is done.
+        Images are encoded `batch_size` at a time within a bucket, fewer where memory does not
+        allow it; `batch_size` 1 makes values independent of what else was missing.
 
-        Raises DataError or ModelError naming the file that cannot be read or encodes to NaN, RunError for the disk.
+        Raises DataError or ModelError naming the file that cannot be read or encodes to NaN,
+        RunError for the disk.
         """
         yield from self._store.open()
         jobs = self._jobs(assignment)
         yield from self._store.verify(job.key for job in jobs)
-        missing = sorted((job for job in jobs if job.key not in self._store), key=lambda job: job.bucket)
-        stale = len({job.record.name for job in missing if self._store.knows_origin(self._origin(job))})
+        missing = sorted(
+            (job for job in jobs if job.key not in self._store), key=lambda job: job.bucket
+        )
+        stale = len(
+            {job.record.name for job in missing if self._store.knows_origin(self._origin(job))}
+        )
         if stale:
             images = "1 image has" if stale == 1 else f"{stale} images have"
             yield Notice(f"{images} changed since being encoded; encoded again.")
         done = len(jobs) - len(missing)
         yield Progress(done, len(jobs))
-        prepared = ahead(partial(_prepare, prepare), missing, workers=workers, depth=2 * max(batch_size, workers))
+        prepared = ahead(
+            partial(_prepare, prepare), missing, workers=workers, depth=2 * max(batch_size, workers)
+        )
         try:
             batch: list[tuple[_Job, PreparedImage]] = []
             for position, (job, image) in enumerate(zip(missing, prepared)):
@@ -141,37 +160,51 @@ class LatentCache:
         return list(jobs.values())
 
     def _origin(self, job: _Job) -> str:
-        return digest(job.record.locator, job.bucket, job.number, self.images.crop, self._transform)[:16]
+        return digest(
+            job.record.locator, job.bucket, job.number, self.images.crop, self._transform
+        )[:16]
 
     def _key(self, record: Record, bucket: Bucket, variant: Variant) -> str:
         mask = self._mask_state(record.mask) if record.mask else ""
         if record.attention:
             mask = f"{mask} attention {self._mask_state(record.attention)}"
-        return digest(record.content, bucket, variant.x, variant.y, variant.flip, self._transform, mask)
+        return digest(
+            record.content, bucket, variant.x, variant.y, variant.flip, self._transform, mask
+        )
 
     def _mask_state(self, locator: str) -> str:
-        """A separate mask is not opened to see whether it changed: size and time of its file tell."""
+        """A separate mask is not opened to see whether it changed: size and time of its file
+        tell.
+        """
         state = self._mask_states.get(locator)
         if state is None:
             container, member = split_locator(locator)
             try:
                 status = Path(container).stat()
             except OSError as error:
-                raise DataError(f"{printable(locator)}: the mask cannot be read ({error.strerror}).") from error
+                raise DataError(
+                    f"{printable(locator)}: the mask cannot be read ({error.strerror})."
+                ) from error
             state = f"{member} {status.st_size} {status.st_mtime_ns}"
             self._mask_states[locator] = state
         return state
 
     def _encode(self, batch: list[tuple[_Job, PreparedImage]], encode: EncodeImages) -> None:
         latents = _encode_resilient(
-            [image.pixels for _, image in batch], [printable(job.record.name) for job, _ in batch], encode
+            [image.pixels for _, image in batch],
+            [printable(job.record.name) for job, _ in batch],
+            encode,
         )
         for number, (job, image) in enumerate(batch):
-            row = {"mean": latents.mean[number].to(self.dtype), "std": latents.std[number].to(self.dtype)}
+            row = {
+                "mean": latents.mean[number].to(self.dtype),
+                "std": latents.std[number].to(self.dtype),
+            }
             if not all(bool(torch.isfinite(tensor).all()) for tensor in row.values()):
                 raise ModelError(
-                    f"{printable(job.record.name)}: the VAE turns this image into NaN or infinity. Look at the image; "
-                    "if others fail too, the VAE needs float32 (run.precision = 'fp32') or is damaged."
+                    f"{printable(job.record.name)}: the VAE turns this image into NaN or infinity. "
+                    "Look at the image; if others fail too, the VAE needs float32 (run.precision = "
+                    "'fp32') or is damaged."
                 )
             row["sizes"] = torch.tensor(image.sizes, dtype=torch.int64)
             if image.mask is not None:
@@ -183,8 +216,12 @@ def _prepare(prepare: Prepare, job: _Job) -> PreparedImage:
     return prepare(job.record, job.bucket, job.variant)
 
 
-def _encode_resilient(pixels: Sequence[Tensor], names: Sequence[str], encode: EncodeImages) -> Latents:
-    """Encode; a batch that does not fit into memory, or in which an image fails, is halved until the one is found."""
+def _encode_resilient(
+    pixels: Sequence[Tensor], names: Sequence[str], encode: EncodeImages
+) -> Latents:
+    """Encode; a batch that does not fit into memory, or in which an image fails, is halved until
+    the one is found.
+    """
     try:
         with torch.no_grad():
             latents = encode(torch.stack(list(pixels)))
@@ -192,7 +229,8 @@ def _encode_resilient(pixels: Sequence[Tensor], names: Sequence[str], encode: En
     except torch.OutOfMemoryError as error:
         if len(pixels) == 1:
             raise ModelError(
-                f"{names[0]}: no memory to encode a single image. Lower data.resolution, or free the device's memory."
+                f"{names[0]}: no memory to encode a single image. Lower data.resolution, or free "
+                "the device's memory."
             ) from error
     except ModelError as error:
         if len(pixels) == 1:

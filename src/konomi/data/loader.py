@@ -1,4 +1,6 @@
-"""Batches as a function of the step's number: what a step sees depends on data, recipe, seed and step, nothing else."""
+"""Batches as a function of the step's number: what a step sees depends on data, recipe, seed and
+step, nothing else.
+"""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +14,26 @@ from konomi.data.ahead import ahead
 from konomi.data.batch import Batch, Examples, Latents
 from konomi.data.buckets import Assignment, Bucket
 from konomi.data.captions import caption_varies, final_caption
-from konomi.data.epoch import Epoch, EpochStep, PriorOrder, draws_per_bucket, plan_epoch, split_step, steps_per_epoch
+from konomi.data.epoch import (
+    Epoch,
+    EpochStep,
+    PriorOrder,
+    draws_per_bucket,
+    plan_epoch,
+    split_step,
+    steps_per_epoch,
+)
 from konomi.data.latent_cache import LatentCache
 from konomi.data.manifest import Record
 from konomi.data.text_cache import TextCache
-from konomi.data.variants import Prepare, Variant, cached_variant, fresh_variant, num_variants, preparing
+from konomi.data.variants import (
+    Prepare,
+    Variant,
+    cached_variant,
+    fresh_variant,
+    num_variants,
+    preparing,
+)
 from konomi.diffusion.random import stable_hash
 from konomi.errors import DataError, printable
 from konomi.hardware.garbage import many_objects
@@ -35,11 +52,13 @@ class _Pool:
 
 
 class BatchStream:
-    """Optimiser steps over an assignment's images: subjects, and beside them prior images where there are any.
+    """Optimiser steps over an assignment's images: subjects, and beside them prior images where
+    there are any.
 
-    Latents come from the cache where one is given; else pixels are read in every step, with a cut drawn anew. Text
-    states come from their cache for captions it was built with. With `pixels`, the pixels of the very cut are there as
-    well. Raises DataError where there is nothing to train on.
+    Latents come from the cache where one is given; else pixels are read in every step, with a cut
+    drawn anew. Text states come from their cache for captions it was built with. With `pixels`,
+    the pixels of the very cut are there as well. Raises DataError where there is nothing to train
+    on.
     """
 
     def __init__(
@@ -64,7 +83,9 @@ class BatchStream:
         self._subjects = _pool(assignment, "train", config)
         self._priors = _pool(assignment, "prior", config)
         if not self._subjects.records:
-            raise DataError("There is no image to train on. `konomi check` lists what was left out, and why.")
+            raise DataError(
+                "There is no image to train on. `konomi check` lists what was left out, and why."
+            )
         repeats = tuple(record.repeats for record in self._subjects.records)
         self._plan = partial(plan_epoch, self._subjects.buckets, repeats, batch_size, seed)
         self._epochs: dict[int, Epoch] = {}
@@ -78,11 +99,14 @@ class BatchStream:
             prior_repeats = [record.repeats for record in self._priors.records]
             self._prior_order = PriorOrder(self._priors.buckets, prior_repeats, batch_size, seed)
 
-    def step(self, step: int, *, rank: int = 0, world: int = 1, accumulation: int = 1) -> tuple[Batch, ...]:
+    def step(
+        self, step: int, *, rank: int = 0, world: int = 1, accumulation: int = 1
+    ) -> tuple[Batch, ...]:
         """The passes of process `rank` for one optimiser step, counted from 0 over the whole run.
 
-        At most `accumulation` of them, and none for a process to which the step gives nothing. Over all processes their
-        weights add up to 1. Raises DataError naming a file that cannot be read, RunError for a damaged cache.
+        At most `accumulation` of them, and none for a process to which the step gives nothing.
+        Over all processes their weights add up to 1. Raises DataError naming a file that cannot be
+        read, RunError for a damaged cache.
         """
         epoch, index = divmod(step, self.steps_per_epoch)
         drawn = self._epoch(epoch)[index]
@@ -91,7 +115,9 @@ class BatchStream:
             priors = self._prior_order.draws(epoch * self.draws_per_epoch + drawn.first, len(drawn))
         batches = []
         for part, weight in split_step(drawn.samples, rank, world, accumulation):
-            subject = self._examples(self._subjects, drawn.samples[part], drawn.repeats[part], epoch)
+            subject = self._examples(
+                self._subjects, drawn.samples[part], drawn.repeats[part], epoch
+            )
             prior = None
             if priors is not None:
                 # Repeats count on over the passes through the prior images, so they need no epoch.
@@ -103,9 +129,11 @@ class BatchStream:
     def iterate(
         self, start: int, stop: int, *, rank: int = 0, world: int = 1, accumulation: int = 1
     ) -> Generator[tuple[Batch, ...], None, None]:
-        """Steps from `start` up to `stop`. Where images are read, `data.workers` threads prepare them ahead.
+        """Steps from `start` up to `stop`. Where images are read, `data.workers` threads prepare
+        them ahead.
 
-        No result depends on the threads. Closing the generator ends them; an error is raised at its own step.
+        No result depends on the threads. Closing the generator ends them; an error is raised at
+        its own step.
         """
         # Gathering rows of a cache takes some 50 microseconds, less than waiting for a thread.
         workers = self._config.workers if self._pixels else 0
@@ -115,7 +143,9 @@ class BatchStream:
     def names(self, step: int) -> tuple[str, ...]:
         """The subjects of a step, over all processes, for messages."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        return tuple(self._subjects.records[sample].name for sample in self._epoch(epoch)[index].samples)
+        return tuple(
+            self._subjects.records[sample].name for sample in self._epoch(epoch)[index].samples
+        )
 
     def plan(self, step: int) -> EpochStep:
         """The subjects of a step, as indices among the training images."""
@@ -126,11 +156,14 @@ class BatchStream:
         plan = self._epochs.get(number)
         if plan is None:
             plan = self._plan(number)
-            # Threads at the end of an epoch look at two; the dictionary is replaced, never changed, for their sake.
+            # Threads at the end of an epoch look at two; the dictionary is replaced, never
+            # changed, for their sake.
             self._epochs = dict(sorted(self._epochs.items())[-1:]) | {number: plan}
         return plan
 
-    def _examples(self, pool: _Pool, samples: Sequence[int], repeats: Sequence[int], epoch: int) -> Examples:
+    def _examples(
+        self, pool: _Pool, samples: Sequence[int], repeats: Sequence[int], epoch: int
+    ) -> Examples:
         ids = [stable_hash(*pool.names[sample], repeat) for sample, repeat in zip(samples, repeats)]
         keys = [stable_hash("variation", self._seed, epoch, identity) for identity in ids]
         captions = tuple(self._caption(pool, sample, key) for sample, key in zip(samples, keys))
@@ -153,14 +186,20 @@ class BatchStream:
 
     def _caption(self, pool: _Pool, sample: int, key: int) -> str:
         fixed = pool.captions[sample]
-        return final_caption(pool.records[sample], self._config.captions, key) if fixed is None else fixed
+        return (
+            final_caption(pool.records[sample], self._config.captions, key)
+            if fixed is None
+            else fixed
+        )
 
     def _variant(self, record: Record, key: int) -> Variant:
         images = self._config.images
         if self._latents is None:
             return fresh_variant(images, key)
         count = num_variants(images)
-        return cached_variant(images, record.content, stable_hash("variant", key) % count if count > 1 else 0)
+        return cached_variant(
+            images, record.content, stable_hash("variant", key) % count if count > 1 else 0
+        )
 
 
 @many_objects()
@@ -174,7 +213,9 @@ def static_captions(records: Sequence[Record], config: DataConfig) -> tuple[froz
     plain = replace(config.captions, dropout=0.0)
     for record in records:
         several = len(record.captions) > 1
-        for one in [replace(record, captions=(c,)) for c in record.captions] if several else [record]:
+        for one in (
+            [replace(record, captions=(c,)) for c in record.captions] if several else [record]
+        ):
             if caption_varies(one, plain):
                 complete = False
             else:
@@ -200,26 +241,39 @@ def _pool(assignment: Assignment, role: str, config: DataConfig) -> _Pool:
         buckets.append(bucket)
         # The same file under the same name in two sources is two samples.
         names.append(name if number == 0 else (*name, "again", number))
-        captions.append(None if caption_varies(record, config.captions) else final_caption(record, config.captions, 0))
+        captions.append(
+            None
+            if caption_varies(record, config.captions)
+            else final_caption(record, config.captions, 0)
+        )
     return _Pool(tuple(records), tuple(buckets), tuple(names), tuple(captions))
 
 
 def _with_latents(
-    examples: Examples, cache: LatentCache, records: Sequence[Record], bucket: Bucket, variants: Sequence[Variant]
+    examples: Examples,
+    cache: LatentCache,
+    records: Sequence[Record],
+    bucket: Bucket,
+    variants: Sequence[Variant],
 ) -> Examples:
     rows = [cache.get(record, bucket, variant) for record, variant in zip(records, variants)]
     return replace(
         examples,
         sizes=torch.stack([row.sizes for row in rows]),
         latents=Latents(
-            torch.stack([row.mean for row in rows]).float(), torch.stack([row.std for row in rows]).float()
+            torch.stack([row.mean for row in rows]).float(),
+            torch.stack([row.std for row in rows]).float(),
         ),
         loss_mask=_stacked_masks([row.mask for row in rows]),
     )
 
 
 def _with_pixels(
-    examples: Examples, prepare: Prepare, records: Sequence[Record], bucket: Bucket, variants: Sequence[Variant]
+    examples: Examples,
+    prepare: Prepare,
+    records: Sequence[Record],
+    bucket: Bucket,
+    variants: Sequence[Variant],
 ) -> Examples:
     images = [prepare(record, bucket, variant) for record, variant in zip(records, variants)]
     return replace(
@@ -251,8 +305,12 @@ def _pinned_examples(examples: Examples) -> Examples:
         sample_ids=examples.sample_ids.pin_memory(),
         sizes=examples.sizes.pin_memory(),
         pixels=_pin(examples.pixels),
-        latents=None if latents is None else Latents(latents.mean.pin_memory(), latents.std.pin_memory()),
-        text=None if text is None else replace(text, states=text.states.pin_memory(), pooled=_pin(text.pooled)),
+        latents=None
+        if latents is None
+        else Latents(latents.mean.pin_memory(), latents.std.pin_memory()),
+        text=None
+        if text is None
+        else replace(text, states=text.states.pin_memory(), pooled=_pin(text.pooled)),
         loss_mask=_pin(examples.loss_mask),
     )
 

@@ -37,7 +37,8 @@ class Record:
     mask: str = ""
     """Locator of a separate mask image, or empty."""
     attention: str = ""
-    """Locator of a separate image that says where to look more or less closely (DreamArtist), or empty."""
+    """Locator of a separate image that says where to look more or less closely (DreamArtist), or
+    empty."""
     keep_tokens: int | None = None
     """Overrides `data.captions.keep_tokens` (dataset TOML of sd-scripts)."""
     shuffle: bool | None = None
@@ -45,8 +46,8 @@ class Record:
     drawn: bool = False
     """The file says that konomi drew it."""
     trigger_first: bool = False
-    """Trigger and class come in front even of a caption that has them: further back the text encoder would not see
-    them."""
+    """Trigger and class come in front even of a caption that has them: further back the text
+    encoder would not see them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +60,9 @@ class Excluded:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something about the data that stops nothing and should be known before a run: missing captions, a trigger in no
-    caption, files that nobody reads. `check` shows it, `train` says it."""
+    """Something about the data that stops nothing and should be known before a run: missing
+    captions, a trigger in no caption, files that nobody reads. `check` shows it, `train` says it.
+    """
 
     message: str
     """One line: where, what, how many, the first names, and the way out."""
@@ -74,7 +76,10 @@ MAX_NAMES = 10
 
 def listing_names(message: str, names: Sequence[str], *, most: int = MAX_NAMES) -> Finding:
     """A finding about files: `{names}` in the message becomes the first of them."""
-    return Finding(message.replace("{names}", first_names(names, most=most)), tuple(printable(name) for name in names))
+    return Finding(
+        message.replace("{names}", first_names(names, most=most)),
+        tuple(printable(name) for name in names),
+    )
 
 
 def first_names(names: Sequence[str], *, most: int = MAX_NAMES) -> str:
@@ -106,7 +111,8 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
         for kind, entries in ((Record, manifest.records), (Excluded, manifest.excluded)):
             names = [item.name for item in fields(kind)]
             values_of = attrgetter(*names)
-            # Most fields are those of the image before: half the time of encoding each, at 100,000 images a start.
+            # Most fields are those of the image before: half the time of encoding each, at 100,000
+            # images a start.
             before: list[object] = [object()] * len(names)
             texts = [""] * len(names)
             for entry in entries:

@@ -1,4 +1,6 @@
-"""Caption tables: `metadata.jsonl` and `metadata.csv` of an image folder, and sd-scripts' metadata JSON."""
+"""Caption tables: `metadata.jsonl` and `metadata.csv` of an image folder, and sd-scripts' metadata
+JSON.
+"""
 
 import csv
 import io
@@ -19,27 +21,33 @@ _FILE_COLUMN = "file_name"
 def read_table(entry: Entry, where: str) -> dict[str, tuple[str, ...]]:
     """File name (relative to the table's folder) -> captions, in the order of the rows.
 
-    The caption column is one of `CAPTION_COLUMNS` (a text, or a list of texts), else the only other text column
-    (such as `additional_feature`), else `name`. A file listed twice has both captions.
+    The caption column is one of `CAPTION_COLUMNS` (a text, or a list of texts), else the only
+    other text column (such as `additional_feature`), else `name`. A file listed twice has both
+    captions.
 
     Raises:
         DataError: names the line that cannot be read.
     """
     text = decode_text(read_bytes(entry.locator), where)
-    rows = _csv_rows(text, where) if entry.name.lower().endswith(".csv") else _jsonl_rows(text, where)
+    rows = (
+        _csv_rows(text, where) if entry.name.lower().endswith(".csv") else _jsonl_rows(text, where)
+    )
     table: dict[str, tuple[str, ...]] = {}
     for line, row in rows:
         place = f"{printable(where)}, line {line}"
         name = row.get(_FILE_COLUMN)
         if not isinstance(name, str) or not name:
-            raise DataError(f"{place}: no `{_FILE_COLUMN}`, the image's path relative to this file. Add it.")
+            raise DataError(
+                f"{place}: no `{_FILE_COLUMN}`, the image's path relative to this file. Add it."
+            )
         name = name.replace("\\", "/").removeprefix("./")
         table[name] = table.get(name, ()) + captions_of(row, place)
     return table
 
 
 def read_kohya_table(entry: Entry, where: str) -> dict[str, tuple[str, ...]]:
-    """sd-scripts' `{image: {"caption": ..., "tags": ...}}`: image path or key -> captions; tags follow the caption.
+    """sd-scripts' `{image: {"caption": ..., "tags": ...}}`: image path or key -> captions; tags
+    follow the caption.
 
     Raises:
         DataError: not such a file.
@@ -55,7 +63,9 @@ def read_kohya_table(entry: Entry, where: str) -> dict[str, tuple[str, ...]]:
         place = f"{printable(where)}, {printable(key)!r}"
         if not isinstance(values, dict):
             raise DataError(f'{place}: expected an object with "caption" or "tags"')
-        parts = [_clean(values[column], place) for column in ("caption", "tags") if values.get(column)]
+        parts = [
+            _clean(values[column], place) for column in ("caption", "tags") if values.get(column)
+        ]
         caption = ", ".join(part for part in parts if part)
         table[key.replace("\\", "/")] = (caption,) if caption else ()
     return table
@@ -69,10 +79,13 @@ def _jsonl_rows(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = parse_json(line, lone_surrogates=True)
         except ValueError as error:
-            raise DataError(f"{printable(where)}, line {number}: not valid JSON ({error})") from error
+            raise DataError(
+                f"{printable(where)}, line {number}: not valid JSON ({error})"
+            ) from error
         if not isinstance(row, dict):
             raise DataError(
-                f"{printable(where)}, line {number}: expected an object such as " + '{"file_name": "a.png"}'
+                f"{printable(where)}, line {number}: expected an object such as "
+                + '{"file_name": "a.png"}'
             )
         yield number, row
 
@@ -83,7 +96,9 @@ def _csv_rows(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:
-        raise DataError(f"{printable(where)}, line {reader.line_num}: not valid CSV ({error})") from error
+        raise DataError(
+            f"{printable(where)}, line {reader.line_num}: not valid CSV ({error})"
+        ) from error
 
 
 def captions_of(row: dict[str, Any], place: str) -> tuple[str, ...]:
@@ -94,7 +109,11 @@ def captions_of(row: dict[str, Any], place: str) -> tuple[str, ...]:
         if value:
             values = value if isinstance(value, list) else [value]
             return tuple(filter(None, (_clean(item, place) for item in values)))
-    others = [value for column, value in row.items() if column != _FILE_COLUMN and isinstance(value, str) and value]
+    others = [
+        value
+        for column, value in row.items()
+        if column != _FILE_COLUMN and isinstance(value, str) and value
+    ]
     if len(others) != 1:
         others = [row["name"]] if isinstance(row.get("name"), str) else []
     return tuple(filter(None, (_clean(value, place) for value in others)))
@@ -106,5 +125,7 @@ def _clean(value: object, place: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{place}: the caption has half a character (a lone surrogate). Write it again.") from error
+        raise DataError(
+            f"{place}: the caption has half a character (a lone surrogate). Write it again."
+        ) from error
     return " ".join(value.split())

@@ -1,7 +1,8 @@
 """Bytes of an image file -> RGB pixels. The content decides, not the file's extension.
 
-Only plain raster formats are tried, so that no PostScript, video or document decoder ever sees a stranger's file.
-HEIC pictures (phones) are read where the package pillow-heif is installed, the extra `heif`.
+Only plain raster formats are tried, so that no PostScript, video or document decoder ever sees a
+stranger's file. HEIC pictures (phones) are read where the package pillow-heif is installed, the
+extra `heif`.
 """
 
 import io
@@ -48,7 +49,8 @@ _TGA_FOOTER = b"TRUEVISION-XFILE.\0"
 MAX_PIXELS = 2**26
 """8192 x 8192. Decoding, turning and compositing that many stays under 1 GiB."""
 MAX_JPEG_SCANS = 100
-"""Cameras and encoders write about 10; each scan costs a pass over the whole image, which bombs use."""
+"""Cameras and encoders write about 10; each scan costs a pass over the whole image, which bombs
+use."""
 IMAGE_ERRORS = (
     OSError,
     EOFError,
@@ -107,11 +109,14 @@ def is_drawn_here(data: bytes) -> bool:
 
 
 class BadImageError(Exception):
-    """Why these bytes are no usable image; the caller knows the file's name and makes the message."""
+    """Why these bytes are no usable image; the caller knows the file's name and makes the
+    message.
+    """
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """(width, height) as it will look, after EXIF turning. Decodes no pixel (except for PNGs with a turn in them).
+    """(width, height) as it will look, after EXIF turning. Decodes no pixel (except for PNGs with
+    a turn in them).
 
     Raises:
         BadImageError: not an image of a known format, or too large.
@@ -124,14 +129,17 @@ def size_of(data: bytes) -> tuple[int, int]:
 
 
 def decode(data: bytes, *, background: str = "#ffffff") -> tuple[Image.Image, Image.Image | None]:
-    """The first frame, turned upright: RGB laid on `background`, and its opacity ("L") where it has any transparency.
+    """The first frame, turned upright: RGB laid on `background`, and its opacity ("L") where it
+    has any transparency.
 
     Raises:
         BadImageError: damaged, cut off, of an unknown kind, or too large.
     """
     image = _open(data)
     if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-        raise BadImageError("a JPEG with more passes than any camera writes; save it again in an image editor")
+        raise BadImageError(
+            "a JPEG with more passes than any camera writes; save it again in an image editor"
+        )
     try:
         if image.format == "PNG":
             image.load()  # Asking for EXIF would load it, and hide that it is damaged.
@@ -152,12 +160,15 @@ def decode_mask(data: bytes) -> Image.Image:
 
 
 def decode_attention(data: bytes) -> Image.Image:
-    """An attention mask as greyscale "L": middle grey is ordinary attention, and transparent counts as that."""
+    """An attention mask as greyscale "L": middle grey is ordinary attention, and transparent
+    counts as that.
+    """
     return decode(data, background="#7f7f7f")[0].convert("L")
 
 
 def mask_of(image: Image.Image) -> Image.Image:
-    """A mask of any mode as greyscale "L", as a person sees it: white paint counts, transparent is not painted.
+    """A mask of any mode as greyscale "L", as a person sees it: white paint counts, transparent is
+    not painted.
 
     Raises:
         BadImageError: pixels that are no picture.
@@ -212,7 +223,10 @@ def _what_it_is(data: bytes) -> str:
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
         if heif_format():
             return "a damaged HEIC picture; copy it again, or convert it to PNG or JPEG"
-        return "a HEIC picture, as phones make them; pip install 'konomi[heif]' has konomi read it, or convert it"
+        return (
+            "a HEIC picture, as phones make them; pip install 'konomi[heif]' has konomi read "
+            "it, or convert it"
+        )
     if data[4:8] == b"ftyp":
         return "a video or another media file; convert it to PNG or JPEG"
     if data[:2] == b"\xff\x0a" or data[4:12] == b"JXL \r\n\x87\n":
@@ -225,7 +239,10 @@ def _what_it_is(data: bytes) -> str:
         return "a Photoshop file; export it as PNG"
     if not any(data[:64]):
         return "only zero bytes; copy the file again"
-    return "not a readable image (PNG, JPEG, WebP, AVIF, BMP, GIF, TIFF, JPEG 2000, QOI, PPM); export it as PNG"
+    return (
+        "not a readable image (PNG, JPEG, WebP, AVIF, BMP, GIF, TIFF, JPEG 2000, QOI, PPM); "
+        "export it as PNG"
+    )
 
 
 def _reason(error: BaseException) -> str:
@@ -235,7 +252,8 @@ def _reason(error: BaseException) -> str:
 def _orientation(image: Image.Image, data: bytes) -> int:
     if image.format == "TIFF":
         return 1  # Pillow turns TIFF by itself while loading, and reports its size as turned.
-    # Asking a PNG for EXIF decodes all of it, since the chunk may come last; so look whether there is one.
+    # Asking a PNG for EXIF decodes all of it, since the chunk may come last; so look whether there
+    # is one.
     if image.format == "PNG" and not any(mark in data for mark in _PNG_ORIENTATION_CHUNKS):
         return 1
     try:
@@ -254,7 +272,9 @@ def _to_rgb(image: Image.Image, background: str) -> tuple[Image.Image, Image.Ima
     return _lay_on(rgba, rgba.getchannel("A"), background)
 
 
-def _lay_on(picture: Image.Image, opacity: Image.Image, background: str) -> tuple[Image.Image, Image.Image | None]:
+def _lay_on(
+    picture: Image.Image, opacity: Image.Image, background: str
+) -> tuple[Image.Image, Image.Image | None]:
     if opacity.getextrema() == (255, 255):
         return picture.convert("RGB"), None
     flat = Image.new("RGB", picture.size, background)
@@ -262,8 +282,12 @@ def _lay_on(picture: Image.Image, opacity: Image.Image, background: str) -> tupl
     return flat, opacity
 
 
-def _deep_grey_to_rgb(image: Image.Image, background: str) -> tuple[Image.Image, Image.Image | None]:
-    """16-bit (also kept in 32) or floating-point grey: Pillow's own conversion clips instead of scaling."""
+def _deep_grey_to_rgb(
+    image: Image.Image, background: str
+) -> tuple[Image.Image, Image.Image | None]:
+    """16-bit (also kept in 32) or floating-point grey: Pillow's own conversion clips instead of
+    scaling.
+    """
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     if image.mode == "F":

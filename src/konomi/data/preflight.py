@@ -1,4 +1,6 @@
-"""What is wrong, or odd, about a source of images: said before any model loads, with the way out."""
+"""What is wrong, or odd, about a source of images: said before any model loads, with the way
+out.
+"""
 
 import difflib
 import re
@@ -41,8 +43,12 @@ def missing_path(path: Path) -> DataError:
         names = []
     nearest = difflib.get_close_matches(path.name, names, n=1)
     if nearest and parent == path.parent:
-        return DataError(f"{shown}: no such file or folder. Did you mean {printable(str(parent / nearest[0]))}?")
-    return DataError(f"{shown}: no such file or folder. {printable(str(parent))} is the part of it that exists.")
+        return DataError(
+            f"{shown}: no such file or folder. Did you mean {printable(str(parent / nearest[0]))}?"
+        )
+    return DataError(
+        f"{shown}: no such file or folder. {printable(str(parent))} is the part of it that exists."
+    )
 
 
 def nothing_found(place: Place, listing: Listing, tree: Tree) -> DataError:
@@ -50,25 +56,39 @@ def nothing_found(place: Place, listing: Listing, tree: Tree) -> DataError:
     shown = printable(str(place.path))
     if tree.excluded:
         shown_reasons = "; ".join(f"{bad.name}: {bad.reason}" for bad in tree.excluded[:3])
-        return DataError(f"{shown}: none of its {len(tree.excluded)} files can be trained ({shown_reasons})")
+        return DataError(
+            f"{shown}: none of its {len(tree.excluded)} files can be trained ({shown_reasons})"
+        )
     deeper = [entry for entry in listing.entries if split_suffix(entry.name)[1] in IMAGE_SUFFIXES]
     if deeper:
         folder = deeper[0].name.rpartition("/")[0]
         return DataError(
-            f"{shown}: no images in the folder itself; they lie one level lower, as in {printable(folder)}/. "
-            "Make a [[datasets.subsets]] for each such folder."
+            f"{shown}: no images in the folder itself; they lie one level lower, as in "
+            f"{printable(folder)}/. Make a [[datasets.subsets]] for each such folder."
         )
     suffixes = {split_suffix(entry.name)[1] for entry in listing.entries}
     for suffix in (".zip", ".tar"):
         if suffix in suffixes:
-            name = next(entry.name for entry in listing.entries if split_suffix(entry.name)[1] == suffix)
-            return DataError(f"{shown}: no images, but {suffix} files. Give the path of one: {shown}/{printable(name)}")
+            name = next(
+                entry.name for entry in listing.entries if split_suffix(entry.name)[1] == suffix
+            )
+            return DataError(
+                f"{shown}: no images, but {suffix} files. Give the path of one: "
+                f"{shown}/{printable(name)}"
+            )
     above = place.path.parent
     if _holds_images(above):
-        return DataError(f"{shown}: no images here; they lie one folder higher. Give {printable(str(above))}")
+        return DataError(
+            f"{shown}: no images here; they lie one folder higher. Give {printable(str(above))}"
+        )
     if listing.entries:
-        return DataError(f"{shown}: {len(listing.entries)} files, none of them an image. Is it the right folder?")
-    return DataError(f"{shown}: empty. Put images there (PNG, JPEG, WebP, ...), or give the folder that holds them.")
+        return DataError(
+            f"{shown}: {len(listing.entries)} files, none of them an image. Is it the right folder?"
+        )
+    return DataError(
+        f"{shown}: empty. Put images there (PNG, JPEG, WebP, ...), or give the folder that holds "
+        "them."
+    )
 
 
 def _holds_images(folder: Path) -> bool:
@@ -88,7 +108,8 @@ def caption_findings(place: Place, candidates: Sequence[Candidate]) -> list[Find
     if wordless:
         found.append(
             listing_names(
-                f"{shown}: {len(wordless)} of {len(training)} images have no caption and would train on empty text: "
+                f"{shown}: {len(wordless)} of {len(training)} images have no caption and would "
+                "train on empty text: "
                 "{names}. Put a .txt beside each, or set trigger and class_noun.",
                 wordless,
             )
@@ -96,7 +117,8 @@ def caption_findings(place: Place, candidates: Sequence[Candidate]) -> list[Find
     elif bare and len(bare) < len(training):
         found.append(
             listing_names(
-                f"{shown}: {len(bare)} of {len(training)} images have no caption file and use the trigger, class, "
+                f"{shown}: {len(bare)} of {len(training)} images have no caption file and use the "
+                "trigger, class, "
                 "folder name or template instead: {names}",
                 [candidate.record.name for candidate in bare],
             )
@@ -116,12 +138,14 @@ def _trigger_findings(shown: str, place: Place, captioned: list[Candidate]) -> l
     if not captioned:
         return []
     if place.trigger:
-        if any(has_trigger(caption, place.trigger) for c in captioned for caption in c.record.captions):
+        if any(
+            has_trigger(caption, place.trigger) for c in captioned for caption in c.record.captions
+        ):
             return []
         return [
             Finding(
-                f"{shown}: the trigger {place.trigger!r} is in none of the {len(captioned)} captions; "
-                "it is put in front of each"
+                f"{shown}: the trigger {place.trigger!r} is in none of the {len(captioned)} "
+                "captions; it is put in front of each"
             )
         ]
     found = []
@@ -131,8 +155,10 @@ def _trigger_findings(shown: str, place: Place, captioned: list[Candidate]) -> l
         if not any(has_trigger(caption, trigger) for c in inside for caption in c.record.captions):
             found.append(
                 Finding(
-                    f"{shown}: the folder says {words!r}, but {trigger!r} is in none of its {len(inside)} captions and "
-                    f'would not be learned. Add it to them, or set trigger = "{trigger}" for this source.'
+                    f"{shown}: the folder says {words!r}, but {trigger!r} is in none of its "
+                    f"{len(inside)} captions and "
+                    f'would not be learned. Add it to them, or set trigger = "{trigger}" for this '
+                    "source."
                 )
             )
     return found
@@ -149,14 +175,17 @@ def level_findings(place: Place, candidates: Sequence[Candidate]) -> list[Findin
     shown = printable(str(place.path))
     return [
         Finding(
-            f"{shown}: the images come from {len(folders)} folders ({first_names(folders)}), all under the one trigger "
-            f"{place.trigger!r}. If it names a single subject, give that folder: {shown}/{printable(folders[0])}"
+            f"{shown}: the images come from {len(folders)} folders ({first_names(folders)}), all "
+            f"under the one trigger {place.trigger!r}. If it names a single subject, give that "
+            f"folder: {shown}/{printable(folders[0])}"
         )
     ]
 
 
 def folder_findings(place: Place, candidates: Sequence[Candidate]) -> list[Finding]:
-    """Folder names that mean something elsewhere and nothing here, and captions that lie next door."""
+    """Folder names that mean something elsewhere and nothing here, and captions that lie
+    next door.
+    """
     shown = printable(str(place.path))
     training = [candidate for candidate in candidates if candidate.record.role == "train"]
     found = _next_door(shown, place, training)
@@ -168,9 +197,10 @@ def folder_findings(place: Place, candidates: Sequence[Candidate]) -> list[Findi
         if (number := _MANY_REPEATS.match(folder)) and not 1800 <= int(number[1]) <= 2199:
             found.append(
                 Finding(
-                    f"{shown}: the folder {printable(folder)} counts as a name and not as {number[1]} repeats; four "
-                    f"digits and more do not. If repeats are meant, set repeats = {number[1]} for this source, or name "
-                    f"the folder {number[1][:2]}{folder[len(number[1]) :]} and train more epochs."
+                    f"{shown}: the folder {printable(folder)} counts as a name and not as "
+                    f"{number[1]} repeats; four digits and more do not. If repeats are meant, set "
+                    f"repeats = {number[1]} for this source, or name the folder "
+                    f"{number[1][:2]}{folder[len(number[1]) :]} and train more epochs."
                 )
             )
     for folder in folders:
@@ -178,8 +208,10 @@ def folder_findings(place: Place, candidates: Sequence[Candidate]) -> list[Findi
             inside = [c.record.name for c in training if folder in c.entry.name.split("/")[:-1]]
             found.append(
                 listing_names(
-                    f"{shown}: the {len(inside)} images in {printable(folder)}/ are trained like the others. If they "
-                    "show the class and not the subject, move the folder out and give it with --prior: {names}",
+                    f"{shown}: the {len(inside)} images in {printable(folder)}/ are trained like "
+                    "the others. If they "
+                    "show the class and not the subject, move the folder out and give it with "
+                    "--prior: {names}",
                     inside,
                     most=3,
                 )
@@ -193,24 +225,33 @@ def _next_door(shown: str, place: Place, training: Sequence[Candidate]) -> list[
         return []
     try:
         neighbours = [item for item in place.path.resolve().parent.iterdir() if item.is_dir()]
-        beside = {item.name.lower(): item for item in neighbours if item.name != place.path.resolve().name}
+        beside = {
+            item.name.lower(): item for item in neighbours if item.name != place.path.resolve().name
+        }
         found = []
-        stems = {split_suffix(c.entry.name.rpartition("/")[2])[0] for c in training if not c.captioned}
+        stems = {
+            split_suffix(c.entry.name.rpartition("/")[2])[0] for c in training if not c.captioned
+        }
         for name in CAPTION_FOLDERS if stems else ():
-            if name in beside and any(split_suffix(item.name)[0] in stems for item in beside[name].iterdir()):
+            if name in beside and any(
+                split_suffix(item.name)[0] in stems for item in beside[name].iterdir()
+            ):
                 found.append(
                     Finding(
-                        f"{shown}: the captions are in the neighbouring folder {printable(str(beside[name]))} and are "
-                        f"not read. Give the folder that holds both: {printable(str(beside[name].parent))}"
+                        f"{shown}: the captions are in the neighbouring folder "
+                        f"{printable(str(beside[name]))} and are not read. Give the folder that "
+                        f"holds both: {printable(str(beside[name].parent))}"
                     )
                 )
-        plain = place.reads_folder_names and place.role == "train" and place.path.name.lower() != "img"
+        plain = (
+            place.reads_folder_names and place.role == "train" and place.path.name.lower() != "img"
+        )
         for name in CLASS_FOLDERS if plain else ():
             if name in beside and _holds_images(beside[name]):
                 found.append(
                     Finding(
-                        f"{shown}: {printable(str(beside[name]))} lies beside it and is not used. If it holds images "
-                        "of the class, give it with --prior."
+                        f"{shown}: {printable(str(beside[name]))} lies beside it and is not used. "
+                        "If it holds images of the class, give it with --prior."
                     )
                 )
     except OSError:
@@ -226,7 +267,8 @@ def origin_findings(records: Iterable[Record]) -> list[Finding]:
     images = "1 image was" if len(own) == 1 else f"{len(own)} images were"
     return [
         listing_names(
-            f"{images} drawn by konomi, as the PNG text says, a preview or a sheet perhaps: what learns from a model's "
+            f"{images} drawn by konomi, as the PNG text says, a preview or a sheet perhaps: what "
+            "learns from a model's "
             "pictures learns its faults. Remove them if that is not meant: {names}",
             own,
         )
@@ -243,20 +285,30 @@ def duplicate_findings(records: Iterable[Record]) -> list[Finding]:
             pairs.append(f"{earlier} = {record.name}")
     if not pairs:
         return []
-    message = f"{len(pairs)} images are byte-identical copies of others; each is trained on its own: " + "{names}"
+    message = (
+        f"{len(pairs)} images are byte-identical copies of others; each is trained on its own: "
+        + "{names}"
+    )
     return [listing_names(message, pairs)]
 
 
 def spoken(findings: Sequence[Finding], excluded: Sequence[Excluded]) -> list[str]:
-    """What `train` says of its data: a line for each finding, as far as a person reads, and one for all files left out
-    (`check` has one for each)."""
+    """What `train` says of its data: a line for each finding, as far as a person reads, and one
+    for all files left out (`check` has one for each).
+    """
     lines = [finding.message for finding in findings[:MAX_SPOKEN]]
     if excluded:
         reasons = [f"{bad.name} ({bad.reason})" for bad in excluded]
         files = "1 file is" if len(excluded) == 1 else f"{len(excluded)} files are"
-        lines.insert(0, f"{files} left out: {first_names(reasons, most=3)}. `konomi check` lists all of them.")
+        lines.insert(
+            0,
+            f"{files} left out: {first_names(reasons, most=3)}. `konomi check` lists all of them.",
+        )
     if len(findings) > MAX_SPOKEN:
-        lines.append(f"and {len(findings) - MAX_SPOKEN} more notes on the data; `konomi check` shows them all.")
+        lines.append(
+            f"and {len(findings) - MAX_SPOKEN} more notes on the data; `konomi check` shows them "
+            "all."
+        )
     return lines
 
 

@@ -1,8 +1,9 @@
-"""What earlier commands found out about whole data sets, so that an unchanged one costs one look at each file's state.
+"""What earlier commands found out about whole data sets, so that an unchanged one costs one look
+at each file's state.
 
-Three kinds of file in the cache folder: `scans/KEY.json`, a manifest with the state of all it was made of;
-`scans/KEY-WHAT.json`, something worked out from such a manifest; and `whole-images`, the images that were decoded to
-their end. Each has a checksum; one that is damaged counts as absent.
+Three kinds of file in the cache folder: `scans/KEY.json`, a manifest with the state of all it was
+made of; `scans/KEY-WHAT.json`, something worked out from such a manifest; and `whole-images`, the
+images that were decoded to their end. Each has a checksum; one that is damaged counts as absent.
 """
 
 import hashlib
@@ -31,17 +32,22 @@ _KEPT = 40
 _FIELDS = tuple(field.name for field in fields(Record))
 _DIGEST = 16
 _NEVER_THE_SAME = "cannot be read"
-"""In the reason of a file left out that may be mended without changing: such a scan is not remembered."""
+"""In the reason of a file left out that may be mended without changing: such a scan is not
+remembered."""
 
 
 def remembered_scan(data: DataConfig, folder: Path) -> Manifest:
-    """What `scan` gives, from memory where no file has changed since; `folder` is where memory lies.
+    """What `scan` gives, from memory where no file has changed since; `folder` is where memory
+    lies.
 
     Raises as `scan`.
     """
     import konomi
 
-    key = _hex(f"{_VERSION} {konomi.__version__} {readers()} {Path.cwd()} {data.sources!r} {data.captions.lines}")[:24]
+    key = _hex(
+        f"{_VERSION} {konomi.__version__} {readers()} {Path.cwd()} {data.sources!r} "
+        f"{data.captions.lines}"
+    )[:24]
     path = folder / "scans" / f"{key}.json"
     state = _state(watched_paths(data))
     if state:
@@ -56,7 +62,9 @@ def remembered_scan(data: DataConfig, folder: Path) -> Manifest:
 
 
 class Worked:
-    """Something worked out from a manifest and settings that `facts` name, remembered beside its scan."""
+    """Something worked out from a manifest and settings that `facts` name, remembered beside its
+    scan.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest, what: str, facts: object) -> None:
         self._path: Path | None = None
@@ -73,7 +81,9 @@ class Worked:
 
 
 class WholeImages:
-    """The images that have been decoded to their end without a fault, by content. `folder` None remembers nothing."""
+    """The images that have been decoded to their end without a fault, by content. `folder` None
+    remembers nothing.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self._path = None if folder is None else folder / "whole-images"
@@ -87,7 +97,9 @@ class WholeImages:
                 return
             body = data[_DIGEST:]
             if data[:_DIGEST] == hashlib.blake2b(self._header + body, digest_size=_DIGEST).digest():
-                self._known = {body[start : start + _DIGEST] for start in range(0, len(body), _DIGEST)}
+                self._known = {
+                    body[start : start + _DIGEST] for start in range(0, len(body), _DIGEST)
+                }
 
     def __contains__(self, record: object) -> bool:
         return isinstance(record, Record) and self._key(record) in self._known
@@ -102,7 +114,9 @@ class WholeImages:
         body = b"".join(sorted(self._known.union(self._new)))
         try:
             with write_file(self._path) as temporary:
-                temporary.write_bytes(hashlib.blake2b(self._header + body, digest_size=_DIGEST).digest() + body)
+                temporary.write_bytes(
+                    hashlib.blake2b(self._header + body, digest_size=_DIGEST).digest() + body
+                )
             sweep_temporaries(self._path.parent)
         except RunError:
             return
@@ -127,7 +141,9 @@ def _file_state(locator: str) -> str:
 
 
 def _state(paths: Iterable[Path] | None) -> str:
-    """A digest of the names, sizes, times and inodes of all files at these places; "" where it cannot be told."""
+    """A digest of the names, sizes, times and inodes of all files at these places; "" where it
+    cannot be told.
+    """
     if paths is None:
         return ""
     digest = hashlib.blake2b(digest_size=_DIGEST)
@@ -177,7 +193,9 @@ def _numbers(status: os.stat_result) -> str:
 def _plain(manifest: Manifest) -> dict[str, Any]:
     """Column by column: that is read several times faster than an object for each image."""
     return {
-        "records": {name: [getattr(record, name) for record in manifest.records] for name in _FIELDS},
+        "records": {
+            name: [getattr(record, name) for record in manifest.records] for name in _FIELDS
+        },
         "excluded": [[bad.name, bad.reason] for bad in manifest.excluded],
         "findings": [[finding.message, finding.names] for finding in manifest.findings],
     }

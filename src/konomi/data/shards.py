@@ -1,8 +1,9 @@
 """Rows of tensors by key, in memory or in safetensors shards that are mapped, not loaded.
 
-A shard holds rows whose tensors agree in name, type and shape: each tensor stacked over the rows, a CRC-32 per row, and
-in the metadata the keys and origins. Reading the headers tells what is there, so 10,000 rows are known in milliseconds
-and a row is read when it is asked for. A damaged shard is deleted whole; its rows are then missing and made again.
+A shard holds rows whose tensors agree in name, type and shape: each tensor stacked over the rows,
+a CRC-32 per row, and in the metadata the keys and origins. Reading the headers tells what is
+there, so 10,000 rows are known in milliseconds and a row is read when it is asked for. A damaged
+shard is deleted whole; its rows are then missing and made again.
 """
 
 import hashlib
@@ -48,13 +49,16 @@ class Notice:
 
 def digest(*parts: object) -> str:
     """32 hexadecimal digits of anything with a stable text form: keys, origins, folder names."""
-    return hashlib.blake2b("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        "\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass"), digest_size=16
+    ).hexdigest()
 
 
 class ShardStore:
     """Rows under keys. With a folder they are published in shards; without, they stay in memory.
 
-    An origin says where a row comes from, whatever its content: a missing key whose origin is known is stale.
+    An origin says where a row comes from, whatever its content: a missing key whose origin is
+    known is stale.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -77,7 +81,9 @@ class ShardStore:
         return self._origins.get(origin) in self
 
     def open(self) -> Iterator[Notice]:
-        """Read what the folder holds, from headers alone. Damaged shards are deleted, with a notice each."""
+        """Read what the folder holds, from headers alone. Damaged shards are deleted, with a
+        notice each.
+        """
         if self.folder is None or not self.folder.exists():
             return
         sweep_temporaries(self.folder)
@@ -91,7 +97,9 @@ class ShardStore:
             self._origins.update(zip(origins, keys))
 
     def verify(self, keys: Iterable[str]) -> Iterator[Notice]:
-        """Check these keys' rows against their checksums, up to a bound. Damaged shards go, with a notice each."""
+        """Check these keys' rows against their checksums, up to a bound. Damaged shards go, with a
+        notice each.
+        """
         budget = _VERIFY_BYTES
         for key in keys:
             place = self._places.get(key)
@@ -107,8 +115,9 @@ class ShardStore:
                 return
 
     def get(self, key: str) -> dict[str, Tensor]:
-        """The tensors of a row: views, not to be written to. Raises KeyError for an unknown key, RunError for a damaged
-        row."""
+        """The tensors of a row: views, not to be written to. Raises KeyError for an unknown key,
+        RunError for a damaged row.
+        """
         row = self._memory.get(key)
         if row is not None:
             return row
@@ -124,8 +133,12 @@ class ShardStore:
             ) from error
 
     def put(self, key: str, origin: str, row: Row) -> None:
-        """Keep a row; rows become durable in groups, at the latest with `flush`. Raises RunError for a full disk."""
-        own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in row.items()}
+        """Keep a row; rows become durable in groups, at the latest with `flush`. Raises RunError
+        for a full disk.
+        """
+        own = {
+            name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in row.items()
+        }
         self._memory[key] = own
         self._origins[origin] = key
         if self.folder is None:
@@ -161,7 +174,8 @@ class ShardStore:
             write_tensors(path, tensors, metadata)
         except RunError as error:
             raise RunError(
-                f"{error} Caches lie where data.cache.folder says; with 'memory' instead of 'disk' they need none."
+                f"{error} Caches lie where data.cache.folder says; with 'memory' instead of 'disk' "
+                "they need none."
             ) from error
         for number, key in enumerate(keys):
             self._places[key] = path, number
@@ -207,7 +221,10 @@ def _checksum(row: Row) -> int:
 def _read_index(path: Path) -> tuple[list[str], list[str]]:
     """Keys and origins of a shard, from its header. Raises FileFormatError."""
     header = read_header(path)
-    keys, origins = header.metadata.get("keys", "").split(), header.metadata.get("origins", "").split()
+    keys, origins = (
+        header.metadata.get("keys", "").split(),
+        header.metadata.get("origins", "").split(),
+    )
     if header.metadata.get("layout") != _LAYOUT or len(keys) != len(origins):
         raise FileFormatError(f"{path}: not a cache file of this version.")
     if path.stem != digest(*keys):

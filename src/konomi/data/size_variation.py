@@ -1,7 +1,8 @@
-"""Pictures of a subject at other sizes, with words that say so (Kumari et al. 2022, "Custom Diffusion", section 4).
+"""Pictures of a subject at other sizes, with words that say so (Kumari et al. 2022, "Custom
+Diffusion", section 4).
 
-Two in three are shrunk onto an empty canvas, where only the pasted part counts; the others are enlarged and cut.
-Shapes: B batch, H W pixels, h w latent grid.
+Two in three are shrunk onto an empty canvas, where only the pasted part counts; the others are
+enlarged and cut. Shapes: B batch, H W pixels, h w latent grid.
 """
 
 from dataclasses import dataclass, replace
@@ -42,11 +43,14 @@ def draw_size_changes(rng: Rng) -> tuple[SizeChange, ...]:
     return tuple(changes)
 
 
-def with_sizes_varied(examples: Examples, changes: tuple[SizeChange, ...], *, latent_factor: int) -> Examples:
-    """The examples with other pixels, captions, masks and crops. Their latents are to be encoded anew.
+def with_sizes_varied(
+    examples: Examples, changes: tuple[SizeChange, ...], *, latent_factor: int
+) -> Examples:
+    """The examples with other pixels, captions, masks and crops. Their latents are to be encoded
+    anew.
 
-    The mask is scaled to the mean 1, so that the loss is the mean over what counts, however small it is drawn.
-    An empty caption stays empty: it stands for no condition at all.
+    The mask is scaled to the mean 1, so that the loss is the mean over what counts, however small
+    it is drawn. An empty caption stays empty: it stands for no condition at all.
     """
     if examples.pixels is None:
         raise AssertionError("sizes are varied in pixels")
@@ -56,31 +60,47 @@ def with_sizes_varied(examples: Examples, changes: tuple[SizeChange, ...], *, la
         pixels=torch.stack([pixels for pixels, _, _ in drawn]),
         loss_mask=torch.stack([mask for _, mask, _ in drawn]),
         sizes=torch.stack([sizes for _, _, sizes in drawn]),
-        captions=tuple(c and change.prefix + c for c, change in zip(examples.captions, changes, strict=True)),
+        captions=tuple(
+            c and change.prefix + c for c, change in zip(examples.captions, changes, strict=True)
+        ),
         latents=None,
         text=None,
     )
 
 
-def _draw(examples: Examples, index: int, change: SizeChange, cell: int) -> tuple[Tensor, Tensor, Tensor]:
+def _draw(
+    examples: Examples, index: int, change: SizeChange, cell: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels [3, H, W], mask [1, h, w] and sizes [6] of one picture."""
     assert examples.pixels is not None
     picture, sizes = examples.pixels[index], examples.sizes[index]
     height, width = picture.shape[1:]
     if examples.loss_mask is not None:
         # The picture's own mask goes where the picture goes.
-        own = functional.interpolate(examples.loss_mask[index][None], size=(height, width), mode="nearest")[0]
+        own = functional.interpolate(
+            examples.loss_mask[index][None], size=(height, width), mode="nearest"
+        )[0]
         picture = torch.cat([picture, own.to(picture)])
     new_height, new_width = round(height * change.factor), round(width * change.factor)
-    scaled = functional.interpolate(picture[None], size=(new_height, new_width), mode="bilinear", antialias=True)[0]
+    scaled = functional.interpolate(
+        picture[None], size=(new_height, new_width), mode="bilinear", antialias=True
+    )[0]
     if change.factor > 1:
-        top, left = int(change.down * (new_height - height + 1)), int(change.right * (new_width - width + 1))
+        top, left = (
+            int(change.down * (new_height - height + 1)),
+            int(change.right * (new_width - width + 1)),
+        )
         picture = scaled[:, top : top + height, left : left + width]
         mask = picture.new_ones(1, height // cell, width // cell)
         cut = sizes.new_tensor([top, left])
-        sizes = torch.cat([sizes[:2], (sizes[2:4] * change.factor).round().to(sizes.dtype) + cut, sizes[4:]])
+        sizes = torch.cat(
+            [sizes[:2], (sizes[2:4] * change.factor).round().to(sizes.dtype) + cut, sizes[4:]]
+        )
     else:
-        top, left = int(change.down * (height - new_height + 1)), int(change.right * (width - new_width + 1))
+        top, left = (
+            int(change.down * (height - new_height + 1)),
+            int(change.right * (width - new_width + 1)),
+        )
         canvas = torch.zeros_like(picture)
         canvas[:, top : top + new_height, left : left + new_width] = scaled
         picture = canvas

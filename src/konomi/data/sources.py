@@ -1,4 +1,6 @@
-"""From the sources a recipe names to the manifest: every image, in a fixed order, or the reason it is left out."""
+"""From the sources a recipe names to the manifest: every image, in a fixed order, or the reason it
+is left out.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -30,22 +32,29 @@ TABLE_SUFFIXES = (".jsonl", ".csv", ".json")
 
 
 def scan(
-    data: DataConfig, *, index: Path | None = None, measure: Callable[[Entry], Measured] | None = None
+    data: DataConfig,
+    *,
+    index: Path | None = None,
+    measure: Callable[[Entry], Measured] | None = None,
 ) -> Manifest:
     """List all images of a recipe, by source, then by name in natural order.
 
-    Reads names, captions and, of images new or changed since `index` was written, the bytes for their digest and size;
-    an unchanged image is not opened. Pixels are not decoded: see `konomi.data.images.verify`.
+    Reads names, captions and, of images new or changed since `index` was written, the bytes for
+    their digest and size; an unchanged image is not opened. Pixels are not decoded: see
+    `konomi.data.images.verify`.
 
     Args:
         index: a file that remembers digests and sizes between scans; None remembers nothing.
         measure: what looks into a file; for tests and benchmarks.
 
     Raises:
-        DataError: a source is missing, unreadable or without images; a caption or table cannot be read.
+        DataError: a source is missing, unreadable or without images; a caption or table cannot be
+        read.
     """
     if not data.sources:
-        raise DataError("data.sources is empty: no images to train on. Give a folder with --images DIR.")
+        raise DataError(
+            "data.sources is empty: no images to train on. Give a folder with --images DIR."
+        )
     known = FileIndex(index, readers())
     records: list[Record] = []
     excluded: list[Excluded] = []
@@ -90,13 +99,16 @@ def _measure_all(
             try:
                 measured = measure(candidate.entry)
             except DataError as error:
-                # Not remembered: permissions and vanished files may be mended without the file changing.
+                # Not remembered: permissions and vanished files may be mended without the file
+                # changing.
                 excluded.append(Excluded(name=candidate.record.name, reason=str(error)))
                 continue
             known.put(candidate.entry, measured)
         content, width, height, reason, drawn = measured
         if not reason:
-            records.append(replace(candidate.record, content=content, width=width, height=height, drawn=drawn))
+            records.append(
+                replace(candidate.record, content=content, width=width, height=height, drawn=drawn)
+            )
         elif candidate.certain:
             excluded.append(Excluded(name=candidate.record.name, reason=reason))
 
@@ -112,7 +124,10 @@ def read_source(source: SourceConfig, captions: CaptionConfig) -> Iterator[Tree]
         place = _place(source, Path(source.path), captions)
         shards = [read_shard(path, place) for path in expand_shards(source.path)]
         yield _looked_over(
-            Tree([c for s in shards for c in s.candidates], [x for s in shards for x in s.excluded]), place
+            Tree(
+                [c for s in shards for c in s.candidates], [x for s in shards for x in s.excluded]
+            ),
+            place,
         )
         return
     places, findings = _places(source, captions)
@@ -140,7 +155,9 @@ def watched_paths(data: DataConfig) -> list[Path] | None:
     return found
 
 
-def _places(source: SourceConfig, captions: CaptionConfig) -> tuple[tuple[Place, ...], list[Finding]]:
+def _places(
+    source: SourceConfig, captions: CaptionConfig
+) -> tuple[tuple[Place, ...], list[Finding]]:
     path = expanded(source.path)
     if not path.exists():
         raise missing_path(path)
@@ -148,7 +165,10 @@ def _places(source: SourceConfig, captions: CaptionConfig) -> tuple[tuple[Place,
     if path.is_file() and suffix == ".toml":
         dataset = read_dataset_toml(path, source)
         lines = captions.lines
-        places = [p if p.caption_lines != "joined" else replace(p, caption_lines=lines) for p in dataset.places]
+        places = [
+            p if p.caption_lines != "joined" else replace(p, caption_lines=lines)
+            for p in dataset.places
+        ]
         return tuple(places), [Finding(problem) for problem in dataset.problems]
     if path.is_file() and suffix in TABLE_SUFFIXES:
         return (replace(_place(source, path.parent, captions), table=path),), []
@@ -171,7 +191,9 @@ def _read_place(place: Place) -> Tree:
     listing = _list_place(place)
     inside = listing
     if not place.reads_folder_names and place.table is None:
-        inside = Listing([entry for entry in listing.entries if "/" not in entry.name], listing.excluded)
+        inside = Listing(
+            [entry for entry in listing.entries if "/" not in entry.name], listing.excluded
+        )
     tree = read_tree(inside, place)
     if not tree.candidates:
         raise nothing_found(place, listing, tree)
@@ -185,7 +207,9 @@ def _list_place(place: Place) -> Listing:
         return list_folder(place.path)
     if place.path.is_file():
         return list_zip(place.path)
-    raise DataError(f"{printable(str(place.path))}: neither a folder nor a file. Give a folder of images.")
+    raise DataError(
+        f"{printable(str(place.path))}: neither a folder nor a file. Give a folder of images."
+    )
 
 
 def _looked_over(tree: Tree, place: Place) -> Tree:

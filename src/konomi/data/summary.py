@@ -1,4 +1,6 @@
-"""What a run will do with its data, before it starts: the table and the sentence of `konomi check`."""
+"""What a run will do with its data, before it starts: the table and the sentence of `konomi
+check`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,12 +26,15 @@ class ImageSummary:
     """Width, height in pixels."""
     bucket: Bucket
     crop: tuple[int, int, int, int]
-    """What is seen of the image (with a centre crop), in its own pixels: left, top, right, bottom."""
+    """What is seen of the image (with a centre crop), in its own pixels: left, top, right,
+    bottom."""
     repeats: int
 
 
 class ImageSummaries(Sequence[ImageSummary]):
-    """All images of an assignment, each made when it is looked at: nobody looks at a hundred thousand."""
+    """All images of an assignment, each made when it is looked at: nobody looks at a hundred
+    thousand.
+    """
 
     def __init__(self, assignment: Assignment, captions: CaptionConfig) -> None:
         self._assignment = assignment
@@ -91,10 +96,14 @@ def dataset_summary(
     epochs: int = 0,
     class_images: int = 0,
 ) -> DatasetSummary:
-    """The summary of an assignment; `steps` or `epochs` are the run's totals (`steps` wins, as in a recipe).
-    `class_images`: prior images that will be made first and are not in the assignment yet."""
+    """The summary of an assignment; `steps` or `epochs` are the run's totals (`steps` wins, as in
+    a recipe). `class_images`: prior images that will be made first and are not in the assignment
+    yet.
+    """
     train = [(r, b) for r, b in zip(assignment.records, assignment.buckets) if r.role == "train"]
-    counts = draws_per_bucket([bucket for _, bucket in train], [record.repeats for record, _ in train])
+    counts = draws_per_bucket(
+        [bucket for _, bucket in train], [record.repeats for record, _ in train]
+    )
     per_epoch = steps_per_epoch(counts.values(), batch_size)
     return DatasetSummary(
         images=ImageSummaries(assignment, config.captions),
@@ -110,12 +119,18 @@ def dataset_summary(
 
 
 def steps_sentence(
-    assignment: Assignment, *, batch_size: int, steps: int = 0, epochs: int = 0, class_images: int = 0
+    assignment: Assignment,
+    *,
+    batch_size: int,
+    steps: int = 0,
+    epochs: int = 0,
+    class_images: int = 0,
 ) -> str:
     """`14 images x 10 repeats x 10 epochs / batch 2 = 700 steps`, counted as training counts.
 
-    Where the division leaves a rest, the short batches that make up the difference are named. With `steps` given, the
-    sentence tells how many epochs they are. Prior images are counted with the `class_images` that are still to be made.
+    Where the division leaves a rest, the short batches that make up the difference are named. With
+    `steps` given, the sentence tells how many epochs they are. Prior images are counted with the
+    `class_images` that are still to be made.
     """
     train = [record for record in assignment.records if record.role == "train"]
     buckets = [b for r, b in zip(assignment.records, assignment.buckets) if r.role == "train"]
@@ -129,7 +144,9 @@ def steps_sentence(
     images = _images(train)
     if not steps:
         total = _count(per_epoch * epochs, "step")
-        return f"{images} x {_count(epochs, 'epoch')} / batch {batch_size} = {total}{remark}{beside}"
+        return (
+            f"{images} x {_count(epochs, 'epoch')} / batch {batch_size} = {total}{remark}{beside}"
+        )
     whole, rest = divmod(steps, per_epoch)
     share = f"about {steps / per_epoch:.2f} epochs" if rest else _count(whole, "epoch")
     epoch = f"{images} / batch {batch_size} = {_count(per_epoch, 'step')} an epoch{remark}"
@@ -137,7 +154,9 @@ def steps_sentence(
 
 
 def centre_crop(size: Bucket, bucket: Bucket) -> tuple[int, int, int, int]:
-    """The part of an image that a centre crop to the bucket's shape keeps, in its own pixels, rounded."""
+    """The part of an image that a centre crop to the bucket's shape keeps, in its own pixels,
+    rounded.
+    """
     width, height = size
     scale = max(bucket[0] / width, bucket[1] / height)
     seen = min(width, bucket[0] / scale), min(height, bucket[1] / scale)

@@ -1,6 +1,7 @@
 """WebDataset shards: tar files whose neighbours of one stem (`0001.jpg`, `0001.txt`) form a sample.
 
-A shard is read once from front to back, holding one sample at a time; afterwards each image is reached by its offset.
+A shard is read once from front to back, holding one sample at a time; afterwards each image is
+reached by its offset.
 """
 
 import re
@@ -43,7 +44,10 @@ def expand_shards(pattern: str) -> list[Path]:
         MissingExtraError: webdataset is not installed.
     """
     if _REMOTE.match(pattern):
-        raise DataError(f"{printable(pattern)}: only .tar files on this machine are read. Download the shards first.")
+        raise DataError(
+            f"{printable(pattern)}: only .tar files on this machine are read. Download the shards "
+            "first."
+        )
     _webdataset()
     from braceexpand import braceexpand
 
@@ -52,7 +56,10 @@ def expand_shards(pattern: str) -> list[Path]:
         for name in braceexpand(pattern):
             found.append(expanded(name))
             if len(found) > MAX_SHARDS:
-                raise DataError(f"{printable(pattern)}: more than {MAX_SHARDS} shards. Check the numbers in braces.")
+                raise DataError(
+                    f"{printable(pattern)}: more than {MAX_SHARDS} shards. Check the numbers in "
+                    "braces."
+                )
     except ValueError as error:
         raise DataError(f"{printable(pattern)}: a brace is not closed ({error})") from error
     return found
@@ -68,7 +75,9 @@ def read_shard(path: Path, place: Place) -> Tree:
     try:
         status = path.stat()
     except OSError as error:
-        raise DataError(f"{printable(str(path))}: cannot be read ({error.strerror}). Check the path.") from error
+        raise DataError(
+            f"{printable(str(path))}: cannot be read ({error.strerror}). Check the path."
+        ) from error
     for sample in _samples(path):
         images = [member for suffix, member in sample.items() if _is_image(suffix)]
         if not images:
@@ -76,9 +85,17 @@ def read_shard(path: Path, place: Place) -> Tree:
         picture, *others = images
         for other in others:
             reason = f"a second image in the sample of {printable(picture.name)}"
-            tree.excluded.append(Excluded(name=printable(f"{path.name}/{other.name}"), reason=reason))
+            tree.excluded.append(
+                Excluded(name=printable(f"{path.name}/{other.name}"), reason=reason)
+            )
         times = status.st_mtime_ns, status.st_ctime_ns
-        entry = Entry(f"{path.name}/{picture.name}", _locator(path, picture), picture.size, *times, status.st_ino)
+        entry = Entry(
+            f"{path.name}/{picture.name}",
+            _locator(path, picture),
+            picture.size,
+            *times,
+            status.st_ino,
+        )
         captions = _captions(path, sample)
         mask = sample.get(_MASK_SUFFIX)
         record = record_of(entry, captions, place, mask=_locator(path, mask) if mask else "")
@@ -101,17 +118,22 @@ def _webdataset() -> Any:
 
 
 def _samples(path: Path) -> Iterator[dict[str, _Member]]:
-    """Suffix -> where its bytes lie, sample by sample, grouped as the webdataset library groups them."""
+    """Suffix -> where its bytes lie, sample by sample, grouped as the webdataset library groups
+    them.
+    """
     group = _webdataset().group_by_keys
     try:
         for sample in group(_members(path)):
             yield {suffix: value for suffix, value in sample.items() if isinstance(value, _Member)}
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(
-            f"{printable(str(path))}: not a readable .tar ({error}). Copy it again; a compressed one must be unpacked."
+            f"{printable(str(path))}: not a readable .tar ({error}). Copy it again; a compressed "
+            "one must be unpacked."
         ) from error
     except ValueError as error:
-        raise DataError(f"{printable(str(path))}: two files of one name in one sample ({error.args[0]})") from error
+        raise DataError(
+            f"{printable(str(path))}: two files of one name in one sample ({error.args[0]})"
+        ) from error
 
 
 def _members(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""What a folder or zip of images means: which files are images, their captions, masks, repeats and roles.
+"""What a folder or zip of images means: which files are images, their captions, masks, repeats and
+roles.
 
-Knows plain folders, kohya's `10_sks dog` folders, the `img/` + `reg/` layout around those, and metadata tables. Works
-on names alone and opens only captions and tables.
+Knows plain folders, kohya's `10_sks dog` folders, the `img/` + `reg/` layout around those, and
+metadata tables. Works on names alone and opens only captions and tables.
 """
 
 import re
@@ -19,19 +20,28 @@ from konomi.errors import DataError, printable
 
 # fmt: off
 IMAGE_SUFFIXES = frozenset((
-    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif",
-    ".avifs", ".mpo", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".qoi", ".tga", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf",
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif",
+    ".tiff", ".avif",
+    ".avifs", ".mpo", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".qoi", ".tga", ".jp2", ".j2k",
+    ".j2c", ".jpc", ".jpf",
     ".jpx", ".heic", ".heif", ".hif", ".heics", ".heifs",
     # Not readable, and therefore listed with the reason instead of being passed over.
-    ".jxl", ".psd", ".psb", ".svg", ".svgz", ".ico", ".icns", ".cur", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng",
-    ".orf", ".rw2", ".raf", ".pef", ".srw", ".eps", ".ps", ".ai", ".pcx", ".dcx", ".sgi", ".rgb", ".bw", ".ras", ".dds",
-    ".exr", ".hdr", ".xcf", ".kra", ".clip", ".wmf", ".emf", ".xbm", ".xpm", ".fits", ".jxr", ".wdp", ".tpic", ".bpg",
+    ".jxl", ".psd", ".psb", ".svg", ".svgz", ".ico", ".icns", ".cur", ".raw", ".cr2", ".cr3",
+    ".nef", ".arw", ".dng",
+    ".orf", ".rw2", ".raf", ".pef", ".srw", ".eps", ".ps", ".ai", ".pcx", ".dcx", ".sgi", ".rgb",
+    ".bw", ".ras", ".dds",
+    ".exr", ".hdr", ".xcf", ".kra", ".clip", ".wmf", ".emf", ".xbm", ".xpm", ".fits", ".jxr",
+    ".wdp", ".tpic", ".bpg",
 ))
 OTHER_SUFFIXES = frozenset((
-    ".txt", ".caption", ".text", ".tags", ".json", ".jsonl", ".csv", ".tsv", ".toml", ".yaml", ".yml", ".md", ".html",
-    ".log", ".ini", ".xml", ".parquet", ".arrow", ".npz", ".npy", ".pt", ".pth", ".bin", ".ckpt", ".safetensors",
-    ".zip", ".tar", ".gz", ".7z", ".rar", ".py", ".ipynb", ".sh", ".bat", ".exe", ".pdf", ".doc", ".docx", ".mp4",
-    ".webm", ".mov", ".mp3", ".wav", ".lock", ".db", ".tmp", ".bak", ".part", ".url", ".lnk", ".avi", ".mkv",
+    ".txt", ".caption", ".text", ".tags", ".json", ".jsonl", ".csv", ".tsv", ".toml", ".yaml",
+    ".yml", ".md", ".html",
+    ".log", ".ini", ".xml", ".parquet", ".arrow", ".npz", ".npy", ".pt", ".pth", ".bin", ".ckpt",
+    ".safetensors",
+    ".zip", ".tar", ".gz", ".7z", ".rar", ".py", ".ipynb", ".sh", ".bat", ".exe", ".pdf", ".doc",
+    ".docx", ".mp4",
+    ".webm", ".mov", ".mp3", ".wav", ".lock", ".db", ".tmp", ".bak", ".part", ".url", ".lnk",
+    ".avi", ".mkv",
 ))
 # fmt: on
 
@@ -99,7 +109,9 @@ class Meaning(NamedTuple):
 
 
 class _Folders:
-    """The files of a listing by folder, for looking up neighbours whatever the case of their suffix."""
+    """The files of a listing by folder, for looking up neighbours whatever the case of their
+    suffix.
+    """
 
     def __init__(self, listing: Listing) -> None:
         self._files: dict[str, dict[str, Entry]] = {}
@@ -122,7 +134,9 @@ class _Folders:
         for folder in self._files:
             parts = folder.split("/")
             for depth in range(1, len(parts)):
-                if parts[depth - 1].lower() == _IMAGE_FOLDER and _KOHYA_FOLDER.fullmatch(parts[depth]):
+                if parts[depth - 1].lower() == _IMAGE_FOLDER and _KOHYA_FOLDER.fullmatch(
+                    parts[depth]
+                ):
                     found.add("/".join(parts[: depth - 1]))
         return frozenset(found)
 
@@ -173,7 +187,9 @@ def read_tree(listing: Listing, place: Place) -> Tree:
         except DataError as error:
             unreadable.append(str(error))
             continue
-        mask, attention = (folders.find(folder, stem + mark, ".png") for mark in (_MASK_MARK, _ATTENTION_MARK))
+        mask, attention = (
+            folders.find(folder, stem + mark, ".png") for mark in (_MASK_MARK, _ATTENTION_MARK)
+        )
         record = record_of(
             entry,
             captions,
@@ -186,7 +202,10 @@ def read_tree(listing: Listing, place: Place) -> Tree:
     if unreadable:
         more = f" (and {len(unreadable) - 10} more)" if len(unreadable) > 10 else ""
         raise DataError("; ".join(unreadable[:10]) + more)
-    tables = [entry.name for entry in (_given_table(place, folders) if place.table else folders.tables()).values()]
+    tables = [
+        entry.name
+        for entry in (_given_table(place, folders) if place.table else folders.tables()).values()
+    ]
     tree.findings += files.findings(printable(str(place.path)), pictures, tables=tables)
     return tree
 
@@ -198,23 +217,37 @@ def _not_a_picture(folders: _Folders, folder: str, stem: str, suffix: str) -> st
     if stem.endswith(_MASK_MARK):
         owned = folders.beside(folder, stem.removesuffix(_MASK_MARK))
         return _IS_MASK if owned else "a mask without its image"
-    if stem.endswith(_ATTENTION_MARK) and folders.beside(folder, stem.removesuffix(_ATTENTION_MARK)):
+    if stem.endswith(_ATTENTION_MARK) and folders.beside(
+        folder, stem.removesuffix(_ATTENTION_MARK)
+    ):
         # `cat_att.png` without a `cat` is a picture; so the name alone does not make a mask.
-        return _IS_MASK if suffix == ".png" else "an attention mask (DreamArtist) must be a PNG file"
+        return (
+            _IS_MASK if suffix == ".png" else "an attention mask (DreamArtist) must be a PNG file"
+        )
     return ""
 
 
-def _captions_by_name(listing: Listing, folders: _Folders, place: Place, tree: Tree) -> Mapping[str, tuple[str, ...]]:
-    """Captions from metadata tables, by full name. A row without its image is listed as excluded."""
+def _captions_by_name(
+    listing: Listing, folders: _Folders, place: Place, tree: Tree
+) -> Mapping[str, tuple[str, ...]]:
+    """Captions from metadata tables, by full name. A row without its image is listed as
+    excluded.
+    """
     found: dict[str, tuple[str, ...]] = {}
     names = {entry.name for entry in listing.entries}
     tables = _given_table(place, folders) if place.table is not None else folders.tables()
     stems: dict[str, str] = {}
     if place.table is not None:
-        stems = {split_suffix(name)[0]: name for name in names if split_suffix(name)[1] in IMAGE_SUFFIXES}
+        stems = {
+            split_suffix(name)[0]: name for name in names if split_suffix(name)[1] in IMAGE_SUFFIXES
+        }
     for folder, entry in tables.items():
         where = str(place.path / entry.name) if place.table is None else str(place.table)
-        rows = read_kohya_table(entry, where) if entry.name.lower().endswith(".json") else read_table(entry, where)
+        rows = (
+            read_kohya_table(entry, where)
+            if entry.name.lower().endswith(".json")
+            else read_table(entry, where)
+        )
         for row_name, captions in rows.items():
             name = f"{folder}/{row_name}" if folder else row_name
             if name not in names:
@@ -229,7 +262,9 @@ def _captions_by_name(listing: Listing, folders: _Folders, place: Place, tree: T
     listed = sum(split_suffix(name)[1] in IMAGE_SUFFIXES for name in names)
     if tables and place.table is None and len(found) < listed:
         absent = listed - len(found)
-        tree.findings.append(Finding(f"{printable(str(place.path))}: {absent} images are in no metadata table"))
+        tree.findings.append(
+            Finding(f"{printable(str(place.path))}: {absent} images are in no metadata table")
+        )
     return found
 
 
@@ -242,7 +277,9 @@ def _given_table(place: Place, folders: _Folders) -> dict[str, Entry]:
     try:
         status = place.table.stat()
     except OSError as error:
-        raise DataError(f"{printable(str(place.table))}: cannot be read ({error.strerror})") from error
+        raise DataError(
+            f"{printable(str(place.table))}: cannot be read ({error.strerror})"
+        ) from error
     return {"": Entry(place.table.name, str(place.table), status.st_size, status.st_mtime_ns)}
 
 
@@ -257,7 +294,12 @@ def _meaning(folder: str, root_name: str, place: Place, projects: frozenset[str]
             if below == _PRIOR_FOLDER:
                 role = "prior"
             elif below != _IMAGE_FOLDER:
-                return Meaning(role, 1, "", f"beside the {_IMAGE_FOLDER}/ folder, which holds the training images")
+                return Meaning(
+                    role,
+                    1,
+                    "",
+                    f"beside the {_IMAGE_FOLDER}/ folder, which holds the training images",
+                )
     for part in reversed([root_name, *parts]):
         if found := _KOHYA_FOLDER.fullmatch(part):
             refusal = "" if int(found[1]) else f"its folder {printable(part)} says 0 repeats"
@@ -289,7 +331,9 @@ def record_of(
     elif not captions and meaning.words and (not trigger or has_trigger(meaning.words, trigger)):
         captions = (meaning.words,)
     if place.caption_prefix or place.caption_suffix:
-        captions = tuple(" ".join(f"{place.caption_prefix} {c} {place.caption_suffix}".split()) for c in captions)
+        captions = tuple(
+            " ".join(f"{place.caption_prefix} {c} {place.caption_suffix}".split()) for c in captions
+        )
     return Record(
         locator=entry.locator,
         name=printable(entry.name),

@@ -1,4 +1,6 @@
-"""Which cut of an image is shown: where the part beyond the bucket is taken off, and whether it is mirrored."""
+"""Which cut of an image is shown: where the part beyond the bucket is taken off, and whether it is
+mirrored.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +17,9 @@ from konomi.diffusion.random import stable_hash
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One cut. `x` and `y` from 0 (left, top) to 1 (right, bottom) place the bucket on the scaled image."""
+    """One cut. `x` and `y` from 0 (left, top) to 1 (right, bottom) place the bucket on the scaled
+    image.
+    """
 
     x: float = 0.5
     y: float = 0.5
@@ -39,7 +43,9 @@ Prepare = Callable[[Record, Bucket, Variant], PreparedImage]
 
 
 def preparing(images: ImageConfig, latent_factor: int = GRID) -> Prepare:
-    """The `Prepare` of a configuration, which reads image files. `latent_factor`: pixels per latent cell, for masks."""
+    """The `Prepare` of a configuration, which reads image files. `latent_factor`: pixels per
+    latent cell, for masks.
+    """
 
     def prepare(record: Record, bucket: Bucket, variant: Variant) -> PreparedImage:
         image = read_image(
@@ -50,8 +56,14 @@ def preparing(images: ImageConfig, latent_factor: int = GRID) -> Prepare:
             attention=record.attention,
         )
         cut = crop_to_bucket(image, bucket, crop_position=(variant.x, variant.y), flip=variant.flip)
-        pixels = torch.from_numpy(cut.pixels).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1.0)
-        mask = None if cut.mask is None else torch.from_numpy(mask_to_latent_grid(cut.mask, latent_factor))[None]
+        pixels = (
+            torch.from_numpy(cut.pixels).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1.0)
+        )
+        mask = (
+            None
+            if cut.mask is None
+            else torch.from_numpy(mask_to_latent_grid(cut.mask, latent_factor))[None]
+        )
         return PreparedImage(pixels, cut.sizes, mask)
 
     return prepare
@@ -63,7 +75,9 @@ def num_variants(images: ImageConfig) -> int:
 
 
 def cached_variant(images: ImageConfig, content: str, index: int) -> Variant:
-    """The index-th cut of an image: a function of its content, not of the seed, so that runs share the cache."""
+    """The index-th cut of an image: a function of its content, not of the seed, so that runs share
+    the cache.
+    """
     flip = images.flip and index % 2 == 1
     if images.crop == "center":
         return Variant(flip=flip)

@@ -12,22 +12,31 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """Encoded captions and whatever else a family's denoiser reads. Fields a family does not use are None."""
+    """Encoded captions and whatever else a family's denoiser reads. Fields a family does not use
+    are None.
+    """
 
     states: Tensor
     """Text states [B, T, D]."""
     pooled: Tensor | None = None
     """Pooled text [B, P]."""
     sizes: Tensor | None = None
-    """Micro-conditioning (Podell et al. 2023) [B, 6]: original height, width, crop top, left, target height, width."""
+    """Micro-conditioning (Podell et al. 2023) [B, 6]: original height, width, crop top, left,
+    target height, width."""
     inpaint: Tensor | None = None
-    """Inpainting bases [B, 5, h, w]: the mask (1 = to be drawn), then the latents of the masked image."""
+    """Inpainting bases [B, 5, h, w]: the mask (1 = to be drawn), then the latents of the masked
+    image."""
     mask: Tensor | None = None
-    """Text positions that count, bool [B, T], where the text encoder has an attention mask. None: all of them do."""
+    """Text positions that count, bool [B, T], where the text encoder has an attention mask. None:
+    all of them do."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Conditioning":
-        """The same, on a device; floating tensors in `dtype`. Sizes stay whole numbers: bfloat16 cannot hold 1001."""
-        return self._map(lambda t: t.to(device, dtype if t.is_floating_point() else None, non_blocking=True))
+        """The same, on a device; floating tensors in `dtype`. Sizes stay whole numbers: bfloat16
+        cannot hold 1001.
+        """
+        return self._map(
+            lambda t: t.to(device, dtype if t.is_floating_point() else None, non_blocking=True)
+        )
 
     def __len__(self) -> int:
         return self.states.shape[0]
@@ -42,8 +51,8 @@ class Conditioning:
 
 
 def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
-    """Join along the batch. Text of fewer positions than the longest is padded: with a mask by positions that do not
-    count, without one by repeating its last position.
+    """Join along the batch. Text of fewer positions than the longest is padded: with a mask by
+    positions that do not count, without one by repeating its last position.
 
     A field must be there in all parts or in none.
     """

@@ -1,7 +1,8 @@
-"""Flow matching along straight lines (Lipman et al. 2023; Liu et al. 2023; Esser et al. 2024, "SD3").
+"""Flow matching along straight lines (Lipman et al. 2023; Liu et al. 2023; Esser et al. 2024,
+"SD3").
 
-z_t = (1 - t) z_0 + t eps for a time t from 0, the image, to 1, noise alone; the network is asked for the velocity
-dz_t / dt = eps - z_0. Shapes: B batch; latents [B, C, h, w].
+z_t = (1 - t) z_0 + t eps for a time t from 0, the image, to 1, noise alone; the network is asked
+for the velocity dz_t / dt = eps - z_0. Shapes: B batch; latents [B, C, h, w].
 """
 
 import math
@@ -26,7 +27,8 @@ class FlowMatching:
     """Implements `konomi.diffusion.process.Process`."""
 
     shift: float = 1.0
-    """Of the base: how much more of the time is spent where there is much noise (Esser et al. 2024, equation 23)."""
+    """Of the base: how much more of the time is spent where there is much noise (Esser et al.
+    2024, equation 23)."""
     distribution: str = "logit_normal"
     """Of the timesteps in training, where the recipe leaves it open."""
 
@@ -44,13 +46,14 @@ class FlowMatching:
     def for_objective(self, objective: ObjectiveConfig, name: str) -> "FlowMatching":
         if objective.weighting in ("min_snr", "debiased"):
             raise RecipeError(
-                f'objective.weighting is "{objective.weighting}", which is for a variance-preserving process; {name} '
+                f'objective.weighting is "{objective.weighting}", which is for a '
+                f"variance-preserving process; {name} "
                 'is a base of flow matching. Take "cosmap" or "none".'
             )
         if objective.zero_terminal_snr:
             raise RecipeError(
-                f"objective.zero_terminal_snr is on, but {name} is a base of flow matching, which ends in pure noise "
-                "anyway. Switch it off."
+                f"objective.zero_terminal_snr is on, but {name} is a base of flow matching, which "
+                "ends in pure noise anyway. Switch it off."
             )
         return self
 
@@ -61,7 +64,9 @@ class FlowMatching:
         return {"objective.timesteps.mean": reason, "objective.timesteps.std": reason}
 
     def draw_timesteps(self, rng: Rng, objective: ObjectiveConfig) -> Tensor:
-        """Float32 [B]: uniform, or logit-normal (Esser et al. 2024, equation 19); then shifted, within the bounds."""
+        """Float32 [B]: uniform, or logit-normal (Esser et al. 2024, equation 19); then shifted,
+        within the bounds.
+        """
         if self._distribution(objective) == "uniform":
             share = rng.uniform()
         else:
@@ -93,8 +98,9 @@ class FlowMatching:
         return noisy_latents - _per_image(timesteps_B) * answer
 
     def loss_weights(self, timesteps_B: Tensor, objective: ObjectiveConfig) -> Tensor | None:
-        """cosmap: 2 / (pi (1 - 2 t + 2 t^2)), the density that makes the log-SNR follow a cosine (Esser et al. 2024,
-        section 3.1 and appendix B.2)."""
+        """cosmap: 2 / (pi (1 - 2 t + 2 t^2)), the density that makes the log-SNR follow a cosine
+        (Esser et al. 2024, section 3.1 and appendix B.2).
+        """
         if objective.weighting == "none":
             return None
         t = timesteps_B.float()
@@ -103,8 +109,8 @@ class FlowMatching:
     def sampler(self, name: str, *, num_steps: int, strength: float = 1.0) -> Sampler:
         if name not in FLOW_SAMPLERS:
             raise RecipeError(
-                f"sampler {name} does not know flow matching, and this base is of that kind. Take one of "
-                f"{', '.join(FLOW_SAMPLERS)}."
+                f"sampler {name} does not know flow matching, and this base is of that kind. Take "
+                f"one of {', '.join(FLOW_SAMPLERS)}."
             )
         return make_flow_sampler(name, shift=self.shift, num_steps=num_steps, strength=strength)
 

@@ -1,6 +1,7 @@
 """The noise process and what is asked of the denoiser.
 
-z_t = alpha_t z_0 + sigma_t eps (Ho et al. 2020; Salimans & Ho 2022 for v). Shapes: B batch; latents [B, C, h, w].
+z_t = alpha_t z_0 + sigma_t eps (Ho et al. 2020; Salimans & Ho 2022 for v). Shapes: B batch;
+latents [B, C, h, w].
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 Prediction = Literal["epsilon", "v", "sample", "flow"]
-"""What the network is asked for. `flow`: the velocity eps - z_0 of flow matching, see `konomi.diffusion.flow`."""
+"""What the network is asked for. `flow`: the velocity eps - z_0 of flow matching, see
+`konomi.diffusion.flow`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,9 @@ class NoiseSchedule:
 
     @property
     def ends_in_pure_noise(self) -> bool:
-        """Whether the last timestep has a signal-to-noise ratio of zero: samplers have to begin exactly there, and an
-        answer of epsilon says nothing (Lin et al. 2023)."""
+        """Whether the last timestep has a signal-to-noise ratio of zero: samplers have to begin
+        exactly there, and an answer of epsilon says nothing (Lin et al. 2023).
+        """
         return float(self.alphas_cumprod[-1]) == 0.0
 
     def to(self, device: torch.device | str) -> "NoiseSchedule":
@@ -44,14 +47,19 @@ class NoiseSchedule:
         return squared / (1 - squared)
 
 
-def scaled_linear_schedule(start: float = 0.00085, end: float = 0.012, num_timesteps: int = 1000) -> NoiseSchedule:
-    """Stable Diffusion's schedule: betas whose square roots are evenly spaced (Rombach et al. 2022)."""
+def scaled_linear_schedule(
+    start: float = 0.00085, end: float = 0.012, num_timesteps: int = 1000
+) -> NoiseSchedule:
+    """Stable Diffusion's schedule: betas whose square roots are evenly spaced (Rombach et al.
+    2022).
+    """
     betas = torch.linspace(start**0.5, end**0.5, num_timesteps, dtype=torch.float32) ** 2
     return NoiseSchedule(torch.cumprod(1 - betas, dim=0))
 
 
 def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
-    """Shift and scale alpha_t so that the last timestep is pure noise (Lin et al. 2023, algorithm 1).
+    """Shift and scale alpha_t so that the last timestep is pure noise (Lin et al. 2023, algorithm
+    1).
 
     A schedule that ends so already is given back as it is, bit for bit.
     """
@@ -62,14 +70,20 @@ def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
     return NoiseSchedule(((alphas - last) * first / (first - last)) ** 2)
 
 
-def add_noise(schedule: NoiseSchedule, latents: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
+def add_noise(
+    schedule: NoiseSchedule, latents: Tensor, noise: Tensor, timesteps_B: Tensor
+) -> Tensor:
     """z_t from z_0."""
     alpha, sigma = schedule.alpha_sigma(timesteps_B)
     return alpha * latents + sigma * noise
 
 
 def target(
-    schedule: NoiseSchedule, prediction: Prediction, latents: Tensor, noise: Tensor, timesteps_B: Tensor
+    schedule: NoiseSchedule,
+    prediction: Prediction,
+    latents: Tensor,
+    noise: Tensor,
+    timesteps_B: Tensor,
 ) -> Tensor:
     """What the denoiser should answer."""
     if prediction == "epsilon":
@@ -81,7 +95,11 @@ def target(
 
 
 def clean_estimate(
-    schedule: NoiseSchedule, prediction: Prediction, answer: Tensor, noisy_latents: Tensor, timesteps_B: Tensor
+    schedule: NoiseSchedule,
+    prediction: Prediction,
+    answer: Tensor,
+    noisy_latents: Tensor,
+    timesteps_B: Tensor,
 ) -> Tensor:
     """The denoiser's idea of z_0."""
     alpha, sigma = schedule.alpha_sigma(timesteps_B)
@@ -102,10 +120,10 @@ def loss_weights(
 ) -> Tensor | None:
     """Weight of each sample, [B], or None for all ones.
 
-    min_snr (Hang et al. 2023, section 3.4): min(SNR, gamma) times the weight that turns the loss into one on z_0, which
-    is 1 / SNR for epsilon, 1 / (SNR + 1) for v, 1 for sample.
-    debiased (Yu et al. 2023): 1 / sqrt(SNR) for epsilon, the same loss on z_0 for sample; 1 / (SNR + 1) for v, as
-    sd-scripts has it. SNR is capped at 1000.
+    min_snr (Hang et al. 2023, section 3.4): min(SNR, gamma) times the weight that turns the loss
+    into one on z_0, which is 1 / SNR for epsilon, 1 / (SNR + 1) for v, 1 for sample.
+    debiased (Yu et al. 2023): 1 / sqrt(SNR) for epsilon, the same loss on z_0 for sample; 1 / (SNR
+    + 1) for v, as sd-scripts has it. SNR is capped at 1000.
     """
     if kind == "none":
         return None

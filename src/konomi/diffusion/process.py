@@ -1,4 +1,5 @@
-"""What a base's noise process is to the rest: how latents are noised, what the network is asked for.
+"""What a base's noise process is to the rest: how latents are noised, what the network is asked
+for.
 
 Shapes: B batch; latents [B, C, h, w].
 """
@@ -16,8 +17,9 @@ from konomi.diffusion.samplers import Sampler
 
 
 class Process(Protocol):
-    """A noise process. Its timesteps are whatever the network reads: whole numbers (variance-preserving), or a time
-    from 0, the image, to 1, noise alone (flow matching)."""
+    """A noise process. Its timesteps are whatever the network reads: whole numbers
+    (variance-preserving), or a time from 0, the image, to 1, noise alone (flow matching).
+    """
 
     @property
     def prediction(self) -> Prediction:
@@ -34,7 +36,9 @@ class Process(Protocol):
         ...
 
     def for_objective(self, objective: ObjectiveConfig, name: str) -> "Process":
-        """The process that a recipe asks for. Raises RecipeError for settings that cannot work; `name`: the base's."""
+        """The process that a recipe asks for. Raises RecipeError for settings that cannot work;
+        `name`: the base's.
+        """
         ...
 
     def unused(self, objective: ObjectiveConfig) -> Mapping[str, str]:
@@ -46,7 +50,9 @@ class Process(Protocol):
         ...
 
     def spread_timesteps(self, count: int, objective: ObjectiveConfig) -> Sequence[float]:
-        """Timesteps in the middle of `count` equal stretches of those that are trained: what validation measures."""
+        """Timesteps in the middle of `count` equal stretches of those that are trained: what
+        validation measures.
+        """
         ...
 
     def timesteps(self, values: Sequence[float], device: torch.device | str) -> Tensor:

@@ -1,8 +1,9 @@
 """Randomness as an argument: every draw is a pure function of (seed, step, sample, purpose).
 
-A counter-based generator in plain tensor operations (the finaliser of SplitMix64, Steele et al. 2014, over a key and a
-counter). It runs on the device of its keys, needs no state to save, no host synchronisation, and can be captured in a
-CUDA graph. A batch cut into micro-batches or spread over processes draws exactly what the whole batch would.
+A counter-based generator in plain tensor operations (the finaliser of SplitMix64, Steele et al.
+2014, over a key and a counter). It runs on the device of its keys, needs no state to save, no host
+synchronisation, and can be captured in a CUDA graph. A batch cut into micro-batches or spread over
+processes draws exactly what the whole batch would.
 """
 
 import hashlib
@@ -35,13 +36,17 @@ def _mix(bits: Tensor) -> Tensor:
 
 
 def stable_hash(*parts: object) -> int:
-    """A signed 64-bit number from anything with a stable text form; the same in every process and on every machine."""
+    """A signed 64-bit number from anything with a stable text form; the same in every process and
+    on every machine.
+    """
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
 class Rng:
-    """A key per sample, int64 [B]. `rng.fork("noise")` gives an independent generator for another purpose."""
+    """A key per sample, int64 [B]. `rng.fork("noise")` gives an independent generator for another
+    purpose.
+    """
 
     def __init__(self, keys_B: Tensor) -> None:
         self.keys = keys_B
@@ -50,7 +55,9 @@ class Rng:
     def for_step(cls, seed: int, step: float, *, device: torch.device | str = "cpu") -> "Rng":
         """The generator of one optimiser step, with a single key; see `for_samples`."""
         # Filled by a kernel on the device: a copy from the host could make the host wait.
-        return cls(torch.full((1,), stable_hash("step", seed, step), dtype=torch.int64, device=device))
+        return cls(
+            torch.full((1,), stable_hash("step", seed, step), dtype=torch.int64, device=device)
+        )
 
     def for_samples(self, sample_ids_B: Tensor) -> "Rng":
         """One key per sample, from this generator's key and the samples' ids (int64 [B])."""
@@ -66,7 +73,9 @@ class Rng:
     def bits(self, shape: Sequence[int]) -> Tensor:
         """Random int64 [B, *shape]."""
         count = math.prod(shape)
-        counter = torch.arange(1, count + 1, device=self.keys.device, dtype=torch.int64) * _signed(_GOLDEN)
+        counter = torch.arange(1, count + 1, device=self.keys.device, dtype=torch.int64) * _signed(
+            _GOLDEN
+        )
         return _mix(self.keys[:, None] + counter).view(len(self), *shape)
 
     def uniform(self, shape: Sequence[int] = ()) -> Tensor:
@@ -82,7 +91,8 @@ class Rng:
         count = math.prod(shape)
         half = (count + 1) // 2
         bits = self.bits((half,))
-        # 32 bits for the radius, half a unit away from 0 so that the logarithm stays finite; 32 for the angle.
+        # 32 bits for the radius, half a unit away from 0 so that the logarithm stays finite; 32
+        # for the angle.
         radius = ((bits & 0xFFFFFFFF).to(torch.float32) + 0.5) * 2.0**-32
         angle = _shift_right(bits, 32).to(torch.float32) * (2.0**-32 * 2 * math.pi)
         length = torch.sqrt(-2.0 * torch.log(radius.clamp(max=1 - 2.0**-24)))

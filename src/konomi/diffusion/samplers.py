@@ -1,4 +1,5 @@
-"""Samplers: from noise to latents in few steps. The steps themselves are in `konomi.diffusion.solvers`.
+"""Samplers: from noise to latents in few steps. The steps themselves are in
+`konomi.diffusion.solvers`.
 
 Shapes: B batch; latents [B, C, h, w].
 """
@@ -58,13 +59,18 @@ _KINDS: dict[SamplerName, _Kind] = {
 
 
 FLOW_SAMPLERS: tuple[SamplerName, ...] = ("euler", "heun", "dpmpp_2m")
-"""Those that know flow matching: the first two follow any slope, the third reads alpha_t and sigma_t of the process."""
+"""Those that know flow matching: the first two follow any slope, the third reads alpha_t and
+sigma_t of the process."""
 
 
 class Sampler:
-    """One run of a sampler; it remembers earlier steps, so every batch of images takes a new one."""
+    """One run of a sampler; it remembers earlier steps, so every batch of images takes a new
+    one.
+    """
 
-    def __init__(self, kind: _Kind, levels: Levels, first_sigma: float, prediction: Prediction) -> None:
+    def __init__(
+        self, kind: _Kind, levels: Levels, first_sigma: float, prediction: Prediction
+    ) -> None:
         self._kind = kind
         self._levels = levels
         self._first_sigma = first_sigma
@@ -96,9 +102,15 @@ class Sampler:
 
     def model_input(self, latents: Tensor, step: int) -> Tensor:
         """What the denoiser reads in an evaluation."""
-        return latents / ((self._levels.sigmas[step] ** 2 + 1) ** 0.5) if self._kind.exploding else latents
+        return (
+            latents / ((self._levels.sigmas[step] ** 2 + 1) ** 0.5)
+            if self._kind.exploding
+            else latents
+        )
 
-    def step(self, answer: Tensor, step: int, latents: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def step(
+        self, answer: Tensor, step: int, latents: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         """The next latents from the denoiser's answer to an evaluation; call it for each in order.
 
         Samplers that add noise draw each image's from its generator.
@@ -109,25 +121,37 @@ class Sampler:
     def _draw(self) -> Tensor:
         assert self._like is not None
         shape = (1, *self._like.shape[1:])
-        drawn = [torch.randn(shape, generator=generator, device=generator.device) for generator in self._generators]
+        drawn = [
+            torch.randn(shape, generator=generator, device=generator.device)
+            for generator in self._generators
+        ]
         return torch.cat(drawn).to(self._like.device)
 
 
 def make_sampler(
-    name: SamplerName, schedule: NoiseSchedule, prediction: Prediction, *, num_steps: int, strength: float = 1.0
+    name: SamplerName,
+    schedule: NoiseSchedule,
+    prediction: Prediction,
+    *,
+    num_steps: int,
+    strength: float = 1.0,
 ) -> Sampler:
-    """A sampler ready for one batch. Settings are those of Stable Diffusion's own configurations. `strength` below 1
-    leaves out the first, noisiest steps.
+    """A sampler ready for one batch. Settings are those of Stable Diffusion's own configurations.
+    `strength` below 1 leaves out the first, noisiest steps.
 
-    Raises RecipeError for an unknown name or where no step is left, ModelError where the sampler cannot use the
-    prediction.
+    Raises RecipeError for an unknown name or where no step is left, ModelError where the sampler
+    cannot use the prediction.
     """
     if name not in SAMPLERS:
         raise RecipeError(f"sampler is {name!r}; choose one of {', '.join(SAMPLERS)}.")
     if name == "pndm" and prediction == "sample":
-        raise ModelError("sampler pndm cannot be used with a base that predicts the clean image. Take ddim.")
+        raise ModelError(
+            "sampler pndm cannot be used with a base that predicts the clean image. Take ddim."
+        )
     if num_steps > schedule.num_timesteps:
-        raise RecipeError(f"steps is {num_steps}; this base's noise has only {schedule.num_timesteps} levels.")
+        raise RecipeError(
+            f"steps is {num_steps}; this base's noise has only {schedule.num_timesteps} levels."
+        )
     skipped = _skipped(num_steps, strength)
     kind = _KINDS[name]
     levels = _levels(name, kind, schedule, prediction, num_steps)
@@ -135,9 +159,13 @@ def make_sampler(
     return Sampler(kind, _evaluations(name, skip(levels, skipped)), first_sigma, prediction)
 
 
-def make_flow_sampler(name: SamplerName, *, shift: float, num_steps: int, strength: float = 1.0) -> Sampler:
-    """One of `FLOW_SAMPLERS` for flow matching, over times from 1 to 0 in equal steps, then shifted (as diffusers'
-    pipelines of FLUX, Qwen-Image and Z-Image have them). Arguments and errors as for `make_sampler`."""
+def make_flow_sampler(
+    name: SamplerName, *, shift: float, num_steps: int, strength: float = 1.0
+) -> Sampler:
+    """One of `FLOW_SAMPLERS` for flow matching, over times from 1 to 0 in equal steps, then
+    shifted (as diffusers' pipelines of FLUX, Qwen-Image and Z-Image have them). Arguments and
+    errors as for `make_sampler`.
+    """
     levels = skip(straight(num_steps, shift), _skipped(num_steps, strength))
     kind = replace(_KINDS[name], exploding=False)
     return Sampler(kind, _evaluations(name, levels), 1.0, "flow")
@@ -147,24 +175,36 @@ def _skipped(num_steps: int, strength: float) -> int:
     """Steps left out at the beginning. Raises RecipeError where none is left."""
     skipped = num_steps - min(int(num_steps * strength), num_steps)
     if skipped == num_steps:
-        raise RecipeError(f"strength is {strength:g}; of {num_steps} steps that leaves none. Raise strength or steps.")
+        raise RecipeError(
+            f"strength is {strength:g}; of {num_steps} steps that leaves none. Raise strength or "
+            "steps."
+        )
     return skipped
 
 
-def _levels(name: SamplerName, kind: _Kind, schedule: NoiseSchedule, prediction: Prediction, num_steps: int) -> Levels:
+def _levels(
+    name: SamplerName, kind: _Kind, schedule: NoiseSchedule, prediction: Prediction, num_steps: int
+) -> Levels:
     count = schedule.num_timesteps
     table = bounded(schedule.alphas_cumprod)
     if name == "ddim" and prediction != "epsilon":  # It never divides by alpha.
         table = schedule.alphas_cumprod.detach().to("cpu", torch.float32)
     if kind.spacing == "karras":
         return karras(num_steps, table)
-    # A process that ends in pure noise has to be sampled from its very last timestep (Lin et al. 2023, section 3.3).
+    # A process that ends in pure noise has to be sampled from its very last timestep (Lin et al.
+    # 2023, section 3.3).
     from_the_end = bool(schedule.alphas_cumprod[-1] < 1e-5)
     if kind.spacing == "leading":
-        return of_process(trailing(count, num_steps) if from_the_end else leading(count, num_steps), table)
+        return of_process(
+            trailing(count, num_steps) if from_the_end else leading(count, num_steps), table
+        )
     if from_the_end:
         return at_timesteps(trailing(count, num_steps), table)
-    spaced = linspace(count, num_steps) if kind.spacing == "linspace" else linspace_above_zero(count, num_steps)
+    spaced = (
+        linspace(count, num_steps)
+        if kind.spacing == "linspace"
+        else linspace_above_zero(count, num_steps)
+    )
     return at_timesteps(spaced, table)
 
 

@@ -1,8 +1,10 @@
-"""One step of each sampler, as a short function after its paper; the arithmetic is that of diffusers' schedulers.
+"""One step of each sampler, as a short function after its paper; the arithmetic is that of
+diffusers' schedulers.
 
-x is the latents of the level where the step begins. `variance_preserving` solvers hold z_t = alpha_t z_0 + sigma_t eps,
-the others ("exploding") z_t / alpha_t = z_0 + sigma eps; of flow
-matching z_t = (1 - t) z_0 + t eps, where sigma_t is t. Indices: i is the evaluation, i + 1 the level that comes next.
+x is the latents of the level where the step begins. `variance_preserving` solvers hold z_t =
+alpha_t z_0 + sigma_t eps, the others ("exploding") z_t / alpha_t = z_0 + sigma eps; of flow
+matching z_t = (1 - t) z_0 + t eps, where sigma_t is t. Indices: i is the evaluation, i + 1 the
+level that comes next.
 """
 
 from collections.abc import Callable
@@ -47,8 +49,9 @@ def ddim(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
 
 
 def pndm(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
-    """Liu et al. 2022, equations 9 and 12 without Runge-Kutta steps (PLMS): the first step is taken twice, the second
-    time with the mean of both ends' noise."""
+    """Liu et al. 2022, equations 9 and 12 without Runge-Kutta steps (PLMS): the first step is
+    taken twice, the second time with the mean of both ends' noise.
+    """
     levels = run.levels
     if i == 1:
         x, begin, end = _taken(run.started), levels.alphas_cumprod[0], levels.alphas_cumprod[1]
@@ -80,7 +83,9 @@ def euler(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
 
 
 def euler_ancestral(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
-    """Euler's step to below the next level, then fresh noise up to it (Song et al. 2021's eta = 1, in sigma)."""
+    """Euler's step to below the next level, then fresh noise up to it (Song et al. 2021's eta = 1,
+    in sigma).
+    """
     sigma, following = run.levels.sigmas[i], run.levels.sigmas[i + 1]
     up = (following**2 * (sigma**2 - following**2) / sigma**2) ** 0.5
     down = (following**2 - up**2) ** 0.5
@@ -88,7 +93,9 @@ def euler_ancestral(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
 
 
 def heun(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
-    """Karras et al. 2022, algorithm 1: Euler's step, repeated with the mean of both ends' slopes."""
+    """Karras et al. 2022, algorithm 1: Euler's step, repeated with the mean of both ends'
+    slopes.
+    """
     sigmas = run.levels.sigmas
     if not run.earlier:
         slope = _slope(run, sigmas[i], x, answer)
@@ -102,7 +109,9 @@ def heun(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
 
 
 def lms(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
-    """Linear multistep of order 4 (Adams-Bashforth): the polynomial through the latest slopes, integrated exactly."""
+    """Linear multistep of order 4 (Adams-Bashforth): the polynomial through the latest slopes,
+    integrated exactly.
+    """
     run.earlier = [*run.earlier[-3:], _slope(run, run.levels.sigmas[i], x, answer)]
     visited = [float(sigma) for sigma in run.levels.sigmas[i + 1 - len(run.earlier) : i + 2]]
     for slope, weight in zip(run.earlier, _integrals(visited[:-1], visited[-2], visited[-1])):
@@ -111,7 +120,9 @@ def lms(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
 
 
 def dpmpp_2m(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2); the first and the last step are of first order."""
+    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2); the first and the last step are of first
+    order.
+    """
     alpha, sigma, begin, h = _interval(run, i)
     denoised = _estimated(run, i, x, answer)
     grown = alpha * (torch.exp(-h) - 1.0)
@@ -133,8 +144,9 @@ def dpmpp_2m_sde(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
 
 
 def unipc(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
-    """UniPC-2 with B(h) = e^h - 1 (Zhao et al. 2023, algorithms 7 and 8): what an evaluation tells first corrects the
-    step that led to it."""
+    """UniPC-2 with B(h) = e^h - 1 (Zhao et al. 2023, algorithms 7 and 8): what an evaluation tells
+    first corrects the step that led to it.
+    """
     denoised = _denoised_vp(run, i, x, answer)
     if run.started is not None:
         x = _unipc_step(run, i - 1, _taken(run.started), order=min(2, i), after=denoised)
@@ -145,7 +157,9 @@ def unipc(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
 
 
 def _unipc_step(run: Run, i: int, x: Tensor, *, order: int, after: Tensor | None) -> Tensor:
-    """From level i to the next; with the estimate made `after` it the corrector, else the predictor."""
+    """From level i to the next; with the estimate made `after` it the corrector, else the
+    predictor.
+    """
     newest = run.earlier[-1]
     alpha, sigma, begin, h = _interval(run, i)
     grown = torch.expm1(-h)
@@ -167,7 +181,9 @@ def _unipc_step(run: Run, i: int, x: Tensor, *, order: int, after: Tensor | None
 
 
 def _interval(run: Run, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of the step from level i to the next: alpha and sigma where it ends, sigma where it begins, change of log-SNR."""
+    """Of the step from level i to the next: alpha and sigma where it ends, sigma where it begins,
+    change of log-SNR.
+    """
     (alpha, sigma), (_, begin) = alpha_sigma(run, i + 1), alpha_sigma(run, i)
     return alpha, sigma, begin, _log_snr(run, i + 1) - _log_snr(run, i)
 
@@ -180,7 +196,9 @@ def _estimated(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
 
 
 def _has_second_order(run: Run, i: int) -> bool:
-    """Whether two estimates are there, and the step is not the last, which ends where the log-SNR is infinite."""
+    """Whether two estimates are there, and the step is not the last, which ends where the log-SNR
+    is infinite.
+    """
     return i + 1 < len(run.levels.timesteps) and len(run.earlier) == 2
 
 
@@ -191,7 +209,9 @@ def _difference(run: Run, i: int, h: Tensor) -> Tensor:
 
 
 def _slope(run: Run, sigma: Tensor, x: Tensor, answer: Tensor) -> Tensor:
-    """dx/dsigma = (x - denoised) / sigma, in the exploding form; of flow matching what the network says."""
+    """dx/dsigma = (x - denoised) / sigma, in the exploding form; of flow matching what the network
+    says.
+    """
     if run.prediction == "flow":
         return answer
     if run.prediction == "epsilon":
@@ -237,8 +257,12 @@ def _integrals(nodes: list[float], start: float, end: float) -> list[float]:
             if k != j:
                 shifted = [0.0, *coefficients]
                 kept = [*coefficients, 0.0]
-                coefficients = [(s - (other - start) * c) / (node - other) for s, c in zip(shifted, kept)]
-        weights.append(sum(c * (end - start) ** (p + 1) / (p + 1) for p, c in enumerate(coefficients)))
+                coefficients = [
+                    (s - (other - start) * c) / (node - other) for s, c in zip(shifted, kept)
+                ]
+        weights.append(
+            sum(c * (end - start) ** (p + 1) / (p + 1) for p, c in enumerate(coefficients))
+        )
     return weights
 
 

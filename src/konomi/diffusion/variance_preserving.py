@@ -1,4 +1,6 @@
-"""Stable Diffusion's process: z_t = alpha_t z_0 + sigma_t eps with alpha_t^2 + sigma_t^2 = 1, in whole timesteps."""
+"""Stable Diffusion's process: z_t = alpha_t z_0 + sigma_t eps with alpha_t^2 + sigma_t^2 = 1, in
+whole timesteps.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,15 +35,17 @@ class VariancePreserving:
     def for_objective(self, objective: ObjectiveConfig, name: str) -> "VariancePreserving":
         if objective.weighting == "cosmap":
             raise RecipeError(
-                f'objective.weighting is "cosmap", which is for flow matching; {name} has another noise process. Take '
+                f'objective.weighting is "cosmap", which is for flow matching; {name} has another '
+                "noise process. Take "
                 '"min_snr", "debiased" or "none".'
             )
         if not objective.zero_terminal_snr:
             return self
         if self.prediction == "epsilon":
             raise RecipeError(
-                f"objective.zero_terminal_snr is on, but {name} predicts noise (epsilon), which is undefined where "
-                "nothing but noise is left. Switch it off, or take a v-prediction base."
+                f"objective.zero_terminal_snr is on, but {name} predicts noise (epsilon), which is "
+                "undefined where nothing but noise is left. Switch it off, or take a v-prediction "
+                "base."
             )
         # A run has asked its base already; this is for those who use the loss by itself.
         return replace(self, schedule=noise.zero_terminal_snr(self.schedule))
@@ -74,14 +78,22 @@ class VariancePreserving:
         return noise.target(self.schedule, self.prediction, latents, noise_, timesteps_B)
 
     def clean_estimate(self, answer: Tensor, noisy_latents: Tensor, timesteps_B: Tensor) -> Tensor:
-        return noise.clean_estimate(self.schedule, self.prediction, answer, noisy_latents, timesteps_B)
+        return noise.clean_estimate(
+            self.schedule, self.prediction, answer, noisy_latents, timesteps_B
+        )
 
     def loss_weights(self, timesteps_B: Tensor, objective: ObjectiveConfig) -> Tensor | None:
         kind = objective.weighting
         assert kind != "cosmap"  # Refused by `for_objective`.
-        return noise.loss_weights(self.schedule, self.prediction, timesteps_B, kind=kind, gamma=objective.snr_gamma)
+        return noise.loss_weights(
+            self.schedule, self.prediction, timesteps_B, kind=kind, gamma=objective.snr_gamma
+        )
 
     def sampler(self, name: str, *, num_steps: int, strength: float = 1.0) -> Sampler:
         return make_sampler(
-            cast(SamplerName, name), self.schedule, self.prediction, num_steps=num_steps, strength=strength
+            cast(SamplerName, name),
+            self.schedule,
+            self.prediction,
+            num_steps=num_steps,
+            strength=strength,
         )

@@ -1,4 +1,6 @@
-"""A page to look at: pictures side by side, the loss, and what to do next. One HTML file that needs nothing else."""
+"""A page to look at: pictures side by side, the loss, and what to do next. One HTML file that
+needs nothing else.
+"""
 
 import base64
 import html
@@ -13,17 +15,21 @@ from konomi.evaluation.change import Finding
 from konomi.storage.atomic import write_text
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #22262b; --soft: #6a737d; --line: #d8dee4; --page: #fbfaf7; --mark: #c4552d; }
+:root { color-scheme: light dark; --ink: #22262b; --soft: #6a737d; --line: #d8dee4; --page: #fbfaf7;
+  --mark: #c4552d; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e3dc; --soft: #9aa3ad; --line: #3a4048; --page: #1b1e22; --mark: #ef8a5f; }
 }
 * { box-sizing: border-box }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 62rem; background: var(--page); color: var(--ink);
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 62rem; background: var(--page);
+  color: var(--ink);
   font: 16px/1.55 system-ui, "Hiragino Sans", "Noto Sans JP", sans-serif }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem } h2 { font-size: 1.15rem; margin: 2.4rem 0 .7rem }
-p { margin: .4rem 0 } .soft { color: var(--soft) } code, pre { font: 13.5px/1.5 ui-monospace, monospace }
-pre { background: color-mix(in srgb, var(--ink) 6%, transparent); padding: .8rem 1rem; border-radius: 8px;
-  overflow-x: auto }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem }
+h2 { font-size: 1.15rem; margin: 2.4rem 0 .7rem }
+p { margin: .4rem 0 } .soft { color: var(--soft) }
+code, pre { font: 13.5px/1.5 ui-monospace, monospace }
+pre { background: color-mix(in srgb, var(--ink) 6%, transparent); padding: .8rem 1rem;
+  border-radius: 8px; overflow-x: auto }
 table { border-collapse: collapse } .scroll { overflow-x: auto }
 th { text-align: left; font-weight: 600; padding: .3rem .8rem .3rem 0; vertical-align: bottom }
 td { padding: .3rem .8rem .3rem 0; vertical-align: top }
@@ -31,7 +37,8 @@ td { padding: .3rem .8rem .3rem 0; vertical-align: top }
 .grid th, .grid td { padding: .35rem }
 .grid th:first-child { min-width: 8rem; max-width: 13rem; vertical-align: middle }
 .grid .soft { font-weight: 400 }
-.grid img { display: block; width: 7.4rem; height: auto; border-radius: 6px; border: 1px solid var(--line) }
+.grid img { display: block; width: 7.4rem; height: auto; border-radius: 6px; border: 1px solid
+  var(--line) }
 .findings { list-style: none; padding: 0 } .good { color: #2e8b57 } .bad { color: var(--mark) }
 .pair { display: flex; gap: .35rem } svg { max-width: 100%; height: auto }
 """
@@ -89,12 +96,20 @@ def write_report(report: Report, path: Path) -> None:
         "<h2>The run</h2>",
         _facts(report.facts),
         "<h2>What next</h2>",
-        *(f"<p>{html.escape(say)}</p><pre>{html.escape(command)}</pre>" for say, command in report.next_steps),
+        *(
+            f"<p>{html.escape(say)}</p><pre>{html.escape(command)}</pre>"
+            for say, command in report.next_steps
+        ),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width"><style>{STYLE}</style>'
+    )
     title = html.escape(report.title)
     write_text(
-        path, f"<!doctype html><html><head>{head}<title>{title}</title></head><body>{''.join(parts)}</body></html>"
+        path,
+        "<!doctype "
+        f"html><html><head>{head}<title>{title}</title></head><body>{''.join(parts)}</body></html>",
     )
 
 
@@ -108,7 +123,9 @@ def smoothed(values: Sequence[float], decay: float = 0.95) -> list[float]:
 
 
 def loss_curve(losses: Sequence[float], width: int = 720, height: int = 180) -> str:
-    """An SVG: raw losses pale, the smoothed line over them. At most 600 points, whatever the length of the run."""
+    """An SVG: raw losses pale, the smoothed line over them. At most 600 points, whatever the
+    length of the run.
+    """
     if len(losses) < 2:
         return '<p class="soft">Too few steps for a curve.</p>'
     stride = -(-len(losses) // 600)
@@ -124,13 +141,15 @@ def loss_curve(losses: Sequence[float], width: int = 720, height: int = 180) -> 
 
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="loss by step">'
-        f'<line x1="44" y1="{height - 24}" x2="{width - 6}" y2="{height - 24}" stroke="var(--line)"/>'
+        f'<line x1="44" y1="{height - 24}" x2="{width - 6}" y2="{height - 24}" '
+        'stroke="var(--line)"/>'
         f'<polyline fill="none" stroke="var(--line)" points="{points(raw)}"/>'
         f'<polyline fill="none" stroke="var(--mark)" stroke-width="2" points="{points(line)}"/>'
         f'<g fill="var(--soft)" font-size="12"><text x="0" y="16">{top:.3f}</text>'
         f'<text x="0" y="{height - 20}">0</text>'
         f'<text x="44" y="{height - 6}">step 1</text>'
-        f'<text x="{width - 6}" y="{height - 6}" text-anchor="end">step {len(losses)}</text></g></svg>'
+        f'<text x="{width - 6}" y="{height - 6}" text-anchor="end">step '
+        f"{len(losses)}</text></g></svg>"
     )
 
 
@@ -149,7 +168,9 @@ def _grid(grid: Grid) -> str:
     head = "".join(f"<th>{html.escape(column)}</th>" for column in grid.columns)
     rows = []
     for row in grid.rows:
-        cells = "".join(f'<td><div class="pair">{"".join(map(_picture, cell))}</div></td>' for cell in row.cells)
+        cells = "".join(
+            f'<td><div class="pair">{"".join(map(_picture, cell))}</div></td>' for cell in row.cells
+        )
         label = f'{html.escape(row.label)}<br><span class="soft">{html.escape(row.note)}</span>'
         rows.append(f"<tr><th>{label}</th>{cells}</tr>")
     return (
@@ -159,7 +180,10 @@ def _grid(grid: Grid) -> str:
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> str:
-    rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in facts)
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
+        for name, value in facts
+    )
     return f'<table class="facts">{rows}</table>'
 
 
@@ -167,4 +191,7 @@ def _picture(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{data}" width="{image.width}" height="{image.height}" alt="">'
+    return (
+        f'<img src="data:image/png;base64,{data}" width="{image.width}" height="{image.height}" '
+        'alt="">'
+    )

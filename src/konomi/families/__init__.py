@@ -1,6 +1,8 @@
-"""The families of models that konomi knows. A new one is a file beside `sd1.py` and a line in `FAMILIES`.
+"""The families of models that konomi knows. A new one is a file beside `sd1.py` and a line in
+`FAMILIES`.
 
-What a family is called, is recognised by, names its tensors and says in metadata lies in its file and nowhere else.
+What a family is called, is recognised by, names its tensors and says in metadata lies in its file
+and nowhere else.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ def family_named(name: str) -> Family:
     """Raises ModelError naming the known families."""
     found = known_family(name)
     if found is None:
-        raise ModelError(f"there is no model family {name!r}. Known: {', '.join(family.name for family in FAMILIES)}.")
+        raise ModelError(
+            f"there is no model family {name!r}. Known: "
+            f"{', '.join(family.name for family in FAMILIES)}."
+        )
     return found
 
 
@@ -42,7 +47,9 @@ def title_of(name: str) -> str:
 
 
 def titles(last: str) -> str:
-    """All families in a sentence, `last` before the last of them: `Stable Diffusion 1, 2 and XL`."""
+    """All families in a sentence, `last` before the last of them: `Stable Diffusion 1, 2 and
+    XL`.
+    """
     said, before = [], ""
     for family in FAMILIES:
         kind, _, version = family.title.rpartition(" ")
@@ -52,7 +59,9 @@ def titles(last: str) -> str:
 
 
 def published_config(family: Family, folder: str) -> dict[str, Any]:
-    """The published config of a part, by its folder in a diffusers folder, or of the `scheduler`."""
+    """The published config of a part, by its folder in a diffusers folder, or of the
+    `scheduler`.
+    """
     if folder in family.published:
         return deepcopy(dict(family.published[folder]))
     config: dict[str, Any] = parse_json(_config_text(family.name, folder))

@@ -14,8 +14,10 @@ SELECTORS: Selectors = {
     "text": re.compile(r".*\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"),
 }
 PATH_WORDS = frozenset((
-    "text_model", "encoder", "layers", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj", "mlp", "fc1", "fc2",
-    "layer_norm1", "layer_norm2", "final_layer_norm", "embeddings", "token_embedding", "position_embedding",
+    "text_model", "encoder", "layers", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj", "mlp",
+    "fc1", "fc2",
+    "layer_norm1", "layer_norm2", "final_layer_norm", "embeddings", "token_embedding",
+    "position_embedding",
     "text_projection",
 ))  # fmt: skip
 INNER_LAYERS = re.compile(r".*(_proj|\.fc1)")

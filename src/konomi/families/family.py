@@ -1,6 +1,8 @@
-"""What a family of models declares about itself. One file per family holds one `Family`; everything else reads it.
+"""What a family of models declares about itself. One file per family holds one `Family`;
+everything else reads it.
 
-Nothing here knows CLIP, U-Nets or a number of latent channels: a family has parts, and each part says what it needs.
+Nothing here knows CLIP, U-Nets or a number of latent channels: a family has parts, and each part
+says what it needs.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ if TYPE_CHECKING:
     from konomi.diffusion.noise import Prediction
 
 Part: TypeAlias = str
-"""Canonical name of a part, the first word of canonical keys: `denoiser`, `vae`, and the families' text encoders,
-`text_encoder`, `text_encoder_2`, ... as diffusers calls them."""
+"""Canonical name of a part, the first word of canonical keys: `denoiser`, `vae`, and the families'
+text encoders, `text_encoder`, `text_encoder_2`, ... as diffusers calls them."""
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 """Tensor name -> shape, as a file's header gives them."""
 Selectors: TypeAlias = Mapping[str, Pattern[str]]
-"""Neutral name of a kind of layer (`attention`, `attention.kv`, `conv`, `text`) -> paths of such layers in a part."""
+"""Neutral name of a kind of layer (`attention`, `attention.kv`, `conv`, `text`) -> paths of such
+layers in a part."""
 
 DENOISER: Part = "denoiser"
 VAE: Part = "vae"
@@ -42,18 +45,21 @@ class DenoiserSpec:
     """How the single file names them: as the original code, or as diffusers."""
     selectors: Selectors
     path_words: frozenset[str]
-    """The names that its modules' paths are made of, numbers aside: kohya's keys have `_` in place of the dots between
-    them, and only these words tell where a dot was."""
+    """The names that its modules' paths are made of, numbers aside: kohya's keys have `_` in place
+    of the dots between them, and only these words tell where a dot was."""
     convolutions: Pattern[str]
     """Paths of layers that are convolutions."""
     width: int
-    """Channels of its first level in the published model: what learning rates and the like are meant for."""
+    """Channels of its first level in the published model: what learning rates and the like are
+    meant for."""
     context_width: int | None = None
-    """Width of the text states that `cross_attention.kv` reads in the published model; None if no layer reads them."""
+    """Width of the text states that `cross_attention.kv` reads in the published model; None if no
+    layer reads them."""
     block_order: tuple[str, ...] = ()
     """First words of the paths of its blocks, in the order in which they compute."""
     block_of: Callable[[str, Mapping[str, Any]], str] | None = None
-    """(path, config) -> name of the block for weights by block (`IN04`), "" for layers outside all blocks."""
+    """(path, config) -> name of the block for weights by block (`IN04`), "" for layers outside all
+    blocks."""
     block_lists: tuple[tuple[str, ...], ...] = ()
     """Blocks that a list of weights names, by the list's length (`<lora:x:1:lbw=...>`)."""
     kohya_prefix: str = "lora_unet"
@@ -97,7 +103,8 @@ class TextEncoderSpec:
     pooled: bool = False
     """Its projected, pooled output conditions the denoiser."""
     layer: int = 1
-    """Layer whose states are read where the recipe leaves it open (clip skip), from the end: 1 the last."""
+    """Layer whose states are read where the recipe leaves it open (clip skip), from the end: 1 the
+    last."""
     final_norm: bool = True
     """Whether the final layer norm is applied to those states."""
     kohya_prefix: str
@@ -182,10 +189,11 @@ class Family:
     recognise_single_file: Callable[[Shapes], bool]
     """Whether the tensors of a single file are a whole model of this family."""
     recognise_folder: Callable[[Mapping[str, Any], frozenset[str]], bool]
-    """The same from the denoiser's config and the names of the folders beside it in a diffusers folder."""
+    """The same from the denoiser's config and the names of the folders beside it in a diffusers
+    folder."""
     recognise_metadata: Callable[[Mapping[str, str]], bool]
-    """Whether an adapter file's metadata names this family. Later families are asked first: their files say what
-    earlier ones said too."""
+    """Whether an adapter file's metadata names this family. Later families are asked first: their
+    files say what earlier ones said too."""
     own_keys: Pattern[str] | None = None
     """Canonical keys that layers of no other family have."""
     ss_v2: bool = False
@@ -200,9 +208,11 @@ class Family:
     memory: tuple[tuple[int, str], ...] = ()
     """(GiB of a card's memory, what of this family trains there), for `konomi doctor`."""
     published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Folder (and `scheduler`) -> published config, where it is not in `configs/NAME/FOLDER.json`."""
+    """Folder (and `scheduler`) -> published config, where it is not in
+    `configs/NAME/FOLDER.json`."""
     random_configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Folder -> settings in which a small base of random weights differs from the published one (tests, benchmarks)."""
+    """Folder -> settings in which a small base of random weights differs from the published one
+    (tests, benchmarks)."""
 
     @property
     def parts(self) -> tuple[PartSpec, ...]:
@@ -223,7 +233,9 @@ class Family:
         raise ModelError(f"{self.title} has no part {name!r}; its parts: {known}.")
 
     def text_encoder(self, name: str) -> TextEncoderSpec:
-        """The text encoder of a part's name or of a tokenizer's. Raises ModelError if there is none."""
+        """The text encoder of a part's name or of a tokenizer's. Raises ModelError if there is
+        none.
+        """
         for spec in self.text_encoders:
             if name in (spec.part, spec.tokenizer):
                 return spec
@@ -236,8 +248,9 @@ class Family:
         return tuple(variant.prediction for variant in self.variants)
 
     def variant(self, prediction: str) -> Variant:
-        """The published form of a prediction (konomi's word or diffusers'); of one that was never published, what
-        predicts the noise."""
+        """The published form of a prediction (konomi's word or diffusers'); of one that was never
+        published, what predicts the noise.
+        """
         wanted = "v" if prediction == "v_prediction" else prediction
         for word in (wanted, "epsilon"):
             for variant in self.variants:

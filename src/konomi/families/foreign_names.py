@@ -9,7 +9,9 @@ from konomi.families.family import DENOISER, DenoiserSpec, Part, TextEncoderSpec
 
 
 def part_of_folder() -> Mapping[str, Part]:
-    """Folder of a part that adapters change, as diffusers calls it (`unet`, `text_encoder`) -> part."""
+    """Folder of a part that adapters change, as diffusers calls it (`unet`, `text_encoder`) ->
+    part.
+    """
     return {spec.folder: spec.part for spec in _adapted()}
 
 
@@ -24,7 +26,9 @@ def part_of_kohya_prefix() -> Mapping[str, Part]:
 
 
 def kohya_prefix(part: Part, family: str) -> str:
-    """What kohya's keys of a part begin with in a family; for a family that is not known, in the first that has it."""
+    """What kohya's keys of a part begin with in a family; for a family that is not known, in the
+    first that has it.
+    """
     specs = sorted(_named(), key=lambda named: named[0] != family)
     return next(spec.kohya_prefix for _, spec in specs if spec.part == part)
 
@@ -40,7 +44,9 @@ def part_of_embedding_name() -> Mapping[str, Part]:
 
 
 def embedding_names(parts: Collection[Part]) -> dict[Part, str]:
-    """What an embedding file calls the vectors for these text encoders: as the first family that has them all."""
+    """What an embedding file calls the vectors for these text encoders: as the first family that
+    has them all.
+    """
     for family in FAMILIES:
         names = {encoder.part: encoder.embedding_name for encoder in family.text_encoders}
         if set(parts) <= names.keys():
@@ -49,15 +55,26 @@ def embedding_names(parts: Collection[Part]) -> dict[Part, str]:
 
 
 def path_words(part: Part) -> frozenset[str]:
-    """The names that paths of modules are made of in any family's denoiser, or in any text encoder."""
+    """The names that paths of modules are made of in any family's denoiser, or in any text
+    encoder.
+    """
     return frozenset(
-        word for spec in _adapted() if (spec.part == DENOISER) == (part == DENOISER) for word in spec.path_words
+        word
+        for spec in _adapted()
+        if (spec.part == DENOISER) == (part == DENOISER)
+        for word in spec.path_words
     )
 
 
 def is_convolution(path: str, family: str) -> bool:
-    """Whether a layer of the denoiser is a convolution, by its name; of a family that is not known, in all families."""
-    patterns = [spec.convolutions for name, spec in _named() if isinstance(spec, DenoiserSpec) and name == family]
+    """Whether a layer of the denoiser is a convolution, by its name; of a family that is not
+    known, in all families.
+    """
+    patterns = [
+        spec.convolutions
+        for name, spec in _named()
+        if isinstance(spec, DenoiserSpec) and name == family
+    ]
     patterns = patterns or [known.denoiser.convolutions for known in FAMILIES]
     return all(pattern.fullmatch(path) for pattern in patterns)
 

@@ -1,6 +1,8 @@
-"""Which family a file is of, by what it shows of itself: names and shapes, configs, widths of layers, metadata.
+"""Which family a file is of, by what it shows of itself: names and shapes, configs, widths of
+layers, metadata.
 
-The one recogniser: `models/` asks it before loading a base, `formats/` before reading an adapter, `inspect` for both.
+The one recogniser: `models/` asks it before loading a base, `formats/` before reading an adapter,
+`inspect` for both.
 """
 
 from __future__ import annotations
@@ -41,11 +43,17 @@ def denoiser_folders() -> tuple[str, ...]:
 
 def family_of_context(width: int | None) -> Family | None:
     """Of a denoiser alone, by the width of the text states that it reads."""
-    return _first(family for family in FAMILIES if width is not None and family.denoiser.context_width == width)
+    return _first(
+        family
+        for family in FAMILIES
+        if width is not None and family.denoiser.context_width == width
+    )
 
 
 def families_of_contexts(widths: Iterable[int]) -> tuple[Family, ...]:
-    """Those whose text states have one of these widths (a hypernetwork has networks for several)."""
+    """Those whose text states have one of these widths (a hypernetwork has networks for
+    several).
+    """
     held = set(widths)
     return tuple(family for family in FAMILIES if family.denoiser.context_width in held)
 
@@ -55,7 +63,8 @@ def family_of_layers(widths: Mapping[str, int | None]) -> Family | None:
 
     widths: canonical key of a layer -> width of what it reads, None where the update does not tell.
 
-    The width of the text states tells; then layers that one family alone has; then the width of text encoders.
+    The width of the text states tells; then layers that one family alone has; then the width of
+    text encoders.
     """
     for key, width in widths.items():
         if width is not None and reads_text(key) and (found := family_of_context(width)):
@@ -69,7 +78,9 @@ def family_of_layers(widths: Mapping[str, int | None]) -> Family | None:
             family
             for family in FAMILIES
             for encoder in family.text_encoders
-            if encoder.part == part and encoder.width == width and encoder.inner_layers.fullmatch(path)
+            if encoder.part == part
+            and encoder.width == width
+            and encoder.inner_layers.fullmatch(path)
         ]
         if len(fitting) == 1:
             return fitting[0]
@@ -77,7 +88,9 @@ def family_of_layers(widths: Mapping[str, int | None]) -> Family | None:
 
 
 def family_of_metadata(metadata: Mapping[str, str]) -> Family | None:
-    """Of what a file says of itself: `ss_base_model_version`, `ss_v2` and `modelspec.architecture`."""
+    """Of what a file says of itself: `ss_base_model_version`, `ss_v2` and
+    `modelspec.architecture`.
+    """
     # Files of later families say what those of earlier ones say: `ss_v2` is False in all but one.
     return _first(family for family in reversed(FAMILIES) if family.recognise_metadata(metadata))
 
@@ -101,8 +114,9 @@ def family_of_kohya_names(names: Iterable[str]) -> Family | None:
 
 
 def prediction_of_word(word: str) -> Prediction | None:
-    """The prediction that a `ss_base_model_version` or `modelspec.architecture` is only used with; None if there
-    are several, or the word is none of ours."""
+    """The prediction that a `ss_base_model_version` or `modelspec.architecture` is only used with;
+    None if there are several, or the word is none of ours.
+    """
     named = {
         variant.prediction
         for family in FAMILIES
@@ -116,7 +130,9 @@ def reads_text(key: str) -> bool:
     """Whether a layer of the denoiser reads the text states, by its canonical key."""
     part, _, path = key.partition(".")
     patterns = {family.denoiser.selectors.get("cross_attention.kv") for family in FAMILIES}
-    return part == DENOISER and any(pattern is not None and pattern.fullmatch(path) for pattern in patterns)
+    return part == DENOISER and any(
+        pattern is not None and pattern.fullmatch(path) for pattern in patterns
+    )
 
 
 def embedding_widths() -> frozenset[int]:

@@ -21,13 +21,26 @@ def recognise_single_file(shapes: Shapes) -> bool:
 def recognise_folder(config: Mapping[str, Any], folders: frozenset[str]) -> bool:
     """Transformers with 1x1 convolutions around them."""
     second = "text_encoder_2" in folders
-    return not second and not config.get("addition_embed_type") and not config.get("use_linear_projection", False)
+    return (
+        not second
+        and not config.get("addition_embed_type")
+        and not config.get("use_linear_projection", False)
+    )
 
 
 def recognise_metadata(metadata: Mapping[str, str]) -> bool:
-    """kohya's or ModelSpec's words; files of kohya's that are no other family's, as A1111 reads them."""
-    version, architecture = metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", "")
-    return version.startswith("sd_v1") or ARCHITECTURE in architecture or metadata.get("ss_v2") == "False"
+    """kohya's or ModelSpec's words; files of kohya's that are no other family's, as A1111 reads
+    them.
+    """
+    version, architecture = (
+        metadata.get("ss_base_model_version", ""),
+        metadata.get("modelspec.architecture", ""),
+    )
+    return (
+        version.startswith("sd_v1")
+        or ARCHITECTURE in architecture
+        or metadata.get("ss_v2") == "False"
+    )
 
 
 SD1 = Family(
@@ -43,12 +56,19 @@ SD1 = Family(
     ),
     text_encoders=(
         clip.clip_vit_l(
-            file_prefix="cond_stage_model.transformer.", kohya_prefix="lora_te", embedding_name="emb_params"
+            file_prefix="cond_stage_model.transformer.",
+            kohya_prefix="lora_te",
+            embedding_name="emb_params",
         ),
     ),
     vae=autoencoder.autoencoder_kl(latent_scale=0.18215),
     variants=tuple(
-        Variant(prediction=prediction, resolution=512, architecture=ARCHITECTURE, base_model_version="sd_v1")
+        Variant(
+            prediction=prediction,
+            resolution=512,
+            architecture=ARCHITECTURE,
+            base_model_version="sd_v1",
+        )
         for prediction in ("epsilon", "v")
     ),
     recognise_single_file=recognise_single_file,

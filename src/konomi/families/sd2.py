@@ -1,7 +1,8 @@
-"""Stable Diffusion 2.x: OpenCLIP ViT-H/14 without its last layer; epsilon at 512 pixels or v at 768.
+"""Stable Diffusion 2.x: OpenCLIP ViT-H/14 without its last layer; epsilon at 512 pixels or v at
+768.
 
-The two predictions have the same tensors. A single file therefore has to be told apart by what stands beside them:
-see `konomi.models.load.load_base`.
+The two predictions have the same tensors. A single file therefore has to be told apart by what
+stands beside them: see `konomi.models.load.load_base`.
 """
 
 from __future__ import annotations
@@ -23,13 +24,24 @@ def recognise_single_file(shapes: Shapes) -> bool:
 def recognise_folder(config: Mapping[str, Any], folders: frozenset[str]) -> bool:
     """Transformers with linear projections around them."""
     second = "text_encoder_2" in folders
-    return not second and not config.get("addition_embed_type") and bool(config.get("use_linear_projection", False))
+    return (
+        not second
+        and not config.get("addition_embed_type")
+        and bool(config.get("use_linear_projection", False))
+    )
 
 
 def recognise_metadata(metadata: Mapping[str, str]) -> bool:
     """kohya's or ModelSpec's words."""
-    version, architecture = metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", "")
-    return metadata.get("ss_v2") == "True" or version.startswith("sd_v2") or "stable-diffusion-v2" in architecture
+    version, architecture = (
+        metadata.get("ss_base_model_version", ""),
+        metadata.get("modelspec.architecture", ""),
+    )
+    return (
+        metadata.get("ss_v2") == "True"
+        or version.startswith("sd_v2")
+        or "stable-diffusion-v2" in architecture
+    )
 
 
 SD2 = Family(

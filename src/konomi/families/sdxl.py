@@ -1,4 +1,6 @@
-"""Stable Diffusion XL: CLIP ViT-L and OpenCLIP ViT-bigG side by side, pooled text and sizes, 1024 pixels."""
+"""Stable Diffusion XL: CLIP ViT-L and OpenCLIP ViT-bigG side by side, pooled text and sizes, 1024
+pixels.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ def recognise_folder(config: Mapping[str, Any], folders: frozenset[str]) -> bool
 
 def recognise_metadata(metadata: Mapping[str, str]) -> bool:
     """kohya's or ModelSpec's words."""
-    version, architecture = metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", "")
+    version, architecture = (
+        metadata.get("ss_base_model_version", ""),
+        metadata.get("modelspec.architecture", ""),
+    )
     return version.startswith("sdxl_") or "stable-diffusion-xl" in architecture
 
 
@@ -84,7 +89,9 @@ SDXL = Family(
     recognise_folder=recognise_folder,
     recognise_metadata=recognise_metadata,
     # A second text encoder, and more than one transformer block in one place.
-    own_keys=re.compile(r"text_encoder_2\..+|denoiser\..*\.attentions\..*\.transformer_blocks\.[1-9]\d*\..+"),
+    own_keys=re.compile(
+        r"text_encoder_2\..+|denoiser\..*\.attentions\..*\.transformer_blocks\.[1-9]\d*\..+"
+    ),
     implementation="https://github.com/Stability-AI/generative-models",
     pipeline=Pipeline(
         class_name="StableDiffusionXLPipeline",
@@ -94,7 +101,10 @@ SDXL = Family(
     ),
     zero_empty_negative=True,
     relatives=(
-        (r"^conditioner\.embedders\.0\.model\.", "the SDXL refiner, which konomi does not train. Take the SDXL base"),
+        (
+            r"^conditioner\.embedders\.0\.model\.",
+            "the SDXL refiner, which konomi does not train. Take the SDXL base",
+        ),
     ),
     memory=(
         (7, "LoRA with gradient checkpointing"),

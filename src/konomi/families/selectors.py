@@ -1,4 +1,6 @@
-"""Layer selectors: neutral names for groups of layers (`attention`, `conv`, `text`), in the words of a family."""
+"""Layer selectors: neutral names for groups of layers (`attention`, `conv`, `text`), in the words
+of a family.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ def known_selectors(family: Family) -> tuple[str, ...]:
 
 
 def check_selectors(family: Family, names: Iterable[str]) -> None:
-    """Raises ModelError for one that names no kind of layer of the family: known before any weight is loaded."""
+    """Raises ModelError for one that names no kind of layer of the family: known before any weight
+    is loaded.
+    """
     known = known_selectors(family)
     for name in names:
         if name not in known:
@@ -29,7 +33,9 @@ def selects(family: Family, name: str, key: str) -> bool:
 
 
 def depth_of(family: Family, key: str) -> int:
-    """Place of a denoiser's block among its blocks in the order in which they compute, by a layer's canonical key."""
+    """Place of a denoiser's block among its blocks in the order in which they compute, by a
+    layer's canonical key.
+    """
     part, _, path = key.partition(".")
     order = family.denoiser.block_order
     first = path.partition(".")[0]

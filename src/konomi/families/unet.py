@@ -26,13 +26,16 @@ SELECTORS: Selectors = {
         "feed_forward": _FEED_FORWARD,
         "projection": _PROJECTION,
         "transformer": f"{_ATTENTION}|{_FEED_FORWARD}|{_PROJECTION}",
-        "conv": r".*\.resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|.*\.(down|up)samplers\.\d+\.conv",
+        "conv": r".*\.resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)"
+        r"|.*\.(down|up)samplers\.\d+\.conv",
     }.items()
 }
 PATH_WORDS = frozenset((
     "down_blocks", "up_blocks", "mid_block", "attentions", "resnets", "downsamplers", "upsamplers",
-    "transformer_blocks", "attn1", "attn2", "to_q", "to_k", "to_v", "to_out", "ff", "net", "proj", "proj_in",
-    "proj_out", "norm", "norm1", "norm2", "norm3", "conv", "conv1", "conv2", "conv_in", "conv_out", "conv_norm_out",
+    "transformer_blocks", "attn1", "attn2", "to_q", "to_k", "to_v", "to_out", "ff", "net", "proj",
+    "proj_in",
+    "proj_out", "norm", "norm1", "norm2", "norm3", "conv", "conv1", "conv2", "conv_in", "conv_out",
+    "conv_norm_out",
     "conv_shortcut", "time_emb_proj", "time_embedding", "add_embedding", "linear_1", "linear_2",
 ))  # fmt: skip
 _CONVOLUTIONS = r"(.*\.)?(conv|conv1|conv2|conv_in|conv_out|conv_shortcut)"
@@ -72,7 +75,9 @@ def unet(
 
 
 def numbered_blocks(entry: tuple[int, ...], exit_: tuple[int, ...]) -> tuple[str, ...]:
-    """BASE (the text encoder), IN01 ..., M00, OUT03 ..., as the block weight extension of web UIs names them."""
+    """BASE (the text encoder), IN01 ..., M00, OUT03 ..., as the block weight extension of web UIs
+    names them.
+    """
     return (
         "BASE",
         *(f"IN{number:02d}" for number in entry),
@@ -82,14 +87,18 @@ def numbered_blocks(entry: tuple[int, ...], exit_: tuple[int, ...]) -> tuple[str
 
 
 def original_block(path: str, config: Mapping[str, Any]) -> str:
-    """The original implementation's block of a layer: each level of the U-Net is its layers and a change of size."""
+    """The original implementation's block of a layer: each level of the U-Net is its layers and a
+    change of size.
+    """
     count = config.get("layers_per_block", 2)
     layers_per_block = int(count if isinstance(count, int) else count[0])
     if path.startswith("conv_in"):
         return "IN00"
     if path.startswith("mid_block"):
         return "M00"
-    if match := re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)", path):
+    if match := re.match(
+        r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)", path
+    ):
         level, kind, number = int(match[2]), match[3], int(match[4])
         if match[1] == "down":
             within = layers_per_block if kind == "downsamplers" else number
@@ -106,7 +115,8 @@ SMALL = {
     "attention_head_dim": 2,
     "sample_size": 8,
 }
-"""Settings of a small U-Net that has all kinds of layers, for 64-pixel pictures; the rest is the family's."""
+"""Settings of a small U-Net that has all kinds of layers, for 64-pixel pictures; the rest is the
+family's."""
 SMALL_LEVELS = {
     "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],

@@ -1,7 +1,7 @@
 """Files of other tools and of konomi: read to an Adapter, written back, inspected, converted.
 
-A format is one module with NAME, `recognise(source)`, `parse(source)` and, where konomi writes it, WRITERS. Adding one
-is that file and a line in ADAPTER_FORMATS.
+A format is one module with NAME, `recognise(source)`, `parse(source)` and, where konomi writes it,
+WRITERS. Adding one is that file and a line in ADAPTER_FORMATS.
 """
 
 from __future__ import annotations
@@ -83,16 +83,19 @@ ADAPTER_FORMATS: tuple[AdapterFormat, ...] = (
     webui_embedding,
     diffusers_embedding,
 )
-WRITERS: tuple[Writer, ...] = tuple(writer for form in ADAPTER_FORMATS for writer in getattr(form, "WRITERS", ()))
+WRITERS: tuple[Writer, ...] = tuple(
+    writer for form in ADAPTER_FORMATS for writer in getattr(form, "WRITERS", ())
+)
 
 
 def read_adapter(path: Path | str, *, weight_of: peft_lora.WeightOf | None = None) -> Adapter:
     """Read an adapter of any known format, recognised by its content.
 
-    Raises FileFormatError naming the file, and the tensor where one is at fault: unpaired halves, rank 0, widths that
-    do not fit, NaN or infinity, layers of no known name; or saying what the file is if it holds no adapter. What of
-    the file is not used is told in the adapter's `notes`. `weight_of`: canonical key -> the weight of the base at
-    hand, for the files (PiSSA, OLoRA) that mean nothing without it.
+    Raises FileFormatError naming the file, and the tensor where one is at fault: unpaired halves,
+    rank 0, widths that do not fit, NaN or infinity, layers of no known name; or saying what the
+    file is if it holds no adapter. What of the file is not used is told in the adapter's `notes`.
+    `weight_of`: canonical key -> the weight of the base at hand, for the files (PiSSA, OLoRA) that
+    mean nothing without it.
     """
     source = open_source(path)
     found = adapter_format(source)
@@ -100,9 +103,13 @@ def read_adapter(path: Path | str, *, weight_of: peft_lora.WeightOf | None = Non
         if what := stranger_of(source):
             raise FileFormatError(f"{path}: {what}, so nothing was loaded.")
         report = other_report(source, check=False)
-        raise FileFormatError(f"{path}: holds no LoRA that konomi knows; it is a file of kind {report.kind!r}.")
+        raise FileFormatError(
+            f"{path}: holds no LoRA that konomi knows; it is a file of kind {report.kind!r}."
+        )
     is_peft = found is peft_lora and weight_of is not None
-    parsed = accounted(source, peft_lora.parse(source, weight_of) if is_peft else found.parse(source))
+    parsed = accounted(
+        source, peft_lora.parse(source, weight_of) if is_peft else found.parse(source)
+    )
     if parsed.unknown:
         raise FileFormatError(unknown_layers(path, parsed.unknown))
     if odd := odd_context_layer(parsed.adapter.layers):
@@ -112,7 +119,9 @@ def read_adapter(path: Path | str, *, weight_of: peft_lora.WeightOf | None = Non
 
 
 def writer_for(content: Content, to: Target | None = None) -> Writer:
-    """Who writes a content for a target; None takes the usual one. Raises FileFormatError with the choices."""
+    """Who writes a content for a target; None takes the usual one. Raises FileFormatError with the
+    choices.
+    """
     if content == "lora" and to == "custom":
         # Compressed, Custom Diffusion is low rank; the writer refuses what changes other layers.
         content = "custom diffusion"
@@ -120,8 +129,16 @@ def writer_for(content: Content, to: Target | None = None) -> Writer:
     found = next((writer for writer in fitting if to is None or to in writer.targets), None)
     if found is None:
         known = dict.fromkeys(target for writer in fitting for target in writer.targets)
-        kind = "a LoRA" if content == "lora" else f"an {content}" if content == "embedding" else f"a {content} result"
-        raise FileFormatError(f"{to!r} is not a format that holds {kind}; choose {' or '.join(known) or 'none'}.")
+        kind = (
+            "a LoRA"
+            if content == "lora"
+            else f"an {content}"
+            if content == "embedding"
+            else f"a {content} result"
+        )
+        raise FileFormatError(
+            f"{to!r} is not a format that holds {kind}; choose {' or '.join(known) or 'none'}."
+        )
     return found
 
 
@@ -134,17 +151,20 @@ def write_adapter(
     layout: UNetLayout | None = None,
     replace_folder: bool = False,
 ) -> None:
-    """Write an adapter for other tools; `webui` is what every web UI reads, and for LoRA the same as `kohya`.
+    """Write an adapter for other tools; `webui` is what every web UI reads, and for LoRA the same
+    as `kohya`.
 
-    `to` None takes what most programs read. `dtype` None keeps each tensor's type. `layout` names the blocks of a
-    UNet that is not of its family's size. `replace_folder`: a folder of that name is replaced; otherwise it is an
-    error. Raises FileFormatError for what the format cannot hold and for NaN, RunError for the disk's refusals.
+    `to` None takes what most programs read. `dtype` None keeps each tensor's type. `layout` names
+    the blocks of a UNet that is not of its family's size. `replace_folder`: a folder of that name
+    is replaced; otherwise it is an error. Raises FileFormatError for what the format cannot hold
+    and for NaN, RunError for the disk's refusals.
     """
     options = WriteOptions(dtype=dtype, layout=layout, replace_folder=replace_folder)
     writer = writer_for(content_of(adapter), to)
     if adapter.negative is not None and "kohya" not in writer.targets:
         raise FileFormatError(
-            f"{path}: only kohya's files hold a LoRA for each branch of guidance (DreamArtist++). Use --to kohya."
+            f"{path}: only kohya's files hold a LoRA for each branch of guidance (DreamArtist++). "
+            "Use --to kohya."
         )
     writer.check_ending(Path(path))
     writer.write(adapter, Path(path), options)
@@ -159,11 +179,14 @@ def convert_adapter(source: Path | str, target: Path | str, to: Target | None = 
 
 
 def inspect_file(path: Path | str, *, check: bool = True) -> FileReport:
-    """What a model or adapter file is. With `check`, its numbers and hashes too, which reads the whole file.
+    """What a model or adapter file is. With `check`, its numbers and hashes too, which reads the
+    whole file.
 
-    Where the file cannot be used, `problem` says why, and the report has what can be told all the same.
+    Where the file cannot be used, `problem` says why, and the report has what can be told all the
+    same.
 
-    Raises FileFormatError if it is no model file at all (a web page, a git-LFS pointer, cut short, hostile ...).
+    Raises FileFormatError if it is no model file at all (a web page, a git-LFS pointer, cut short,
+    hostile ...).
     """
     source = open_source(path)
     found = adapter_format(source)
@@ -177,14 +200,18 @@ def inspect_file(path: Path | str, *, check: bool = True) -> FileReport:
 
 
 def adapter_format(source: Source) -> AdapterFormat | None:
-    """The format that recognises a source; None if none does, and for LoRA of other families and of other kinds."""
+    """The format that recognises a source; None if none does, and for LoRA of other families and
+    of other kinds.
+    """
     if stranger_of(source):
         return None
     return next((candidate for candidate in ADAPTER_FORMATS if candidate.recognise(source)), None)
 
 
 def _check_numbers(path: Path | str, source: Source, adapter: Adapter) -> None:
-    tensors = [tensor for update in adapter.layers.values() for tensor in tensors_of(update).values()]
+    tensors = [
+        tensor for update in adapter.layers.values() for tensor in tensors_of(update).values()
+    ]
     tensors += [tensor for vectors in adapter.embeddings.values() for tensor in vectors.values()]
     if adapter.hypernetwork is not None:
         tensors += hypernetwork.tensors_of(adapter.hypernetwork).values()

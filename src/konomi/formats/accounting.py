@@ -1,4 +1,6 @@
-"""What of a file no reader used: found for every format alike, from what its reader says it did use."""
+"""What of a file no reader used: found for every format alike, from what its reader says it did
+use.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,27 @@ METADATA = "metadata "
 """Before the name of a header entry, in `Parsed.used` and `Parsed.ignored`."""
 _NO_PLACE = "has no place in what konomi reads of this format"
 _UNREAD_ENTRY = "a header entry on the scale, which konomi does not read in this format"
-_SCALES = ("alpha", "rank", "scale", "scaling", "weight", "strength", "multiplier", "r", "dim", "lora_adapter_metadata")
+_SCALES = (
+    "alpha",
+    "rank",
+    "scale",
+    "scaling",
+    "weight",
+    "strength",
+    "multiplier",
+    "r",
+    "dim",
+    "lora_adapter_metadata",
+)
 _DESCRIPTIVE = ("ss_", "sshs_", "modelspec.", "konomi.")
 """Beginnings of entries that tell how a file came about; what it does is in its tensors."""
 _NAMED = 3
 
 
 def accounted(source: Source, parsed: Parsed) -> Parsed:
-    """The same, with every tensor, field and telling header entry that the reader left out among `ignored`."""
+    """The same, with every tensor, field and telling header entry that the reader left out among
+    `ignored`.
+    """
     ignored = dict(parsed.ignored)
     known = parsed.used | ignored.keys() | set(parsed.unknown)
     ignored |= {name: _NO_PLACE for name in source.names if name not in known}
@@ -37,7 +52,9 @@ def lines(where: str, parsed: Parsed) -> tuple[str, ...]:
     for name, why in parsed.ignored.items():
         reasons.setdefault(why, []).append(name)
     found = [f"{where}: {_listed(names)} not used: {why}." for why, names in reasons.items()]
-    return tuple(printable(line) for line in (*found, *(f"{where}: {note}" for note in parsed.notes)))
+    return tuple(
+        printable(line) for line in (*found, *(f"{where}: {note}" for note in parsed.notes))
+    )
 
 
 def joined(parts: Iterable[Parsed]) -> tuple[dict[str, str], tuple[str, ...]]:

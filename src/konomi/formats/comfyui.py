@@ -1,6 +1,7 @@
-"""LoRA as ComfyUI names it: `diffusion_model.` and the model's own path for the denoiser, for text encoders
-`text_encoders.clip_l.transformer.` and the path in transformers; halves as `lora_A` or `lora_down`,
-and the parts of kohya's and LyCORIS' files (`alpha`, `diff`, `diff_b`, `set_weight` ...).
+"""LoRA as ComfyUI names it: `diffusion_model.` and the model's own path for the denoiser, for text
+encoders `text_encoders.clip_l.transformer.` and the path in transformers; halves as `lora_A` or
+`lora_down`, and the parts of kohya's and LyCORIS' files (`alpha`, `diff`, `diff_b`, `set_weight`
+...).
 """
 
 from __future__ import annotations
@@ -29,14 +30,19 @@ _DIFFUSERS = path_words(DENOISER)
 
 def recognise(source: Source) -> bool:
     """Whether parts of updates stand under ComfyUI's names."""
-    return any(name.startswith((_DENOISER, *_TEXT)) and split_name(name) is not None for name in source.shapes)
+    return any(
+        name.startswith((_DENOISER, *_TEXT)) and split_name(name) is not None
+        for name in source.shapes
+    )
 
 
 def parse(source: Source) -> Parsed:
     """Read it. Raises FileFormatError naming the layer whose tensors do not fit together."""
     tensors = source.tensors()
     grouped = group(source.path, tensors, split_name)
-    layout = layout_for([name.replace(".", "_") for name in grouped.parts], context_widths(grouped.parts))
+    layout = layout_for(
+        [name.replace(".", "_") for name in grouped.parts], context_widths(grouped.parts)
+    )
     layers, unknown = assemble(source.path, grouped, lambda name: _key(name, layout))
     adapter = Adapter(layers, {}, dict(source.metadata), "", source.name)
     adapter = Adapter(layers, {}, dict(source.metadata), family_of(adapter), source.name)

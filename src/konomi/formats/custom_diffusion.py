@@ -1,12 +1,16 @@
-"""Custom Diffusion (Kumari et al. 2022): whole weights of cross-attention's keys and values, and learned words.
+"""Custom Diffusion (Kumari et al. 2022): whole weights of cross-attention's keys and values, and
+learned words.
 
 | file | weights | words |
 |---|---|---|
-| authors' `delta.bin` | `unet`: {"...attn2.to_k.weight": W'}, perhaps `text_encoder` | `modifier_token`: {word: [D]} |
+| authors' `delta.bin` | `unet`: {"...attn2.to_k.weight": W'}, perhaps `text_encoder` |
+`modifier_token`: {word: [D]} |
 | the same, compressed | {"u": [O, R], "v": [R, I]} in place of W': W' = W + u v | the same |
-| diffusers' folder | `pytorch_custom_diffusion_weights.safetensors` (or .bin) | a file each beside it |
+| diffusers' folder | `pytorch_custom_diffusion_weights.safetensors` (or .bin) | a file each beside
+it |
 
-diffusers wants an entry for self-attention too, which is left as it is: an empty tensor stands for it.
+diffusers wants an entry for self-attention too, which is left as it is: an empty tensor stands for
+it.
 """
 
 from __future__ import annotations
@@ -45,11 +49,16 @@ _LAYER = re.compile(
 _TEXT_LAYER = re.compile(
     r"(?:text_model\.)?(?P<path>encoder\.layers\.\d+\.\S+|final_layer_norm)\.(?P<half>weight|bias)"
 )
-_TEXT_FROZEN = re.compile(r"(?:text_model\.)?embeddings\.(?:token_embedding|position_embedding)\.weight|.*position_ids")
-"""The authors train no more of these than the rows of the words, which stand under `modifier_token`."""
+_TEXT_FROZEN = re.compile(
+    r"(?:text_model\.)?embeddings\.(?:token_embedding|position_embedding)\.weight|.*position_ids"
+)
+"""The authors train no more of these than the rows of the words, which stand under
+`modifier_token`."""
 _TOKEN_FILE = re.compile(r"<[^<>]+>\.(?:safetensors|bin)")
 _EMBEDDING_PARTS = part_of_embedding_name()
-_NEEDS_BASE = "what was learned cannot be told from the weights without the base. Name it: --base BASE."
+_NEEDS_BASE = (
+    "what was learned cannot be told from the weights without the base. Name it: --base BASE."
+)
 
 
 def recognise(source: Source) -> bool:
@@ -59,12 +68,17 @@ def recognise(source: Source) -> bool:
     value = source.value
     if not isinstance(value, dict) or not isinstance(value.get("unet"), dict):
         return False
-    return "modifier_token" in value or "text_encoder" in value or any(".attn2." in str(key) for key in value["unet"])
+    return (
+        "modifier_token" in value
+        or "text_encoder" in value
+        or any(".attn2." in str(key) for key in value["unet"])
+    )
 
 
 def parse(source: Source) -> Parsed:
-    """Read any of them. Raises FileFormatError naming a tensor of a wrong shape, or a file of the folder's that is
-    missing."""
+    """Read any of them. Raises FileFormatError naming a tensor of a wrong shape, or a file of the
+    folder's that is missing.
+    """
     halves: dict[str, dict[str, Any]] = {}
     unknown: list[str] = []
     if isinstance(source.value, dict) and isinstance(source.value.get("unet"), dict):
@@ -78,29 +92,45 @@ def parse(source: Source) -> Parsed:
         words = _words_beside(source)
     layers = {key: _layer(source, key, parts) for key, parts in halves.items()}
     _check_width(source, layers, words)
-    metadata = {name: value for name, value in source.metadata.items() if name not in ("format", _WORDS)}
+    metadata = {
+        name: value for name, value in source.metadata.items() if name not in ("format", _WORDS)
+    }
     adapter = Adapter(layers, words, metadata, "", source.name)
-    return Parsed(replace(adapter, family=family_of(adapter)), tuple(sorted(unknown)), used=_used(source))
+    return Parsed(
+        replace(adapter, family=family_of(adapter)), tuple(sorted(unknown)), used=_used(source)
+    )
 
 
 def _used(source: Source) -> frozenset[str]:
     """Every weight and word; of a compressed weight its two factors."""
     if not isinstance(source.value, dict) or not isinstance(source.value.get("unet"), dict):
         return frozenset(source.shapes)
-    names = [name for name in source.names if name.partition(".")[0] in ("unet", "text_encoder", "modifier_token")]
-    compressed = {f"unet.{name}." for name, value in source.value["unet"].items() if isinstance(value, dict)}
+    names = [
+        name
+        for name in source.names
+        if name.partition(".")[0] in ("unet", "text_encoder", "modifier_token")
+    ]
+    compressed = {
+        f"unet.{name}." for name, value in source.value["unet"].items() if isinstance(value, dict)
+    }
     factors = {f"{start}{factor}" for start in compressed for factor in ("u", "v")}
-    return frozenset(name for name in names if name in factors or not name.startswith(tuple(compressed)))
+    return frozenset(
+        name for name in names if name in factors or not name.startswith(tuple(compressed))
+    )
 
 
-def _collect(table: Mapping[Any, Any], part: str, halves: dict[str, dict[str, Any]], unknown: list[str]) -> None:
+def _collect(
+    table: Mapping[Any, Any], part: str, halves: dict[str, dict[str, Any]], unknown: list[str]
+) -> None:
     """Sort a table's entries by layer: canonical key -> {"weight" or "bias": value}."""
     for name, value in table.items():
         if isinstance(value, Tensor) and not value.numel() and str(name).endswith(".processor"):
             continue
         if part == "denoiser":
             match = _LAYER.fullmatch(str(name))
-            key = f"denoiser.{match['path']}.{match['layer']}{match['index'] or ''}" if match else ""
+            key = (
+                f"denoiser.{match['path']}.{match['layer']}{match['index'] or ''}" if match else ""
+            )
         else:
             match = _TEXT_LAYER.fullmatch(str(name))
             key = f"text_encoder.text_model.{match['path']}" if match else ""
@@ -117,12 +147,20 @@ def _layer(source: Source, key: str, parts: dict[str, Any]) -> LayerUpdate:
     if isinstance(weight, dict):
         return _compressed_layer(source, key, weight)
     if not isinstance(weight, Tensor):
-        raise fault(source.path, f"{key}.weight", "is missing" if weight is None else "is not a tensor")
+        raise fault(
+            source.path, f"{key}.weight", "is missing" if weight is None else "is not a tensor"
+        )
     wanted = (1, 2) if key.startswith("text_encoder.") else (2,)
     if weight.dim() not in wanted or not weight.numel() or not weight.is_floating_point():
-        raise fault(source.path, f"{key}.weight", f"has shape {list(weight.shape)} and type {weight.dtype}")
-    if bias is not None and not (isinstance(bias, Tensor) and tuple(bias.shape) == tuple(weight.shape[:1])):
-        raise fault(source.path, f"{key}.bias", f"does not belong to a weight of shape {list(weight.shape)}")
+        raise fault(
+            source.path, f"{key}.weight", f"has shape {list(weight.shape)} and type {weight.dtype}"
+        )
+    if bias is not None and not (
+        isinstance(bias, Tensor) and tuple(bias.shape) == tuple(weight.shape[:1])
+    ):
+        raise fault(
+            source.path, f"{key}.bias", f"does not belong to a weight of shape {list(weight.shape)}"
+        )
     return Replacement(weight.detach(), None, None if bias is None else bias.detach())
 
 
@@ -133,18 +171,27 @@ def _compressed_layer(source: Source, key: str, factors: Mapping[Any, Any]) -> L
             raise fault(source.path, f"{key}.weight", f"has no matrix {name!r}")
     assert isinstance(u, Tensor) and isinstance(v, Tensor)
     if u.shape[1] != v.shape[0] or not u.numel() or not v.numel():
-        raise fault(source.path, f"{key}.weight", f"has factors {list(u.shape)} and {list(v.shape)}, of no common rank")
+        raise fault(
+            source.path,
+            f"{key}.weight",
+            f"has factors {list(u.shape)} and {list(v.shape)}, of no common rank",
+        )
     return LowRank(v.detach(), u.detach(), float(v.shape[0]))
 
 
 def _words_of_table(source: Source, table: Any) -> dict[str, dict[str, Tensor]]:
     if not isinstance(table, dict):
         raise fault(source.path, "modifier_token", "is not a table of words")
-    return {str(word): {"text_encoder": _vectors(source.path, str(word), value)} for word, value in table.items()}
+    return {
+        str(word): {"text_encoder": _vectors(source.path, str(word), value)}
+        for word, value in table.items()
+    }
 
 
 def _words_beside(source: Source) -> dict[str, dict[str, Tensor]]:
-    """The words' files, those the weights name, or `<new1>.bin` and the like, as diffusers' own script writes them."""
+    """The words' files, those the weights name, or `<new1>.bin` and the like, as diffusers' own
+    script writes them.
+    """
     folder = source.path.parent
     if _WORDS in source.metadata:
         names = _named_files(source)
@@ -154,7 +201,9 @@ def _words_beside(source: Source) -> dict[str, dict[str, Tensor]]:
     for name in names:
         path = folder / name
         if not path.is_file():
-            raise FileFormatError(f"{path}: is missing; it holds a word that belongs to {source.path.name} beside it.")
+            raise FileFormatError(
+                f"{path}: is missing; it holds a word that belongs to {source.path.name} beside it."
+            )
         inside = open_source(path)
         word = inside.metadata.get("word", "")
         for entry, value in inside.tensors().items():
@@ -169,21 +218,32 @@ def _named_files(source: Source) -> list[str]:
     except ValueError as error:
         raise fault(source.path, f"metadata {_WORDS}", f"is not JSON ({error})") from error
     # A name never leads out of the folder.
-    if not isinstance(names, list) or not all(isinstance(n, str) and n == Path(n).name for n in names):
+    if not isinstance(names, list) or not all(
+        isinstance(n, str) and n == Path(n).name for n in names
+    ):
         raise fault(source.path, f"metadata {_WORDS}", "is not a list of file names")
     return names
 
 
 def _vectors(path: Path, word: str, value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.dim() not in (1, 2) or not value.numel() or not value.is_floating_point():
+    if (
+        not isinstance(value, Tensor)
+        or value.dim() not in (1, 2)
+        or not value.numel()
+        or not value.is_floating_point()
+    ):
         raise fault(path, word, "is not a vector")
     if not is_finite(value):
         raise fault(path, word, "holds NaN or infinity; the file is broken. Use another save of it")
     return value.detach().reshape(-1, value.shape[-1])
 
 
-def _check_width(source: Source, layers: Mapping[str, LayerUpdate], words: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """The text encoders' widths add up to what cross-attention reads, and all of it reads the same."""
+def _check_width(
+    source: Source, layers: Mapping[str, LayerUpdate], words: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """The text encoders' widths add up to what cross-attention reads, and all of it reads
+    the same.
+    """
     width = 0
     for key, update in layers.items():
         if not reads_text(key):
@@ -196,13 +256,19 @@ def _check_width(source: Source, layers: Mapping[str, LayerUpdate], words: Mappi
     for word, vectors in words.items():
         total = sum(tensor.shape[1] for tensor in vectors.values())
         if width and total != width:
-            raise fault(source.path, word, f"is {total} wide, but cross-attention reads text states {width} wide")
+            raise fault(
+                source.path,
+                word,
+                f"is {total} wide, but cross-attention reads text states {width} wide",
+            )
 
 
 def write_diffusers(adapter: Adapter, path: Path, options: WriteOptions) -> None:
-    """A folder for `unet.load_attn_procs(folder, weight_name=..., _pipeline=pipe)` and `load_textual_inversion`.
+    """A folder for `unet.load_attn_procs(folder, weight_name=..., _pipeline=pipe)` and
+    `load_textual_inversion`.
 
-    Raises FileFormatError for layers other than cross-attention's, and for differences without their base.
+    Raises FileFormatError for layers other than cross-attention's, and for differences without
+    their base.
     """
     tensors: dict[str, Tensor] = {}
     for name, tensor in _whole_weights(adapter, path).items():
@@ -211,15 +277,30 @@ def write_diffusers(adapter: Adapter, path: Path, options: WriteOptions) -> None
         tensors[f"{attention}.processor.{projection}_custom_diffusion.{rest}"] = tensor
         tensors[f"{attention[:-1]}1.processor"] = torch.zeros(0)
     files = _word_files(adapter)
-    kept = {name: value for name, value in adapter.metadata.items() if not name.startswith(("sshs_", "modelspec.hash"))}
+    kept = {
+        name: value
+        for name, value in adapter.metadata.items()
+        if not name.startswith(("sshs_", "modelspec.hash"))
+    }
     kept |= {"format": "pt", _WORDS: json.dumps(list(files), ensure_ascii=False)}
     with write_folder(path, replace=options.replace_folder) as temporary:
-        write_tensors(temporary / CUSTOM_DIFFUSION_NAMES[0], kohya.cast_floats(tensors, options.dtype), kept)
+        write_tensors(
+            temporary / CUSTOM_DIFFUSION_NAMES[0], kohya.cast_floats(tensors, options.dtype), kept
+        )
         for name, word in files.items():
             vectors = adapter.embeddings[word]
-            # With two text encoders diffusers is handed clip_l and clip_g one after the other, so the name is ours.
-            parts = {word: vectors["text_encoder"]} if len(vectors) == 1 else kohya.embedding_parts(vectors)
-            write_tensors(temporary / name, kohya.cast_floats(parts, options.dtype), {"format": "pt", "word": word})
+            # With two text encoders diffusers is handed clip_l and clip_g one after the other, so
+            # the name is ours.
+            parts = (
+                {word: vectors["text_encoder"]}
+                if len(vectors) == 1
+                else kohya.embedding_parts(vectors)
+            )
+            write_tensors(
+                temporary / name,
+                kohya.cast_floats(parts, options.dtype),
+                {"format": "pt", "word": word},
+            )
 
 
 def _word_files(adapter: Adapter) -> dict[str, str]:
@@ -235,11 +316,17 @@ def _word_files(adapter: Adapter) -> dict[str, str]:
 
 
 def write_delta(adapter: Adapter, path: Path, options: WriteOptions) -> None:
-    """The authors' `delta.bin`; low-rank layers become `u` and `v`. Raises FileFormatError for what it cannot hold."""
+    """The authors' `delta.bin`; low-rank layers become `u` and `v`. Raises FileFormatError for
+    what it cannot hold.
+    """
     factored = ((key, layer.as_low_rank()) for key, layer in adapter.layers.items())
     low_rank = {key: layer for key, layer in factored if layer is not None}
-    whole = replace(adapter, layers={key: layer for key, layer in adapter.layers.items() if key not in low_rank})
-    unet: dict[str, Any] = dict(kohya.cast_floats(_whole_weights(whole, path), options.dtype)) if whole.layers else {}
+    whole = replace(
+        adapter, layers={key: layer for key, layer in adapter.layers.items() if key not in low_rank}
+    )
+    unet: dict[str, Any] = (
+        dict(kohya.cast_floats(_whole_weights(whole, path), options.dtype)) if whole.layers else {}
+    )
     for key, layer in low_rank.items():
         if (
             not key.startswith("denoiser.")
@@ -252,13 +339,15 @@ def write_delta(adapter: Adapter, path: Path, options: WriteOptions) -> None:
         factors = {"u": up.to(layer.up.dtype), "v": layer.down}
         check_finite(factors, str(path))
         unet[f"{key.removeprefix('denoiser.')}.weight"] = kohya.cast_floats(factors, options.dtype)
-    check_finite({name: value for name, value in unet.items() if isinstance(value, Tensor)}, str(path))
+    check_finite(
+        {name: value for name, value in unet.items() if isinstance(value, Tensor)}, str(path)
+    )
     words: dict[str, Tensor] = {}
     for word, vectors in adapter.embeddings.items():
         if list(vectors) != ["text_encoder"] or len(vectors["text_encoder"]) != 1:
             raise FileFormatError(
-                f"{path}: delta.bin holds one vector of one text encoder for a word; {word!r} has more. "
-                "Use --to diffusers or webui."
+                f"{path}: delta.bin holds one vector of one text encoder for a word; {word!r} has "
+                "more. Use --to diffusers or webui."
             )
         words[word] = vectors["text_encoder"][0].clone()
     check_finite(words, str(path))
@@ -266,14 +355,19 @@ def write_delta(adapter: Adapter, path: Path, options: WriteOptions) -> None:
 
 
 def write_webui(adapter: Adapter, path: Path, options: WriteOptions) -> None:
-    """A kohya file of differences (LyCORIS' `diff`) with bundled words. Raises FileFormatError without the base."""
+    """A kohya file of differences (LyCORIS' `diff`) with bundled words. Raises FileFormatError
+    without the base.
+    """
     layers: dict[str, LayerUpdate] = {}
     for key, layer in adapter.layers.items():
         difference = layer.difference()
         if difference is None or layer.bias is not None:
             raise FileFormatError(f"{path}: {_NEEDS_BASE}")
         layers[key] = Difference(difference)
-    lycoris = {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": Difference.about.algo})}
+    lycoris = {
+        "ss_network_module": "lycoris.kohya",
+        "ss_network_args": json.dumps({"algo": Difference.about.algo}),
+    }
     differences = replace(adapter, layers=layers, metadata=adapter.metadata | lycoris)
     kohya.write(differences, path, dtype=options.dtype, layout=options.layout)
 
@@ -283,7 +377,9 @@ def _whole_weights(adapter: Adapter, path: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for key, layer in adapter.layers.items():
         if not key.startswith("denoiser.") or ".attn2." not in key:
-            raise FileFormatError(f"{path}: Custom Diffusion changes only cross-attention; {key} has no place in it.")
+            raise FileFormatError(
+                f"{path}: Custom Diffusion changes only cross-attention; {key} has no place in it."
+            )
         if layer.whole is None:
             raise FileFormatError(f"{path}: it holds whole weights, and {_NEEDS_BASE}")
         name = key.removeprefix("denoiser.")

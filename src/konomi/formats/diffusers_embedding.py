@@ -1,4 +1,6 @@
-"""Embeddings as diffusers keeps them (`learned_embeds`): a table of words and their vectors, [n, D] or [D]."""
+"""Embeddings as diffusers keeps them (`learned_embeds`): a table of words and their vectors, [n,
+D] or [D].
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,10 @@ _NO_WORDS = re.compile(
 
 
 def recognise(source: Source) -> bool:
-    """Whether the file is a short table of vectors that are called as words are: `<like this>`, or as the file's own
-    metadata says, or by a plain name and as wide as a known text encoder's. Width alone says nothing."""
+    """Whether the file is a short table of vectors that are called as words are: `<like this>`, or
+    as the file's own metadata says, or by a plain name and as wide as a known text encoder's.
+    Width alone says nothing.
+    """
     if not source.shapes or len(source.shapes) > _MAX_WORDS:
         return False
     if _says_so(source) or any(_WORD_IN_BRACKETS.fullmatch(name) for name in source.shapes):
@@ -41,11 +45,24 @@ def parse(source: Source) -> Parsed:
     """Every word of the table. Raises FileFormatError naming the one that has no vectors."""
     tensors, words = source.tensors(), _words(source)
     if not words:
-        raise fault(source.path, next(iter(tensors)), "is not the vector of a word, as the file says")
-    embeddings = {word: {"text_encoder": vectors(source.path, word, tensors[word])} for word in words}
-    adapter = with_family(Adapter(embeddings=embeddings, metadata=dict(source.metadata), name=source.name))
-    plain = [] if _says_so(source) else [word for word in words if not _WORD_IN_BRACKETS.fullmatch(word)]
-    notes = [f"taken for the learned word {word!r} by its name and width; nothing in it says so." for word in plain[:1]]
+        raise fault(
+            source.path, next(iter(tensors)), "is not the vector of a word, as the file says"
+        )
+    embeddings = {
+        word: {"text_encoder": vectors(source.path, word, tensors[word])} for word in words
+    }
+    adapter = with_family(
+        Adapter(embeddings=embeddings, metadata=dict(source.metadata), name=source.name)
+    )
+    plain = (
+        []
+        if _says_so(source)
+        else [word for word in words if not _WORD_IN_BRACKETS.fullmatch(word)]
+    )
+    notes = [
+        f"taken for the learned word {word!r} by its name and width; nothing in it says so."
+        for word in plain[:1]
+    ]
     return Parsed(adapter, notes=tuple(notes), used=frozenset(words))
 
 
@@ -61,7 +78,11 @@ def _words(source: Source) -> list[str]:
         name
         for name, shape in source.shapes.items()
         if _WORD_IN_BRACKETS.fullmatch(name)
-        or (_is_vectors(shape) and (told or shape[-1] in embedding_widths()) and (told or _may_be_word(name)))
+        or (
+            _is_vectors(shape)
+            and (told or shape[-1] in embedding_widths())
+            and (told or _may_be_word(name))
+        )
     ]
 
 
@@ -74,18 +95,31 @@ def _is_vectors(shape: tuple[int, ...]) -> bool:
 
 
 def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = None) -> None:
-    """All words in one safetensors file; for families whose words have two sets of vectors, as web UIs and diffusers'
-    examples have it: one file a word. Raises FileFormatError for another ending and for NaN."""
+    """All words in one safetensors file; for families whose words have two sets of vectors, as web
+    UIs and diffusers' examples have it: one file a word. Raises FileFormatError for another ending
+    and for NaN.
+    """
     path = Path(path)
     if any(set(found) != {"text_encoder"} for found in adapter.embeddings.values()):
         webui_embedding.write(adapter, path, dtype=dtype)
         return
     tensors = {
-        trained_word(adapter, token): found["text_encoder"] if dtype is None else found["text_encoder"].to(dtype)
+        trained_word(adapter, token): found["text_encoder"]
+        if dtype is None
+        else found["text_encoder"].to(dtype)
         for token, found in adapter.embeddings.items()
     }
     only = next(iter(tensors)) if len(tensors) == 1 else ""
-    write_tensors(path, tensors, file_metadata(adapter, tensors, title=path.stem, word=only, extra={}))
+    write_tensors(
+        path, tensors, file_metadata(adapter, tensors, title=path.stem, word=only, extra={})
+    )
 
 
-WRITERS = (Writer("embedding", ("diffusers",), ".safetensors", lambda a, path, o: write(a, path, dtype=o.dtype)),)
+WRITERS = (
+    Writer(
+        "embedding",
+        ("diffusers",),
+        ".safetensors",
+        lambda a, path, o: write(a, path, dtype=o.dtype),
+    ),
+)

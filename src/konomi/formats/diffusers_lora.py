@@ -1,9 +1,12 @@
-"""diffusers' LoRA files, `pytorch_lora_weights.safetensors`: written as diffusers loads them, read in four generations.
+"""diffusers' LoRA files, `pytorch_lora_weights.safetensors`: written as diffusers loads them, read
+in four generations.
 
 | generation | down half of a query projection |
 |---|---|
-| 2023-01 | `down_blocks...attn1.processor.to_q_lora.down.weight`, `to_out_lora`; no `unet.` at first |
-| 2023-06 | `unet.down_blocks...attn1.to_q.lora.down.weight`; text `...q_proj.lora_linear_layer.down.weight` |
+| 2023-01 | `down_blocks...attn1.processor.to_q_lora.down.weight`, `to_out_lora`; no `unet.` at
+first |
+| 2023-06 | `unet.down_blocks...attn1.to_q.lora.down.weight`; text
+`...q_proj.lora_linear_layer.down.weight` |
 | 2023-12 | `unet.down_blocks...attn1.to_q.lora_A.weight` (PEFT) |
 | 2025 | the same, with the settings as JSON in the metadata `lora_adapter_metadata` |
 """
@@ -28,7 +31,14 @@ from konomi.formats.accounting import METADATA
 from konomi.formats.family import family_of
 from konomi.formats.kohya import cast_floats, embedding_parts
 from konomi.formats.layers import LayerError, layer_from_parts
-from konomi.formats.peft_config import PeftConfig, layer_from_peft, named, peft_tensors, read_config, split_parts
+from konomi.formats.peft_config import (
+    PeftConfig,
+    layer_from_peft,
+    named,
+    peft_tensors,
+    read_config,
+    split_parts,
+)
 from konomi.formats.source import DIFFUSERS_LORA_NAME, Parsed, Source, fault
 from konomi.formats.writer import Writer
 from konomi.storage.tensor_file import write_tensors
@@ -57,7 +67,9 @@ def recognise(source: Source) -> bool:
 
 
 def parse(source: Source) -> Parsed:
-    """Read a file of any generation. Raises FileFormatError naming a tensor whose partner or rank is wrong."""
+    """Read a file of any generation. Raises FileFormatError naming a tensor whose partner or rank
+    is wrong.
+    """
     halves: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for name, tensor in source.tensors().items():
@@ -84,18 +96,23 @@ def parse(source: Source) -> Parsed:
         if part in settings:
             ranks[part][path] = layer.down.shape[0]
         layers[key] = layer_from_peft(layer, magnitude, alpha)
-    metadata = {name: value for name, value in source.metadata.items() if name not in ("format", _SETTINGS)}
+    metadata = {
+        name: value for name, value in source.metadata.items() if name not in ("format", _SETTINGS)
+    }
     adapter = Adapter(layers, {}, metadata, "", source.name)
-    notes = tuple(note for part, config in settings.items() for note in config.contradictions(ranks[part]))
+    notes = tuple(
+        note for part, config in settings.items() for note in config.contradictions(ranks[part])
+    )
     used = frozenset([*source.shapes, f"{METADATA}{_SETTINGS}"])
     return Parsed(named(adapter), tuple(sorted(unknown)), notes=notes, used=used)
 
 
 def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = None) -> None:
-    """Write a file with the scale multiplied into `lora_B`, so that every reader gets it right without settings.
+    """Write a file with the scale multiplied into `lora_B`, so that every reader gets it right
+    without settings.
 
-    `path` is a folder or a `.safetensors` file. Token embeddings, which the format lacks, become files beside it.
-    Raises FileFormatError for layers that are not low rank.
+    `path` is a folder or a `.safetensors` file. Token embeddings, which the format lacks, become
+    files beside it. Raises FileFormatError for layers that are not low rank.
     """
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
@@ -108,12 +125,18 @@ def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = Non
             tensors[f"{components[part]}.{name}"] = tensor
     if not tensors:
         raise FileFormatError(f"{path}: the adapter has no layers, so there is no LoRA to write.")
-    kept = {name: value for name, value in adapter.metadata.items() if not name.startswith(("sshs_", "modelspec.hash"))}
+    kept = {
+        name: value
+        for name, value in adapter.metadata.items()
+        if not name.startswith(("sshs_", "modelspec.hash"))
+    }
     write_tensors(path, tensors, kept | {"format": "pt"})
     for token, vectors in adapter.embeddings.items():
         stem = re.sub(r"[^\w-]+", "", token) or "token"
         beside = path.with_name(f"{path.stem}.{stem}.safetensors")
-        contents = {token: vectors["text_encoder"]} if len(vectors) == 1 else embedding_parts(vectors)
+        contents = (
+            {token: vectors["text_encoder"]} if len(vectors) == 1 else embedding_parts(vectors)
+        )
         write_tensors(beside, cast_floats(contents, dtype), {"format": "pt"})
 
 
@@ -140,7 +163,9 @@ def _role(match: re.Match[str]) -> str:
 
 
 def _settings(source: Source) -> dict[str, PeftConfig]:
-    """Part -> settings, from the optional JSON (`unet.lora_alpha`, `text_encoder.alpha_pattern`, ...)."""
+    """Part -> settings, from the optional JSON (`unet.lora_alpha`, `text_encoder.alpha_pattern`,
+    ...).
+    """
     if _SETTINGS not in source.metadata:
         return {}
     where = f"{source.path}: metadata {_SETTINGS}"
@@ -162,4 +187,12 @@ def _by_part(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-WRITERS = (Writer("lora", ("diffusers",), ".safetensors", lambda a, path, o: write(a, path, dtype=o.dtype), ("",)),)
+WRITERS = (
+    Writer(
+        "lora",
+        ("diffusers",),
+        ".safetensors",
+        lambda a, path, o: write(a, path, dtype=o.dtype),
+        ("",),
+    ),
+)

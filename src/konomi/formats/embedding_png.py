@@ -1,4 +1,6 @@
-"""Embeddings inside PNG pictures, as A1111 shares them: a text chunk `sd-ti-embedding` with JSON in Base64."""
+"""Embeddings inside PNG pictures, as A1111 shares them: a text chunk `sd-ti-embedding` with JSON
+in Base64.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ _MAX_CHUNK = 16 << 20
 
 
 def read_png_embedding(path: Path) -> dict[str, Any] | None:
-    """The table a `.pt` would hold, or None where the picture carries no embedding. Reads no pixels.
+    """The table a `.pt` would hold, or None where the picture carries no embedding. Reads no
+    pixels.
 
     Raises FileFormatError where the chunk is there and damaged.
     """
@@ -29,11 +32,16 @@ def read_png_embedding(path: Path) -> dict[str, Any] | None:
     try:
         table = parse_json(base64.b64decode(raw, validate=True))
     except ValueError as error:
-        raise FileFormatError(f"{path}: the embedding in this picture is damaged ({error}).") from error
+        raise FileFormatError(
+            f"{path}: the embedding in this picture is damaged ({error})."
+        ) from error
     held = table.get("string_to_param") if isinstance(table, dict) else None
     if not isinstance(held, dict):
         raise FileFormatError(f"{path}: the embedding in this picture has no string_to_param.")
-    return {**table, "string_to_param": {name: _tensor(path, value) for name, value in held.items()}}
+    return {
+        **table,
+        "string_to_param": {name: _tensor(path, value) for name, value in held.items()},
+    }
 
 
 def _text_chunk(path: Path) -> bytes | None:
@@ -56,4 +64,6 @@ def _tensor(path: Path, value: object) -> Tensor:
     try:
         return torch.tensor(rows, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise FileFormatError(f"{path}: the embedding in this picture is not a table of numbers.") from error
+        raise FileFormatError(
+            f"{path}: the embedding in this picture is not a table of numbers."
+        ) from error

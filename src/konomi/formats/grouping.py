@@ -1,5 +1,5 @@
-"""From a file's flat table to layers: tensors by layer, each layer under its canonical key. One loop for every format
-that names a layer and its parts in one name (kohya's, ComfyUI's).
+"""From a file's flat table to layers: tensors by layer, each layer under its canonical key. One
+loop for every format that names a layer and its parts in one name (kohya's, ComfyUI's).
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class Grouped:
     """Tensors that are no part of a layer."""
 
 
-def group(path: Path, tensors: Mapping[str, Tensor], split: Callable[[str], tuple[str, str] | None]) -> Grouped:
+def group(
+    path: Path, tensors: Mapping[str, Tensor], split: Callable[[str], tuple[str, str] | None]
+) -> Grouped:
     """Tensors by layer; `split` cuts a name into (layer, part) or says None.
 
     Raises FileFormatError for a part that is there twice, under two spellings.
@@ -49,9 +51,11 @@ def group(path: Path, tensors: Mapping[str, Tensor], split: Callable[[str], tupl
 def assemble(
     path: Path, grouped: Grouped, key_of: Callable[[str], str | None]
 ) -> tuple[dict[str, LayerUpdate], list[str]]:
-    """Canonical key -> update, and the names of all tensors that have no place; `key_of` is None for unknown layers.
+    """Canonical key -> update, and the names of all tensors that have no place; `key_of` is None
+    for unknown layers.
 
-    Raises FileFormatError naming the layer that is there twice, or whose tensors do not fit together.
+    Raises FileFormatError naming the layer that is there twice, or whose tensors do not fit
+    together.
     """
     layers: dict[str, LayerUpdate] = {}
     unknown = list(grouped.unknown)

@@ -1,9 +1,10 @@
 """Hypernetwork files: web UIs' .pt, and the same content as safetensors.
 
-.pt: {320: (k, v), 768: (k, v), ...}, whole numbers as keys, each half a table `linear.{i}.weight`, `linear.{i}.bias`;
-beside them `layer_structure`, `activation_func` and so on. Everything in it is a tensor or plain, so that it loads
-without trusting it. safetensors: tensors `{width}.k.linear.{i}.weight`; the rest as JSON in the metadata entry
-`hypernetwork`. What a file leaves out is read as A1111 does.
+.pt: {320: (k, v), 768: (k, v), ...}, whole numbers as keys, each half a table `linear.{i}.weight`,
+`linear.{i}.bias`; beside them `layer_structure`, `activation_func` and so on. Everything in it is
+a tensor or plain, so that it loads without trusting it. safetensors: tensors
+`{width}.k.linear.{i}.weight`; the rest as JSON in the metadata entry `hypernetwork`. What a file
+leaves out is read as A1111 does.
 """
 
 from __future__ import annotations
@@ -54,18 +55,22 @@ def recognise(source: Source) -> bool:
     if source.kind is FileKind.SAFETENSORS:
         return any(_TENSOR.fullmatch(name) for name in source.shapes) or _ENTRY in source.metadata
     value = source.value
-    return isinstance(value, dict) and any(type(key) is int and _is_pair(item) for key, item in value.items())
+    return isinstance(value, dict) and any(
+        type(key) is int and _is_pair(item) for key, item in value.items()
+    )
 
 
 def parse(source: Source) -> Parsed:
     """Read either spelling.
 
-    Raises FileFormatError naming the tensor that is missing, misshapen or none of the structure's, an activation that
-    konomi does not know, and what else in the table makes no sense.
+    Raises FileFormatError naming the tensor that is missing, misshapen or none of the structure's,
+    an activation that konomi does not know, and what else in the table makes no sense.
     """
     if source.kind is FileKind.SAFETENSORS:
         halves, table, unknown = _from_tensors(source)
-        metadata = {name: value for name, value in source.metadata.items() if name not in (_ENTRY, "format")}
+        metadata = {
+            name: value for name, value in source.metadata.items() if name not in (_ENTRY, "format")
+        }
     else:
         halves, table, unknown = _from_pickle(source)
         metadata = _texts(table.get("metadata"))
@@ -73,7 +78,9 @@ def parse(source: Source) -> Parsed:
     name = str(table.get("name") or "") or source.name
     adapter = Adapter(hypernetwork=hypernetwork, metadata=metadata, name=name)
     adapter = replace(adapter, family=family_of(adapter))
-    return Parsed(adapter, tuple(unknown), used=frozenset(entry for entry in source.names if _is_read(entry)))
+    return Parsed(
+        adapter, tuple(unknown), used=frozenset(entry for entry in source.names if _is_read(entry))
+    )
 
 
 def write(adapter: Adapter, path: Path, *, dtype: torch.dtype | None = None) -> None:
@@ -90,7 +97,10 @@ def write(adapter: Adapter, path: Path, *, dtype: torch.dtype | None = None) -> 
     check_finite(tensors, str(path))
     pairs: dict[int | str, Any] = {
         width: tuple(
-            {name: tensors[f"{width}.{half}.{name}"].contiguous().clone() for name in perceptron.tensors}
+            {
+                name: tensors[f"{width}.{half}.{name}"].contiguous().clone()
+                for name in perceptron.tensors
+            }
             for half, perceptron in zip(HALVES, pair)
         )
         for width, pair in adapter.hypernetwork.pairs.items()
@@ -125,8 +135,8 @@ def table_of(adapter: Adapter, title: str) -> dict[str, Any]:
     return facts | {
         "name": adapter.name or title,
         "layer_structure": [_short(multiple) for multiple in spec.structure],
-        # A1111 writes None for "linear" at times, which other programs refuse; absent activate_output is read
-        # differently by different programs. So both are always written.
+        # A1111 writes None for "linear" at times, which other programs refuse; absent
+        # activate_output is read differently by different programs. So both are always written.
         "activation_func": spec.activation,
         "activate_output": spec.activate_output,
         "is_layer_norm": spec.layer_norm,
@@ -161,7 +171,9 @@ def _from_pickle(source: Source) -> tuple[Halves, dict[str, Any], list[str]]:
         if type(key) is int:
             if not _is_pair(item):
                 raise fault(source.path, str(key), "is not a pair of networks for keys and values")
-            k, v = (_renamed(source.path, f"{key}.{half}", part) for half, part in zip(HALVES, item))
+            k, v = (
+                _renamed(source.path, f"{key}.{half}", part) for half, part in zip(HALVES, item)
+            )
             halves[key] = (k, v)
         elif isinstance(item, Tensor):
             unknown.append(str(key))
@@ -177,7 +189,11 @@ def _is_read(entry: str) -> bool:
 
 
 def _is_pair(item: object) -> bool:
-    return isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(half, dict) for half in item)
+    return (
+        isinstance(item, tuple | list)
+        and len(item) == 2
+        and all(isinstance(half, dict) for half in item)
+    )
 
 
 def _renamed(path: Path, where: str, half: Mapping[Any, Any]) -> dict[str, Tensor]:
@@ -196,11 +212,17 @@ def _hypernetwork(path: Path, table: Mapping[str, Any], halves: Halves) -> Hyper
     if not 2 <= len(structure) <= 64 or structure[0] != 1 or structure[-1] != 1:
         raise fault(path, f"layer_structure {_listed(structure)}", "does not begin and end with 1")
     if not all(0 < multiple <= _LARGEST_MULTIPLE for multiple in structure):
-        raise fault(path, f"layer_structure {_listed(structure)}", "is not of numbers above 0 and up to 64")
+        raise fault(
+            path, f"layer_structure {_listed(structure)}", "is not of numbers above 0 and up to 64"
+        )
     activation = table.get("activation_func") or "linear"
-    if not isinstance(activation, str) or (activation.lower() not in ACTIVATIONS and activation != "linear"):
+    if not isinstance(activation, str) or (
+        activation.lower() not in ACTIVATIONS and activation != "linear"
+    ):
         known = ", ".join(["linear", *ACTIVATIONS])
-        raise fault(path, f"activation_func {str(activation)[:40]!r}", f"is none that konomi knows: {known}")
+        raise fault(
+            path, f"activation_func {str(activation)[:40]!r}", f"is none that konomi knows: {known}"
+        )
     spec = Hypernetwork(
         pairs={},
         structure=structure,
@@ -216,23 +238,41 @@ def _hypernetwork(path: Path, table: Mapping[str, Any], halves: Halves) -> Hyper
     for width, (k, v) in sorted(halves.items()):
         if not 0 < width <= _WIDEST:
             raise fault(path, str(width), "is not a width of attention layers")
-        pairs[width] = (_checked(path, f"{width}.k", k, width, spec), _checked(path, f"{width}.v", v, width, spec))
+        pairs[width] = (
+            _checked(path, f"{width}.k", k, width, spec),
+            _checked(path, f"{width}.v", v, width, spec),
+        )
     return replace(spec, pairs=pairs)
 
 
-def _checked(path: Path, where: str, tensors: Mapping[str, Tensor], width: int, spec: Hypernetwork) -> Perceptron:
+def _checked(
+    path: Path, where: str, tensors: Mapping[str, Tensor], width: int, spec: Hypernetwork
+) -> Perceptron:
     """Names and shapes against those of the structure, which is built without memory for it."""
     with torch.device("meta"):
-        expected = {f"linear.{name}": t.shape for name, t in build_network(width, spec).state_dict().items()}
+        expected = {
+            f"linear.{name}": t.shape for name, t in build_network(width, spec).state_dict().items()
+        }
     norm = " and layer norm" if spec.layer_norm else ""
-    said = f"a network {_listed(spec.structure)} of width {width} with activation {spec.activation}{norm}"
+    said = (
+        f"a network {_listed(spec.structure)} of width {width} with activation "
+        f"{spec.activation}{norm}"
+    )
     for name, shape in expected.items():
         if name not in tensors:
             raise fault(path, f"{where}.{name}", f"is missing, which {said} has")
         if tensors[name].shape != shape:
-            raise fault(path, f"{where}.{name}", f"is {list(tensors[name].shape)}; {said} has {list(shape)} there")
+            raise fault(
+                path,
+                f"{where}.{name}",
+                f"is {list(tensors[name].shape)}; {said} has {list(shape)} there",
+            )
         if not tensors[name].is_floating_point():
-            raise fault(path, f"{where}.{name}", f"has type {tensors[name].dtype}; it must be a floating-point type")
+            raise fault(
+                path,
+                f"{where}.{name}",
+                f"has type {tensors[name].dtype}; it must be a floating-point type",
+            )
     for name in tensors:
         if name not in expected:
             raise fault(path, f"{where}.{name}", f"has no place in {said}")
@@ -240,18 +280,26 @@ def _checked(path: Path, where: str, tensors: Mapping[str, Tensor], width: int, 
 
 
 def _dropout(path: Path, table: Mapping[str, Any], count: int) -> tuple[float, ...]:
-    """Rates by layer; () where there are none. Without `dropout_structure`, as A1111 makes it of the two switches."""
+    """Rates by layer; () where there are none. Without `dropout_structure`, as A1111 makes it of
+    the two switches.
+    """
     last = 0.3 if _switch(path, table, "last_layer_dropout", False) else 0.0
     rates = (0.0, *[0.3] * (count - 3), last, 0.0) if count > 2 else (0.0, 0.0)
     if not _switch(path, table, "use_dropout", False):
         rates = (0.0,) * count
     rates = _numbers(path, table, "dropout_structure", rates)
     if len(rates) != count or not all(0 <= rate < 1 for rate in rates):
-        raise fault(path, f"dropout_structure {_listed(rates)}", f"is not of {count} numbers from 0 and below 1")
+        raise fault(
+            path,
+            f"dropout_structure {_listed(rates)}",
+            f"is not of {count} numbers from 0 and below 1",
+        )
     return rates if any(rates) else ()
 
 
-def _numbers(path: Path, table: Mapping[str, Any], name: str, default: tuple[float, ...]) -> tuple[float, ...]:
+def _numbers(
+    path: Path, table: Mapping[str, Any], name: str, default: tuple[float, ...]
+) -> tuple[float, ...]:
     value = table.get(name)
     if value is None:
         return default
@@ -283,10 +331,18 @@ def _texts(table: object) -> dict[str, str]:
 
 def _own_metadata(adapter: Adapter) -> dict[str, str]:
     """What the run says of itself, without what is about LoRA alone."""
-    kept = {name: value for name, value in adapter.metadata.items() if not name.startswith(("ss_network_", "sshs_"))}
+    kept = {
+        name: value
+        for name, value in adapter.metadata.items()
+        if not name.startswith(("ss_network_", "sshs_"))
+    }
     if "modelspec.architecture" in kept:
-        kept["modelspec.architecture"] = kept["modelspec.architecture"].partition("/")[0] + "/hypernetwork"
-    told = families_of_contexts(adapter.hypernetwork.pairs) if adapter.hypernetwork is not None else ()
+        kept["modelspec.architecture"] = (
+            kept["modelspec.architecture"].partition("/")[0] + "/hypernetwork"
+        )
+    told = (
+        families_of_contexts(adapter.hypernetwork.pairs) if adapter.hypernetwork is not None else ()
+    )
     if adapter.family and adapter.family not in [family.name for family in told]:
         kept.setdefault("ss_base_model_version", base_model_version(adapter.family, "epsilon"))
     return kept

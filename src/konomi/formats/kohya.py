@@ -1,7 +1,8 @@
-"""kohya's LoRA files (sd-scripts; read by every web UI), with LoCon, LyCORIS and bundled embeddings.
+"""kohya's LoRA files (sd-scripts; read by every web UI), with LoCon, LyCORIS and bundled
+embeddings.
 
-A layer is `{prefix}_{module path, dots as underscores}.{part}`; see `layers` for the parts, `kohya_keys` for the names,
-`kohya_metadata` for what a file says of itself.
+A layer is `{prefix}_{module path, dots as underscores}.{part}`; see `layers` for the parts,
+`kohya_keys` for the names, `kohya_metadata` for what a file says of itself.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def recognise(source: Source) -> bool:
 
 
 def parse(source: Source) -> Parsed:
-    """Read every variant. Raises FileFormatError naming the tensor whose partner, rank or width is wrong."""
+    """Read every variant. Raises FileFormatError naming the tensor whose partner, rank or width is
+    wrong.
+    """
     tensors = source.tensors()
     embeddings: dict[str, dict[str, Tensor]] = {}
     lost = []
@@ -56,11 +59,14 @@ def parse(source: Source) -> Parsed:
     layout = layout_for(grouped.parts, context_widths(grouped.parts))
     layers, unknown = assemble(source.path, grouped, lambda layer: key_of(layer, layout))
     adapter = Adapter(layers, embeddings, dict(source.metadata), "", source.name)
-    # A lone te1 fits several families by its widths; only its name tells, and is not lost on writing.
+    # A lone te1 fits several families by its widths; only its name tells, and is not lost on
+    # writing.
     numbered = family_of_kohya_names(grouped.parts)
     family = family_by_layers(layers) or (numbered.name if numbered else family_of(adapter))
     adapter = replace(adapter, family=family)
-    return _with_negative(source, Parsed(adapter, tuple(sorted([*unknown, *lost])), used=frozenset(tensors)))
+    return _with_negative(
+        source, Parsed(adapter, tuple(sorted([*unknown, *lost])), used=frozenset(tensors))
+    )
 
 
 def _split(name: str) -> tuple[str, str] | None:
@@ -70,7 +76,9 @@ def _split(name: str) -> tuple[str, str] | None:
 
 
 def context_widths(grouped: Mapping[str, Mapping[str, Tensor]]) -> set[int]:
-    """Widths of the text states that cross-attention's keys and values read, where their tensors tell."""
+    """Widths of the text states that cross-attention's keys and values read, where their tensors
+    tell.
+    """
     found = set()
     for layer, parts in grouped.items():
         if layer.endswith(("attn2_to_k", "attn2_to_v", "attn2.to_k", "attn2.to_v")):
@@ -81,15 +89,20 @@ def context_widths(grouped: Mapping[str, Mapping[str, Tensor]]) -> set[int]:
 
 
 def write(
-    adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = None, layout: UNetLayout | None = None
+    adapter: Adapter,
+    path: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    layout: UNetLayout | None = None,
 ) -> None:
-    """Write with complete metadata and hashes. `dtype` None keeps every tensor's; `layout` is of a UNet that
-    is not of its family's size.
+    """Write with complete metadata and hashes. `dtype` None keeps every tensor's; `layout` is of a
+    UNet that is not of its family's size.
 
-    Raises FileFormatError for DoRA magnitudes per output: ComfyUI, Forge and LyCORIS read them, but A1111 takes every
-    `dora_scale` for one per input, so that the file would mean two things.
+    Raises FileFormatError for DoRA magnitudes per output: ComfyUI, Forge and LyCORIS read them,
+    but A1111 takes every `dora_scale` for one per input, so that the file would mean two things.
 
-    What is for the negative branch of guidance goes into a file beside it, NAME-neg, with the negative words.
+    What is for the negative branch of guidance goes into a file beside it, NAME-neg, with the
+    negative words.
     """
     path = Path(path)
     if adapter.negative is not None:
@@ -102,22 +115,27 @@ def write(
     for key, update in adapter.layers.items():
         if per_output(update.magnitude):
             raise FileFormatError(
-                f"{path}: {key} has DoRA magnitudes per output, which A1111 would take for magnitudes per input: the "
-                "file would not mean the same everywhere. Convert with --to peft or diffusers, or with --base BASE to "
-                "plain differences, which every program reads; or train with save.format kohya."
+                f"{path}: {key} has DoRA magnitudes per output, which A1111 would take for "
+                "magnitudes per input: the file would not mean the same everywhere. Convert with "
+                "--to peft or diffusers, or with --base BASE to plain differences, which every "
+                "program reads; or train with save.format kohya."
             )
         name = name_of(key, family, layout)
         for part, tensor in update.to_parts(norm=is_norm(key)).items():
             tensors[f"{name}.{part}"] = tensor
     for token, vectors in adapter.embeddings.items():
-        tensors |= {f"{_BUNDLE}{token}.{part}": tensor for part, tensor in embedding_parts(vectors).items()}
+        tensors |= {
+            f"{_BUNDLE}{token}.{part}": tensor for part, tensor in embedding_parts(vectors).items()
+        }
     tensors = cast_floats(tensors, dtype)
     metadata = with_hashes(with_minimum(adapter, family, path.stem), tensors)
     write_tensors(path, tensors, metadata)
 
 
 def embedding_parts(vectors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Part names of an embedding file: `emb_params`, or `clip_l` and `clip_g` with two text encoders."""
+    """Part names of an embedding file: `emb_params`, or `clip_l` and `clip_g` with two text
+    encoders.
+    """
     names = embedding_names(vectors)
     return {names[part]: tensor for part, tensor in vectors.items()}
 
@@ -130,8 +148,9 @@ def cast_floats(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[s
 
 
 def _with_negative(source: Source, parsed: Parsed) -> Parsed:
-    """With what lies beside a file for the negative branch (DreamArtist++): NAME-neg, which brings the negative half of
-    a word that the file itself brings. Another file of that name is none of it.
+    """With what lies beside a file for the negative branch (DreamArtist++): NAME-neg, which brings
+    the negative half of a word that the file itself brings. Another file of that name is none of
+    it.
 
     Raises FileFormatError for a half that is broken.
     """
@@ -144,12 +163,18 @@ def _with_negative(source: Source, parsed: Parsed) -> Parsed:
         return parsed
     for name, tensor in half.tensors().items():
         if not is_finite(tensor):
-            raise fault(path, name, "holds NaN or infinity; the file is broken. Use another save of it")
+            raise fault(
+                path, name, "holds NaN or infinity; the file is broken. Use another save of it"
+            )
     found = accounted(half, parse(half))
     negative = replace(found.adapter, embeddings={})
-    together = replace(adapter, embeddings=adapter.embeddings | found.adapter.embeddings, negative=negative)
+    together = replace(
+        adapter, embeddings=adapter.embeddings | found.adapter.embeddings, negative=negative
+    )
     ignored = {**parsed.ignored, **prefixed(found.ignored, f"{path.name}: ")}
-    return replace(parsed, adapter=together, unknown=(*parsed.unknown, *found.unknown), ignored=ignored)
+    return replace(
+        parsed, adapter=together, unknown=(*parsed.unknown, *found.unknown), ignored=ignored
+    )
 
 
 def _negative_path(path: Path) -> Path:
@@ -164,20 +189,35 @@ def _negative_half(adapter: Adapter, name: str) -> Adapter:
     }
     words = _words(adapter, negative=True)
     return replace(
-        adapter, layers=adapter.negative.layers, embeddings=words, metadata=metadata, name=name, negative=None
+        adapter,
+        layers=adapter.negative.layers,
+        embeddings=words,
+        metadata=metadata,
+        name=name,
+        negative=None,
     )
 
 
 def _words(adapter: Adapter, *, negative: bool) -> dict[str, dict[str, Tensor]]:
-    return {word: parts for word, parts in adapter.embeddings.items() if word.endswith(NEGATIVE) == negative}
+    return {
+        word: parts
+        for word, parts in adapter.embeddings.items()
+        if word.endswith(NEGATIVE) == negative
+    }
 
 
-def _add_embedding(source: Source, embeddings: dict[str, dict[str, Tensor]], name: str, tensor: Tensor) -> bool:
+def _add_embedding(
+    source: Source, embeddings: dict[str, dict[str, Tensor]], name: str, tensor: Tensor
+) -> bool:
     for suffix, part in _EMBEDDING_PARTS.items():
         if name.endswith(suffix):
             token = name.removeprefix(_BUNDLE).removesuffix(suffix)
             if tensor.dim() not in (1, 2) or not tensor.numel() or not tensor.is_floating_point():
-                raise fault(source.path, name, f"has shape {list(tensor.shape)}; vectors of a word are [count, width]")
+                raise fault(
+                    source.path,
+                    name,
+                    f"has shape {list(tensor.shape)}; vectors of a word are [count, width]",
+                )
             embeddings.setdefault(token, {})[part] = tensor.reshape(-1, tensor.shape[-1])
             return True
     return False
@@ -185,6 +225,9 @@ def _add_embedding(source: Source, embeddings: dict[str, dict[str, Tensor]], nam
 
 WRITERS = (
     Writer(
-        "lora", ("kohya", "webui"), ".safetensors", lambda a, path, o: write(a, path, dtype=o.dtype, layout=o.layout)
+        "lora",
+        ("kohya", "webui"),
+        ".safetensors",
+        lambda a, path, o: write(a, path, dtype=o.dtype, layout=o.layout),
     ),
 )

@@ -1,7 +1,9 @@
-"""Layer names of kohya's files: a module's path with underscores for dots, after a prefix for the part.
+"""Layer names of kohya's files: a module's path with underscores for dots, after a prefix for the
+part.
 
-The way back is not a table but a grammar: every name that a family's modules use is one of its words, and the longest
-word wins, so no model is needed to tell `to_out_0` (`to_out.0`) from `proj_out`.
+The way back is not a table but a grammar: every name that a family's modules use is one of its
+words, and the longest word wins, so no model is needed to tell `to_out_0` (`to_out.0`) from
+`proj_out`.
 """
 
 from __future__ import annotations
@@ -39,10 +41,11 @@ _BLOCK = re.compile(r"(?:lora_unet_|lycoris_|diffusion_model_)((?:input|output)_
 
 
 def key_of(name: str, layout: UNetLayout | None = None) -> str | None:
-    """`lora_unet_mid_block_attentions_0_proj_in` -> `denoiser.mid_block.attentions.0.proj_in`; None if unknown.
+    """`lora_unet_mid_block_attentions_0_proj_in` -> `denoiser.mid_block.attentions.0.proj_in`;
+    None if unknown.
 
-    Both namings of the UNet are read, diffusers' and the original one; `layout` is that of the original names, by
-    default of the family whose files have them.
+    Both namings of the UNet are read, diffusers' and the original one; `layout` is that of the
+    original names, by default of the family whose files have them.
     """
     for prefix, part in _PREFIXES.items():
         if name.startswith(prefix):
@@ -83,7 +86,9 @@ def layout_for(names: Iterable[str], context_widths: Collection[int]) -> UNetLay
 @lru_cache
 def _blocks(layout: UNetLayout) -> frozenset[str]:
     """`input_blocks_4_1` and so on."""
-    return frozenset("_".join(name.replace(".", "_").split("_")[:4]) for name in unet_modules(layout))
+    return frozenset(
+        "_".join(name.replace(".", "_").split("_")[:4]) for name in unet_modules(layout)
+    )
 
 
 def is_norm(key: str) -> bool:
@@ -97,7 +102,8 @@ def _path(flat: str, part: str, layout: UNetLayout | None) -> str | None:
     path = _dotted(flat, _GRAMMARS[part])
     if part == DENOISER:
         return path
-    # Some programs wrote the names of transformers' newest layout, which no longer has the outer `text_model`.
+    # Some programs wrote the names of transformers' newest layout, which no longer has the outer
+    # `text_model`.
     if path is not None and path.split(".")[0] in ("encoder", "embeddings", "final_layer_norm"):
         return f"text_model.{path}"
     return path

@@ -1,6 +1,8 @@
-"""What a LoRA file says of itself: `ss_*` (sd-scripts), `sshs_*` (hashes) and `modelspec.*` (ModelSpec 1.0.1).
+"""What a LoRA file says of itself: `ss_*` (sd-scripts), `sshs_*` (hashes) and `modelspec.*`
+(ModelSpec 1.0.1).
 
-Other tools show these, sort by them, and tell the family from them. Names only: no folder of the trainer's machine.
+Other tools show these, sort by them, and tell the family from them. Names only: no folder of the
+trainer's machine.
 """
 
 from __future__ import annotations
@@ -54,12 +56,15 @@ class TrainingFacts:
     comment: str = ""
     trigger: str = ""
     extra: Mapping[str, object] = field(default_factory=dict)
-    """Further `ss_*` entries without the prefix: learning_rate, optimizer, batch_size_per_device, ..."""
+    """Further `ss_*` entries without the prefix: learning_rate, optimizer, batch_size_per_device,
+    ..."""
     finished: datetime | None = None
 
 
 def training_metadata(facts: TrainingFacts) -> dict[str, str]:
-    """Metadata of a trained file, without the hashes, which `write` adds. Values are texts, tables as JSON."""
+    """Metadata of a trained file, without the hashes, which `write` adds. Values are texts, tables
+    as JSON.
+    """
     when = (facts.finished or datetime.now(UTC)).astimezone(UTC)
     width, height = facts.resolution
     family = known_family(facts.family)
@@ -76,8 +81,12 @@ def training_metadata(facts: TrainingFacts) -> dict[str, str]:
         "ss_new_sd_model_hash": facts.base_sha256,
         "ss_resolution": f"({width}, {height})",
         "ss_clip_skip": facts.clip_skip,
-        "ss_tag_frequency": {last_part(folder): dict(tags) for folder, tags in facts.tag_frequency.items()},
-        "ss_dataset_dirs": {last_part(folder): dict(counts) for folder, counts in facts.dataset_folders.items()},
+        "ss_tag_frequency": {
+            last_part(folder): dict(tags) for folder, tags in facts.tag_frequency.items()
+        },
+        "ss_dataset_dirs": {
+            last_part(folder): dict(counts) for folder, counts in facts.dataset_folders.items()
+        },
         "ss_bucket_info": dict(facts.bucket_info),
         "ss_num_train_images": facts.num_train_images,
         "ss_num_reg_images": facts.num_prior_images,
@@ -123,14 +132,17 @@ def with_minimum(adapter: Adapter, family: str, title: str) -> dict[str, str]:
 
 
 def with_hashes(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Add `sshs_model_hash`, `sshs_legacy_hash` and `modelspec.hash_sha256`, as sd-scripts defines them."""
+    """Add `sshs_model_hash`, `sshs_legacy_hash` and `modelspec.hash_sha256`, as sd-scripts defines
+    them.
+    """
     completed = {name: value for name, value in metadata.items() if not name.startswith("sshs_")}
     model_hash = hashlib.sha256()
     blocks = serialised(tensors, {})
     next(blocks)
     for block in blocks:
         model_hash.update(block)
-    # The legacy hash is of a file that carries the ss_* entries only, so that later notes do not change it.
+    # The legacy hash is of a file that carries the ss_* entries only, so that later notes do not
+    # change it.
     training = {name: value for name, value in completed.items() if name.startswith("ss_")}
     completed["sshs_model_hash"] = model_hash.hexdigest()
     completed["sshs_legacy_hash"] = _short_hash(tensors, training)
@@ -166,7 +178,9 @@ def last_part(name: str) -> str:
 
 
 def text(value: object) -> str:
-    """A metadata value: texts as they are, tables and lists as JSON, whole numbers without a fraction."""
+    """A metadata value: texts as they are, tables and lists as JSON, whole numbers without a
+    fraction.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, dict | list | tuple):

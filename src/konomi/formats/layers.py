@@ -1,4 +1,6 @@
-"""The tensors of one layer, as kohya's and LyCORIS' files name them, to an update of whichever kind they make."""
+"""The tensors of one layer, as kohya's and LyCORIS' files name them, to an update of whichever
+kind they make.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,20 @@ from torch import Tensor
 from konomi.adapters.kinds import KINDS, Kind, LayerUpdate
 from konomi.adapters.kinds.parts import LayerError
 
-__all__ = ["BEGINNINGS", "KNOWN_PARTS", "LayerError", "kind_of_parts", "layer_from_parts", "part_of", "split_name"]
+__all__ = [
+    "BEGINNINGS",
+    "KNOWN_PARTS",
+    "LayerError",
+    "kind_of_parts",
+    "layer_from_parts",
+    "part_of",
+    "split_name",
+]
 
 _RESHAPE = "reshape_weight"
-_NUM_AXES: dict[str, tuple[int, ...]] = {name: axes for kind in KINDS for name, axes in kind.about.parts.items()}
+_NUM_AXES: dict[str, tuple[int, ...]] = {
+    name: axes for kind in KINDS for name, axes in kind.about.parts.items()
+}
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _SPELLINGS = {other: name for kind in KINDS for other, name in kind.about.spellings.items()}
 KNOWN_PARTS = frozenset({*_NUM_AXES, _RESHAPE})
@@ -38,7 +50,9 @@ def part_of(name: str) -> str:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """A dotted tensor name as (layer, part in kohya's words); None if it ends in no part of an update."""
+    """A dotted tensor name as (layer, part in kohya's words); None if it ends in no part of an
+    update.
+    """
     position = len(name)
     for _ in range(3):
         position = name.rfind(".", 0, position)
@@ -52,20 +66,28 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 def kind_of_parts(names: frozenset[str]) -> Kind | None:
     """The kind whose update a layer's parts make; None where none is complete."""
-    return next((kind for kind in KINDS if any(wanted <= names for wanted in kind.about.complete)), None)
+    return next(
+        (kind for kind in KINDS if any(wanted <= names for wanted in kind.about.complete)), None
+    )
 
 
 def layer_from_parts(parts: Mapping[str, Tensor]) -> LayerUpdate:
-    """Assemble one layer. Raises LayerError for missing halves, rank 0, widths that differ, or mixed kinds."""
+    """Assemble one layer. Raises LayerError for missing halves, rank 0, widths that differ, or
+    mixed kinds.
+    """
     names = frozenset(parts)
     if _RESHAPE in names:
-        raise LayerError(_RESHAPE, "gives the layer another shape (as for FLUX tools), which konomi does not do")
+        raise LayerError(
+            _RESHAPE, "gives the layer another shape (as for FLUX tools), which konomi does not do"
+        )
     _check_shapes(parts)
     kind = next((kind for kind in KINDS if names & _OWN[kind]), None) or kind_of_parts(names)
     if kind is None:
         raise LayerError(min(names, default=""), "has none of the tensors it belongs to")
     for name in sorted(names - kind.about.parts.keys()):
-        raise LayerError(name, "does not belong to a layer of this kind; konomi cannot combine the two")
+        raise LayerError(
+            name, "does not belong to a layer of this kind; konomi cannot combine the two"
+        )
     return kind.from_parts(parts)
 
 
@@ -75,12 +97,18 @@ def _check_shapes(parts: Mapping[str, Tensor]) -> None:
         whole = name == "alpha" and tensor.dtype in _INTEGERS
         if name != "on_input" and not tensor.is_floating_point() and not whole:
             raise LayerError(
-                name, f"has type {str(tensor.dtype).removeprefix('torch.')}; it must be a floating-point type"
+                name,
+                f"has type {str(tensor.dtype).removeprefix('torch.')}; it must be a floating-point "
+                "type",
             )
         if not (possible := _NUM_AXES.get(name)):
             continue
         if tensor.dim() not in possible:
             raise LayerError(name, f"has shape {list(tensor.shape)}; {possible} axes are possible")
         if tensor.numel() == 0:
-            what = "has rank 0" if 0 in tensor.shape[:2] else f"has shape {list(tensor.shape)}, which is empty"
+            what = (
+                "has rank 0"
+                if 0 in tensor.shape[:2]
+                else f"has shape {list(tensor.shape)}, which is empty"
+            )
             raise LayerError(name, what)

@@ -1,9 +1,10 @@
-"""Names of Stable Diffusion's original (LDM) layout and of the diffusers/transformers layout, both ways.
+"""Names of Stable Diffusion's original (LDM) layout and of the diffusers/transformers layout, both
+ways.
 
-Nothing here holds a table of a particular model: the maps are computed from the block structure, which published
-configs give, so they serve any UNet or VAE of these architectures. Part prefixes (`model.diffusion_model.`,
-`first_stage_model.`) are the caller's. A name is a tensor's (`input_blocks.1.0.in_layers.0.weight`) or a module's; what
-no rule covers gives None.
+Nothing here holds a table of a particular model: the maps are computed from the block structure,
+which published configs give, so they serve any UNet or VAE of these architectures. Part prefixes
+(`model.diffusion_model.`, `first_stage_model.`) are the caller's. A name is a tensor's
+(`input_blocks.1.0.in_layers.0.weight`) or a module's; what no rule covers gives None.
 """
 
 import re
@@ -72,11 +73,15 @@ _UNET_TOP = {
 
 @lru_cache(maxsize=32)
 def unet_modules(layout: UNetLayout) -> dict[str, str]:
-    """LDM module -> diffusers module: leaves, except transformers (`...attentions.0`), whose inside is named alike."""
+    """LDM module -> diffusers module: leaves, except transformers (`...attentions.0`), whose
+    inside is named alike.
+    """
     modules = dict(_UNET_TOP)
 
     def resnet(ldm: str, diffusers: str) -> None:
-        modules.update({f"{ldm}.{ours}": f"{diffusers}.{theirs}" for ours, theirs in _RESNET.items()})
+        modules.update(
+            {f"{ldm}.{ours}": f"{diffusers}.{theirs}" for ours, theirs in _RESNET.items()}
+        )
 
     last = len(layout.resnets) - 1
     index = 0
@@ -93,13 +98,17 @@ def unet_modules(layout: UNetLayout) -> dict[str, str]:
     modules["middle_block.1"] = "mid_block.attentions.0"
     resnet("middle_block.2", "mid_block.resnets.1")
     index = 0
-    for up, (count, attention) in enumerate(zip(reversed(layout.resnets), reversed(layout.attention), strict=True)):
+    for up, (count, attention) in enumerate(
+        zip(reversed(layout.resnets), reversed(layout.attention), strict=True)
+    ):
         for layer in range(count + 1):
             resnet(f"output_blocks.{index}.0", f"up_blocks.{up}.resnets.{layer}")
             if attention:
                 modules[f"output_blocks.{index}.1"] = f"up_blocks.{up}.attentions.{layer}"
             if layer == count and up < last:
-                modules[f"output_blocks.{index}.{1 + attention}.conv"] = f"up_blocks.{up}.upsamplers.0.conv"
+                modules[f"output_blocks.{index}.{1 + attention}.conv"] = (
+                    f"up_blocks.{up}.upsamplers.0.conv"
+                )
             index += 1
     return modules
 
@@ -156,10 +165,12 @@ def _transformer_module(flat: str) -> str | None:
 
 
 def ldm_unet_module_to_diffusers(name: str, layout: UNetLayout | None = None) -> str | None:
-    """Path of a UNet module from its LDM name, dotted or flattened with underscores as in kohya's LoRA files.
+    """Path of a UNet module from its LDM name, dotted or flattened with underscores as in kohya's
+    LoRA files.
 
-    `input_blocks_4_1_transformer_blocks_0_attn1_to_q` -> `down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`.
-    Without a layout, that of the family whose LoRA files have such names.
+    `input_blocks_4_1_transformer_blocks_0_attn1_to_q` ->
+    `down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`. Without a layout, that of the
+    family whose LoRA files have such names.
     """
     layout = layout or published_layouts()[0]
     if "." in name:
@@ -178,7 +189,9 @@ def ldm_unet_module_to_diffusers(name: str, layout: UNetLayout | None = None) ->
 
 
 def diffusers_unet_module_to_ldm(path: str, layout: UNetLayout | None = None) -> str | None:
-    """Dotted LDM name of a UNet module; kohya's files write it with underscores. Without a layout as above."""
+    """Dotted LDM name of a UNet module; kohya's files write it with underscores. Without a layout
+    as above.
+    """
     return unet_to_ldm(path, layout or published_layouts()[0])
 
 
@@ -198,17 +211,27 @@ _VAE_SHARED = {
 
 @lru_cache(maxsize=16)
 def vae_modules(levels: int, layers: int = 2) -> dict[str, str]:
-    """LDM module -> diffusers module of an `AutoencoderKL` with `levels` resolutions and `layers` blocks in each."""
+    """LDM module -> diffusers module of an `AutoencoderKL` with `levels` resolutions and `layers`
+    blocks in each.
+    """
     modules = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
     for half in ("encoder", "decoder"):
-        modules.update({f"{half}.{ours}": f"{half}.{theirs}" for ours, theirs in _VAE_SHARED.items()})
+        modules.update(
+            {f"{half}.{ours}": f"{half}.{theirs}" for ours, theirs in _VAE_SHARED.items()}
+        )
     for level in range(levels):
         up = levels - 1 - level
         down = f"encoder.down_blocks.{level}"
         for layer in range(layers):
-            _add_vae_resnet(modules, f"encoder.down.{level}.block.{layer}", f"{down}.resnets.{layer}")
+            _add_vae_resnet(
+                modules, f"encoder.down.{level}.block.{layer}", f"{down}.resnets.{layer}"
+            )
         for layer in range(layers + 1):
-            _add_vae_resnet(modules, f"decoder.up.{up}.block.{layer}", f"decoder.up_blocks.{level}.resnets.{layer}")
+            _add_vae_resnet(
+                modules,
+                f"decoder.up.{up}.block.{layer}",
+                f"decoder.up_blocks.{level}.resnets.{layer}",
+            )
         modules[f"encoder.down.{level}.downsample.conv"] = f"{down}.downsamplers.0.conv"
         modules[f"decoder.up.{up}.upsample.conv"] = f"decoder.up_blocks.{level}.upsamplers.0.conv"
     return modules
@@ -249,9 +272,11 @@ _OPENCLIP_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+?)(?:\.|_)(weig
 
 
 def openclip_to_transformers(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """One tensor of OpenCLIP's text encoder as tensors of transformers' `CLIPTextModel` (classic names).
+    """One tensor of OpenCLIP's text encoder as tensors of transformers' `CLIPTextModel` (classic
+    names).
 
-    `in_proj` is cut into q, k, v; `text_projection` is transposed. What transformers does not have gives {}.
+    `in_proj` is cut into q, k, v; `text_projection` is transposed. What transformers does not have
+    gives {}.
     """
     if name in _OPENCLIP_TOP:
         return {_OPENCLIP_TOP[name]: tensor}
@@ -271,7 +296,9 @@ def openclip_to_transformers(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def transformers_to_openclip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A whole text encoder (classic names) in OpenCLIP's layout. Names of no place there are left out."""
+    """A whole text encoder (classic names) in OpenCLIP's layout. Names of no place there are left
+    out.
+    """
     top = {theirs: ours for ours, theirs in _OPENCLIP_TOP.items()}
     layers = {theirs: ours for ours, theirs in _OPENCLIP_LAYER.items()}
     pattern = re.compile(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
@@ -294,14 +321,19 @@ def transformers_to_openclip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     return result
 
 
-_FLAT_BLOCK = re.compile(r"(?:(input_blocks|output_blocks)(\d+)(\d)|(middle_block)(\d)|(time_embed|out)(\d))(\D*.*)")
-_FLAT_RESNET = re.compile(r"(in_layers|emb_layers|out_layers)(\d)|skip_connection|op|conv|norm|proj_in|proj_out|")
+_FLAT_BLOCK = re.compile(
+    r"(?:(input_blocks|output_blocks)(\d+)(\d)|(middle_block)(\d)|(time_embed|out)(\d))(\D*.*)"
+)
+_FLAT_RESNET = re.compile(
+    r"(in_layers|emb_layers|out_layers)(\d)|skip_connection|op|conv|norm|proj_in|proj_out|"
+)
 
 
 def ema_name_to_dotted(flat: str) -> str | None:
     """Name of a UNet tensor from the name of its running average, which LDM stores without dots.
 
-    `input_blocks41transformer_blocks0norm1weight` -> `input_blocks.4.1.transformer_blocks.0.norm1.weight`.
+    `input_blocks41transformer_blocks0norm1weight` ->
+    `input_blocks.4.1.transformer_blocks.0.norm1.weight`.
     """
     for kind in ("weight", "bias"):
         if flat.endswith(kind):
@@ -319,7 +351,8 @@ def _dotted_module(flat: str) -> str | None:
     *numbers, rest = match.groups()
     block = ".".join(part for part in numbers if part is not None)
     if inner := re.fullmatch(
-        r"transformer_blocks(\d+)(?:(attn[12])(to_q|to_k|to_v|to_out0)|(norm[123])|ffnet(0proj|2))", rest
+        r"transformer_blocks(\d+)(?:(attn[12])(to_q|to_k|to_v|to_out0)|(norm[123])|ffnet(0proj|2))",
+        rest,
     ):
         index, attention, projection, norm, feed_forward = inner.groups()
         if attention:

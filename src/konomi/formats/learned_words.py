@@ -1,4 +1,5 @@
-"""What files of learned words (Textual Inversion, Gal et al. 2022) have in common: their vectors, their metadata.
+"""What files of learned words (Textual Inversion, Gal et al. 2022) have in common: their vectors,
+their metadata.
 
 Shapes: n vectors of a word, D width of a text encoder's token embeddings.
 """
@@ -17,7 +18,8 @@ from konomi.formats.kohya_metadata import architecture, base_model_version, ss_v
 from konomi.formats.source import fault
 
 WORD = "konomi.word"
-"""Metadata: the word a file was trained as. Web UIs call it by the file's name, whatever that has become."""
+"""Metadata: the word a file was trained as. Web UIs call it by the file's name, whatever that has
+become."""
 NEGATIVE = "-neg"
 """A word `X-neg` belongs into the negative prompt wherever `X` is used (DreamArtist)."""
 
@@ -34,7 +36,9 @@ def vectors(path: Path, name: str, tensor: Tensor) -> Tensor:
     """[n, D] of a tensor [n, D] or [D]. Raises FileFormatError naming what is no vector."""
     if not tensor.is_floating_point() or tensor.dim() not in (1, 2) or tensor.numel() == 0:
         kind = str(tensor.dtype).removeprefix("torch.")
-        raise fault(path, name, f"is {kind} {list(tensor.shape)}; vectors of a word are [count, width]")
+        raise fault(
+            path, name, f"is {kind} {list(tensor.shape)}; vectors of a word are [count, width]"
+        )
     return tensor.detach().reshape(-1, tensor.shape[-1])
 
 
@@ -54,9 +58,16 @@ def trained_word(adapter: Adapter, token: str) -> str:
 
 
 def file_metadata(
-    adapter: Adapter, tensors: Mapping[str, Tensor], *, title: str, word: str, extra: Mapping[str, str]
+    adapter: Adapter,
+    tensors: Mapping[str, Tensor],
+    *,
+    title: str,
+    word: str,
+    extra: Mapping[str, str],
 ) -> dict[str, str]:
-    """What an adapter says of itself, completed by what other tools sort files by, with the hashes of `tensors`."""
+    """What an adapter says of itself, completed by what other tools sort files by, with the hashes
+    of `tensors`.
+    """
     metadata = {
         _FACTS.get(name, name): value
         for name, value in adapter.metadata.items()
@@ -67,7 +78,9 @@ def file_metadata(
         metadata.setdefault("ss_v2", ss_v2(family))
         metadata.setdefault("ss_base_model_version", base_model_version(family, "epsilon"))
         metadata.setdefault("modelspec.sai_model_spec", "1.0.1")
-        base = metadata.get("modelspec.architecture", architecture(family, "epsilon", "")).split("/")[0]
+        base = metadata.get("modelspec.architecture", architecture(family, "epsilon", "")).split(
+            "/"
+        )[0]
         metadata["modelspec.architecture"] = f"{base}/textual-inversion"
         metadata.setdefault("modelspec.title", title)
     metadata.setdefault("ss_output_name", title)
@@ -78,4 +91,9 @@ def file_metadata(
 
 def pickled_facts(metadata: Mapping[str, str]) -> dict[str, str]:
     """The same the other way round: what a .pt tells, of safetensors metadata."""
-    return {old: metadata[name] for old, new in _FACTS.items() for name in (old, new) if name in metadata}
+    return {
+        old: metadata[name]
+        for old, new in _FACTS.items()
+        for name in (old, new)
+        if name in metadata
+    }

@@ -1,8 +1,10 @@
-"""Patterns over module paths (`alpha_pattern` in PEFT's settings), matched in time that grows with their length alone.
+"""Patterns over module paths (`alpha_pattern` in PEFT's settings), matched in time that grows with
+their length alone.
 
-PEFT matches `(.*\\.)?(PATTERN)$` with Python's backtracking engine, which a stranger's pattern can keep busy for ever.
-Here a pattern becomes a nondeterministic automaton (Thompson 1968) that reads the path once. Known are literals, `.`,
-classes, groups, `|`, the repeats `* + ? {m,n}` and `^ $` at the ends; for anything else there is one line.
+PEFT matches `(.*\\.)?(PATTERN)$` with Python's backtracking engine, which a stranger's pattern can
+keep busy for ever. Here a pattern becomes a nondeterministic automaton (Thompson 1968) that reads
+the path once. Known are literals, `.`, classes, groups, `|`, the repeats `* + ? {m,n}` and `^ $`
+at the ends; for anything else there is one line.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ _MANY = 1 << 30
 
 Test = Callable[[str], bool]
 Node = tuple[object, ...]
-"""("test", Test), ("start",), ("end",), ("seq", [Node]), ("any", [Node]) or ("repeat", Node, least, most)."""
+"""("test", Test), ("start",), ("end",), ("seq", [Node]), ("any", [Node]) or ("repeat", Node,
+least, most)."""
 
 
 class PatternError(Exception):
@@ -239,7 +242,9 @@ class _Automaton:
         """Whether a part of the text from one of the places in `entries` to its end is matched."""
         current: set[int] = set()
         for place in range(len(text) + 1):
-            current = self._closure(current | ({self.first} if place in entries else set()), place, len(text))
+            current = self._closure(
+                current | ({self.first} if place in entries else set()), place, len(text)
+            )
             if place == len(text):
                 return self.last in current
             steps = [self.tests[state] for state in current]
@@ -267,7 +272,9 @@ def _automaton(pattern: str) -> _Automaton:
 
 
 def _ends_with(path: str, name: str) -> bool:
-    """Whether a path ends with a name, a dot in the name standing for any character, at a dot or the beginning."""
+    """Whether a path ends with a name, a dot in the name standing for any character, at a dot or
+    the beginning.
+    """
     start = len(path) - len(name)
     if start < 0 or (start and path[start - 1] != "."):
         return False
@@ -275,7 +282,8 @@ def _ends_with(path: str, name: str) -> bool:
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether PEFT would take `path` for one of the pattern's: the pattern matches all of it, or all after a dot.
+    """Whether PEFT would take `path` for one of the pattern's: the pattern matches all of it, or
+    all after a dot.
 
     Raises PatternError for what is no pattern or has more than is known here.
     """

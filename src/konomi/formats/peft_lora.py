@@ -1,6 +1,8 @@
-"""PEFT folders: `adapter_config.json` and `adapter_model.safetensors`, one folder for each part of the model.
+"""PEFT folders: `adapter_config.json` and `adapter_model.safetensors`, one folder for each part of
+the model.
 
-An adapter of one part is the folder itself; of several parts, it has `unet`, `text_encoder`, `text_encoder_2` inside.
+An adapter of one part is the folder itself; of several parts, it has `unet`, `text_encoder`,
+`text_encoder_2` inside.
 """
 
 from __future__ import annotations
@@ -62,24 +64,31 @@ _MAX_CONFIG = 16 << 20
 
 
 def recognise(source: Source) -> bool:
-    """Whether a folder, or one of its parts' folders, holds a PEFT configuration, or a file the halves of PEFT's layers
-    without a part before them."""
+    """Whether a folder, or one of its parts' folders, holds a PEFT configuration, or a file the
+    halves of PEFT's layers without a part before them.
+    """
     if source.kind is FileKind.FOLDER:
         return bool(_part_folders(source.path))
     return any(
-        (match := _TENSOR.fullmatch(name)) and match["role"] != "lora_magnitude_vector" for name in source.shapes
+        (match := _TENSOR.fullmatch(name)) and match["role"] != "lora_magnitude_vector"
+        for name in source.shapes
     )
 
 
 def parse(source: Source, weight_of: WeightOf | None = None) -> Parsed:
-    """Read the folder. Raises FileFormatError for other PEFT types, missing files and unpaired halves.
+    """Read the folder. Raises FileFormatError for other PEFT types, missing files and unpaired
+    halves.
 
-    `weight_of`: canonical key -> the base's own weight, for adapters that fit what PiSSA or OLoRA left of it.
+    `weight_of`: canonical key -> the base's own weight, for adapters that fit what PiSSA or OLoRA
+    left of it.
     """
     if source.kind is not FileKind.FOLDER:
         parsed = _read_weights(source, "", PeftConfig(None))
         adapter = replace(parsed.adapter, metadata=dict(source.metadata), name=source.name)
-        note = f"no {PEFT_CONFIG_NAME} lies beside it, so lora_alpha is taken to be the rank (scale 1)."
+        note = (
+            f"no {PEFT_CONFIG_NAME} lies beside it, so lora_alpha is taken to be the rank "
+            "(scale 1)."
+        )
         return replace(parsed, adapter=named(adapter), notes=(note,))
     layers: dict[str, LayerUpdate] = {}
     parts = [_read_part(part, folder, weight_of) for part, folder in _part_folders(source.path)]
@@ -98,13 +107,17 @@ def write(
     base_name: str = "",
     replace_folder: bool = False,
 ) -> None:
-    """Write a folder that `PeftModel.from_pretrained` loads. Without `replace_folder` it must not exist yet.
+    """Write a folder that `PeftModel.from_pretrained` loads. Without `replace_folder` it must not
+    exist yet.
 
-    Raises FileFormatError for layers that are not low rank and for embeddings, which PEFT folders do not hold.
+    Raises FileFormatError for layers that are not low rank and for embeddings, which PEFT folders
+    do not hold.
     """
     path = Path(path)
     if adapter.embeddings:
-        raise FileFormatError(f"{path}: PEFT folders hold no token embeddings. Convert with --to kohya or diffusers.")
+        raise FileFormatError(
+            f"{path}: PEFT folders hold no token embeddings. Convert with --to kohya or diffusers."
+        )
     parts = split_parts(adapter, str(path))
     if not parts:
         raise FileFormatError(f"{path}: the adapter has no layers, so there is no LoRA to write.")
@@ -123,7 +136,9 @@ def write(
 
 def _config(layers: dict[str, LowRank], base_name: str) -> dict[str, Any]:
     ranks = {path: layer.down.shape[0] for path, layer in layers.items()}
-    alphas = {path: int(a) if (a := layer.alpha).is_integer() else a for path, layer in layers.items()}
+    alphas = {
+        path: int(a) if (a := layer.alpha).is_integer() else a for path, layer in layers.items()
+    }
     rank, alpha = statistics.mode(ranks.values()), statistics.mode(alphas.values())
     return {
         "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
@@ -149,7 +164,11 @@ def _config(layers: dict[str, LowRank], base_name: str) -> dict[str, Any]:
 def _part_folders(folder: Path) -> list[tuple[str, Path]]:
     if (folder / PEFT_CONFIG_NAME).is_file():
         return [("", folder)]
-    return [(part, folder / name) for name, part in _FOLDERS.items() if (folder / name / PEFT_CONFIG_NAME).is_file()]
+    return [
+        (part, folder / name)
+        for name, part in _FOLDERS.items()
+        if (folder / name / PEFT_CONFIG_NAME).is_file()
+    ]
 
 
 def _read_part(part: str, folder: Path, weight_of: WeightOf | None) -> Parsed:
@@ -162,11 +181,15 @@ def _read_part(part: str, folder: Path, weight_of: WeightOf | None) -> Parsed:
     return _less_initial(parsed, part, folder, config, weight_of) if config.init else parsed
 
 
-def _less_initial(parsed: Parsed, part: str, folder: Path, config: PeftConfig, weight_of: WeightOf | None) -> Parsed:
-    """The change from the base itself, of an adapter that fits what its start left of the base: B A - B0 A0.
+def _less_initial(
+    parsed: Parsed, part: str, folder: Path, config: PeftConfig, weight_of: WeightOf | None
+) -> Parsed:
+    """The change from the base itself, of an adapter that fits what its start left of the base: B
+    A - B0 A0.
 
-    The start is looked for where PEFT's guides save it, in `pissa_init` and the like, inside the folder or beside it.
-    PiSSA's and OLoRA's follow from the base's weights as well. Raises FileFormatError where neither is there.
+    The start is looked for where PEFT's guides save it, in `pissa_init` and the like, inside the
+    folder or beside it. PiSSA's and OLoRA's follow from the base's weights as well. Raises
+    FileFormatError where neither is there.
     """
     kind = next(name for name in SUBTRACTED if config.init.lower().startswith(name))
     places = [place / f"{kind}_init" for place in (folder, folder.parent)]
@@ -175,56 +198,81 @@ def _less_initial(parsed: Parsed, part: str, folder: Path, config: PeftConfig, w
     if found is None and weight_of is not None and can_compute:
         return _less_computed(parsed, folder, config, weight_of)
     if found is None:
-        advice = "Convert it with the base it was trained on: konomi convert IN OUT --base BASE. Or: " * can_compute
+        advice = (
+            "Convert it with the base it was trained on: konomi convert IN OUT --base BASE. Or: "
+            * can_compute
+        )
         raise FileFormatError(
-            f"{folder}: init_lora_weights is {config.init!r}: the adapter fits a base from which its start was taken "
-            f"off, not the base itself. {advice}Put the start as {kind}_init into the folder, or load the "
-            "adapter in PEFT and save it again: save_pretrained(FOLDER, "
-            "path_initial_model_for_weight_conversion=START), where START is the adapter as it was saved before "
-            "training."
+            f"{folder}: init_lora_weights is {config.init!r}: the adapter fits a base from which "
+            f"its start was taken off, not the base itself. {advice}Put the start as {kind}_init "
+            "into the folder, or load the adapter in PEFT and save it again: "
+            "save_pretrained(FOLDER, path_initial_model_for_weight_conversion=START), where START "
+            "is the adapter as it was saved before training."
         )
     weights = next((found / name for name in PEFT_WEIGHTS if (found / name).is_file()), None)
     if weights is None:
         raise FileFormatError(f"{found}: holds {PEFT_CONFIG_NAME} but no {PEFT_WEIGHTS[0]}.")
-    start = _read_weights(open_source(weights, alone=True), part, replace(config, ignored={})).adapter.layers
+    start = _read_weights(
+        open_source(weights, alone=True), part, replace(config, ignored={})
+    ).adapter.layers
     layers: dict[str, LayerUpdate] = {}
     for key, layer in parsed.adapter.layers.items():
         first = start[key].as_low_rank() if key in start else None
         last = layer.as_low_rank()
         if last is None or first is None or last.magnitude is not None:
-            raise FileFormatError(f"{found}: does not tell how {key} started, so it cannot be converted.")
+            raise FileFormatError(
+                f"{found}: does not tell how {key} started, so it cannot be converted."
+            )
         if last.down.shape != first.down.shape or last.up.shape != first.up.shape:
-            raise FileFormatError(f"{found}: {key} is of another size there, so it is another adapter's start.")
+            raise FileFormatError(
+                f"{found}: {key} is of another size there, so it is another adapter's start."
+            )
         layers[key] = _minus(last, first.down, first.up)
     note = f"{config.init}: converted to plain LoRA of twice the rank with the start in {found}."
-    return replace(parsed, adapter=replace(parsed.adapter, layers=layers), notes=(*parsed.notes, note))
+    return replace(
+        parsed, adapter=replace(parsed.adapter, layers=layers), notes=(*parsed.notes, note)
+    )
 
 
 def _less_computed(parsed: Parsed, folder: Path, config: PeftConfig, weight_of: WeightOf) -> Parsed:
-    """The same with the start computed from the base's weights, as PEFT does when it loads such an adapter."""
+    """The same with the start computed from the base's weights, as PEFT does when it loads such an
+    adapter.
+    """
     layers: dict[str, LayerUpdate] = {}
     for key, layer in parsed.adapter.layers.items():
         last = layer.as_low_rank()
         if last is None or last.magnitude is not None:
-            raise FileFormatError(f"{folder}: {key} is DoRA as well, so its start cannot be taken off.")
+            raise FileFormatError(
+                f"{folder}: {key} is DoRA as well, so its start cannot be taken off."
+            )
         weight, (outputs, rank), inputs = weight_of(key), last.up.shape[:2], last.down.shape[1]
         if weight.shape[:2] != (outputs, inputs):
-            raise FileFormatError(f"{folder}: {key} does not fit the base's weight {list(weight.shape)}: another base.")
+            raise FileFormatError(
+                f"{folder}: {key} does not fit the base's weight {list(weight.shape)}: another "
+                "base."
+            )
         try:
             down, up = start_of(config.init.lower(), weight, rank, last.alpha / rank)
         except StartError as error:
-            raise FileFormatError(f"{folder}: the {config.init} start of {key} cannot be computed: {error}.") from error
+            raise FileFormatError(
+                f"{folder}: the {config.init} start of {key} cannot be computed: {error}."
+            ) from error
         layers[key] = _minus(last, down, up)
     note = (
-        f"{config.init}: converted to plain LoRA of twice the rank with the start computed from the base, which is "
-        "right for the base it was trained on and no other."
+        f"{config.init}: converted to plain LoRA of twice the rank with the start computed from "
+        "the base, which is right for the base it was trained on and no other."
     )
-    return replace(parsed, adapter=replace(parsed.adapter, layers=layers), notes=(*parsed.notes, note))
+    return replace(
+        parsed, adapter=replace(parsed.adapter, layers=layers), notes=(*parsed.notes, note)
+    )
 
 
 def _minus(layer: LowRank, down: Tensor, up: Tensor) -> LowRank:
     """scale (B A - B0 A0), as one layer of both ranks."""
-    both = torch.cat([layer.down, down.to(layer.down)]), torch.cat([layer.up, -up.to(layer.up)], dim=1)
+    both = (
+        torch.cat([layer.down, down.to(layer.down)]),
+        torch.cat([layer.up, -up.to(layer.up)], dim=1),
+    )
     return LowRank(*both, 2 * layer.alpha, None, None, layer.bias)
 
 
@@ -249,10 +297,14 @@ def _read_weights(source: Source, part: str, config: PeftConfig) -> Parsed:
         try:
             layer = layer_from_parts(parts).as_low_rank()
         except LayerError as error:
-            raise fault(source.path, f"{module} ({error.part})" if error.part else module, error.what) from error
+            raise fault(
+                source.path, f"{module} ({error.part})" if error.part else module, error.what
+            ) from error
         assert layer is not None
         component, _, inner = module.partition(".")
-        part, inner = (_FOLDERS[component], inner) if component in _FOLDERS and inner else (whole, module)
+        part, inner = (
+            (_FOLDERS[component], inner) if component in _FOLDERS and inner else (whole, module)
+        )
         if part != "denoiser" and inner.startswith(("encoder.", "embeddings.", "final_layer_norm")):
             canonical = f"{part}.text_model.{inner}"
         else:
@@ -261,19 +313,33 @@ def _read_weights(source: Source, part: str, config: PeftConfig) -> Parsed:
         layers[canonical] = layer_from_peft(layer, magnitude, alpha)
         ranks[module] = layer.down.shape[0]
     notes = config.contradictions(ranks)
-    return Parsed(Adapter(layers), tuple(unknown), prefixed(config.ignored, CONFIG), notes, used=frozenset(tensors))
+    return Parsed(
+        Adapter(layers),
+        tuple(unknown),
+        prefixed(config.ignored, CONFIG),
+        notes,
+        used=frozenset(tensors),
+    )
 
 
 def _part_of(folder: Path, paths: Iterable[str]) -> str:
-    """Which part of a model an adapter of one part is for: as its folder is called, else by its layers."""
+    """Which part of a model an adapter of one part is for: as its folder is called, else by its
+    layers.
+    """
     if folder.name in _FOLDERS:
         return _FOLDERS[folder.name]
-    return "text_encoder" if any("self_attn." in path or "mlp.fc" in path for path in paths) else "denoiser"
+    return (
+        "text_encoder"
+        if any("self_attn." in path or "mlp.fc" in path for path in paths)
+        else "denoiser"
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _MAX_CONFIG:
-        raise FileFormatError(f"{path}: {path.stat().st_size} bytes are too many for a configuration.")
+        raise FileFormatError(
+            f"{path}: {path.stat().st_size} bytes are too many for a configuration."
+        )
     try:
         table = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -284,5 +350,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 WRITERS = (
-    Writer("lora", ("peft",), "", lambda a, path, o: write(a, path, dtype=o.dtype, replace_folder=o.replace_folder)),
+    Writer(
+        "lora",
+        ("peft",),
+        "",
+        lambda a, path, o: write(a, path, dtype=o.dtype, replace_folder=o.replace_folder),
+    ),
 )

@@ -70,7 +70,9 @@ def recognise(source: Source) -> Recognised:
 
 
 def stranger_of(source: Source) -> str:
-    """What a LoRA is that konomi cannot load by its family or kind, as the end of a sentence; "" for all others."""
+    """What a LoRA is that konomi cannot load by its family or kind, as the end of a sentence; ""
+    for all others.
+    """
     names = source.shapes
     if not names:
         return ""
@@ -91,14 +93,24 @@ def _table(source: Source) -> Recognised:
     if what := stranger_of(source):
         kind, family = other_kind(shapes)[1], _other_family(source)
         return Recognised(
-            kind or "lora", "unknown", family, notes=(f"{what}.",), problem=f"{what}.", tensors=source.tensors
+            kind or "lora",
+            "unknown",
+            family,
+            notes=(f"{what}.",),
+            problem=f"{what}.",
+            tensors=source.tensors,
         )
     if any(name.startswith("model.diffusion_model.") for name in shapes):
         return _ldm_checkpoint(source)
     if "conv_in.weight" in shapes and any(name.startswith("down_blocks.") for name in shapes):
-        family, notes = _name(family_of_context(_context_width(shapes))), _channel_notes(shapes["conv_in.weight"])
+        family, notes = (
+            _name(family_of_context(_context_width(shapes))),
+            _channel_notes(shapes["conv_in.weight"]),
+        )
         return Recognised("denoiser", "diffusers", family, notes=notes, tensors=source.tensors)
-    if any(name.startswith("first_stage_model.") for name in shapes) or {"encoder.conv_in.weight"} <= set(shapes):
+    if any(name.startswith("first_stage_model.") for name in shapes) or {
+        "encoder.conv_in.weight"
+    } <= set(shapes):
         return Recognised("vae", "checkpoint", tensors=source.tensors)
     if not holds_updates(shapes) and any(
         name.endswith("text_model.embeddings.token_embedding.weight") for name in shapes
@@ -107,11 +119,20 @@ def _table(source: Source) -> Recognised:
     if family := _other_family(source):
         note = f"is a model of {family}; konomi works with {titles('and')}."
         return Recognised(
-            "model of another family", "checkpoint", family, notes=(note,), problem=note, tensors=source.tensors
+            "model of another family",
+            "checkpoint",
+            family,
+            notes=(note,),
+            problem=note,
+            tensors=source.tensors,
         )
     note = f"none of its {len(shapes)} names is known; the first is {next(iter(shapes), '(none)')}"
     return Recognised(
-        "unknown tensors", str(source.kind.name).lower(), notes=(note,), problem=f"{note}.", tensors=source.tensors
+        "unknown tensors",
+        str(source.kind.name).lower(),
+        notes=(note,),
+        problem=f"{note}.",
+        tensors=source.tensors,
     )
 
 
@@ -122,19 +143,27 @@ def _ldm_checkpoint(source: Source) -> Recognised:
     prefixes = _part_prefixes()
     counts: Counter[str] = Counter()
     for name in shapes:
-        counts[next((part for prefix, part in prefixes.items() if name.startswith(prefix)), "other")] += 1
+        counts[
+            next((part for prefix, part in prefixes.items() if name.startswith(prefix)), "other")
+        ] += 1
     notes = list(_channel_notes(shapes.get(_LDM_INPUT, ())))
     missing = [part for part in ("vae", "text_encoder") if part not in counts]
     if missing:
         notes.append(f"has no {' and no '.join(missing)}")
     facts = {}
     if isinstance(source.value, dict):
-        facts = {name: str(source.value[name]) for name in ("epoch", "global_step") if name in source.value}
+        facts = {
+            name: str(source.value[name])
+            for name in ("epoch", "global_step")
+            if name in source.value
+        }
     # How NoobAI's authors say it in a table of tensors.
     facts |= {"prediction_type": "v_prediction"} if "v_pred" in shapes else {}
     facts |= {"zero_terminal_snr": "True"} if "ztsnr" in shapes else {}
     layers = dict(counts)
-    return Recognised("checkpoint", "single file", family, "", layers, {}, facts, tuple(notes), source.tensors)
+    return Recognised(
+        "checkpoint", "single file", family, "", layers, {}, facts, tuple(notes), source.tensors
+    )
 
 
 def _pickled(source: Source) -> Recognised | None:
@@ -143,7 +172,9 @@ def _pickled(source: Source) -> Recognised | None:
         if not _is_vectors(tuple(value.shape)):
             return None
         family = _name(family_of_vectors({"text_encoder": value.shape[-1]}))
-        return Recognised("aesthetic embedding", "tensor", family, tensors=lambda: {"tensor": value})
+        return Recognised(
+            "aesthetic embedding", "tensor", family, tensors=lambda: {"tensor": value}
+        )
     if not isinstance(value, dict):
         return None
     return None
@@ -157,9 +188,13 @@ def _folder(source: Source) -> Recognised:
     if not index:
         note = "holds neither model_index.json nor adapter_config.json"
         return Recognised("folder", "unknown", notes=(note,), problem=f"{note}.")
-    components = {name: item for name, item in index.items() if isinstance(item, list) and item[:1] != [None]}
+    components = {
+        name: item for name, item in index.items() if isinstance(item, list) and item[:1] != [None]
+    }
     folders = {child.name for child in folder.iterdir() if child.is_dir()}
-    configs = {name: _json(folder / name / "config.json") for name in denoiser_folders() if name in folders}
+    configs = {
+        name: _json(folder / name / "config.json") for name in denoiser_folders() if name in folders
+    }
     family = _name(family_of_folder(folders, configs))
     scheduler = _json(folder / "scheduler" / "scheduler_config.json")
     facts = {"class": str(index.get("_class_name", ""))}
@@ -171,9 +206,15 @@ def _folder(source: Source) -> Recognised:
     layers = dict(Counter(path.parent.name for path in weights if path.parent.name in components))
 
     def tensors() -> dict[str, Tensor]:
-        return {f"{p.parent.name}/{p.stem}:{name}": t for p in weights for name, t in read_tensors(p).items()}
+        return {
+            f"{p.parent.name}/{p.stem}:{name}": t
+            for p in weights
+            for name, t in read_tensors(p).items()
+        }
 
-    return Recognised("model folder", "diffusers", family, folder.name, layers, {}, facts, notes, tensors)
+    return Recognised(
+        "model folder", "diffusers", family, folder.name, layers, {}, facts, notes, tensors
+    )
 
 
 def _name(family: Family | None) -> str:
@@ -181,10 +222,15 @@ def _name(family: Family | None) -> str:
 
 
 def _part_prefixes() -> dict[str, str]:
-    """What names in a single file begin with -> part. Of a text encoder, what stands before its layout's own name."""
+    """What names in a single file begin with -> part. Of a text encoder, what stands before its
+    layout's own name.
+    """
     prefixes: dict[str, str] = {}
     for family in FAMILIES:
-        prefixes |= {family.denoiser.file_prefix: family.denoiser.part, family.vae.file_prefix: family.vae.part}
+        prefixes |= {
+            family.denoiser.file_prefix: family.denoiser.part,
+            family.vae.file_prefix: family.vae.part,
+        }
         for encoder in family.text_encoders:
             prefixes[f"{encoder.file_prefix.rstrip('.').rpartition('.')[0]}."] = encoder.part
     return prefixes | _EMA
@@ -195,7 +241,10 @@ def _part_folder(folder: Path) -> Recognised | None:
     config = _json(folder / "config.json")
     architectures = config.get("architectures")
     names = [config.get("_class_name"), *(architectures if isinstance(architectures, list) else [])]
-    kind = next((_PART_CLASSES[name] for name in names if isinstance(name, str) and name in _PART_CLASSES), None)
+    kind = next(
+        (_PART_CLASSES[name] for name in names if isinstance(name, str) and name in _PART_CLASSES),
+        None,
+    )
     if kind is None:
         return None
     weights = sorted(folder.glob("*.safetensors"))
@@ -203,7 +252,9 @@ def _part_folder(folder: Path) -> Recognised | None:
     def tensors() -> dict[str, Tensor]:
         return {name: tensor for path in weights for name, tensor in read_tensors(path).items()}
 
-    return Recognised(kind, "diffusers" if kind != "text encoder" else "transformers", tensors=tensors)
+    return Recognised(
+        kind, "diffusers" if kind != "text encoder" else "transformers", tensors=tensors
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -215,7 +266,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _context_width(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    return next((shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), 0)
+    return next(
+        (shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), 0
+    )
 
 
 def _channel_notes(shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -223,4 +276,8 @@ def _channel_notes(shape: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def _is_vectors(shape: tuple[int, ...]) -> bool:
-    return len(shape) in (1, 2) and shape[-1] in embedding_widths() and (len(shape) == 1 or shape[0] <= 256)
+    return (
+        len(shape) in (1, 2)
+        and shape[-1] in embedding_widths()
+        and (len(shape) == 1 or shape[0] <= 256)
+    )

@@ -53,7 +53,8 @@ class FileReport:
 
     path: str
     kind: str
-    """`lora`, `embedding`, `aesthetic embedding`, `hypernetwork`, `custom diffusion`, `checkpoint`, ..."""
+    """`lora`, `embedding`, `aesthetic embedding`, `hypernetwork`, `custom diffusion`,
+    `checkpoint`, ..."""
     format: str
     family: str
     """Name of the family, or "" if the file does not tell."""
@@ -98,7 +99,10 @@ def adapter_report(source: Source, format_name: str, parsed: Parsed, *, check: b
     alphas = Counter(text(update.alpha) for update in updates if update.alpha is not None)
     notes = _hash_notes(source) if check else []
     if parsed.unknown:
-        notes.append(f"{len(parsed.unknown)} tensors have no place in a known layer; the file would not be loaded.")
+        notes.append(
+            f"{len(parsed.unknown)} tensors have no place in a known layer; the file would not be "
+            "loaded."
+        )
     return FileReport(
         path=str(source.path),
         kind=content_of(adapter),
@@ -126,7 +130,9 @@ def adapter_report(source: Source, format_name: str, parsed: Parsed, *, check: b
 
 
 def refused_report(source: Source, format_name: str, problem: str, *, check: bool) -> FileReport:
-    """Report of a file that its own format's reader refuses: everything that can be told without reading it as one."""
+    """Report of a file that its own format's reader refuses: everything that can be told without
+    reading it as one.
+    """
     tensors = _stored_tensors(source) if check else {}
     shapes = source.shapes or {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return FileReport(
@@ -148,7 +154,9 @@ def refused_report(source: Source, format_name: str, problem: str, *, check: boo
 
 
 def _stored_tensors(source: Source) -> dict[str, Tensor]:
-    """What lies in the file, of a PEFT folder in its weights; nothing where that cannot be read either."""
+    """What lies in the file, of a PEFT folder in its weights; nothing where that cannot be read
+    either.
+    """
     inside = next((path for name in PEFT_WEIGHTS if (path := source.path / name).is_file()), None)
     try:
         return source.tensors() if inside is None else open_source(inside, alone=True).tensors()
@@ -162,7 +170,9 @@ def _problem_of(source: Source, parsed: Parsed, tensors: Mapping[str, Tensor]) -
         return unknown_layers(source.path, parsed.unknown)
     if odd := odd_context_layer(parsed.adapter.layers):
         return other_width(source.path, odd)
-    broken = next((name for name, t in tensors.items() if name not in parsed.ignored and not is_finite(t)), "")
+    broken = next(
+        (name for name, t in tensors.items() if name not in parsed.ignored and not is_finite(t)), ""
+    )
     return not_finite(source.path, broken) if broken else ""
 
 
@@ -183,7 +193,9 @@ def not_finite(path: Path | str, name: str) -> str:
 
 
 def other_report(source: Source, *, check: bool) -> FileReport:
-    """Report of everything that is not an adapter konomi reads: checkpoints, folders, unknown tables."""
+    """Report of everything that is not an adapter konomi reads: checkpoints, folders, unknown
+    tables.
+    """
     found = recognise(source)
     tensors = found.tensors() if check else {}
     return FileReport(
@@ -219,7 +231,11 @@ def named_tensors(source: Source, adapter: Adapter) -> dict[str, Tensor]:
     """Tensors by the file's own names where it is a flat table, otherwise by layer."""
     if source.kind is not FileKind.FOLDER and source.shapes:
         return source.tensors()
-    found = {f"{key}.{name}": t for key, update in adapter.layers.items() for name, t in tensors_of(update).items()}
+    found = {
+        f"{key}.{name}": t
+        for key, update in adapter.layers.items()
+        for name, t in tensors_of(update).items()
+    }
     for token, vectors in adapter.embeddings.items():
         found |= {f"{token}.{part}": tensor for part, tensor in vectors.items()}
     if adapter.hypernetwork is not None:
@@ -231,7 +247,9 @@ def _layer_counts(adapter: Adapter) -> dict[str, int]:
     """Part -> number of layers; of a hypernetwork, width -> number of tensors."""
     if adapter.hypernetwork is not None:
         pairs = adapter.hypernetwork.pairs
-        return {str(width): sum(len(half.tensors) for half in pair) for width, pair in pairs.items()}
+        return {
+            str(width): sum(len(half.tensors) for half in pair) for width, pair in pairs.items()
+        }
     return dict(Counter(key.partition(".")[0] for key in adapter.layers))
 
 
@@ -239,12 +257,18 @@ def _facts(source: Source, adapter: Adapter) -> dict[str, str]:
     if adapter.hypernetwork is None:
         return dict(source.metadata) or dict(adapter.metadata)
     table = hypernetwork.table_of(adapter, adapter.name)
-    return {name: text(value) for name, value in table.items() if value is not None} | adapter.metadata
+    return {
+        name: text(value) for name, value in table.items() if value is not None
+    } | adapter.metadata
 
 
 def _health(tensors: Mapping[str, Tensor], adapter: Adapter | None) -> Health:
     nonfinite = tuple(name for name, tensor in tensors.items() if not is_finite(tensor))
-    zero = tuple(name for name, tensor in tensors.items() if tensor.dim() and tensor.numel() and not tensor.any())
+    zero = tuple(
+        name
+        for name, tensor in tensors.items()
+        if tensor.dim() and tensor.numel() and not tensor.any()
+    )
     updates = adapter.layers if adapter else {}
     told = {key: update.norm() for key, update in updates.items()}
     norms = {key: norm for key, norm in told.items() if norm is not None and math.isfinite(norm)}
@@ -262,7 +286,9 @@ def _hashes(source: Source) -> dict[str, str]:
     full = sha256_file(source.path)
     found = {"sha256": full, "autov2": full[:10].upper(), "autov1": short_hash(source.path)}
     if source.kind is FileKind.SAFETENSORS:
-        found["sshs_model_hash"] = sha256_file(source.path, start=read_header(source.path).data_start)
+        found["sshs_model_hash"] = sha256_file(
+            source.path, start=read_header(source.path).data_start
+        )
     return found
 
 
@@ -271,21 +297,36 @@ def _hash_notes(source: Source) -> list[str]:
     if not declared or source.kind is not FileKind.SAFETENSORS:
         return []
     actual = sha256_file(source.path, start=read_header(source.path).data_start)
-    return [] if actual == declared else ["The tensors were changed after training: sshs_model_hash differs."]
+    return (
+        []
+        if actual == declared
+        else ["The tensors were changed after training: sshs_model_hash differs."]
+    )
 
 
 def _dtypes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    return dict(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()).most_common())
+    return dict(
+        Counter(
+            str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()
+        ).most_common()
+    )
 
 
 def _declared_dtypes(source: Source) -> dict[str, int]:
     if source.kind is not FileKind.SAFETENSORS:
         return {}
-    return dict(Counter(info.dtype for info in read_header(source.path).tensors.values()).most_common())
+    return dict(
+        Counter(info.dtype for info in read_header(source.path).tensors.values()).most_common()
+    )
 
 
-def _token_shapes(embeddings: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, list[int]]]:
-    return {token: {part: list(t.shape) for part, t in vectors.items()} for token, vectors in embeddings.items()}
+def _token_shapes(
+    embeddings: Mapping[str, Mapping[str, Tensor]],
+) -> dict[str, dict[str, list[int]]]:
+    return {
+        token: {part: list(t.shape) for part, t in vectors.items()}
+        for token, vectors in embeddings.items()
+    }
 
 
 def _kind_name(update: LayerUpdate) -> str:

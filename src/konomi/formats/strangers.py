@@ -1,4 +1,6 @@
-"""Files that are no LoRA for a family that konomi knows: which family or kind of update they are, by name."""
+"""Files that are no LoRA for a family that konomi knows: which family or kind of update they are,
+by name.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,13 @@ from collections.abc import Collection, Mapping
 
 from konomi.formats.layers import BEGINNINGS, part_of, split_name
 
-_UNET = re.compile(r"(?:^|[._])(?:down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block)[._]")
+_UNET = re.compile(
+    r"(?:^|[._])(?:down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block)[._]"
+)
 """What only U-Nets have."""
 _FAMILIES: tuple[tuple[str, str], ...] = (
-    ("FLUX.2", r"double_stream_modulation|single_stream_modulation|attn_to_qkv_mlp_proj|ff_linear_in"),
+    ("FLUX.2",
+    r"double_stream_modulation|single_stream_modulation|attn_to_qkv_mlp_proj|ff_linear_in"),
     ("FLUX.3", r"content_mode_blocks|txt_mode_blocks|mode_blocks_(image|txt)"),
     ("Chroma", r"distilled_guidance_layer"),
     ("HiDream", r"double_stream_blocks_\d+_block|single_stream_blocks_\d+_block"),
@@ -22,7 +27,8 @@ _FAMILIES: tuple[tuple[str, str], ...] = (
     ("SD3", r"joint_blocks_\d+_(x|context)_block"
             r"|transformer_blocks_\d+_(attn2?_(add_[qkv]_proj|to_add_out)|ff_context)"),
     ("Krea 2", r"blocks_\d+_attn_(w[qkvo]|gate)|txtfusion|text_fusion"),
-    ("Anima", r"llm_adapter|blocks_\d+_adaln_modulation|text_conditioner|blocks_\d+_(self|cross)_attn_[qkv]_proj"
+    ("Anima",
+    r"llm_adapter|blocks_\d+_adaln_modulation|text_conditioner|blocks_\d+_(self|cross)_attn_[qkv]_proj"
               r"|qwen3_06b"),
     ("Wan", r"blocks_\d+_(self|cross)_attn_(q|k|v|o|k_img|v_img)(_|$)|blocks_\d+_ffn_[02]"),
     ("Ideogram", r"conditional_transformer|layers_\d+_adaln_modulation"),
@@ -32,7 +38,8 @@ _FAMILIES: tuple[tuple[str, str], ...] = (
     ("Stable Cascade", r"lora_prior_|down_blocks_\d+_\d+_channelwise"),
     ("Sana", r"transformer_blocks_\d+_ff_conv_(inverted|depth|point)"),
     ("PixArt", r"adaln_single|caption_projection"),
-    ("a transformer family (SD3, FLUX, Qwen-Image ...)", r"(^|transformer_)transformer_blocks_\d+_"),
+    ("a transformer family (SD3, FLUX, Qwen-Image ...)",
+    r"(^|transformer_)transformer_blocks_\d+_"),
     ("SD3 or FLUX (its third text encoder)",
      r"^(lora_te3_|text_encoder_3_|text_encoders_t5)|encoder_block_\d+_layer_\d+_"),
     ("a family with a language model for its text",
@@ -40,12 +47,18 @@ _FAMILIES: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 _BY_NAME = tuple((family, re.compile(pattern)) for family, pattern in _FAMILIES)
 _BY_METADATA = (
-    ("flux-2", "FLUX.2"), ("flux2", "FLUX.2"), ("flux.2", "FLUX.2"), ("flux-3", "FLUX.3"), ("flux3", "FLUX.3"),
-    ("chroma", "Chroma"), ("flux", "FLUX.1"), ("stable-diffusion-3", "SD3"), ("stable-diffusion-v3", "SD3"),
-    ("sd3", "SD3"), ("zimage", "Z-Image"), ("z_image", "Z-Image"), ("z-image", "Z-Image"), ("qwen", "Qwen-Image"),
-    ("krea", "Krea 2"), ("anima", "Anima"), ("cosmos", "Cosmos"), ("lumina", "Lumina 2"), ("hidream", "HiDream"),
-    ("wan", "Wan"), ("hunyuan", "Hunyuan"), ("ltx", "LTX-Video"), ("sana", "Sana"), ("pixart", "PixArt"),
-    ("ideogram", "Ideogram"), ("auraflow", "AuraFlow"), ("stable-cascade", "Stable Cascade"), ("kolors", "Kolors"),
+    ("flux-2", "FLUX.2"), ("flux2", "FLUX.2"), ("flux.2", "FLUX.2"), ("flux-3", "FLUX.3"),
+    ("flux3", "FLUX.3"),
+    ("chroma", "Chroma"), ("flux", "FLUX.1"), ("stable-diffusion-3", "SD3"),
+    ("stable-diffusion-v3", "SD3"),
+    ("sd3", "SD3"), ("zimage", "Z-Image"), ("z_image", "Z-Image"), ("z-image", "Z-Image"),
+    ("qwen", "Qwen-Image"),
+    ("krea", "Krea 2"), ("anima", "Anima"), ("cosmos", "Cosmos"), ("lumina", "Lumina 2"),
+    ("hidream", "HiDream"),
+    ("wan", "Wan"), ("hunyuan", "Hunyuan"), ("ltx", "LTX-Video"), ("sana", "Sana"),
+    ("pixart", "PixArt"),
+    ("ideogram", "Ideogram"), ("auraflow", "AuraFlow"), ("stable-cascade", "Stable Cascade"),
+    ("kolors", "Kolors"),
 )  # fmt: skip
 _WIDTHS = {3840: "Z-Image", 2304: "Lumina 2", 4608: "Ideogram"}
 """Of families whose layers have the same names."""
@@ -72,14 +85,21 @@ _KINDS = (
     (r"hydra\w*|lora_route\w*|moe_\w+", "a mixture of LoRAs"),
 )
 _OTHER_KINDS = tuple(
-    (re.compile(rf"(?:^|.*[._])(?P<part>{pattern})(?:\.[^.]+)?(?:\.weight)?"), kind) for pattern, kind in _KINDS
+    (re.compile(rf"(?:^|.*[._])(?P<part>{pattern})(?:\.[^.]+)?(?:\.weight)?"), kind)
+    for pattern, kind in _KINDS
 )
-_UPDATE = re.compile(rf"(?:^|[._])(?:{'|'.join(BEGINNINGS)}|(?:lycoris|dora|oft|boft|glora|vera|hra|ia3)_)")
+_UPDATE = re.compile(
+    rf"(?:^|[._])(?:{'|'.join(BEGINNINGS)}|(?:lycoris|dora|oft|boft|glora|vera|hra|ia3)_)"
+)
 _LONGEST = 1000
 
 
-def other_family(names: Collection[str], metadata: Mapping[str, str], widths: Collection[int] = ()) -> str:
-    """The family that names of layers, or else the metadata, tell, where it is none of konomi's; "" otherwise."""
+def other_family(
+    names: Collection[str], metadata: Mapping[str, str], widths: Collection[int] = ()
+) -> str:
+    """The family that names of layers, or else the metadata, tell, where it is none of konomi's;
+    "" otherwise.
+    """
     flat = [name[:_LONGEST].replace(".", "_") for name in names]
     if any(_UNET.search(name[:_LONGEST]) for name in names):
         return ""
@@ -104,7 +124,9 @@ def other_by_metadata(metadata: Mapping[str, str]) -> str:
 
 
 def other_kind(names: Collection[str]) -> tuple[str, str]:
-    """(tensor, kind of update) where the file holds a kind that konomi does not apply; ("", "") otherwise."""
+    """(tensor, kind of update) where the file holds a kind that konomi does not apply; ("", "")
+    otherwise.
+    """
     for name in names:
         for pattern, kind in _OTHER_KINDS:
             match = pattern.fullmatch(name) if len(name) <= _LONGEST else None

@@ -1,7 +1,8 @@
 """What kind of noise process an adapter was trained for, by what its file says of itself.
 
-An adapter's tensors fit any base of its family. Whether the base predicts noise or v, and whether its process ends in
-pure noise (Lin et al. 2023), the tensors do not tell, and pictures show too late.
+An adapter's tensors fit any base of its family. Whether the base predicts noise or v, and whether
+its process ends in pure noise (Lin et al. 2023), the tensors do not tell, and pictures show too
+late.
 """
 
 from __future__ import annotations
@@ -12,13 +13,21 @@ from konomi.families.recognition import prediction_of_word
 
 _WORDS = {"epsilon": "epsilon", "v": "v", "v_prediction": "v", "velocity": "v"}
 _SAID = {"True": True, "true": True, "False": False, "false": False}
-_MEANING = {"v": "v (velocity)", "epsilon": "noise (epsilon)", "sample": "the picture itself (sample)"}
+_MEANING = {
+    "v": "v (velocity)",
+    "epsilon": "noise (epsilon)",
+    "sample": "the picture itself (sample)",
+}
 
 
 def said_prediction(metadata: Mapping[str, str]) -> str:
-    """`v`, `epsilon`, or "" where the file does not say. An entry that says v outweighs one that says epsilon, which
-    programs also write where they do not know."""
-    versions = (metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", ""))
+    """`v`, `epsilon`, or "" where the file does not say. An entry that says v outweighs one that
+    says epsilon, which programs also write where they do not know.
+    """
+    versions = (
+        metadata.get("ss_base_model_version", ""),
+        metadata.get("modelspec.architecture", ""),
+    )
     if _SAID.get(metadata.get("ss_v_parameterization", "")) or any(
         prediction_of_word(version.partition("/")[0]) == "v" for version in versions
     ):
@@ -32,7 +41,8 @@ def said_zero_snr(metadata: Mapping[str, str]) -> bool | None:
 
 
 def other_process(metadata: Mapping[str, str], *, prediction: str, zero_terminal_snr: bool) -> str:
-    """In which way a base is not what the file was trained for, as the end of a sentence; "" where nothing is said.
+    """In which way a base is not what the file was trained for, as the end of a sentence; "" where
+    nothing is said.
 
     `prediction`, `zero_terminal_snr`: the base's.
     """

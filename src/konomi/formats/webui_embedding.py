@@ -1,8 +1,9 @@
 """Embeddings as web UIs keep them: one word a file, called by the file's name.
 
-`.safetensors` with `emb_params` [n, D], or `clip_l` and `clip_g` for two text encoders; `.pt` with `string_to_param`; a
-PNG picture that carries the same. DreamArtist's negative half lies beside its file as `NAME-neg`. Where konomi trained
-several words at once, the further ones lie beside the first as `NAME.WORD`, and the first says so in its metadata.
+`.safetensors` with `emb_params` [n, D], or `clip_l` and `clip_g` for two text encoders; `.pt` with
+`string_to_param`; a PNG picture that carries the same. DreamArtist's negative half lies beside its
+file as `NAME-neg`. Where konomi trained several words at once, the further ones lie beside the
+first as `NAME.WORD`, and the first says so in its metadata.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ NAME = "webui"
 _PARTS = {
     **part_of_embedding_name(),
     "emp_params": "text_encoder",  # As OneTrainer spells it.
-    # As cog's trainer spells those of two text encoders, which trains two tokens at once; their order is kept.
+    # As cog's trainer spells those of two text encoders, which trains two tokens at once; their
+    # order is kept.
     "text_encoders_0": "text_encoder",
     "text_encoders_1": "text_encoder_2",
 }
@@ -49,8 +51,16 @@ _OUTPUT_PARTS = {
     "clip_g_out": "vectors added to what the second text encoder returns, which konomi does not do",
 }
 """As OneTrainer writes output embeddings."""
-_OTHER_ENCODERS = {"t5": "T5", "t5xxl": "T5", "t5_out": "T5", "qwen": "Qwen", "qwen2": "Qwen", "gemma": "Gemma",
-                   "llama": "Llama", "text_encoders_2": "T5"}  # fmt: skip
+_OTHER_ENCODERS = {
+    "t5": "T5",
+    "t5xxl": "T5",
+    "t5_out": "T5",
+    "qwen": "Qwen",
+    "qwen2": "Qwen",
+    "gemma": "Gemma",
+    "llama": "Llama",
+    "text_encoders_2": "T5",
+}
 """Names that only embeddings of other families have (SD3, FLUX ...)."""
 _SAID = ("string_to_token", "name", "step", "sd_checkpoint", "sd_checkpoint_name")
 """What a web UI's pickle says of the word, its training and its checkpoint."""
@@ -71,10 +81,11 @@ def recognise(source: Source) -> bool:
 
 
 def parse(source: Source) -> Parsed:
-    """The word, which is the file's name, with its negative half and companions where they lie beside it.
+    """The word, which is the file's name, with its negative half and companions where they lie
+    beside it.
 
-    Raises FileFormatError naming the tensor that is no vector, the companion that holds NaN, and what is for no text
-    encoder that konomi knows.
+    Raises FileFormatError naming the tensor that is no vector, the companion that holds NaN, and
+    what is for no text encoder that konomi knows.
     """
     stem = source.path.stem
     ignored = _ignored(source)
@@ -86,7 +97,9 @@ def parse(source: Source) -> Parsed:
         found = _vectors(companion)
         for part, tensor in found.items():
             if not is_finite(tensor):
-                raise fault(path, part, "holds NaN or infinity; the file is broken. Use another save of it")
+                raise fault(
+                    path, part, "holds NaN or infinity; the file is broken. Use another save of it"
+                )
         embeddings[name or companion.metadata.get(WORD) or path.stem] = found
         ignored |= prefixed(_ignored(companion), f"{path.name}: ")
     adapter = with_family(Adapter(embeddings=embeddings, metadata=_facts(source), name=stem))
@@ -96,20 +109,28 @@ def parse(source: Source) -> Parsed:
 def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = None) -> None:
     """One file a word: `path` for the first, or for the one named like it; the others beside it.
 
-    A pickle is written where `path` ends in `.pt`, a safetensors file otherwise. Raises FileFormatError for another
-    ending and for NaN.
+    A pickle is written where `path` ends in `.pt`, a safetensors file otherwise. Raises
+    FileFormatError for another ending and for NaN.
     """
     path = Path(path)
     check_ending(path, _SUFFIXES, "an embedding")
     first = _first(adapter, path.stem)
     names = {token: _beside(first, token) for token in adapter.embeddings}
-    listed = [name[1:] for name in names.values() if name.startswith(".") and not name.endswith(NEGATIVE)]
+    listed = [
+        name[1:] for name in names.values() if name.startswith(".") and not name.endswith(NEGATIVE)
+    ]
     # The first file comes last: it tells of the others.
     for token in sorted(names, key=lambda token: token == first):
         target = path.with_name(f"{path.stem}{names[token]}{path.suffix}")
-        extra = {_COMPANIONS: json.dumps(listed, ensure_ascii=False)} if token == first and listed else {}
+        extra = (
+            {_COMPANIONS: json.dumps(listed, ensure_ascii=False)}
+            if token == first and listed
+            else {}
+        )
         tensors = named_vectors(adapter.embeddings[token], dtype)
-        metadata = file_metadata(adapter, tensors, title=target.stem, word=trained_word(adapter, token), extra=extra)
+        metadata = file_metadata(
+            adapter, tensors, title=target.stem, word=trained_word(adapter, token), extra=extra
+        )
         if path.suffix.lower() == ".pt":
             _write_pickle(tensors, metadata, target)
         else:
@@ -119,7 +140,9 @@ def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = Non
 def named_vectors(found: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
     """`emb_params`, or `clip_l` and `clip_g` where there is a second text encoder."""
     names = embedding_names(found)
-    return {names[part]: tensor if dtype is None else tensor.to(dtype) for part, tensor in found.items()}
+    return {
+        names[part]: tensor if dtype is None else tensor.to(dtype) for part, tensor in found.items()
+    }
 
 
 def _used(source: Source) -> frozenset[str]:
@@ -136,23 +159,39 @@ def _vectors(source: Source) -> Vectors:
         other = next((name for name in source.shapes if name in _OTHER_ENCODERS), None)
         if other is not None:
             kind = _OTHER_ENCODERS[other]
-            raise fault(source.path, other, f"is for the text encoder {kind}: a word for a family that konomi lacks")
+            raise fault(
+                source.path,
+                other,
+                f"is for the text encoder {kind}: a word for a family that konomi lacks",
+            )
         tensors = source.tensors()
         found = {}
         for name, tensor in tensors.items():
             if name in _PARTS:
                 if _PARTS[name] in found:
-                    raise fault(source.path, name, "is a second set of vectors for the same text encoder")
+                    raise fault(
+                        source.path, name, "is a second set of vectors for the same text encoder"
+                    )
                 found[_PARTS[name]] = vectors(source.path, name, tensor)
         if not found:
-            raise fault(source.path, next(iter(tensors)), f"is all there is, and it is not used: {_why(tensors)}")
+            raise fault(
+                source.path,
+                next(iter(tensors)),
+                f"is all there is, and it is not used: {_why(tensors)}",
+            )
         counts = {len(tensor) for tensor in found.values()}
         if len(counts) > 1:
-            raise fault(source.path, "clip_g", f"has another number of vectors than clip_l: {sorted(counts)}")
+            raise fault(
+                source.path,
+                "clip_g",
+                f"has another number of vectors than clip_l: {sorted(counts)}",
+            )
         return found
     held = source.value["string_to_param"]
     if len(held) != 1:
-        raise FileFormatError(f"{source.path}: string_to_param holds {len(held)} words; an embedding has one.")
+        raise FileFormatError(
+            f"{source.path}: string_to_param holds {len(held)} words; an embedding has one."
+        )
     ((name, tensor),) = held.items()
     if not isinstance(tensor, Tensor):
         raise fault(source.path, f"string_to_param.{name}", "is not a tensor")
@@ -160,7 +199,10 @@ def _vectors(source: Source) -> Vectors:
 
 
 def _why(names: Iterable[str]) -> str:
-    return next((_OUTPUT_PARTS[name] for name in names if name in _OUTPUT_PARTS), "konomi knows no such vectors")
+    return next(
+        (_OUTPUT_PARTS[name] for name in names if name in _OUTPUT_PARTS),
+        "konomi knows no such vectors",
+    )
 
 
 def _facts(source: Source) -> dict[str, str]:
@@ -171,7 +213,9 @@ def _facts(source: Source) -> dict[str, str]:
 
 
 def _companions(source: Source) -> list[tuple[Path, str]]:
-    """Files beside this one that belong to it, each with its word; "" where the file itself says it."""
+    """Files beside this one that belong to it, each with its word; "" where the file itself says
+    it.
+    """
     stem, suffix = source.path.stem, source.path.suffix
     found = []
     try:
@@ -181,7 +225,10 @@ def _companions(source: Source) -> list[tuple[Path, str]]:
     for name in listed if isinstance(listed, list) else []:
         # A name never leads out of the folder.
         if isinstance(name, str) and re.fullmatch(r"[^/\\\0]{1,100}", name):
-            found += [(source.path.with_name(f"{stem}.{name}{suffix}"), ""), *_negative(source.path, f"{stem}.{name}")]
+            found += [
+                (source.path.with_name(f"{stem}.{name}{suffix}"), ""),
+                *_negative(source.path, f"{stem}.{name}"),
+            ]
     if not stem.endswith(NEGATIVE):
         found += [(path, f"{stem}{NEGATIVE}") for path, _ in _negative(source.path, stem)]
     return [(path, name) for path, name in found if path.is_file()]
@@ -189,14 +236,20 @@ def _companions(source: Source) -> list[tuple[Path, str]]:
 
 def _negative(path: Path, stem: str) -> list[tuple[Path, str]]:
     endings = dict.fromkeys((path.suffix, *_SUFFIXES))
-    return [(file, "") for end in endings if (file := path.with_name(f"{stem}{NEGATIVE}{end}")).is_file()][:1]
+    return [
+        (file, "")
+        for end in endings
+        if (file := path.with_name(f"{stem}{NEGATIVE}{end}")).is_file()
+    ][:1]
 
 
 def _first(adapter: Adapter, stem: str) -> str:
     """The word that `stem` will stand for."""
     wanted = (stem, adapter.metadata.get(WORD), adapter.name)
     named = next((word for word in wanted if word in adapter.embeddings), None)
-    return named or next((w for w in adapter.embeddings if not w.endswith(NEGATIVE)), next(iter(adapter.embeddings)))
+    return named or next(
+        (w for w in adapter.embeddings if not w.endswith(NEGATIVE)), next(iter(adapter.embeddings))
+    )
 
 
 def _beside(first: str, token: str) -> str:
@@ -225,4 +278,12 @@ def _write_pickle(tensors: dict[str, Tensor], metadata: Mapping[str, str], path:
     write_pickle(path, content)
 
 
-WRITERS = (Writer("embedding", ("webui",), ".safetensors", lambda a, path, o: write(a, path, dtype=o.dtype), (".pt",)),)
+WRITERS = (
+    Writer(
+        "embedding",
+        ("webui",),
+        ".safetensors",
+        lambda a, path, o: write(a, path, dtype=o.dtype),
+        (".pt",),
+    ),
+)

@@ -1,4 +1,6 @@
-"""What formats declare about writing: which contents they hold, under which target words, in what kind of file."""
+"""What formats declare about writing: which contents they hold, under which target words, in what
+kind of file.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ Target = Literal["kohya", "diffusers", "peft", "webui", "custom"]
 TARGETS: tuple[Target, ...] = ("kohya", "diffusers", "peft", "webui", "custom")
 
 Content = Literal["lora", "embedding", "hypernetwork", "custom diffusion"]
-"""What an adapter is, as formats see it; `lora` stands for all updates of weights, with or without learned words."""
+"""What an adapter is, as formats see it; `lora` stands for all updates of weights, with or without
+learned words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,25 +68,31 @@ MODEL_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".onnx", ".gguf
 
 
 def check_ending(path: Path, endings: tuple[str, ...], what: str) -> None:
-    """`endings`: those that are written, "" for a folder. Raises FileFormatError naming what would be read wrongly."""
+    """`endings`: those that are written, "" for a folder. Raises FileFormatError naming what would
+    be read wrongly.
+    """
     ending = path.suffix.lower()
     files = [known for known in endings if known]
     if ending in files or ("" in endings and ending not in MODEL_ENDINGS):
         return
     if not files:
         raise FileFormatError(
-            f"{path}: {what} is written as a folder in this format, and a name that ends in {ending} "
-            "is a file's to other programs. Leave the ending out."
+            f"{path}: {what} is written as a folder in this format, and a name that ends in "
+            f"{ending} is a file's to other programs. Leave the ending out."
         )
     wanted = " or ".join(files)
     raise FileFormatError(
-        f"{path}: the name of {what} ends in {wanted} in this format, not in {ending or 'nothing'}: other programs "
-        f"go by it. Name it {path.stem}{files[0]}, or choose another --to."
+        f"{path}: the name of {what} ends in {wanted} in this format, not in "
+        f"{ending or 'nothing'}: other programs go by it. Name it {path.stem}{files[0]}, or choose "
+        "another --to."
     )
 
 
-_CUSTOM_DIFFUSION = re.compile(r"denoiser\..+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$|text_encoder\.")
-"""What Custom Diffusion changes, of the denoiser and, in the authors' files, of the text encoder."""
+_CUSTOM_DIFFUSION = re.compile(
+    r"denoiser\..+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$|text_encoder\."
+)
+"""What Custom Diffusion changes, of the denoiser and, in the authors' files, of the text
+encoder."""
 
 
 def content_of(adapter: Adapter) -> Content:

@@ -1,5 +1,6 @@
-"""Weights of a LoRA by block of the denoiser, `<lora:x:1:lbw=1,0,0,...>`, as the block weight extension of web UIs
-writes them. Blocks have the names of the original implementation (`IN04`, `M00`, `OUT07`); BASE is the text encoder.
+"""Weights of a LoRA by block of the denoiser, `<lora:x:1:lbw=1,0,0,...>`, as the block weight
+extension of web UIs writes them. Blocks have the names of the original implementation (`IN04`,
+`M00`, `OUT07`); BASE is the text encoder.
 """
 
 import re
@@ -18,12 +19,16 @@ _PRESETS = {"ALL": 1.0, "NONE": 0.0}
 
 
 def parse_block_weights(written: str, tag: str) -> dict[str, float]:
-    """Block -> weight. Raises RecipeError, with the tag's words, for a list of another length or of something else."""
+    """Block -> weight. Raises RecipeError, with the tag's words, for a list of another length or
+    of something else.
+    """
     values = [value.strip() for value in written.split(",")]
     if values[0].upper() in _PRESETS and len(values) == 1:
         return dict.fromkeys(_LISTS[max(_LISTS)], _PRESETS[values[0].upper()])
     if wrong := next((value for value in values if not re.fullmatch(NUMBER, value)), None):
-        raise RecipeError(f"{tag}: lbw={wrong[:40]!r} is not a number; of presets only ALL and NONE are known.")
+        raise RecipeError(
+            f"{tag}: lbw={wrong[:40]!r} is not a number; of presets only ALL and NONE are known."
+        )
     if not all(isfinite(float(value)) for value in values):
         raise RecipeError(f"{tag}: lbw holds too large a number.")
     if len(values) not in _LISTS:

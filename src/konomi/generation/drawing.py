@@ -1,4 +1,5 @@
-"""A request made ready: checked, sized, its text encoded for each step. All that is done for each image by itself.
+"""A request made ready: checked, sized, its text encoded for each step. All that is done for each
+image by itself.
 
 Shapes: B images, H W pixels.
 """
@@ -38,8 +39,9 @@ class Drawing:
 
     @property
     def batch_key(self) -> tuple[object, ...]:
-        """Drawings that can share a batch agree in this. Numbers of text positions too: padding one image's text to its
-        neighbour's length would change the picture."""
+        """Drawings that can share a batch agree in this. Numbers of text positions too: padding
+        one image's text to its neighbour's length would change the picture.
+        """
         r = self.request
         lengths = self.positive[0].states.shape[1]
         guided = self.negative is not None
@@ -48,7 +50,9 @@ class Drawing:
 
 
 class PromptEncoder:
-    """Encoded prompts, each by itself, so that neither the batch nor the other prompts change a bit of it."""
+    """Encoded prompts, each by itself, so that neither the batch nor the other prompts change a
+    bit of it.
+    """
 
     def __init__(self, base: BaseModel) -> None:
         self._base = base
@@ -64,9 +68,13 @@ class PromptEncoder:
 
 
 def drawing_of(base: BaseModel, request: Request, encode: PromptEncoder) -> Drawing:
-    """`request` must have its size (`with_size`). Its negative prompt is completed by learned negative words."""
+    """`request` must have its size (`with_size`). Its negative prompt is completed by learned
+    negative words.
+    """
     request = replace(request, negative=with_negative_words(request, base.words))
-    sampler = base.process.sampler(request.sampler, num_steps=request.steps, strength=request.strength)
+    sampler = base.process.sampler(
+        request.sampler, num_steps=request.steps, strength=request.strength
+    )
     num_steps = sampler.steps[-1] + 1
     prompts = prompt_per_step(extract_tags(request.prompt)[0], num_steps)
     negatives = prompt_per_step(extract_tags(request.negative)[0], num_steps)
@@ -74,12 +82,15 @@ def drawing_of(base: BaseModel, request: Request, encode: PromptEncoder) -> Draw
     text = TextConfig(clip_skip=request.clip_skip, emphasis=True)
     chunks = base.count_chunks([*set(prompts), *(set(negatives) if guided else ())], text)
     text = replace(text, max_tokens=75 * chunks)
-    sizes = torch.tensor([[request.height, request.width, 0, 0, request.height, request.width]], device=base.device)
+    sizes = torch.tensor(
+        [[request.height, request.width, 0, 0, request.height, request.width]], device=base.device
+    )
 
     def conditions(per_step: Sequence[str], *, negative: bool) -> tuple[Conditioning, ...]:
         zeros = negative and base.spec.zero_empty_negative
         unique = {
-            prompt: _zero_if_empty(prompt, encode(prompt, text, negative=negative), zeros) for prompt in set(per_step)
+            prompt: _zero_if_empty(prompt, encode(prompt, text, negative=negative), zeros)
+            for prompt in set(per_step)
         }
         complete = {prompt: base.with_sizes(value, sizes) for prompt, value in unique.items()}
         return tuple(complete[per_step[step]] for step in sampler.steps)
@@ -88,25 +99,39 @@ def drawing_of(base: BaseModel, request: Request, encode: PromptEncoder) -> Draw
         request=request,
         positive=conditions(prompts, negative=False),
         negative=conditions(negatives, negative=True) if guided else None,
-        init=None if request.init is None else init_to_pixels(request.init, request.width, request.height),
-        mask=None if request.mask is None else mask_to_pixels(request.mask, request.width, request.height),
+        init=None
+        if request.init is None
+        else init_to_pixels(request.init, request.width, request.height),
+        mask=None
+        if request.mask is None
+        else mask_to_pixels(request.mask, request.width, request.height),
     )
 
 
 def with_negative_words(request: Request, words: Collection[str]) -> str:
-    """The negative prompt, with `X-neg` in front for each learned word X of the prompt that has such a half
-    (DreamArtist) and that is not there already. Without guidance there is no negative prompt to complete."""
+    """The negative prompt, with `X-neg` in front for each learned word X of the prompt that has
+    such a half (DreamArtist) and that is not there already. Without guidance there is no negative
+    prompt to complete.
+    """
     if request.guidance == 1:
         return request.negative
     by_folded = {word.casefold(): word for word in words}
-    used = {word.casefold(): word for _, word in find_words(extract_tags(request.prompt)[0], words) if word}
+    used = {
+        word.casefold(): word
+        for _, word in find_words(extract_tags(request.prompt)[0], words)
+        if word
+    }
     halves = [by_folded[half] for word in used if (half := f"{word}{NEGATIVE}") in by_folded]
     written = {word for _, word in find_words(request.negative, words)}
-    return ", ".join(filter(None, [*(half for half in halves if half not in written), request.negative]))
+    return ", ".join(
+        filter(None, [*(half for half in halves if half not in written), request.negative])
+    )
 
 
 def _zero_if_empty(prompt: str, conditioning: Conditioning, zeros: bool) -> Conditioning:
-    """`zeros`: the base was trained with zeros in place of an empty negative prompt, and this is one if empty."""
+    """`zeros`: the base was trained with zeros in place of an empty negative prompt, and this is
+    one if empty.
+    """
     if not zeros or prompt.strip():
         return conditioning
     pooled = None if conditioning.pooled is None else torch.zeros_like(conditioning.pooled)
@@ -114,7 +139,9 @@ def _zero_if_empty(prompt: str, conditioning: Conditioning, zeros: bool) -> Cond
 
 
 def with_size(base: BaseModel, request: Request) -> Request:
-    """The request, checked, with width and height filled in. Raises RecipeError for one that cannot be drawn."""
+    """The request, checked, with width and height filled in. Raises RecipeError for one that
+    cannot be drawn.
+    """
     request.check()
     factor = base.size_step
     width, height = request.width, request.height
@@ -124,7 +151,8 @@ def with_size(base: BaseModel, request: Request) -> Request:
             scale = width / own[0] if width else height / own[1]
             own = (round(own[0] * scale), round(own[1] * scale))
             width, height = (
-                given or max(round(side / factor), 1) * factor for given, side in zip((width, height), own)
+                given or max(round(side / factor), 1) * factor
+                for given, side in zip((width, height), own)
             )
         else:
             width, height = fitted_size(own, base.resolution, factor)
@@ -132,6 +160,10 @@ def with_size(base: BaseModel, request: Request) -> Request:
     for name, side in (("width", width), ("height", height)):
         if side < factor or side % factor:
             nearest = max(round(side / factor), 1) * factor
-            raise RecipeError(f"{name} is {side}; it must be a multiple of {factor}. The nearest is {nearest}.")
-    rescale = base.guidance_rescale if request.guidance_rescale is None else request.guidance_rescale
+            raise RecipeError(
+                f"{name} is {side}; it must be a multiple of {factor}. The nearest is {nearest}."
+            )
+    rescale = (
+        base.guidance_rescale if request.guidance_rescale is None else request.guidance_rescale
+    )
     return replace(request, width=width, height=height, guidance_rescale=rescale)

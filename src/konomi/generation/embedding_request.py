@@ -1,4 +1,6 @@
-"""Learned words in prompts: which files a prompt calls by their names alone, and what a file's word is called."""
+"""Learned words in prompts: which files a prompt calls by their names alone, and what a file's
+word is called.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -15,16 +17,19 @@ from konomi.models.prompt_syntax import extract_tags, find_words
 _SUFFIXES = (".safetensors", ".pt", ".bin")
 _SUBFOLDER = "embeddings"
 _LARGEST = 16 << 20
-"""Bytes; 75 vectors for two text encoders in float32 take 0.6 MB. What is larger is not looked at."""
+"""Bytes; 75 vectors for two text encoders in float32 take 0.6 MB. What is larger is not looked
+at."""
 
 
 def embeddings_of_prompt(
     texts: Sequence[str], folders: Sequence[Path], *, known: Collection[str] = ()
 ) -> tuple[AdapterRequest, ...]:
-    """The embedding files whose names occur as words in a prompt and its negative prompt, as web UIs find them.
+    """The embedding files whose names occur as words in a prompt and its negative prompt, as web
+    UIs find them.
 
-    Looks directly in the folders and in `embeddings` below each; the first folder counts. Files that hold something
-    else, or that cannot be read, leave the word plain text. Words in `known` stand for something already.
+    Looks directly in the folders and in `embeddings` below each; the first folder counts. Files
+    that hold something else, or that cannot be read, leave the word plain text. Words in `known`
+    stand for something already.
     """
     files: dict[str, Path] = {}
     for folder in folders:
@@ -34,7 +39,9 @@ def embeddings_of_prompt(
                     files.setdefault(path.stem, path)
     taken = {word.casefold() for word in known}
     stems = [stem for stem in files if stem.casefold() not in taken]
-    spoken = [word for text in texts for _, word in find_words(extract_tags(text)[0], stems) if word]
+    spoken = [
+        word for text in texts for _, word in find_words(extract_tags(text)[0], stems) if word
+    ]
     found = {word: files[word] for word in dict.fromkeys(spoken) if _is_embedding(files[word])}
     # A negative half comes with its file.
     halves = {f"{word}{NEGATIVE}" for word, path in found.items()}
@@ -50,7 +57,11 @@ def named_by_file(adapter: Adapter, path: Path) -> Adapter:
 def named_as_trained(adapter: Adapter) -> Adapter:
     """A word that its file says was trained under another name may be called by that as well."""
     first = adapter.name
-    return _renamed(adapter, first, trained_word(adapter, first)) if first in adapter.embeddings else adapter
+    return (
+        _renamed(adapter, first, trained_word(adapter, first))
+        if first in adapter.embeddings
+        else adapter
+    )
 
 
 def _renamed(adapter: Adapter, word: str, name: str) -> Adapter:

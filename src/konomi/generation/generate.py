@@ -1,4 +1,6 @@
-"""Pictures from a base: txt2img, img2img and inpainting. Shapes: C channels, h w latent grid, H W pixels."""
+"""Pictures from a base: txt2img, img2img and inpainting. Shapes: C channels, h w latent grid, H W
+pixels.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -26,20 +28,25 @@ def generate(
     on_step: OnStep | None = None,
     origin: Origin | None = None,
 ) -> Iterator[Picture]:
-    """Draw requests in order. The same request gives the same picture, alone or in a batch, to rounding.
+    """Draw requests in order. The same request gives the same picture, alone or in a batch, to
+    rounding.
 
-    `batch` images are computed together where consecutive requests agree in size, steps, sampler and text length. The
-    base is in evaluation mode while a batch is drawn, and in its own again whenever a picture is handed out. Text,
-    latents of pictures and images are computed for each image by itself. Latents are kept in float32; the denoiser
-    computes in `base.dtype`.
+    `batch` images are computed together where consecutive requests agree in size, steps, sampler
+    and text length. The base is in evaluation mode while a batch is drawn, and in its own again
+    whenever a picture is handed out. Text, latents of pictures and images are computed for each
+    image by itself. Latents are kept in float32; the denoiser computes in `base.dtype`.
 
-    Raises RecipeError for a request that cannot be drawn, ModelError where the picture came out as NaN.
+    Raises RecipeError for a request that cannot be drawn, ModelError where the picture came out as
+    NaN.
     """
     origin = origin or Origin(model=base.name)
-    # Everything is checked before anything is drawn; texts and pictures are read when their turn comes.
+    # Everything is checked before anything is drawn; texts and pictures are read when their turn
+    # comes.
     sized = [with_size(base, request) for request in requests]
     encode = PromptEncoder(base)
-    for _, group in groupby((_ready(base, request, encode) for request in sized), key=lambda one: one.batch_key):
+    for _, group in groupby(
+        (_ready(base, request, encode) for request in sized), key=lambda one: one.batch_key
+    ):
         while drawings := list(islice(group, max(batch, 1))):
             images = _draw(base, drawings, on_step)
             for drawing, image in zip(drawings, images):
@@ -56,19 +63,30 @@ def _ready(base: BaseModel, request: Request, encode: PromptEncoder) -> Drawing:
         return drawing_of(base, request, encode)
 
 
-def _draw(base: BaseModel, drawings: Sequence[Drawing], on_step: OnStep | None) -> list[Image.Image]:
+def _draw(
+    base: BaseModel, drawings: Sequence[Drawing], on_step: OnStep | None
+) -> list[Image.Image]:
     with evaluating(base.denoiser, base.vae):
         latents = sample_latents(base, drawings, on_step)
-        return [_decode(base, drawing, latents_1Chw) for drawing, latents_1Chw in zip(drawings, latents.split(1))]
+        return [
+            _decode(base, drawing, latents_1Chw)
+            for drawing, latents_1Chw in zip(drawings, latents.split(1))
+        ]
 
 
 def _decode(base: BaseModel, drawing: Drawing, latents_1Chw: Tensor) -> Image.Image:
     """One at a time: decoding is the peak of memory, and no image may depend on its neighbours."""
-    pixels = base.decode_latents(latents_1Chw).float().cpu() if torch.isfinite(latents_1Chw).all() else None
+    pixels = (
+        base.decode_latents(latents_1Chw).float().cpu()
+        if torch.isfinite(latents_1Chw).all()
+        else None
+    )
     if pixels is None or not torch.isfinite(pixels).all():
         part = "denoiser" if pixels is None else "VAE"
         full = base.dtype == torch.float32
-        advice = "Lower the guidance or the adapters' weights." if full else "Choose --precision fp32."
+        advice = (
+            "Lower the guidance or the adapters' weights." if full else "Choose --precision fp32."
+        )
         raise ModelError(
             f"The picture of seed {drawing.request.seed} is not a number: the {part} overflowed in "
             f"{str(base.dtype).removeprefix('torch.')}. {advice}"

@@ -19,8 +19,8 @@ def make_grid(
 ) -> Image.Image:
     """Row by row; `columns` 0 makes it about square. Cells are as large as the largest image.
 
-    Labels stand above the columns and left of the rows, captions under the images, wrapped to their room. Raises
-    ValueError without images.
+    Labels stand above the columns and left of the rows, captions under the images, wrapped to
+    their room. Raises ValueError without images.
     """
     if not images:
         raise ValueError("a grid needs at least one image")
@@ -40,7 +40,13 @@ def make_grid(
         sheet.paste(image, (x, y))
     for index, text in enumerate(under.texts):
         middle = side.width + index % columns * width + width // 2
-        _write(draw, text, font, middle, head.height + index // columns * pitch + height + under.height // 2)
+        _write(
+            draw,
+            text,
+            font,
+            middle,
+            head.height + index // columns * pitch + height + under.height // 2,
+        )
     for column, text in enumerate(head.texts):
         _write(draw, text, font, side.width + column * width + width // 2, head.height // 2)
     for row, text in enumerate(side.texts):
@@ -63,7 +69,9 @@ class _Labels:
 
 
 def _wrap(text: str, font: Font, room: int) -> str:
-    """Lines of at most `room` pixels, broken at spaces, and within a word that is wider by itself."""
+    """Lines of at most `room` pixels, broken at spaces, and within a word that is wider by
+    itself.
+    """
     lines = [""]
     # At small sizes the font's own space is a pixel or two wide, and words run together.
     size = font.getbbox("M")[3]

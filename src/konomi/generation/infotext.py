@@ -1,7 +1,8 @@
-"""The text that web UIs write into a PNG's `parameters` chunk: written, saved with the picture, and read back.
+"""The text that web UIs write into a PNG's `parameters` chunk: written, saved with the picture,
+and read back.
 
-Three parts: the prompt; a line `Negative prompt: ...` where there is one; a last line of `Name: value` pairs divided by
-commas, values with commas, colons or line breaks in them in JSON quotes.
+Three parts: the prompt; a line `Negative prompt: ...` where there is one; a last line of `Name:
+value` pairs divided by commas, values with commas, colons or line breaks in them in JSON quotes.
 """
 
 import json
@@ -39,8 +40,8 @@ _SAMPLER_NAMES: dict[SamplerName, tuple[str, str]] = {
     "unipc": ("UniPC", ""),
     "pndm": ("PLMS", ""),
 }
-"""Our name -> theirs, and their schedule type where they choose one: left out, it would be "Automatic", which is Karras
-for DPM++ 2M and 2M SDE."""
+"""Our name -> theirs, and their schedule type where they choose one: left out, it would be
+"Automatic", which is Karras for DPM++ 2M and 2M SDE."""
 _AUTOMATIC = {"DPM++ 2M": "Karras", "DPM++ 2M SDE": "Karras"}
 """What web UIs take for a sampler where the schedule is left to them."""
 
@@ -73,19 +74,29 @@ class Infotext:
     """Name -> value as written, unquoted."""
 
     def request(self) -> Request:
-        """The request that draws it again, as far as the text tells; unknown samplers become the default.
+        """The request that draws it again, as far as the text tells; unknown samplers become the
+        default.
 
-        A seed of -1, by which web UIs mean any, becomes one. "Denoising strength" is left out: it belongs to a picture
-        to start from (or an enlargement), which a text cannot hold.
+        A seed of -1, by which web UIs mean any, becomes one. "Denoising strength" is left out: it
+        belongs to a picture to start from (or an enlargement), which a text cannot hold.
 
         Raises DataError where a number is none.
         """
         try:
             width, height = map(int, self.settings.get("Size", "0x0").split("x"))
-            numbers = {name: read(self.settings[key]) for key, (name, read) in _NUMBERS.items() if key in self.settings}
+            numbers = {
+                name: read(self.settings[key])
+                for key, (name, read) in _NUMBERS.items()
+                if key in self.settings
+            }
             sampler = _our_sampler(self.settings)
             return Request(
-                prompt=self.prompt, negative=self.negative, sampler=sampler, width=width, height=height, **numbers
+                prompt=self.prompt,
+                negative=self.negative,
+                sampler=sampler,
+                width=width,
+                height=height,
+                **numbers,
             )
         except ValueError as error:
             raise DataError(f"The picture's infotext cannot be read: {error}.") from error
@@ -114,7 +125,9 @@ def write_infotext(request: Request, origin: Origin) -> str:
         "Model": origin.model,
         "Denoising strength": f"{request.strength:g}" if request.init is not None else "",
         "Clip skip": str(request.clip_skip) if request.clip_skip else "",
-        "Lora hashes": _hashes(adapter for adapter in origin.adapters if adapter.kind != "embedding"),
+        "Lora hashes": _hashes(
+            adapter for adapter in origin.adapters if adapter.kind != "embedding"
+        ),
         "TI hashes": _hashes(words),
         **origin.extra,
         "Version": f"konomi {__version__}",
@@ -131,11 +144,15 @@ def _hashes(adapters: Iterable[UsedAdapter]) -> str:
 
 
 def parse_infotext(text: str) -> Infotext:
-    """Read ours or a web UI's. Text without a line of settings is all prompt; nothing is refused."""
+    """Read ours or a web UI's. Text without a line of settings is all prompt; nothing is
+    refused.
+    """
     lines = text.strip().split("\n")
     settings: dict[str, str] = {}
     if len(_PAIR.findall(lines[-1])) >= 3:
-        settings = {name.strip(): _unquote(value.strip()) for name, value in _PAIR.findall(lines.pop())}
+        settings = {
+            name.strip(): _unquote(value.strip()) for name, value in _PAIR.findall(lines.pop())
+        }
     prompt: list[str] = []
     negative: list[str] = []
     current = prompt
@@ -148,7 +165,9 @@ def parse_infotext(text: str) -> Infotext:
 
 
 def read_infotext(path: Path) -> Infotext | None:
-    """Of a PNG file; None where it holds none. Raises DataError where the file is no readable picture."""
+    """Of a PNG file; None where it holds none. Raises DataError where the file is no readable
+    picture.
+    """
     try:
         with Image.open(path) as image:
             text = image.info.get("parameters")
@@ -167,22 +186,29 @@ def png_bytes(picture: Picture) -> bytes:
 
 
 def save_png(picture: Picture, folder: Path) -> Path:
-    """Write `0000-SEED.png` with the next free number; nothing is ever overwritten, also not by another process.
+    """Write `0000-SEED.png` with the next free number; nothing is ever overwritten, also not by
+    another process.
 
     Raises RunError where the folder cannot be written.
     """
-    return _save(png_bytes(picture), folder, re.compile(r"(\d{4,})-"), f"{{:04d}}-{picture.request.seed}.png")
+    return _save(
+        png_bytes(picture), folder, re.compile(r"(\d{4,})-"), f"{{:04d}}-{picture.request.seed}.png"
+    )
 
 
 def save_sheet(sheet: Picture, folder: Path) -> Path:
-    """Write `grid-0000.png` with the next free number: no seed, so that nobody takes it for a picture."""
+    """Write `grid-0000.png` with the next free number: no seed, so that nobody takes it for a
+    picture.
+    """
     return _save(png_bytes(sheet), folder, re.compile(r"grid-(\d{4,})\."), "grid-{:04d}.png")
 
 
 def _save(encoded: bytes, folder: Path, numbered: re.Pattern[str], name: str) -> Path:
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        numbers = [int(match[1]) for path in folder.iterdir() if (match := numbered.match(path.name))]
+        numbers = [
+            int(match[1]) for path in folder.iterdir() if (match := numbered.match(path.name))
+        ]
         for number in count(max(numbers, default=-1) + 1):
             path = folder / name.format(number)
             try:

@@ -9,13 +9,16 @@ from konomi.data.pixels import mask_of
 
 
 def fitted_size(size: tuple[int, int], resolution: int, factor: int) -> tuple[int, int]:
-    """(width, height) to draw a picture of `size` at: its own where it is no larger than the base's square of
-    `resolution`, else scaled to that area; multiples of `factor`."""
+    """(width, height) to draw a picture of `size` at: its own where it is no larger than the
+    base's square of `resolution`, else scaled to that area; multiples of `factor`.
+    """
     width, height = size
     scale = min(1.0, resolution / (width * height) ** 0.5)
     if scale == 1.0:
         return max(width // factor, 1) * factor, max(height // factor, 1) * factor
-    return max(round(width * scale / factor), 1) * factor, max(round(height * scale / factor), 1) * factor
+    return max(round(width * scale / factor), 1) * factor, max(
+        round(height * scale / factor), 1
+    ) * factor
 
 
 def init_to_pixels(image: Image.Image, width: int, height: int) -> Tensor:
@@ -32,7 +35,9 @@ def init_to_pixels(image: Image.Image, width: int, height: int) -> Tensor:
 
 
 def mask_to_pixels(mask: Image.Image, width: int, height: int) -> Tensor:
-    """[1, 1, H, W] from 0 to 1: how white the mask is; where it is transparent, it is not painted."""
+    """[1, 1, H, W] from 0 to 1: how white the mask is; where it is transparent, it is not
+    painted.
+    """
     grey = mask_of(mask)
     if grey.size != (width, height):
         grey = grey.resize((width, height), Image.Resampling.LANCZOS)

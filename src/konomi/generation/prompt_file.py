@@ -23,10 +23,12 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 
 def read_prompt_file(path: Path, default: Request) -> list[Request]:
-    """The requests of a text file (encodings as for captions); what a line does not say is taken from `default`.
+    """The requests of a text file (encodings as for captions); what a line does not say is taken
+    from `default`.
 
-    A line is `a prompt --n negative --w 512 --h 512 --d seed --s steps --l guidance`, every option may be missing.
-    Empty lines and lines that start with `#` are passed over. Raises DataError naming file and line.
+    A line is `a prompt --n negative --w 512 --h 512 --d seed --s steps --l guidance`, every option
+    may be missing. Empty lines and lines that start with `#` are passed over. Raises DataError
+    naming file and line.
     """
     text = decode_text(_read(path), str(path))
     requests = []
@@ -51,7 +53,10 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
     if len(data) > MAX_BYTES:
-        raise DataError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no prompt file is. Is it the right file?")
+        raise DataError(
+            f"{path}: larger than {MAX_BYTES >> 20} MiB, which no prompt file is. Is it the right "
+            "file?"
+        )
     return data
 
 

@@ -12,7 +12,8 @@ from konomi.errors import RecipeError
 
 MAX_SIDE = 9999
 MAX_PROMPT = 20_000
-"""Characters of a prompt: about 5,000 tokens, of which no base has learned to read more than a few hundred."""
+"""Characters of a prompt: about 5,000 tokens, of which no base has learned to read more than a few
+hundred."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +21,11 @@ class Request(GenerationConfig):
     """One picture to draw. Frozen, so that the same request is the same picture."""
 
     prompt: str
-    """May hold emphasis, BREAK, switching, mixing. `<lora:...>` tags are kept for the infotext and not drawn: whoever
-    calls attaches the adapters first (`konomi.generation.adapter_request`)."""
+    """May hold emphasis, BREAK, switching, mixing. `<lora:...>` tags are kept for the infotext and
+    not drawn: whoever calls attaches the adapters first (`konomi.generation.adapter_request`)."""
     width: int = 0
-    """In pixels, a multiple of the base's latent factor; 0: the initial picture's, fitted to the base's area where it
-    is larger, else the base's own size."""
+    """In pixels, a multiple of the base's latent factor; 0: the initial picture's, fitted to the
+    base's area where it is larger, else the base's own size."""
     height: int = 0
     clip_skip: int = 0
     """As `text.clip_skip`: 1 the last layer, 2 the one before, 0 the base's own choice."""
@@ -44,22 +45,33 @@ class Request(GenerationConfig):
         """Raises RecipeError, naming the value that cannot be drawn."""
         check_values({name: getattr(self, name) for name in SHARED}, GenerationConfig)
         if max(self.width, self.height) > MAX_SIDE:
-            raise RecipeError(f"size is {self.width}x{self.height}; at most {MAX_SIDE} pixels a side can be drawn.")
+            raise RecipeError(
+                f"size is {self.width}x{self.height}; at most {MAX_SIDE} pixels a side can be "
+                "drawn."
+            )
         for name, text in (("prompt", self.prompt), ("negative prompt", self.negative)):
             if len(text) > MAX_PROMPT:
                 raise RecipeError(
-                    f"the {name} has {len(text):,} characters; at most {MAX_PROMPT:,}. Shorten it: {text[:40]!r}..."
+                    f"the {name} has {len(text):,} characters; at most {MAX_PROMPT:,}. Shorten it: "
+                    f"{text[:40]!r}..."
                 )
         if self.clip_skip < 0:
-            raise RecipeError(f"clip_skip is {self.clip_skip}; 0 (the base's own choice) or a layer from the end.")
+            raise RecipeError(
+                f"clip_skip is {self.clip_skip}; 0 (the base's own choice) or a layer from the end."
+            )
         if not 0 < self.strength <= 1:
-            raise RecipeError(f"strength is {self.strength:g}; it must lie above 0 and not above 1.")
+            raise RecipeError(
+                f"strength is {self.strength:g}; it must lie above 0 and not above 1."
+            )
         if int(self.steps * self.strength) < 1:
             raise RecipeError(
-                f"strength is {self.strength:g}; of {self.steps} steps that leaves none. Raise strength or steps."
+                f"strength is {self.strength:g}; of {self.steps} steps that leaves none. Raise "
+                "strength or steps."
             )
         if self.mask is not None and self.init is None:
-            raise RecipeError("mask is given without init. Give the picture that the mask belongs to.")
+            raise RecipeError(
+                "mask is given without init. Give the picture that the mask belongs to."
+            )
 
 
 SHARED = tuple(item.name for item in fields(GenerationConfig))

@@ -16,19 +16,27 @@ from konomi.generation.drawing import Drawing
 from konomi.models.base import BaseModel
 
 OnStep = Callable[[int, int], None]
-"""Called after each step with the number of steps done and in all, of the batch that is being drawn."""
+"""Called after each step with the number of steps done and in all, of the batch that is being
+drawn."""
 
 
-def sample_latents(base: BaseModel, drawings: Sequence[Drawing], on_step: OnStep | None = None) -> Tensor:
+def sample_latents(
+    base: BaseModel, drawings: Sequence[Drawing], on_step: OnStep | None = None
+) -> Tensor:
     """Float32 latents [B, C, h, w] of drawings that agree in `batch_key`."""
     request = drawings[0].request
-    sampler = base.process.sampler(request.sampler, num_steps=request.steps, strength=request.strength)
+    sampler = base.process.sampler(
+        request.sampler, num_steps=request.steps, strength=request.strength
+    )
     factor = base.latent_factor
     shape = (1, base.latent_channels, request.height // factor, request.width // factor)
     generators = [torch.Generator("cpu").manual_seed(drawing.request.seed) for drawing in drawings]
-    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(base.device)
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(
+        base.device
+    )
     known, mask = _known_latents(base, drawings)
-    # Inpainting at full strength starts from noise alone, else what lies under the mask would shine through.
+    # Inpainting at full strength starts from noise alone, else what lies under the mask would
+    # shine through.
     if known is None or (mask is not None and request.strength == 1):
         latents = sampler.first_latents(noise)
     else:
@@ -57,8 +65,9 @@ def _ask(
     conditioning: Conditioning,
     guidance: "_Guidance | None",
 ) -> Tensor:
-    """The denoiser's answer, with guidance where there is some: both halves in one pass, or in two where
-    they do not share their weights."""
+    """The denoiser's answer, with guidance where there is some: both halves in one pass, or in two
+    where they do not share their weights.
+    """
     scaled = sampler.model_input(latents, step).to(base.dtype)
     timesteps = sampler.timesteps[step].to(base.device).expand(len(scaled))
     if guidance is None:
@@ -88,36 +97,56 @@ class _Guidance:
     def of(cls, base: BaseModel, drawings: Sequence[Drawing]) -> "_Guidance":
         scales = [drawing.request.guidance for drawing in drawings]
         rescales = [drawing.request.guidance_rescale or 0.0 for drawing in drawings]
-        scales_B111, rescales_B111 = (torch.tensor(v, device=base.device).view(-1, 1, 1, 1) for v in (scales, rescales))
+        scales_B111, rescales_B111 = (
+            torch.tensor(v, device=base.device).view(-1, 1, 1, 1) for v in (scales, rescales)
+        )
         return cls(scales_B111, rescales_B111 if any(rescales) else None)
 
     def __call__(self, without: Tensor, with_prompt: Tensor) -> Tensor:
         guided = without + self.scales * (with_prompt - without)
-        return guided if self.rescales is None else rescale_guidance(guided, with_prompt, self.rescales)
+        return (
+            guided
+            if self.rescales is None
+            else rescale_guidance(guided, with_prompt, self.rescales)
+        )
 
 
 def rescale_guidance(guided: Tensor, with_prompt: Tensor, share: Tensor | float) -> Tensor:
-    """`share` (phi) of the guided answer brought back to the contrast that each image's answer to the prompt has
-    (Lin et al. 2023, equations 15 and 16): guidance overexposes models whose noise process ends in pure noise."""
-    factor = with_prompt.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True).clamp_min(1e-12)
+    """`share` (phi) of the guided answer brought back to the contrast that each image's answer to
+    the prompt has (Lin et al. 2023, equations 15 and 16): guidance overexposes models whose noise
+    process ends in pure noise.
+    """
+    factor = with_prompt.std((1, 2, 3), keepdim=True) / guided.std(
+        (1, 2, 3), keepdim=True
+    ).clamp_min(1e-12)
     return share * (guided * factor) + (1 - share) * guided
 
 
-def _conditioning(base: BaseModel, drawings: Sequence[Drawing], step: int, inpaint: Tensor | None) -> Conditioning:
+def _conditioning(
+    base: BaseModel, drawings: Sequence[Drawing], step: int, inpaint: Tensor | None
+) -> Conditioning:
     """Of all images at a step: the negative ones first where there is guidance."""
     rows = [drawing.positive[step] for drawing in drawings]
     if drawings[0].negative is not None:
-        rows = [drawing.negative[step] for drawing in drawings if drawing.negative is not None] + rows
+        rows = [
+            drawing.negative[step] for drawing in drawings if drawing.negative is not None
+        ] + rows
     joined = concatenate(rows)
     if inpaint is None:
         return joined
-    return replace(joined, inpaint=inpaint if drawings[0].negative is None else torch.cat([inpaint, inpaint]))
+    return replace(
+        joined, inpaint=inpaint if drawings[0].negative is None else torch.cat([inpaint, inpaint])
+    )
 
 
-def _known_latents(base: BaseModel, drawings: Sequence[Drawing]) -> tuple[Tensor | None, Tensor | None]:
-    """Latents of the pictures to start from [B, C, h, w], and the mask [B, 1, h, w] where there is one.
+def _known_latents(
+    base: BaseModel, drawings: Sequence[Drawing]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Latents of the pictures to start from [B, C, h, w], and the mask [B, 1, h, w] where there is
+    one.
 
-    The mean of the VAE's distribution is taken, so that the noise of a seed is the same with and without a picture.
+    The mean of the VAE's distribution is taken, so that the noise of a seed is the same with and
+    without a picture.
     """
     latents = [_encode(base, drawing.init) for drawing in drawings if drawing.init is not None]
     masks = [_shrink(base, drawing.mask) for drawing in drawings if drawing.mask is not None]
@@ -125,7 +154,9 @@ def _known_latents(base: BaseModel, drawings: Sequence[Drawing]) -> tuple[Tensor
 
 
 def _inpaint_channels(base: BaseModel, drawings: Sequence[Drawing]) -> Tensor:
-    """[B, 5, h, w]: mask, latents of the picture with the masked part grey. Without a picture everything is masked."""
+    """[B, 5, h, w]: mask, latents of the picture with the masked part grey. Without a picture
+    everything is masked.
+    """
     channels = []
     for drawing in drawings:
         size = (1, 3, drawing.request.height, drawing.request.width)
@@ -143,5 +174,7 @@ def _encode(base: BaseModel, pixels: Tensor) -> Tensor:
 def _shrink(base: BaseModel, mask_11HW: Tensor) -> Tensor:
     """A mask on the latent grid, hard."""
     hard = (mask_11HW >= 0.5).float()
-    small = torch.nn.functional.interpolate(hard, scale_factor=1 / base.latent_factor, mode="nearest")
+    small = torch.nn.functional.interpolate(
+        hard, scale_factor=1 / base.latent_factor, mode="nearest"
+    )
     return small.to(base.device)

@@ -14,9 +14,14 @@ def choose_device(wanted: str) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError as unknown:
-        raise RunError(f"run.device is {wanted!r}; use auto, cpu, cuda, cuda:1 or mps.") from unknown
+        raise RunError(
+            f"run.device is {wanted!r}; use auto, cpu, cuda, cuda:1 or mps."
+        ) from unknown
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RunError(f"run.device is {wanted!r}, but this machine has {torch.cuda.device_count()} CUDA devices.")
+        raise RunError(
+            f"run.device is {wanted!r}, but this machine has {torch.cuda.device_count()} CUDA "
+            "devices."
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise RunError("run.device is 'mps', which this machine does not have.")
     return device

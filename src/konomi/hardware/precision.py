@@ -1,4 +1,6 @@
-"""Number formats: by name, what `auto` takes, and what they cost on a processor that has no instructions for them."""
+"""Number formats: by name, what `auto` takes, and what they cost on a processor that has no
+instructions for them.
+"""
 
 import time
 from collections.abc import Callable
@@ -14,11 +16,14 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 """By the words that recipes and the command line use."""
 
 SLOW = 3.0
-"""From this factor on, half precision on a CPU is said to be slow: it saves memory, so a little may be worth it."""
+"""From this factor on, half precision on a CPU is said to be slow: it saves memory, so a little
+may be worth it."""
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """Number format of the computation; `auto`: bf16 on CUDA devices that have it, fp16 on older ones, else fp32."""
+    """Number format of the computation; `auto`: bf16 on CUDA devices that have it, fp16 on older
+    ones, else fp32.
+    """
     if wanted != "auto":
         if wanted not in PRECISIONS:
             raise RunError(f"precision is {wanted!r}; choose auto, {', '.join(PRECISIONS)}.")
@@ -29,10 +34,12 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def slowdown(dtype: torch.dtype, device: torch.device) -> float:
-    """Time of a 3x3 convolution in a half-precision format over its time in float32, on a CPU; 1 on other devices.
+    """Time of a 3x3 convolution in a half-precision format over its time in float32, on a CPU; 1
+    on other devices.
 
-    Processors without instructions for a format emulate it: measured 77 to 98 for bf16 convolutions on one with AVX2
-    only. Which a processor has, and which of them the libraries then use, is known for certain by trying: 40 ms.
+    Processors without instructions for a format emulate it: measured 77 to 98 for bf16
+    convolutions on one with AVX2 only. Which a processor has, and which of them the libraries then
+    use, is known for certain by trying: 40 ms.
     """
     return _measured(dtype) if device.type == "cpu" and dtype != torch.float32 else 1.0
 
@@ -44,8 +51,8 @@ def slow_precision_notes(dtype: torch.dtype, device: torch.device) -> tuple[str,
         return ()
     name = next(word for word, known in PRECISIONS.items() if known == dtype)
     return (
-        f"precision {name}: this processor has no instructions for it; a convolution takes {factor:.0f} times as long "
-        "as in fp32. It only saves memory here: choose fp32 for speed.",
+        f"precision {name}: this processor has no instructions for it; a convolution takes "
+        f"{factor:.0f} times as long as in fp32. It only saves memory here: choose fp32 for speed.",
     )
 
 

@@ -1,8 +1,9 @@
-"""Layers whose frozen weight is kept in a smaller number format than they compute in (diffusers: layerwise casting).
+"""Layers whose frozen weight is kept in a smaller number format than they compute in (diffusers:
+layerwise casting).
 
-The weight is cast where it is used, once on the way forward and once on the way back, and only its small form is kept
-between the two: plain autograd would keep the large one. The answer is, bit for bit, that of the same layer with its
-weight rounded beforehand.
+The weight is cast where it is used, once on the way forward and once on the way back, and only its
+small form is kept between the two: plain autograd would keep the large one. The answer is, bit for
+bit, that of the same layer with its weight rounded beforehand.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,9 @@ def is_cast(x: Tensor, weight: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [..., I], weight [O, I] in any format, bias [O] in x's -> [..., O]. No gradient for the weight."""
+    """x [..., I], weight [O, I] in any format, bias [O] in x's -> [..., O]. No gradient for the
+    weight.
+    """
     result: Tensor = _Linear.apply(x, weight, bias)
     return result
 
@@ -32,8 +35,12 @@ def conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """x [N, I, H, W], weight [O, I, k, k'] in any format, bias [O] -> [N, O, h, w]. No gradient for the weight."""
-    result: Tensor = _Convolution.apply(x, weight, bias, (list(stride), list(padding), list(dilation)))
+    """x [N, I, H, W], weight [O, I, k, k'] in any format, bias [O] -> [N, O, h, w]. No gradient
+    for the weight.
+    """
+    result: Tensor = _Convolution.apply(
+        x, weight, bias, (list(stride), list(padding), list(dilation))
+    )
     return result
 
 
@@ -53,7 +60,9 @@ class _Linear(torch.autograd.Function):
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: tuple[list[int], ...]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: tuple[list[int], ...]
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.window = window
         stride, padding, dilation = window
@@ -64,6 +73,14 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
         grad_x, _, grad_bias = torch.ops.aten.convolution_backward(
-            grad_y, x, weight.to(x.dtype), [len(weight)], *ctx.window, False, [0, 0], 1, [needs[0], False, needs[2]]
+            grad_y,
+            x,
+            weight.to(x.dtype),
+            [len(weight)],
+            *ctx.window,
+            False,
+            [0, 0],
+            1,
+            [needs[0], False, needs[2]],
         )
         return grad_x, None, grad_bias, None

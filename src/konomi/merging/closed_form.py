@@ -1,5 +1,5 @@
-"""One weight that answers as several do, each on its own text: Custom Diffusion's merge in closed form (Kumari et al.
-2022, section 3.2), in float64.
+"""One weight that answers as several do, each on its own text: Custom Diffusion's merge in closed
+form (Kumari et al. 2022, section 3.2), in float64.
 
     W' = argmin |(W' - W) C_reg^T|  with  W' t = W_i t  for every target state t of every concept i
     W' = W + (V*^T - W T^T) (d T^T)^-1 d,   d = T C^-1,   C = K^T K
@@ -17,8 +17,8 @@ from konomi.adapters.kinds import Replacement
 from konomi.errors import ModelError
 
 RIDGE = 1e-6
-"""Added to C's diagonal, in shares of its mean: where fewer states were seen than they are wide, C alone has no
-inverse. The constraint holds whatever C is."""
+"""Added to C's diagonal, in shares of its mean: where fewer states were seen than they are wide, C
+alone has no inverse. The constraint holds whatever C is."""
 DISTINCT = 1e-6
 """Targets nearer to one another than this share of the farthest direction are one target."""
 TOLERANCE = 1e-4
@@ -61,13 +61,20 @@ def merge_layer(weight_OI: Tensor, wanted_MO: Tensor, given: Constraints) -> Ten
     return weight_OI + missing_OM @ given.solver_MI
 
 
-def merge(layers: Sequence[Mapping[str, Replacement]], targets: Sequence[Tensor], regularisation_RI: Tensor) -> Merged:
-    """Merge the layers of several concepts, each with origins, so that each keeps its answers on its own targets.
+def merge(
+    layers: Sequence[Mapping[str, Replacement]],
+    targets: Sequence[Tensor],
+    regularisation_RI: Tensor,
+) -> Merged:
+    """Merge the layers of several concepts, each with origins, so that each keeps its answers on
+    its own targets.
 
     Args:
-        layers: of each concept, canonical key -> layer; where one lacks a layer, it answers there as the base does.
+        layers: of each concept, canonical key -> layer; where one lacks a layer, it answers there
+            as the base does.
         targets: of each concept, the text states [M_i, I] on which its answers count.
-        regularisation_RI: text states of ordinary captions, where the base's answers should change least.
+        regularisation_RI: text states of ordinary captions, where the base's answers should change
+            least.
 
     Raises ModelError where the targets contradict one another.
     """
@@ -78,15 +85,20 @@ def merge(layers: Sequence[Mapping[str, Replacement]], targets: Sequence[Tensor]
         origin = next(concept[key].origin for concept in layers if key in concept)
         assert origin is not None
         weights = [concept[key].weight if key in concept else origin for concept in layers]
-        wanted_MO = torch.cat([t.double() @ w.double().T for t, w in zip(targets, weights, strict=True)])
+        wanted_MO = torch.cat(
+            [t.double() @ w.double().T for t, w in zip(targets, weights, strict=True)]
+        )
         # Rounded before it is measured: what is written has to keep the constraint.
         weight_OI = merge_layer(origin.double(), wanted_MO, given).float()
-        error = (given.targets_MI @ weight_OI.double().T - wanted_MO).abs().max() / wanted_MO.abs().max()
+        error = (
+            given.targets_MI @ weight_OI.double().T - wanted_MO
+        ).abs().max() / wanted_MO.abs().max()
         largest = max(largest, float(error))
         if not largest <= TOLERANCE:
             raise ModelError(
-                f"{key}: the concepts need different outputs for the same text (off by {float(error):.1%}), so no "
-                "weight satisfies both. Give each a prompt with its own word first."
+                f"{key}: the concepts need different outputs for the same text (off by "
+                f"{float(error):.1%}), so no weight satisfies both. Give each a prompt with its "
+                "own word first."
             )
         merged[key] = Replacement(weight_OI, origin)
     return Merged(merged, largest)

@@ -1,9 +1,10 @@
 """Custom Diffusion (Kumari et al. 2022, "Multi-Concept Customization of Text-to-Image Diffusion").
 
-What a picture takes from its text goes through the keys and values of cross-attention: W_k c and W_v c of the text
-states c. Only these matrices learn, and for each subject the embedding of a word of its own. Several subjects are
-learned together, each under its word; or apart, and merged in closed form (`konomi merge custom`). The first position,
-the same for every caption, carries no gradient, so that it does not learn the subject in the caption's stead.
+What a picture takes from its text goes through the keys and values of cross-attention: W_k c and
+W_v c of the text states c. Only these matrices learn, and for each subject the embedding of a word
+of its own. Several subjects are learned together, each under its word; or apart, and merged in
+closed form (`konomi merge custom`). The first position, the same for every caption, carries no
+gradient, so that it does not learn the subject in the caption's stead.
 """
 
 from dataclasses import dataclass, replace
@@ -21,20 +22,29 @@ from konomi.data.size_variation import draw_size_changes, with_sizes_varied
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
-from konomi.methods.method import AdapterMethod, Needs, ParameterGroup, Phase, for_width, learning_rates
+from konomi.methods.method import (
+    AdapterMethod,
+    Needs,
+    ParameterGroup,
+    Phase,
+    for_width,
+    learning_rates,
+)
 from konomi.models.base import BaseModel
 
 RARE_WORDS = (
     "ktn", "pll", "ucd", "phol", "ohwx", "zwx", "xjy", "qvk", "znt", "vxq", "jkq", "mqv",
     "wafc", "nlwx", "pafc", "rcn", "omd", "wbo", "ucn", "ccu",
 )  # fmt: skip
-"""What words start from: the authors' three, then such as mean little to CLIP or to `tiny`. Those of several tokens
-are passed over."""
+"""What words start from: the authors' three, then such as mean little to CLIP or to `tiny`. Those
+of several tokens are passed over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CustomDiffusionConfig:
-    """The matrices that read the text, and a new word for each subject; several subjects can be merged afterwards."""
+    """The matrices that read the text, and a new word for each subject; several subjects can be
+    merged afterwards.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -42,9 +52,11 @@ class CustomDiffusionConfig:
     words: tuple[str, ...] = ()
     """The words to learn, one for each subject; by default the triggers of the sources."""
     initial: tuple[str, ...] = ()
-    """What each word starts as: words that are one token each. By default rare ones (ktn, pll, ucd, ...)."""
+    """What each word starts as: words that are one token each. By default rare ones (ktn, pll,
+    ucd, ...)."""
     size_augmentation: bool = True
-    """Show subjects far away and close up, with words that say so. Images are then encoded in every step."""
+    """Show subjects far away and close up, with words that say so. Images are then encoded in
+    every step."""
 
 
 class CustomDiffusion(AdapterMethod):
@@ -52,7 +64,8 @@ class CustomDiffusion(AdapterMethod):
 
     config_type: ClassVar = CustomDiffusionConfig
     default_learning_rate: ClassVar = 1e-5
-    """For each picture of a step, class images too (the authors' `scale_lr`): 2e-5 for a subject beside its class."""
+    """For each picture of a step, class images too (the authors' `scale_lr`): 2e-5 for a subject
+    beside its class."""
     narrow_learning_rate: ClassVar = 1e-4
     """On `tiny`, where it was measured, whatever the batch."""
 
@@ -62,7 +75,9 @@ class CustomDiffusion(AdapterMethod):
         self.config = config
         self.names = _names(config, recipe)
         # A picture's own mask counts if the recipe says so; where it was pasted counts always.
-        self.denoising = DenoisingLoss(base, replace(recipe, objective=replace(recipe.objective, masked=True)))
+        self.denoising = DenoisingLoss(
+            base, replace(recipe, objective=replace(recipe.objective, masked=True))
+        )
 
     @staticmethod
     def needs(config: CustomDiffusionConfig, base: BaseModel, recipe: Recipe) -> Needs:
@@ -77,10 +92,16 @@ class CustomDiffusion(AdapterMethod):
         start = {name: self._start(name, index) for index, name in enumerate(self.names)}
         self.words = TrainedWords(self.base.words, start)
         # Each chunk begins with a start token of its own, unless the inner ones are stripped.
-        every = self.base.num_positions if self.recipe.text.chunking == "novelai" else self.recipe.text.max_tokens + 2
+        every = (
+            self.base.num_positions
+            if self.recipe.text.chunking == "novelai"
+            else self.recipe.text.max_tokens + 2
+        )
         self.changes = WeightChanges(self.base.targets("cross_attention.kv"), frozen_every=every)
         self.live = Together(self.words, self.changes)
-        return (Phase("custom_diffusion", self._groups(), self.loss, modules=(self.base.denoiser,)),)
+        return (
+            Phase("custom_diffusion", self._groups(), self.loss, modules=(self.base.denoiser,)),
+        )
 
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
         subject = self._with_mask_as_asked(batch.subject)
@@ -89,9 +110,11 @@ class CustomDiffusion(AdapterMethod):
             subject = with_sizes_varied(subject, changes, latent_factor=self.base.latent_factor)
         prior = None if batch.prior is None else self._with_mask_as_asked(batch.prior)
         batch = replace(batch, subject=subject, prior=prior)
-        loss = subject_and_prior_loss(self.denoising, batch, rng, prior_weight=self.recipe.objective.prior_weight)
-        # A word that no caption of this pass has gets a gradient of zero, not none: the optimiser would pass over it,
-        # and whether it does would depend on how the batch is divided.
+        loss = subject_and_prior_loss(
+            self.denoising, batch, rng, prior_weight=self.recipe.objective.prior_weight
+        )
+        # A word that no caption of this pass has gets a gradient of zero, not none: the optimiser
+        # would pass over it, and whether it does would depend on how the batch is divided.
         return loss + 0.0 * sum(vectors.sum() for vectors in self.words.parameters.values())
 
     def _with_mask_as_asked(self, examples: Examples) -> Examples:
@@ -102,24 +125,38 @@ class CustomDiffusion(AdapterMethod):
         default = for_width(self.base, published=published, narrow=self.narrow_learning_rate)
         rate, _ = learning_rates(self.recipe.optimizer, default)
         text_rate = self.recipe.optimizer.text_learning_rate
-        matrices = {f"{key}.change": parameter for key, parameter in self.changes.parameters.items()}
+        matrices = {
+            f"{key}.change": parameter for key, parameter in self.changes.parameters.items()
+        }
         return (
             ParameterGroup("denoiser", matrices, rate),
             # Decay would pull a word towards nothing, a change towards the base.
-            ParameterGroup("words", self.words.parameters, rate if text_rate is None else text_rate, weight_decay=0.0),
+            ParameterGroup(
+                "words",
+                self.words.parameters,
+                rate if text_rate is None else text_rate,
+                weight_decay=0.0,
+            ),
         )
 
     def _start(self, name: str, index: int) -> dict[str, Tensor]:
         """Part -> [1, D] for word number `index`."""
         given = self.config.initial
         if given and len(given) != len(self.names):
-            raise RecipeError(f"method.initial names {len(given)} words; {len(self.names)} are to be learned.")
+            raise RecipeError(
+                f"method.initial names {len(given)} words; {len(self.names)} are to be learned."
+            )
         found = [vectors for word in given or RARE_WORDS if (vectors := self._single_token(word))]
         if given and len(found) < len(given):
             bad = next(word for word in given if not self._single_token(word))
-            raise RecipeError(f"method.initial: {bad!r} is more than one token of this base. Choose another word.")
+            raise RecipeError(
+                f"method.initial: {bad!r} is more than one token of this base. Choose another word."
+            )
         if index >= len(found):
-            raise RecipeError(f"this base knows too few rare words for {name!r}: name one for each in method.initial.")
+            raise RecipeError(
+                f"this base knows too few rare words for {name!r}: name one for each in "
+                "method.initial."
+            )
         return found[index]
 
     def _single_token(self, word: str) -> dict[str, Tensor] | None:
@@ -140,9 +177,11 @@ def _names(config: CustomDiffusionConfig, recipe: Recipe) -> tuple[str, ...]:
     if "" in names:
         where = next((source.path for source in sources if not source.trigger), "method.words")
         raise RecipeError(
-            f"{where}: custom_diffusion learns a word for each subject. Give it one: --trigger WORD, trigger in "
-            "data.sources, or method.words where the captions have it already."
+            f"{where}: custom_diffusion learns a word for each subject. Give it one: --trigger "
+            "WORD, trigger in data.sources, or method.words where the captions have it already."
         )
     if len({name.casefold() for name in names}) < len(names):
-        raise RecipeError(f"the words {', '.join(names)} differ only in upper and lower case: choose others.")
+        raise RecipeError(
+            f"the words {', '.join(names)} differ only in upper and lower case: choose others."
+        )
     return names

@@ -43,8 +43,9 @@ class Question:
     conditioning: Conditioning
 
     def fits(self, other: "Question") -> bool:
-        """Whether one pass can take both: text of other lengths would have to be padded, which changes the answer where
-        no mask says so."""
+        """Whether one pass can take both: text of other lengths would have to be padded, which
+        changes the answer where no mask says so.
+        """
         ours, theirs = self.conditioning, other.conditioning
         return (
             self.noised.noisy_latents.shape[1:] == other.noised.noisy_latents.shape[1:]
@@ -55,9 +56,11 @@ class Question:
 
 
 class DenoisingLoss:
-    """`loss(examples, rng)`: the mean denoising loss of some examples (Ho et al. 2020, equation 14, and its kin).
+    """`loss(examples, rng)`: the mean denoising loss of some examples (Ho et al. 2020, equation
+    14, and its kin).
 
-    Holds what does not change in a run: the base, the objective, and the noise process on the base's device.
+    Holds what does not change in a run: the base, the objective, and the noise process on the
+    base's device.
     """
 
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
@@ -78,11 +81,15 @@ class DenoisingLoss:
             self._process = base.process.for_objective(self.objective, base.name).to(base.device)
         return self._process
 
-    def __call__(self, examples: Examples, rng: Rng, *, timesteps_B: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, examples: Examples, rng: Rng, *, timesteps_B: Tensor | None = None
+    ) -> Tensor:
         """A float32 scalar. Timesteps are drawn unless given."""
         return self.per_example(examples, rng, timesteps_B=timesteps_B).mean()
 
-    def per_example(self, examples: Examples, rng: Rng, *, timesteps_B: Tensor | None = None) -> Tensor:
+    def per_example(
+        self, examples: Examples, rng: Rng, *, timesteps_B: Tensor | None = None
+    ) -> Tensor:
         """The loss of each example, float32 [B]."""
         question = self.ask(examples, rng, timesteps_B=timesteps_B)
         return self.compare(self._answer(question), question.noised, examples.loss_mask)
@@ -90,8 +97,8 @@ class DenoisingLoss:
     def of_both(self, subject: Examples, prior: Examples, rng: Rng) -> tuple[Tensor, Tensor]:
         """Mean losses of subjects and class images, each as its own call would give it.
 
-        Where sizes agree the denoiser is asked once about both: half the launches, and no more memory, since both
-        passes would wait for the backward pass anyway.
+        Where sizes agree the denoiser is asked once about both: half the launches, and no more
+        memory, since both passes would wait for the backward pass anyway.
         """
         questions = self.ask(subject, rng), self.ask(prior, rng.fork("prior"))
         if questions[0].fits(questions[1]):
@@ -116,9 +123,13 @@ class DenoisingLoss:
 
     def _answer(self, question: "Question") -> Tensor:
         noised = question.noised
-        return self.base.predict(noised.noisy_latents, noised.timesteps_B, question.conditioning).float()
+        return self.base.predict(
+            noised.noisy_latents, noised.timesteps_B, question.conditioning
+        ).float()
 
-    def add_noise(self, examples: Examples, rng: Rng, *, timesteps_B: Tensor | None = None) -> Noised:
+    def add_noise(
+        self, examples: Examples, rng: Rng, *, timesteps_B: Tensor | None = None
+    ) -> Noised:
         """Draw latents, noise and, unless given, timesteps. `rng` has a key per sample."""
         latents = self.draw_latents(examples, rng)
         if timesteps_B is None:
@@ -143,13 +154,17 @@ class DenoisingLoss:
         return mean + latents.std.float() * rng.fork("latents").normal(mean.shape[1:])
 
     def condition(self, examples: Examples, rng: Rng, latents: Tensor) -> Conditioning:
-        """Cached or fresh text states, with sizes and inpainting channels where the family reads them."""
+        """Cached or fresh text states, with sizes and inpainting channels where the family reads
+        them.
+        """
         conditioning = examples.text
         if conditioning is None:
             conditioning = self.base.encode_captions(examples.captions, self.text)
         conditioning = self.base.with_sizes(conditioning, examples.sizes)
         if self.base.inpainting:
-            conditioning = replace(conditioning, inpaint=self._inpaint_channels(examples, rng, latents))
+            conditioning = replace(
+                conditioning, inpaint=self._inpaint_channels(examples, rng, latents)
+            )
         return conditioning
 
     def _noise(self, latents: Tensor, rng: Rng) -> Tensor:
@@ -165,7 +180,9 @@ class DenoisingLoss:
         wanted = self.process.target(noised.latents, noised.noise, timesteps_B)
         return self.compare_with(wanted, answer, timesteps_B, mask)
 
-    def compare_with(self, wanted: Tensor, answer: Tensor, timesteps_B: Tensor, mask: Tensor | None) -> Tensor:
+    def compare_with(
+        self, wanted: Tensor, answer: Tensor, timesteps_B: Tensor, mask: Tensor | None
+    ) -> Tensor:
         """The same against any target [B, C, h, w]."""
         loss = distance(answer, wanted, self.objective)
         if mask is not None and self.objective.masked:
@@ -188,7 +205,9 @@ class DenoisingLoss:
 def subject_and_prior_loss(
     denoising: Callable[[Examples, Rng], Tensor], batch: Batch, rng: Rng, *, prior_weight: float
 ) -> Tensor:
-    """Loss of the subject plus the weighted loss of the class images (Ruiz et al. 2022, equation 2)."""
+    """Loss of the subject plus the weighted loss of the class images (Ruiz et al. 2022, equation
+    2).
+    """
     if batch.prior is None:
         return denoising(batch.subject, rng)
     if isinstance(denoising, DenoisingLoss):
@@ -208,7 +227,9 @@ def distance(answer: Tensor, wanted: Tensor, objective: ObjectiveConfig) -> Tens
 
 
 def random_holes(rng: Rng, height: int, width: int) -> Tensor:
-    """Float32 [B, 1, height, width], 1 inside: a random rectangle, in a quarter of the samples the whole picture."""
+    """Float32 [B, 1, height, width], 1 inside: a random rectangle, in a quarter of the samples the
+    whole picture.
+    """
     u_B5 = rng.uniform((5,))
     device = u_B5.device
 

@@ -1,10 +1,12 @@
-"""DreamArtist (Dong et al. 2022, "DreamArtist: Towards Controllable One-Shot Text-to-Image Generation via
-Positive-Negative Prompt-Tuning"): one image teaches a word what it is, and another word what it is not.
+"""DreamArtist (Dong et al. 2022, "DreamArtist: Towards Controllable One-Shot Text-to-Image
+Generation via Positive-Negative Prompt-Tuning"): one image teaches a word what it is, and another
+word what it is not.
 
-Textual Inversion from a single image learns the image, not the subject. Here guidance is part of training: a word X in
-the positive prompt and a word X-neg in the negative one are learned together, both through the guided prediction
-e = e_neg + s (e_pos - e_neg). X may exaggerate, since X-neg takes back what is too much; so less of the image itself is
-learned. Only the words' vectors train; in DreamArtist++ also a LoRA for each of the two branches.
+Textual Inversion from a single image learns the image, not the subject. Here guidance is part of
+training: a word X in the positive prompt and a word X-neg in the negative one are learned
+together, both through the guided prediction e = e_neg + s (e_pos - e_neg). X may exaggerate, since
+X-neg takes back what is too much; so less of the image itself is learned. Only the words' vectors
+train; in DreamArtist++ also a LoRA for each of the two branches.
 
 Shapes: B batch, D width of a text encoder's token embeddings.
 """
@@ -34,7 +36,14 @@ from konomi.families.selectors import check_selectors
 from konomi.formats.learned_words import NEGATIVE
 from konomi.methods.denoising import DenoisingLoss, Noised, subject_and_prior_loss
 from konomi.methods.layer_words import check_words, layers_called
-from konomi.methods.method import AdapterMethod, Needs, ParameterGroup, Phase, learning_rates, own_rate
+from konomi.methods.method import (
+    AdapterMethod,
+    Needs,
+    ParameterGroup,
+    Phase,
+    learning_rates,
+    own_rate,
+)
 from konomi.models.base import BaseModel
 
 Guidance = Annotated[float, Field(ge=1, le=50)]
@@ -59,17 +68,19 @@ class DreamArtistConfig:
     start: str = "*"
     """What both start as: a word of the base."""
     guidance: Guidance = 3.0
-    """How far the prediction is pushed from the negative word to the positive one (s); 5 in the paper's APT."""
+    """How far the prediction is pushed from the negative word to the positive one (s); 5 in the
+    paper's APT."""
     low_guidance: Guidance | None = None
-    """Dynamic guidance: this much at t = 0, rising as a cosine to `guidance` in pure noise. By default it is fixed."""
+    """Dynamic guidance: this much at t = 0, rising as a cosine to `guidance` in pure noise. By
+    default it is fixed."""
     reconstruction: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Weight of the L1 distance between the decoded estimate and the image (1). Sharper, but the gradient then goes
-    through the VAE's decoder in every step, which costs its time and memory."""
+    """Weight of the L1 distance between the decoded estimate and the image (1). Sharper, but the
+    gradient then goes through the VAE's decoder in every step, which costs its time and memory."""
     lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0
     """Above 0: also a LoRA of this rank for each branch (DreamArtist++)."""
     lora_rate: Rate = 1e-4
-    """Learning rate of the positive LoRA; with prodigy its ratio to the words' default of 3e-3 counts, with lion a
-    fifth of it."""
+    """Learning rate of the positive LoRA; with prodigy its ratio to the words' default of 3e-3
+    counts, with lion a fifth of it."""
     negative_lora_rate: Rate = 4e-5
     """Learning rate of the negative LoRA, likewise."""
     targets: tuple[str, ...] = ("transformer",)
@@ -95,8 +106,8 @@ class DreamArtist(AdapterMethod):
     def needs(config: DreamArtistConfig, base: BaseModel, recipe: Recipe) -> Needs:
         if config.lora_rank and recipe.save.format in ("diffusers", "peft"):
             raise RecipeError(
-                f"save.format is {recipe.save.format!r}, which cannot say that a LoRA is for one branch of guidance. "
-                "Use 'kohya'."
+                f"save.format is {recipe.save.format!r}, which cannot say that a LoRA is for one "
+                "branch of guidance. Use 'kohya'."
             )
         check_selectors(base.spec, config.targets)
         if config.lora_rank:
@@ -110,11 +121,15 @@ class DreamArtist(AdapterMethod):
         )
 
     def default_steps(self, num_images: int) -> int:
-        # The paper goes up to 8,000. A base of small pictures has learned what it can after some hundred.
+        # The paper goes up to 8,000. A base of small pictures has learned what it can after some
+        # hundred.
         return 3000 if self.base.resolution >= 512 else 400
 
     def plan(self) -> tuple[Phase, ...]:
-        start = {self.word: self._start(negative=False), self.negative_word: self._start(negative=True)}
+        start = {
+            self.word: self._start(negative=False),
+            self.negative_word: self._start(negative=True),
+        }
         self.words = TrainedWords(self.base.words, start)
         if self.config.lora_rank:
             self.lora = BranchLayers(self._inject("positive"), self._inject("negative"))
@@ -133,11 +148,15 @@ class DreamArtist(AdapterMethod):
         answer = self.guided(examples, noised, rng)
         loss_B = self.denoising.compare(answer, noised, examples.loss_mask)
         if self.config.reconstruction:
-            loss_B = loss_B + self.config.reconstruction * self.reconstruction_error(examples, noised, answer)
+            loss_B = loss_B + self.config.reconstruction * self.reconstruction_error(
+                examples, noised, answer
+            )
         return loss_B.mean()
 
     def per_example(self, examples: Examples, rng: Rng, timesteps_B: Tensor) -> Tensor:
-        """What validation measures, [B]: the guided prediction, with both branches as in training."""
+        """What validation measures, [B]: the guided prediction, with both branches as in
+        training.
+        """
         rng = rng.for_samples(examples.sample_ids)
         noised = self.denoising.add_noise(examples, rng, timesteps_B=timesteps_B)
         with nullcontext() if self.lora is None else self.lora.both_branches():
@@ -145,7 +164,9 @@ class DreamArtist(AdapterMethod):
         return self.denoising.compare(answer, noised, examples.loss_mask)
 
     def guided(self, examples: Examples, noised: Noised, rng: Rng) -> Tensor:
-        """e_neg + s (e_pos - e_neg), float32: both branches in one pass, with the same noise at the same timestep."""
+        """e_neg + s (e_pos - e_neg), float32: both branches in one pass, with the same noise at
+        the same timestep.
+        """
         opposite = replace(examples, captions=(self.negative_word,) * len(examples))
         negative = self.denoising.condition(opposite, rng, noised.latents)
         positive = self.denoising.condition(examples, rng, noised.latents)
@@ -162,13 +183,19 @@ class DreamArtist(AdapterMethod):
         return (low + (high - low) * torch.cos((share - 1) * (math.pi / 2))).view(-1, 1, 1, 1)
 
     def reconstruction_error(self, examples: Examples, noised: Noised, answer: Tensor) -> Tensor:
-        """Mean |D(z_0 as the prediction has it) - image|, [B], weighted by the mask like the other loss."""
+        """Mean |D(z_0 as the prediction has it) - image|, [B], weighted by the mask like the other
+        loss.
+        """
         if examples.pixels is None:
             raise AssertionError("the reconstruction loss needs pixels in every step")
-        estimate = self.denoising.process.clean_estimate(answer, noised.noisy_latents, noised.timesteps_B)
+        estimate = self.denoising.process.clean_estimate(
+            answer, noised.noisy_latents, noised.timesteps_B
+        )
         error = (self.base.decode_latents(estimate) - examples.pixels).abs()
         if examples.loss_mask is not None and self.recipe.objective.masked:
-            error = error * functional.interpolate(examples.loss_mask, size=error.shape[2:], mode="nearest")
+            error = error * functional.interpolate(
+                examples.loss_mask, size=error.shape[2:], mode="nearest"
+            )
         return error.flatten(1).mean(1)
 
     def _start(self, *, negative: bool) -> dict[str, Tensor]:
@@ -179,7 +206,10 @@ class DreamArtist(AdapterMethod):
         if not negative:
             return start
         rng = Rng.for_step(self.recipe.run.seed, 0).fork("dreamartist")
-        spread = {part: rng.fork(part).normal(vectors.shape)[0].to(vectors.device) for part, vectors in start.items()}
+        spread = {
+            part: rng.fork(part).normal(vectors.shape)[0].to(vectors.device)
+            for part, vectors in start.items()
+        }
         return {part: vectors + _SPREAD * spread[part] for part, vectors in start.items()}
 
     def _inject(self, branch: str) -> TrainedLayers:
@@ -187,7 +217,9 @@ class DreamArtist(AdapterMethod):
         for word in self.config.targets:
             modules |= layers_called(self.base, word)
         if not modules:
-            raise RecipeError("method.targets is empty: the LoRAs of method.lora_rank would change nothing.")
+            raise RecipeError(
+                "method.targets is empty: the LoRAs of method.lora_rank would change nothing."
+            )
         spec = LoraSpec(rank=self.config.lora_rank, alpha=float(self.config.lora_rank))
         layers = inject(modules, lambda key: spec, seed=stable_hash(self.recipe.run.seed, branch))
         layers.detach()
@@ -210,10 +242,15 @@ class DreamArtist(AdapterMethod):
 
 def _unused(config: DreamArtistConfig) -> dict[str, str]:
     """Settings that another one switches off."""
-    found = {"optimizer.text_learning_rate": "the words learn at optimizer.learning_rate, and nothing else is text."}
+    found = {
+        "optimizer.text_learning_rate": "the words learn at optimizer.learning_rate, and nothing "
+        "else is text."
+    }
     if not config.lora_rank:
         reason = "method.lora_rank is 0, so there are no LoRAs."
-        found |= {f"method.{name}": reason for name in ("lora_rate", "negative_lora_rate", "targets")}
+        found |= {
+            f"method.{name}": reason for name in ("lora_rate", "negative_lora_rate", "targets")
+        }
         found["optimizer.weight_decay"] = "words are not pulled towards zero."
     if config.low_guidance == config.guidance:
         found["method.low_guidance"] = "it is the same as method.guidance."
@@ -225,10 +262,15 @@ def _word(recipe: Recipe) -> str:
     sources = [source for source in recipe.data.sources if source.role == "train"]
     words = dict.fromkeys(source.trigger for source in sources)
     if len(words) > 1:
-        raise RecipeError(f"dreamartist learns one word in a run, not {len(words)}: give all sources the same trigger.")
+        raise RecipeError(
+            f"dreamartist learns one word in a run, not {len(words)}: give all sources the same "
+            "trigger."
+        )
     word = next(iter(words), "sks")
     if not word.strip():
         raise RecipeError("dreamartist learns a word: give it with --trigger WORD.")
     if word.casefold().endswith(NEGATIVE):
-        raise RecipeError(f"{word!r} is what the counterpart of a word is called: choose one without {NEGATIVE}.")
+        raise RecipeError(
+            f"{word!r} is what the counterpart of a word is called: choose one without {NEGATIVE}."
+        )
     return word

@@ -1,14 +1,14 @@
-"""DreamBooth: give a rare word the meaning of one subject (Ruiz et al. 2022, "DreamBooth: Fine Tuning Text-to-Image
-Diffusion Models for Subject-Driven Generation").
+"""DreamBooth: give a rare word the meaning of one subject (Ruiz et al. 2022, "DreamBooth: Fine
+Tuning Text-to-Image Diffusion Models for Subject-Driven Generation").
 
-Images are called "a [identifier] [class]" and all weights learn to draw them, the text encoder's too. Class images that
-the untouched base itself has drawn ("a [class]") are learned beside them, so that the class stays what it was and the
-subject is seen in more than its few poses:
+Images are called "a [identifier] [class]" and all weights learn to draw them, the text encoder's
+too. Class images that the untouched base itself has drawn ("a [class]") are learned beside them,
+so that the class stays what it was and the subject is seen in more than its few poses:
 
     loss = |subject's noise - prediction|^2 + prior_weight |class image's noise - prediction|^2
 
-It is full fine-tuning (or, to save memory, LoRA training) with an identifier, a class noun and a prior; the work is
-done by those methods.
+It is full fine-tuning (or, to save memory, LoRA training) with an identifier, a class noun and a
+prior; the work is done by those methods.
 """
 
 from contextlib import AbstractContextManager
@@ -31,15 +31,19 @@ from konomi.models.base import BaseModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DreamboothConfig:
-    """One subject, called by an identifier and its class, from 3 to 20 images; the class is kept."""
+    """One subject, called by an identifier and its class, from 3 to 20 images; the class is
+    kept.
+    """
 
     __pydantic_config__ = STRICT
 
     kind: Literal["dreambooth"] = "dreambooth"
     train: Literal["model", "lora"] = "model"
-    """`model`: all weights, as in the paper; `lora`: a small file beside the base, for less memory."""
+    """`model`: all weights, as in the paper; `lora`: a small file beside the base, for less
+    memory."""
     text_encoder: bool = True
-    """Train the text encoder as well: better likeness, for more memory; captions are then encoded in every step."""
+    """Train the text encoder as well: better likeness, for more memory; captions are then encoded
+    in every step."""
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     """Width of the LoRA, in denoiser and text encoder. Only for `train = "lora"`."""
 
@@ -55,7 +59,11 @@ class Dreambooth:
         self.config = config
         recipe = replace(recipe, optimizer=self._rates(base, recipe.optimizer))
         inner = _inner(config)
-        self.training = Full(inner, base, recipe) if isinstance(inner, FullConfig) else Lora(inner, base, recipe)
+        self.training = (
+            Full(inner, base, recipe)
+            if isinstance(inner, FullConfig)
+            else Lora(inner, base, recipe)
+        )
 
     @staticmethod
     def needs(config: DreamboothConfig, base: BaseModel, recipe: Recipe) -> Needs:
@@ -63,9 +71,15 @@ class Dreambooth:
         if config.train == "model":
             unused["method.rank"] = 'method.train is "model"; only "lora" has a rank.'
         if not config.text_encoder:
-            unused["optimizer.text_learning_rate"] = "method.text_encoder is off, so the text encoder is not trained."
+            unused["optimizer.text_learning_rate"] = (
+                "method.text_encoder is off, so the text encoder is not trained."
+            )
         inner = _inner(config)
-        training = Full.needs(inner, base, recipe) if isinstance(inner, FullConfig) else Lora.needs(inner, base, recipe)
+        training = (
+            Full.needs(inner, base, recipe)
+            if isinstance(inner, FullConfig)
+            else Lora.needs(inner, base, recipe)
+        )
         return replace(training, prior="generate", identifier=True, unused=unused)
 
     def default_steps(self, num_images: int) -> int:
@@ -73,7 +87,9 @@ class Dreambooth:
         return min(max(200 * num_images, for_width(self.base, published=800, narrow=400)), 1200)
 
     def plan(self) -> tuple[Phase, ...]:
-        return tuple(replace(phase, name="dreambooth", loss=self.loss) for phase in self.training.plan())
+        return tuple(
+            replace(phase, name="dreambooth", loss=self.loss) for phase in self.training.plan()
+        )
 
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
         return self.training.loss(batch, rng)
@@ -90,7 +106,8 @@ class Dreambooth:
     def _rates(self, base: BaseModel, optimizer: OptimizerConfig) -> OptimizerConfig:
         """The optimizer section with both rates filled in.
 
-        The paper's 5e-6 for the denoiser alone and 2e-6 for both together; LoRA's own 1e-4, half of it for text.
+        The paper's 5e-6 for the denoiser alone and 2e-6 for both together; LoRA's own 1e-4, half
+        of it for text.
         """
         default = self.default_learning_rate
         if self.config.train == "lora":

@@ -1,7 +1,8 @@
 """Full fine-tuning: every weight of the denoiser is trained, and the text encoder's too if asked.
 
-The oldest method (追加学習 of the whole model): it learns most, forgets most, and needs most memory. Weights are kept
-in float32 and the computation runs in the chosen precision, so that small steps are not rounded away.
+The oldest method (追加学習 of the whole model): it learns most, forgets most, and needs most
+memory. Weights are kept in float32 and the computation runs in the chosen precision, so that small
+steps are not rounded away.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,15 @@ from konomi.diffusion.random import Rng
 from konomi.families.family import Part
 from konomi.hardware.precision import PRECISIONS
 from konomi.methods.denoising import DenoisingLoss
-from konomi.methods.method import Needs, ParameterGroup, Phase, Result, Weights, learning_rates, rate_for_width
+from konomi.methods.method import (
+    Needs,
+    ParameterGroup,
+    Phase,
+    Result,
+    Weights,
+    learning_rates,
+    rate_for_width,
+)
 from konomi.methods.preservation import PreservingLoss
 from konomi.models.base import BaseModel
 
@@ -74,22 +83,30 @@ class Full:
         groups = []
         for part in self.parts:
             module = self._part(part).requires_grad_(True)
-            parameters = {f"{part}.{name}": parameter for name, parameter in module.named_parameters()}
+            parameters = {
+                f"{part}.{name}": parameter for name, parameter in module.named_parameters()
+            }
             part_rate = rate if part == "denoiser" else text_rate
             groups.append(ParameterGroup(name=part, parameters=parameters, learning_rate=part_rate))
         if self.preserving.predicts:
-            self._before = {p: p.detach().clone() for group in groups for p in group.parameters.values()}
+            self._before = {
+                p: p.detach().clone() for group in groups for p in group.parameters.values()
+            }
         modules = tuple(self._part(part) for part in self.parts)
         return (Phase(name="full", groups=tuple(groups), loss=self.loss, modules=modules),)
 
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
         reduced = self.base.dtype != torch.float32
-        with torch.autocast(self.base.device.type, dtype=self.base.dtype if reduced else None, enabled=reduced):
+        with torch.autocast(
+            self.base.device.type, dtype=self.base.dtype if reduced else None, enabled=reduced
+        ):
             return self.preserving(batch, rng)
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """Inside, the base has the weights it came with, of which a copy is kept where the prior asks for it."""
+        """Inside, the base has the weights it came with, of which a copy is kept where the prior
+        asks for it.
+        """
         trained = {parameter: parameter.data for parameter in self._before}
         try:
             for parameter, before in self._before.items():
@@ -109,7 +126,9 @@ class Full:
 
     @contextmanager
     def as_loaded(self, result: Result) -> Iterator[None]:
-        """Swap in the weights as the file holds them, in the computation's precision; the trained ones are kept."""
+        """Swap in the weights as the file holds them, in the computation's precision; the trained
+        ones are kept.
+        """
         if not isinstance(result, Weights):
             raise TypeError("full fine-tuning exports Weights")
         saved_as = PRECISIONS[self.recipe.save.precision]
@@ -120,9 +139,12 @@ class Full:
         try:
             for parameter in parameters:
                 trained = parameter.data
-                rounded = trained.to(saved_as).to(self.base.dtype if parameter.requires_grad else trained.dtype)
+                rounded = trained.to(saved_as).to(
+                    self.base.dtype if parameter.requires_grad else trained.dtype
+                )
                 if rounded is not trained:
-                    # They wait in main memory: a second copy of the model is more than many devices hold.
+                    # They wait in main memory: a second copy of the model is more than many
+                    # devices hold.
                     kept.append((parameter, trained.to("cpu")))
                     parameter.data = rounded
             yield

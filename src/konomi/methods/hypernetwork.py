@@ -1,16 +1,18 @@
-"""Hypernetwork: learn small networks that change what attention reads (NovelAI 2022, "NovelAI Improvements on Stable
-Diffusion"; the files of A1111's web UI). Not the networks that write other networks' weights (Ha et al. 2016), which
-lent the name.
+"""Hypernetwork: learn small networks that change what attention reads (NovelAI 2022, "NovelAI
+Improvements on Stable Diffusion"; the files of A1111's web UI). Not the networks that write other
+networks' weights (Ha et al. 2016), which lent the name.
 
-k = to_k(c + N_k(c)), v = to_v(c + N_v(c)): before the key and value projections of attention, a perceptron adds to the
-states c that are attended to. One pair (N_k, N_v) serves all attention layers whose c has a certain width; the base
-stays as it is, and only the pairs learn. They begin almost at zero: linear layers N(0, 0.01), biases 0.
+k = to_k(c + N_k(c)), v = to_v(c + N_v(c)): before the key and value projections of attention, a
+perceptron adds to the states c that are attended to. One pair (N_k, N_v) serves all attention
+layers whose c has a certain width; the base stays as it is, and only the pairs learn. They begin
+almost at zero: linear layers N(0, 0.01), biases 0.
 
-NovelAI found that shallow layers overfit first and penalised them during training; how was not published. Here, with
-`shallow_penalty` p, p * mean(N(c)^2) is added to the loss: the mean over images, positions and channels of what N_k
-and N_v add, and over the shallow layers, which are the first quarter of all attention layers in the order in which they
-compute (those of the first blocks on the way down). The networks are shared, so this asks them to be
-quiet where the input looks like that of shallow layers.
+NovelAI found that shallow layers overfit first and penalised them during training; how was not
+published. Here, with `shallow_penalty` p, p * mean(N(c)^2) is added to the loss: the mean over
+images, positions and channels of what N_k and N_v add, and over the shallow layers, which are the
+first quarter of all attention layers in the order in which they compute (those of the first blocks
+on the way down). The networks are shared, so this asks them to be quiet where the input looks like
+that of shallow layers.
 """
 
 import math
@@ -46,13 +48,18 @@ from konomi.methods.preservation import PreservingLoss
 from konomi.models.base import BaseModel
 
 Activation = Literal[
-    "linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "celu", "gelu", "hardshrink", "hardsigmoid",
-    "hardswish", "hardtanh", "logsigmoid", "mish", "prelu", "relu6", "selu", "silu", "softplus", "softshrink",
+    "linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "celu", "gelu", "hardshrink",
+    "hardsigmoid",
+    "hardswish", "hardtanh", "logsigmoid", "mish", "prelu", "relu6", "selu", "silu", "softplus",
+    "softshrink",
     "softsign", "tanhshrink",
 ]  # fmt: skip
-"""All that konomi computes but rrelu, whose slopes are drawn by a generator that no checkpoint holds."""
+"""All that konomi computes but rrelu, whose slopes are drawn by a generator that no checkpoint
+holds."""
 
-Initialization = Literal["normal", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal"]
+Initialization = Literal[
+    "normal", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal"
+]
 _FILE_WORDS: dict[Initialization, str] = {
     "normal": "Normal",
     "xavier_uniform": "XavierUniform",
@@ -76,7 +83,8 @@ class HypernetworkConfig:
 
     kind: Literal["hypernetwork"] = "hypernetwork"
     structure: Annotated[tuple[Multiple, ...], Field(min_length=2, max_length=16)] = (1.0, 2.0, 1.0)
-    """Widths of the layers in multiples of the attention's; begins and ends with 1. `1,2,2,1` learns more."""
+    """Widths of the layers in multiples of the attention's; begins and ends with 1. `1,2,2,1`
+    learns more."""
     activation: Activation = "relu"
     """After each layer but the last. `swish` is what web UIs call so (torch's hardswish)."""
     activate_output: bool = False
@@ -84,22 +92,23 @@ class HypernetworkConfig:
     layer_norm: bool = False
     """Layer norm after each layer."""
     dropout: tuple[Rate, ...] = ()
-    """Chance of dropping each value after a layer while training, one for each number of `structure`, the first and
-    the last 0: `0,0.3,0`. Empty for none."""
+    """Chance of dropping each value after a layer while training, one for each number of
+    `structure`, the first and the last 0: `0,0.3,0`. Empty for none."""
     initialization: Initialization = "normal"
-    """Start of the linear layers. normal: N(0, 0.01), which changes the base least; biases are always 0, the weights of
-    layer norms N(0, 0.01)."""
+    """Start of the linear layers. normal: N(0, 0.01), which changes the base least; biases are
+    always 0, the weights of layer norms N(0, 0.01)."""
     layers: Literal["all", "cross"] = "all"
-    """all: self- and cross-attention, as A1111. cross: only networks of the text's width, as NovelAI. Files tell layers
-    by width alone."""
+    """all: self- and cross-attention, as A1111. cross: only networks of the text's width, as
+    NovelAI. Files tell layers by width alone."""
     widths: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Only networks of these widths (such as 320, 640, 768, 1280); empty for all that `layers` names."""
+    """Only networks of these widths (such as 320, 640, 768, 1280); empty for all that `layers`
+    names."""
     shallow_penalty: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the mean square of what the networks add in the first quarter of the attention layers, which overfit
-    first; 0 for none."""
+    """Weight of the mean square of what the networks add in the first quarter of the attention
+    layers, which overfit first; 0 for none."""
     start: str = ""
-    """A hypernetwork file to go on from. Structure, activation and the like, and widths, are the file's where they are
-    at their defaults here."""
+    """A hypernetwork file to go on from. Structure, activation and the like, and widths, are the
+    file's where they are at their defaults here."""
 
 
 class HypernetworkMethod(AdapterMethod):
@@ -107,7 +116,8 @@ class HypernetworkMethod(AdapterMethod):
 
     config_type: ClassVar = HypernetworkConfig
     default_learning_rate: ClassVar = 1e-5
-    """The practice with Stable Diffusion's widths, the seed deck's and web UIs'; `narrow_learning_rate` on `tiny`."""
+    """The practice with Stable Diffusion's widths, the seed deck's and web UIs';
+    `narrow_learning_rate` on `tiny`."""
     narrow_learning_rate: ClassVar = 3e-4
 
     def __init__(self, config: HypernetworkConfig, base: BaseModel, recipe: Recipe) -> None:
@@ -117,7 +127,9 @@ class HypernetworkMethod(AdapterMethod):
         self.started, _ = _read_start(config, base)
         self.spec = _spec(config)
         if self.started is not None:
-            self.spec = replace(self.spec, **{name: getattr(self.started, name) for name in _STRUCTURE})
+            self.spec = replace(
+                self.spec, **{name: getattr(self.started, name) for name in _STRUCTURE}
+            )
         if self.started is not None or self.config.widths:
             # What does not fit is said before anything is loaded or encoded.
             self._widths(base.outline())
@@ -139,8 +151,11 @@ class HypernetworkMethod(AdapterMethod):
         )
 
     def default_steps(self, num_images: int) -> int:
-        # Thirty times smaller steps than on `tiny` need more of them: web UIs' guides go to ten thousand.
-        least, each, most = for_width(self.base, published=(2000, 400, 10_000), narrow=(400, 80, 2000))
+        # Thirty times smaller steps than on `tiny` need more of them: web UIs' guides go to ten
+        # thousand.
+        least, each, most = for_width(
+            self.base, published=(2000, 400, 10_000), narrow=(400, 80, 2000)
+        )
         return min(max(each * num_images, least), most)
 
     def plan(self) -> tuple[Phase, ...]:
@@ -160,9 +175,13 @@ class HypernetworkMethod(AdapterMethod):
         values = self.base.targets("attention.v")
         self.live = self.networks = LiveHypernetwork(layers, pairs, self.spec, values=values)
         self.shallow = self._shallow()
-        default = for_width(self.base, published=self.default_learning_rate, narrow=self.narrow_learning_rate)
+        default = for_width(
+            self.base, published=self.default_learning_rate, narrow=self.narrow_learning_rate
+        )
         rate, _ = learning_rates(self.recipe.optimizer, default)
-        group = ParameterGroup(name="hypernetwork", parameters=self.networks.parameters, learning_rate=rate)
+        group = ParameterGroup(
+            name="hypernetwork", parameters=self.networks.parameters, learning_rate=rate
+        )
         modules = (*(network for pair in pairs.values() for network in pair), self.base.denoiser)
         return (Phase(name="hypernetwork", groups=(group,), loss=self.loss, modules=modules),)
 
@@ -179,7 +198,12 @@ class HypernetworkMethod(AdapterMethod):
         """A network at its start, which depends on seed, width and half only."""
         network = make_network(width, self.spec, like)
         seed = stable_hash("hypernetwork", self.recipe.run.seed, width, half) & (2**63 - 1)
-        initialise(network, self.config.initialization, self.config.activation, torch.Generator().manual_seed(seed))
+        initialise(
+            network,
+            self.config.initialization,
+            self.config.activation,
+            torch.Generator().manual_seed(seed),
+        )
         return network
 
     def _widths(self, base: BaseModel) -> tuple[int, ...]:
@@ -189,40 +213,53 @@ class HypernetworkMethod(AdapterMethod):
         for width in self.config.widths:
             if width not in known:
                 raise RecipeError(
-                    f"method.widths names {width}; with method.layers = {self.config.layers!r}, {self.base.name} has "
-                    f"attention of width {', '.join(map(str, known))}."
+                    f"method.widths names {width}; with method.layers = {self.config.layers!r}, "
+                    f"{self.base.name} has attention of width {', '.join(map(str, known))}."
                 )
-        wanted = self.config.widths or (known if self.started is None else tuple(self.started.pairs))
+        wanted = self.config.widths or (
+            known if self.started is None else tuple(self.started.pairs)
+        )
         chosen = tuple(width for width in known if width in wanted)
         if self.started is not None:
             self._check_widths(self.started, chosen, known)
         return chosen
 
-    def _check_widths(self, found: Hypernetwork, chosen: tuple[int, ...], known: Sequence[int]) -> None:
-        """Raises RecipeError where the file to go on from has not what is to be trained, or fits another base."""
+    def _check_widths(
+        self, found: Hypernetwork, chosen: tuple[int, ...], known: Sequence[int]
+    ) -> None:
+        """Raises RecipeError where the file to go on from has not what is to be trained, or fits
+        another base.
+        """
         theirs = ", ".join(map(str, sorted(found.pairs)))
         if missing := [width for width in chosen if width not in found.pairs]:
             raise RecipeError(
-                f"method.start: {self.config.start} has networks of width {theirs}, none of width {missing[0]}. Set "
-                "method.widths to what the file has, or leave it out."
+                f"method.start: {self.config.start} has networks of width {theirs}, none of width "
+                f"{missing[0]}. Set method.widths to what the file has, or leave it out."
             )
         foreign = [width for width in found.pairs if width not in known]
         if foreign and not self.config.widths:
             raise RecipeError(
-                f"method.start: {self.config.start} has networks of width {theirs}; with method.layers = "
-                f"{self.config.layers!r}, {self.base.name} has attention of width {', '.join(map(str, known))}, none "
-                f"of {foreign[0]}. Set method.widths to those to go on with."
+                f"method.start: {self.config.start} has networks of width {theirs}; with "
+                f"method.layers = {self.config.layers!r}, {self.base.name} has attention of width "
+                f"{', '.join(map(str, known))}, none of {foreign[0]}. Set method.widths to those "
+                "to go on with."
             )
 
     def _shallow(self) -> frozenset[str]:
         """Keys of the projections of the first quarter of the attention layers."""
-        pairs = list(zip(self.base.targets("attention.k"), self.base.targets("attention.v"), strict=True))
+        pairs = list(
+            zip(self.base.targets("attention.k"), self.base.targets("attention.v"), strict=True)
+        )
         pairs.sort(key=lambda pair: depth_of(self.base.spec, pair[0]))
         return frozenset(key for pair in pairs[: math.ceil(len(pairs) / 4)] for key in pair)
 
 
-def initialise(network: nn.Module, initialization: Initialization, activation: str, generator: torch.Generator) -> None:
-    """Start values (Glorot & Bengio 2010; He et al. 2015), drawn on the CPU. Activations keep their own."""
+def initialise(
+    network: nn.Module, initialization: Initialization, activation: str, generator: torch.Generator
+) -> None:
+    """Start values (Glorot & Bengio 2010; He et al. 2015), drawn on the CPU. Activations keep
+    their own.
+    """
     gain: Literal["leaky_relu", "relu"] = "leaky_relu" if activation == "leakyrelu" else "relu"
     for layer in network.modules():
         if not isinstance(layer, nn.Linear | nn.LayerNorm):
@@ -246,12 +283,16 @@ def initialise(network: nn.Module, initialization: Initialization, activation: s
 def _spec(config: HypernetworkConfig) -> Hypernetwork:
     """The structure as files tell it. Raises RecipeError where it makes no sense."""
     if config.structure[0] != 1 or config.structure[-1] != 1:
-        raise RecipeError(f"method.structure is {_written(config.structure)}; it begins and ends with 1, as in 1,2,1.")
+        raise RecipeError(
+            f"method.structure is {_written(config.structure)}; it begins and ends with 1, as in "
+            "1,2,1."
+        )
     rates, count = config.dropout, len(config.structure)
     if rates and (len(rates) != count or rates[0] != 0 or rates[-1] != 0):
         raise RecipeError(
-            f"method.dropout is {_written(rates)}; it takes {count} numbers, one for each of method.structure, the "
-            f"first and the last 0: {_written((0.0, *[0.3] * (count - 2), 0.0))}."
+            f"method.dropout is {_written(rates)}; it takes {count} numbers, one for each of "
+            "method.structure, the first and the last 0: "
+            f"{_written((0.0, *[0.3] * (count - 2), 0.0))}."
         )
     return Hypernetwork(
         pairs={},
@@ -264,9 +305,12 @@ def _spec(config: HypernetworkConfig) -> Hypernetwork:
     )
 
 
-def _read_start(config: HypernetworkConfig, base: BaseModel) -> tuple[Hypernetwork | None, tuple[str, ...]]:
-    """The networks to go on from, and what of their file is not used. Raises RecipeError where the recipe asks for
-    another structure."""
+def _read_start(
+    config: HypernetworkConfig, base: BaseModel
+) -> tuple[Hypernetwork | None, tuple[str, ...]]:
+    """The networks to go on from, and what of their file is not used. Raises RecipeError where the
+    recipe asks for another structure.
+    """
     if not config.start:
         return None, ()
     adapter = read_adapter(config.start)
@@ -278,8 +322,8 @@ def _read_start(config: HypernetworkConfig, base: BaseModel) -> tuple[Hypernetwo
         theirs, ours = getattr(found, name), getattr(asked, name)
         if ours not in (theirs, getattr(usual, name)):
             raise RecipeError(
-                f"method.start: {config.start} has {name} {_written(theirs)}, the recipe {_written(ours)}. "
-                f"Leave method.{name} out to go on with the file's."
+                f"method.start: {config.start} has {name} {_written(theirs)}, the recipe "
+                f"{_written(ours)}. Leave method.{name} out to go on with the file's."
             )
     return found, (*adapter.notes, *trained_for_notes(config.start, adapter, base))
 
@@ -288,7 +332,9 @@ def _unused(config: HypernetworkConfig) -> dict[str, str]:
     """Settings that have nothing to act on."""
     found = {"optimizer.text_learning_rate": "a hypernetwork trains no text encoder."}
     if len(config.structure) == 2 and not config.activate_output:
-        found["method.activation"] = "there is no layer between the first and the last, and activate_output is off."
+        found["method.activation"] = (
+            "there is no layer between the first and the last, and activate_output is off."
+        )
     if not any(config.dropout):
         found["method.dropout"] = "every rate is 0."
     if config.start:

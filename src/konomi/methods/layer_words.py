@@ -9,16 +9,21 @@ from konomi.models.base import BaseModel
 
 
 def layers_called(base: BaseModel, word: str) -> Mapping[str, nn.Module]:
-    """Canonical key -> layer. Raises RecipeError where the base has none: a word that names nothing would be ignored,
-    ModelError where no base of its family has."""
+    """Canonical key -> layer. Raises RecipeError where the base has none: a word that names
+    nothing would be ignored, ModelError where no base of its family has.
+    """
     found = base.targets(word)
     if not found:
-        raise RecipeError(f"{base.name} has no layers called {word!r}: leave the word out of the recipe.")
+        raise RecipeError(
+            f"{base.name} has no layers called {word!r}: leave the word out of the recipe."
+        )
     return found
 
 
 def check_words(base: BaseModel, words: Iterable[str], usual: Iterable[str]) -> None:
-    """The same without loading a weight, before images are encoded for a day. Every base has the `usual` ones."""
+    """The same without loading a weight, before images are encoded for a day. Every base has the
+    `usual` ones.
+    """
     unusual = [word for word in words if word not in usual]
     if unusual:
         outline = base.outline()

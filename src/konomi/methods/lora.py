@@ -1,8 +1,10 @@
-"""LoRA: learn a low-rank change of the weights (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models").
+"""LoRA: learn a low-rank change of the weights (Hu et al. 2021, "LoRA: Low-Rank Adaptation of
+Large Language Models").
 
-W' = W + (alpha / rank) B A with A [rank, in] random and B [out, rank] zero: training starts from the base itself, and
-only A and B are learned. Also here, as switches: a larger step for B (LoRA+, Hayou et al. 2024), alpha / sqrt(rank)
-(rsLoRA, Kalajdzievski 2023), and learned magnitudes (DoRA, Liu et al. 2024).
+W' = W + (alpha / rank) B A with A [rank, in] random and B [out, rank] zero: training starts from
+the base itself, and only A and B are learned. Also here, as switches: a larger step for B (LoRA+,
+Hayou et al. 2024), alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023), and learned magnitudes (DoRA,
+Liu et al. 2024).
 """
 
 from collections.abc import Iterator
@@ -52,9 +54,9 @@ class LoraConfig:
     alpha: Alpha | None = None
     """The update is scaled by alpha / rank; by default alpha = rank."""
     targets: tuple[str, ...] = ("transformer",)
-    """What is changed: `attention`, `attention.kv`, `attention.k`, `attention.v`, `cross_attention`,
-    `cross_attention.kv`, `feed_forward`, `projection`, or `transformer` for all linear layers of the transformer
-    blocks."""
+    """What is changed: `attention`, `attention.kv`, `attention.k`, `attention.v`,
+    `cross_attention`, `cross_attention.kv`, `feed_forward`, `projection`, or `transformer` for all
+    linear layers of the transformer blocks."""
     conv_rank: Rank = 0
     """Rank for convolutions (LoCon); 0 leaves them alone."""
     conv_alpha: Alpha | None = None
@@ -76,11 +78,13 @@ class LoraConfig:
     dora: bool = False
     """Learn the magnitude of weights apart from their direction (DoRA)."""
     dora_axis: Literal["auto", "input", "output"] = "auto"
-    """A magnitude for each `input`, as A1111 reads kohya's files (Forge, ComfyUI and LyCORIS read both), or for each
-    `output`, as in the paper, PEFT and diffusers. auto: what every reader of `save.format` reads."""
+    """A magnitude for each `input`, as A1111 reads kohya's files (Forge, ComfyUI and LyCORIS read
+    both), or for each `output`, as in the paper, PEFT and diffusers. auto: what every reader of
+    `save.format` reads."""
     start: str = ""
-    """A LoRA file to go on from instead of starting at zero. Its layers keep their ranks and scales, also in the text
-    encoder and convolutions; other layers are trained beside them where `targets`, `conv_rank` or `text_rank` ask."""
+    """A LoRA file to go on from instead of starting at zero. Its layers keep their ranks and
+    scales, also in the text encoder and convolutions; other layers are trained beside them where
+    `targets`, `conv_rank` or `text_rank` ask."""
 
 
 class Lora(AdapterMethod):
@@ -89,7 +93,9 @@ class Lora(AdapterMethod):
     config_type: ClassVar = LoraConfig
     default_learning_rate: ClassVar = 1e-4
 
-    def __init__(self, config: LoraConfig, base: BaseModel, recipe: Recipe, *, section: str = "method") -> None:
+    def __init__(
+        self, config: LoraConfig, base: BaseModel, recipe: Recipe, *, section: str = "method"
+    ) -> None:
         """`section`: where the recipe has these settings, for messages."""
         self.base = base
         self.recipe = recipe
@@ -102,14 +108,24 @@ class Lora(AdapterMethod):
         self.trains_text = _trains_text(config, self.start)
         self.denoising = DenoisingLoss(base, recipe)
         self.preserving = PreservingLoss(
-            base, recipe, self.denoising, untouched=lambda: self.live.pause(), trains_text=self.trains_text
+            base,
+            recipe,
+            self.denoising,
+            untouched=lambda: self.live.pause(),
+            trains_text=self.trains_text,
         )
 
     @staticmethod
-    def needs(config: LoraConfig, base: BaseModel, recipe: Recipe, *, section: str = "method") -> Needs:
+    def needs(
+        config: LoraConfig, base: BaseModel, recipe: Recipe, *, section: str = "method"
+    ) -> Needs:
         dora_axis(config, recipe.save.format)
         check_selectors(base.spec, config.targets)
-        words = [*config.targets, *["conv"] * bool(config.conv_rank), *["text"] * bool(config.text_rank)]
+        words = [
+            *config.targets,
+            *["conv"] * bool(config.conv_rank),
+            *["text"] * bool(config.text_rank),
+        ]
         check_words(base, words, LoraConfig().targets)
         start = read_start(config.start, section, base) if config.start else None
         return Needs(
@@ -128,11 +144,17 @@ class Lora(AdapterMethod):
     def plan(self) -> tuple[Phase, ...]:
         specs = self._specs()
         self.live = self.layers = inject(
-            {key: self.base.module(key) for key in specs}, specs.__getitem__, seed=self.recipe.run.seed
+            {key: self.base.module(key) for key in specs},
+            specs.__getitem__,
+            seed=self.recipe.run.seed,
         )
         if self.start is not None:
             self.layers.load(self.start.layers)
-        return (Phase(name="lora", groups=self._groups(), loss=self.loss, modules=tuple(self._modules())),)
+        return (
+            Phase(
+                name="lora", groups=self._groups(), loss=self.loss, modules=tuple(self._modules())
+            ),
+        )
 
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
         begin_step(self.layers, batch, rng)
@@ -142,10 +164,14 @@ class Lora(AdapterMethod):
         """Canonical key -> what is trained there."""
         config, start = self.config, self.start
         # What a file was trained on is gone on with, unless the recipe names layers itself.
-        targets = () if start is not None and config.targets == LoraConfig().targets else config.targets
+        targets = (
+            () if start is not None and config.targets == LoraConfig().targets else config.targets
+        )
         specs = {}
         for word in targets:
-            specs.update(dict.fromkeys(layers_called(self.base, word), self._spec(config.rank, config.alpha)))
+            specs.update(
+                dict.fromkeys(layers_called(self.base, word), self._spec(config.rank, config.alpha))
+            )
         for word, rank, alpha in (
             ("conv", config.conv_rank, config.conv_alpha),
             ("text", config.text_rank, config.text_alpha),
@@ -155,7 +181,9 @@ class Lora(AdapterMethod):
         specs |= self.start_specs
         if not specs:
             where = f"{self.section}.targets"
-            raise RecipeError(f"{where} is empty and so are conv_rank and text_rank: nothing would be trained.")
+            raise RecipeError(
+                f"{where} is empty and so are conv_rank and text_rank: nothing would be trained."
+            )
         return specs
 
     def _specs_of(self, start: Start) -> dict[str, LoraSpec]:
@@ -227,8 +255,14 @@ def _unused(config: LoraConfig, start: Start | None) -> dict[str, str]:
     if not config.text_rank:
         found["method.text_alpha"] = "method.text_rank is 0, so the text encoder is left alone."
         if start is None or not start.has_text:
-            found["optimizer.text_learning_rate"] = "method.text_rank is 0, so the text encoder is not trained."
-    if start is None and {config.rank if config.targets else 0, config.conv_rank, config.text_rank} <= {0, 1}:
+            found["optimizer.text_learning_rate"] = (
+                "method.text_rank is 0, so the text encoder is not trained."
+            )
+    if start is None and {
+        config.rank if config.targets else 0,
+        config.conv_rank,
+        config.text_rank,
+    } <= {0, 1}:
         found["method.scaling"] = "a rank of 1 is its own root."
     if not config.dora and (start is None or not start.is_dora):
         found["method.dora_axis"] = "method.dora is false, so no magnitudes are learned."
@@ -238,15 +272,20 @@ def _unused(config: LoraConfig, start: Start | None) -> dict[str, str]:
 def dora_axis(config: LoraConfig, file_format: str) -> Literal["input", "output"]:
     """Whose magnitudes DoRA learns, so that every reader of the file computes what was trained.
 
-    Raises RecipeError where an axis is asked for that some reader of the format would take for the other, or drop.
+    Raises RecipeError where an axis is asked for that some reader of the format would take for the
+    other, or drop.
     """
-    reads: Literal["input", "output"] = "output" if file_format in ("diffusers", "peft") else "input"
+    reads: Literal["input", "output"] = (
+        "output" if file_format in ("diffusers", "peft") else "input"
+    )
     if config.dora and config.dora_axis not in ("auto", reads):
-        others = "diffusers and PEFT hold" if reads == "output" else "A1111 reads all kohya files with"
+        others = (
+            "diffusers and PEFT hold" if reads == "output" else "A1111 reads all kohya files with"
+        )
         raise RecipeError(
-            f"method.dora_axis is {config.dora_axis}, but {others} DoRA magnitudes per {reads}: a file of "
-            f"save.format {file_format} would mean something else there. Leave method.dora_axis out, or choose another "
-            "save.format."
+            f"method.dora_axis is {config.dora_axis}, but {others} DoRA magnitudes per {reads}: a "
+            f"file of save.format {file_format} would mean something else there. Leave "
+            "method.dora_axis out, or choose another save.format."
         )
     return reads
 
@@ -257,5 +296,8 @@ def _start_notes(start: Start) -> tuple[str, ...]:
     parts = "the text encoder too" if start.has_text else "without the text encoder"
     notes = [f"goes on from {start.path}: {len(start.layers)} layers of {shown}, {parts}."]
     if start.words:
-        notes.append(f"{start.path} also holds learned words ({', '.join(start.words)}), which are not trained on.")
+        notes.append(
+            f"{start.path} also holds learned words ({', '.join(start.words)}), which are not "
+            "trained on."
+        )
     return (*notes, *start.notes)

@@ -1,4 +1,6 @@
-"""A LoRA file to go on from: which layers it has, and that they keep their ranks unless the recipe says otherwise."""
+"""A LoRA file to go on from: which layers it has, and that they keep their ranks unless the recipe
+says otherwise.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -38,21 +40,23 @@ class Start:
         return any(update.magnitude is not None for update in self.layers.values())
 
     def spec(self, key: str, like: LoraSpec, *, setting: str, given: int) -> LoraSpec:
-        """How the file's layer `key` is trained: with the file's rank, scale and kind, else as `like`.
+        """How the file's layer `key` is trained: with the file's rank, scale and kind, else as
+        `like`.
 
-        `setting` and `given` are the rank that the recipe names for such layers, 0 for none. Raises RecipeError where
-        it is another than the file's.
+        `setting` and `given` are the rank that the recipe names for such layers, 0 for none.
+        Raises RecipeError where it is another than the file's.
         """
         update = self.layers[key]
         rank = update.down.shape[0]
         if given and given != rank:
             raise RecipeError(
-                f"{self.section}.{setting} is {given}, and {self.path} has rank {rank} in {key}. Leave "
-                f"{self.section}.{setting} out to go on with the file's ranks."
+                f"{self.section}.{setting} is {given}, and {self.path} has rank {rank} in {key}. "
+                f"Leave {self.section}.{setting} out to go on with the file's ranks."
             )
         if like.dora and update.magnitude is None:
             raise RecipeError(
-                f"{self.section}.dora is on, and {self.path} is no DoRA (no magnitude for {key}). Switch it off."
+                f"{self.section}.dora is on, and {self.path} is no DoRA (no magnitude for {key}). "
+                "Switch it off."
             )
         root = rank**0.5 if like.rs_lora else 1.0
         return LoraSpec(
@@ -69,14 +73,18 @@ class Start:
 
 
 def read_start(path: str, section: str, base: BaseModel) -> Start:
-    """The LoRA in a file. Loads nothing of the base, except for a file that means nothing without it (PiSSA, OLoRA).
+    """The LoRA in a file. Loads nothing of the base, except for a file that means nothing without
+    it (PiSSA, OLoRA).
 
-    Raises RecipeError where it is none that can be trained on, ModelError where it is for another base,
-    FileFormatError.
+    Raises RecipeError where it is none that can be trained on, ModelError where it is for another
+    base, FileFormatError.
     """
     adapter = read_adapter(path, weight_of=weights_of(base))
     if adapter.negative is not None:
-        raise RecipeError(f"{section}.start: {path} is of two branches of guidance (DreamArtist), not a plain LoRA.")
+        raise RecipeError(
+            f"{section}.start: {path} is of two branches of guidance (DreamArtist), not a plain "
+            "LoRA."
+        )
     if not adapter.layers:
         held = "a hypernetwork" if adapter.hypernetwork is not None else "only learned words"
         raise RecipeError(f"{section}.start: {path} holds {held}, no LoRA.")
@@ -84,17 +92,26 @@ def read_start(path: str, section: str, base: BaseModel) -> Start:
     layers = {key: update for key, update in factored.items() if update is not None}
     others = [key for key in factored if key not in layers]
     if others:
-        raise RecipeError(f"{section}.start: {path} is not a plain LoRA ({others[0]} is of another kind).")
+        raise RecipeError(
+            f"{section}.start: {path} is not a plain LoRA ({others[0]} is of another kind)."
+        )
     biased = [key for key, update in adapter.layers.items() if update.bias is not None]
     if biased:
-        raise RecipeError(f"{section}.start: {path} changes biases ({biased[0]}), which would be lost in training.")
-    check_start(path, section, base, replace(adapter, embeddings={}, name=adapter.name or Path(path).stem))
+        raise RecipeError(
+            f"{section}.start: {path} changes biases ({biased[0]}), which would be lost in "
+            "training."
+        )
+    check_start(
+        path, section, base, replace(adapter, embeddings={}, name=adapter.name or Path(path).stem)
+    )
     notes = (*adapter.notes, *trained_for_notes(path, adapter, base))
     return Start(path, layers, words=tuple(adapter.embeddings), section=section, notes=notes)
 
 
 def check_start(path: str, section: str, base: BaseModel, adapter: Adapter) -> None:
-    """Raises ModelError where layers to go on from are not the base's: before images are encoded for a day."""
+    """Raises ModelError where layers to go on from are not the base's: before images are encoded
+    for a day.
+    """
     try:
         check_fits(base.outline(), adapter, Strengths())
     except ModelError as error:
@@ -102,8 +119,16 @@ def check_start(path: str, section: str, base: BaseModel, adapter: Adapter) -> N
 
 
 def trained_for_notes(path: str, adapter: Adapter, base: BaseModel) -> tuple[str, ...]:
-    """A line where the file says that it was trained for another noise process than the base has."""
+    """A line where the file says that it was trained for another noise process than the base
+    has.
+    """
     other = other_process(
-        adapter.metadata, prediction=base.process.prediction, zero_terminal_snr=base.zero_terminal_snr
+        adapter.metadata,
+        prediction=base.process.prediction,
+        zero_terminal_snr=base.zero_terminal_snr,
     )
-    return (f"{path} says that it was trained {other}: what it learned does not carry over.",) if other else ()
+    return (
+        (f"{path} says that it was trained {other}: what it learned does not carry over.",)
+        if other
+        else ()
+    )

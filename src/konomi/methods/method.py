@@ -40,10 +40,11 @@ class Phase:
     name: str
     groups: tuple[ParameterGroup, ...]
     loss: Callable[[Batch, Rng], Tensor]
-    """Mean loss of a batch, a scalar with gradient. Pure but for the parameters: all chance comes from the Rng."""
+    """Mean loss of a batch, a scalar with gradient. Pure but for the parameters: all chance comes
+    from the Rng."""
     per_example: Callable[[Examples, Rng, Tensor], Tensor] | None = None
-    """Loss of each example [B] at given timesteps [B], for validation; None: the plain denoising loss. The base is in
-    evaluation mode, with everything that is trained attached."""
+    """Loss of each example [B] at given timesteps [B], for validation; None: the plain denoising
+    loss. The base is in evaluation mode, with everything that is trained attached."""
     num_steps: int | None = None
     """Steps of this phase; None takes `share`, or what the run has left."""
     share: float | None = None
@@ -67,19 +68,22 @@ class Needs:
     pixels: bool = False
     """Pixels are needed in every step, not latents alone."""
     makes: Content | Literal["model"] = "lora"
-    """What comes out, a whole model or which kind of adapter: decides which result formats there are."""
+    """What comes out, a whole model or which kind of adapter: decides which result formats there
+    are."""
     prior: PriorSource = "none"
     """What `prior.source = "auto"` means to the method."""
     predicts_prior: bool = False
     """Whether it can ask the untouched base in training (`prior.source = "prediction"`)."""
     identifier: bool = False
-    """It gives a meaning to an identifier and needs both that and a class noun: captions are "a [identifier] [class]"
-    where images have none, and an identifier that is no rare single token is spoken about."""
+    """It gives a meaning to an identifier and needs both that and a class noun: captions are "a
+    [identifier] [class]" where images have none, and an identifier that is no rare single token is
+    spoken about."""
     float32_parts: tuple[Part, ...] = ()
-    """Parts whose own weights are trained: kept in float32 whatever the precision of the computation."""
+    """Parts whose own weights are trained: kept in float32 whatever the precision of the
+    computation."""
     unused: Mapping[str, str] = field(default_factory=dict)
-    """Settings, of the method's own section and others, that do nothing as they stand: path -> why, in a sentence. Told
-    before the first step where they are not at their default."""
+    """Settings, of the method's own section and others, that do nothing as they stand: path ->
+    why, in a sentence. Told before the first step where they are not at their default."""
     for_bare_images: tuple[str, ...] = ()
     """Settings that act on images without caption alone."""
     notes: tuple[str, ...] = ()
@@ -88,7 +92,9 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Whole parts of a base, as a method that trains them leaves them: canonical `PART.PATH.weight` -> tensor."""
+    """Whole parts of a base, as a method that trains them leaves them: canonical
+    `PART.PATH.weight` -> tensor.
+    """
 
     tensors: dict[str, Tensor]
 
@@ -102,8 +108,8 @@ Default = TypeVar("Default")
 def rate_for_width(default: float, base: BaseModel) -> float:
     """A rate meant for a family's published weights, for a base of another width.
 
-    Adam's steps on inner weights want to be as one over the width (Yang et al. 2022, "Tensor Programs V", table 3):
-    fivefold on `tiny`, unchanged on every published model.
+    Adam's steps on inner weights want to be as one over the width (Yang et al. 2022, "Tensor
+    Programs V", table 3): fivefold on `tiny`, unchanged on every published model.
     """
     return default * base.published_width / base.width
 
@@ -115,9 +121,11 @@ def for_width(base: BaseModel, *, published: Default, narrow: Default) -> Defaul
 
 
 def learning_rates(optimizer: OptimizerConfig, default: float) -> tuple[float, float]:
-    """Rates for the denoiser's and the text encoder's parameters, where the recipe leaves them open.
+    """Rates for the denoiser's and the text encoder's parameters, where the recipe leaves them
+    open.
 
-    Prodigy finds its own step and wants 1 (Mishchenko & Defazio 2023); Lion a fifth (Chen et al. 2023, section 5).
+    Prodigy finds its own step and wants 1 (Mishchenko & Defazio 2023); Lion a fifth (Chen et al.
+    2023, section 5).
     """
     scale = {"prodigy": 1.0 / default, "lion": 0.2}.get(optimizer.kind, 1.0)
     rate = default * scale if optimizer.learning_rate is None else optimizer.learning_rate
@@ -130,23 +138,30 @@ def learning_rates(optimizer: OptimizerConfig, default: float) -> tuple[float, f
 
 
 def placed(reasons: Mapping[str, str], section: str) -> dict[str, str]:
-    """`Needs.unused` of a method that works inside another one, whose settings lie in `section` there."""
+    """`Needs.unused` of a method that works inside another one, whose settings lie in `section`
+    there.
+    """
     return {
-        path.replace("method.", f"{section}."): why.replace("method.", f"{section}.") for path, why in reasons.items()
+        path.replace("method.", f"{section}."): why.replace("method.", f"{section}.")
+        for path, why in reasons.items()
     }
 
 
 def own_rate(optimizer: OptimizerConfig, rate: float, default: float) -> float:
-    """The rate of what has a setting of its own beside `optimizer.learning_rate`, whose default is `default`.
+    """The rate of what has a setting of its own beside `optimizer.learning_rate`, whose default is
+    `default`.
 
-    Such settings are step sizes for Adam. Prodigy takes shares of what it finds for all, Lion a fifth.
+    Such settings are step sizes for Adam. Prodigy takes shares of what it finds for all, Lion a
+    fifth.
     """
     return rate * {"prodigy": 1.0 / default, "lion": 0.2}.get(optimizer.kind, 1.0)
 
 
 @runtime_checkable
 class RewordsCaptions(Protocol):
-    """A method that trains on other captions than the data has: validation does the same, for the base too."""
+    """A method that trains on other captions than the data has: validation does the same, for the
+    base too.
+    """
 
     def captioned(self, examples: Examples, rng: Rng) -> Examples:
         """Examples with the captions of one step. `rng` is the step's. Works before `plan`."""
@@ -156,27 +171,33 @@ class RewordsCaptions(Protocol):
 def begin_step(live: LiveAdapter, batch: Batch, rng: Rng) -> None:
     """Give what is trained the randomness of a step. `rng` is the step's.
 
-    It follows the subjects, so that a batch computed in several passes drops the same. To be called once for all losses
-    of a step: gradient checkpointing computes the first forward pass again after the second.
+    It follows the subjects, so that a batch computed in several passes drops the same. To be
+    called once for all losses of a step: gradient checkpointing computes the first forward pass
+    again after the second.
     """
     live.begin_step(rng.fork("dropout").for_samples(batch.subject.sample_ids))
 
 
 class Method(Protocol):
-    """The interface every method file implements. Asked what it needs, and built, before the base is loaded."""
+    """The interface every method file implements. Asked what it needs, and built, before the base
+    is loaded.
+    """
 
     config_type: ClassVar[type[Any]]
     default_learning_rate: ClassVar[float]
 
     def __init__(self, config: Any, base: BaseModel, recipe: Recipe) -> None:
-        """`config`: of `config_type`; `recipe`: the whole recipe, whose method section may be another method's that
-        works with this one. Nothing of the base is loaded yet."""
+        """`config`: of `config_type`; `recipe`: the whole recipe, whose method section may be
+        another method's that works with this one. Nothing of the base is loaded yet.
+        """
         ...
 
     @staticmethod
     def needs(config: Any, base: BaseModel, recipe: Recipe) -> Needs:
-        """What training with these settings asks of base and data: known before the data is looked at, so that the
-        prior and the captions can be decided by it. Raises RecipeError for settings that cannot be followed."""
+        """What training with these settings asks of base and data: known before the data is looked
+        at, so that the prior and the captions can be decided by it. Raises RecipeError for
+        settings that cannot be followed.
+        """
         ...
 
     def default_steps(self, num_images: int) -> int:
@@ -192,7 +213,9 @@ class Method(Protocol):
         ...
 
     def as_loaded(self, result: Result) -> AbstractContextManager[None]:
-        """Inside, the base behaves as if `result` had been read from its file: what previews are drawn with."""
+        """Inside, the base behaves as if `result` had been read from its file: what previews are
+        drawn with.
+        """
         ...
 
     def close(self) -> None:
@@ -201,8 +224,10 @@ class Method(Protocol):
 
 
 class AdapterMethod:
-    """What methods have in common that train something beside a frozen base: they say what, as `live`, and what they
-    leave behind, how that looks on the base and how it comes off follow from it."""
+    """What methods have in common that train something beside a frozen base: they say what, as
+    `live`, and what they leave behind, how that looks on the base and how it comes off follow from
+    it.
+    """
 
     base: BaseModel
     live: LiveAdapter

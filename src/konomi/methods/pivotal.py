@@ -1,7 +1,9 @@
-"""Pivotal tuning: first a word, then a LoRA around it (Roich et al. 2021 for GANs; Ryu 2022 for diffusion models).
+"""Pivotal tuning: first a word, then a LoRA around it (Roich et al. 2021 for GANs; Ryu 2022 for
+diffusion models).
 
-Textual Inversion finds the place in the base's vocabulary that comes closest to the subject, the pivot; from there the
-LoRA has less to change, and what it learns hangs on the word. Both lie in one file.
+Textual Inversion finds the place in the base's vocabulary that comes closest to the subject, the
+pivot; from there the LoRA has less to change, and what it learns hangs on the word. Both lie in
+one file.
 """
 
 from dataclasses import dataclass, field, replace
@@ -41,13 +43,15 @@ class PivotalConfig:
 
     kind: Literal["pivotal"] = "pivotal"
     word_steps: Annotated[float, Field(gt=0)] = 0.4
-    """Steps at the start in which the word is learned alone; a value below 1 is a share of all steps."""
+    """Steps at the start in which the word is learned alone; a value below 1 is a share of all
+    steps."""
     word_rate: Rate | None = None
-    """Step size of the word's vectors while they are learned alone; by default what suits Textual Inversion (5e-3).
-    `optimizer.learning_rate` is the LoRA's. With prodigy the ratio to 5e-3 counts, with lion a fifth."""
-    word_rate_later: Rate = 0.0
-    """Their step size beside the LoRA; 0 leaves the word as it is by then. With prodigy its ratio to the LoRA's default
+    """Step size of the word's vectors while they are learned alone; by default what suits Textual
+    Inversion (5e-3). `optimizer.learning_rate` is the LoRA's. With prodigy the ratio to 5e-3
     counts, with lion a fifth."""
+    word_rate_later: Rate = 0.0
+    """Their step size beside the LoRA; 0 leaves the word as it is by then. With prodigy its ratio
+    to the LoRA's default counts, with lion a fifth."""
     words: TextualInversionConfig = field(default_factory=TextualInversionConfig)
     """The words, as in textual_inversion."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -71,8 +75,8 @@ class Pivotal(AdapterMethod):
     def needs(config: PivotalConfig, base: BaseModel, recipe: Recipe) -> Needs:
         if recipe.save.format in ("peft", "diffusers"):
             raise RecipeError(
-                f"save.format is {recipe.save.format!r}, which holds no words; pivotal writes LoRA and words into one "
-                "file. Use 'kohya'."
+                f"save.format is {recipe.save.format!r}, which holds no words; pivotal writes LoRA "
+                "and words into one file. Use 'kohya'."
             )
         words = TextualInversion.needs(config.words, base, recipe)
         lora = Lora.needs(config.lora, base, recipe, section="method.lora")
@@ -80,7 +84,9 @@ class Pivotal(AdapterMethod):
         # The LoRA decays and has the recipe's rates.
         for path in ("optimizer.weight_decay", "optimizer.learning_rate"):
             unused.pop(path, None)
-        return replace(lora, trains_text=True, unused=unused, for_bare_images=("method.words.templates",))
+        return replace(
+            lora, trains_text=True, unused=unused, for_bare_images=("method.words.templates",)
+        )
 
     def default_steps(self, num_images: int) -> int:
         # The pivot need not be found to the last digit: the LoRA does the rest.
@@ -129,7 +135,9 @@ class Pivotal(AdapterMethod):
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
         """Of the second phase."""
         self._learn(words=self.config.word_rate_later > 0, lora=True)
-        return self.lora.loss(replace(batch, subject=self.inversion.captioned(batch.subject, rng)), rng)
+        return self.lora.loss(
+            replace(batch, subject=self.inversion.captioned(batch.subject, rng)), rng
+        )
 
     def _words(self, rate: float) -> ParameterGroup:
         return ParameterGroup("words", self.inversion.words.parameters, rate, weight_decay=0.0)

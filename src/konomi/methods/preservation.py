@@ -1,8 +1,9 @@
 """Prior preservation, for every method that learns a subject: subject loss + weight x class loss.
 
-With class images the class loss is an ordinary denoising loss (Ruiz et al. 2022, equation 2). Without images its target
-is what the untouched base itself answers to the class prompt, for the subject's own noisy latents and timesteps: the
-class is kept where the subject is learned, and nothing has to be drawn before.
+With class images the class loss is an ordinary denoising loss (Ruiz et al. 2022, equation 2).
+Without images its target is what the untouched base itself answers to the class prompt, for the
+subject's own noisy latents and timesteps: the class is kept where the subject is learned, and
+nothing has to be drawn before.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,12 +27,18 @@ Untouched = Callable[[], AbstractContextManager[None]]
 class PreservingLoss:
     """`loss(batch, rng)`: the subjects' loss and, weighted, that of the class.
 
-    `untouched` is how the method takes its learning off the base for a moment. `trains_text`: class prompts are
-    encoded anew in every step, because the text encoder changes; else once.
+    `untouched` is how the method takes its learning off the base for a moment. `trains_text`:
+    class prompts are encoded anew in every step, because the text encoder changes; else once.
     """
 
     def __init__(
-        self, base: BaseModel, recipe: Recipe, denoising: DenoisingLoss, *, untouched: Untouched, trains_text: bool
+        self,
+        base: BaseModel,
+        recipe: Recipe,
+        denoising: DenoisingLoss,
+        *,
+        untouched: Untouched,
+        trains_text: bool,
     ) -> None:
         self.base = base
         self.denoising = denoising
@@ -40,36 +47,46 @@ class PreservingLoss:
         self.weight = recipe.objective.prior_weight
         self.predicts = recipe.prior.source == "prediction" and self.weight > 0
         self._prompt = recipe.prior.prompt
-        self._nouns = [source.class_noun for source in recipe.data.sources if source.role == "train"]
+        self._nouns = [
+            source.class_noun for source in recipe.data.sources if source.role == "train"
+        ]
         self._encoded: dict[str, Conditioning] = {}
 
     def __call__(self, batch: Batch, rng: Rng) -> Tensor:
         """A float32 scalar. Class images in the batch count in any case."""
         if not self.predicts:
             return subject_and_prior_loss(self.denoising, batch, rng, prior_weight=self.weight)
-        # First of all: the method's learning is off for it, and no graph may be waiting for its backward pass then.
+        # First of all: the method's learning is off for it, and no graph may be waiting for its
+        # backward pass then.
         wanted = self.target(batch.subject, rng)
         loss = subject_and_prior_loss(self.denoising, batch, rng, prior_weight=self.weight)
         return loss + self.weight * self.prediction_loss(batch.subject, wanted, rng)
 
     def target(self, subject: Examples, rng: Rng) -> Tensor:
         """The untouched base's answer to the class prompts, float32 [B, C, h, w]."""
-        # The autocast of weights is cached by parameter: what is cast here must not be taken for the trained weights.
+        # The autocast of weights is cached by parameter: what is cast here must not be taken for
+        # the trained weights.
         device = self.base.device.type
         with (
             torch.no_grad(),
             self.untouched(),
-            torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), False),
+            torch.autocast(
+                device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), False
+            ),
         ):
             return self._answer(subject, rng)[0]
 
     def prediction_loss(self, subject: Examples, wanted: Tensor, rng: Rng) -> Tensor:
-        """How far the base in training is from `wanted`; the mask of the subject says nothing about the class."""
+        """How far the base in training is from `wanted`; the mask of the subject says nothing
+        about the class.
+        """
         answer, timesteps_B = self._answer(subject, rng)
         return self.denoising.compare_with(wanted, answer, timesteps_B, None).mean()
 
     def _answer(self, subject: Examples, rng: Rng) -> tuple[Tensor, Tensor]:
-        """(answer, timesteps). Chance is a pure function of `rng`: latents, noise and timesteps are the subject's."""
+        """(answer, timesteps). Chance is a pure function of `rng`: latents, noise and timesteps
+        are the subject's.
+        """
         examples = self._of_class(subject)
         rng = rng.for_samples(subject.sample_ids)
         noised = self.denoising.add_noise(examples, rng)
@@ -80,10 +97,14 @@ class PreservingLoss:
     def _of_class(self, subject: Examples) -> Examples:
         nouns = subject.class_nouns or (next(iter(self._nouns), ""),) * len(subject)
         prompts = tuple(class_prompt(self._prompt, noun) for noun in nouns)
-        return replace(subject, captions=prompts, text=None if self.trains_text else self._encode(prompts))
+        return replace(
+            subject, captions=prompts, text=None if self.trains_text else self._encode(prompts)
+        )
 
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
-        """The text states of class prompts, each encoded once; encoders that had been sent away go again."""
+        """The text states of class prompts, each encoded once; encoders that had been sent away go
+        again.
+        """
         there = self.base.loaded_parts()
         for prompt in prompts:
             if prompt not in self._encoded:

@@ -1,7 +1,8 @@
 """Textual Inversion: teach the base a new word (Gal et al. 2022, "An Image is Worth One Word").
 
-The word stands for a few vectors in place of token embeddings, and only those are learned: v* = argmin over v of
-E |e - e_theta(z_t, t, c(caption with v))|^2. The base, its token table too, stays bit for bit as it was.
+The word stands for a few vectors in place of token embeddings, and only those are learned: v* =
+argmin over v of E |e - e_theta(z_t, t, c(caption with v))|^2. The base, its token table too, stays
+bit for bit as it was.
 
 Shapes: n vectors of a word, D width of a text encoder's token embeddings.
 """
@@ -22,7 +23,14 @@ from konomi.data.captions import has_trigger
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
-from konomi.methods.method import AdapterMethod, Needs, ParameterGroup, Phase, for_width, learning_rates
+from konomi.methods.method import (
+    AdapterMethod,
+    Needs,
+    ParameterGroup,
+    Phase,
+    for_width,
+    learning_rates,
+)
 from konomi.models.base import BaseModel
 
 Templates = Literal["object", "style", "none"]
@@ -63,18 +71,22 @@ class TextualInversionConfig:
 
     kind: Literal["textual_inversion"] = "textual_inversion"
     word: Annotated[str, Field(min_length=1)] = "sks"
-    """The word to teach where no source names a trigger. Every distinct trigger is a word of its own."""
+    """The word to teach where no source names a trigger. Every distinct trigger is a word of its
+    own."""
     vectors: Annotated[int, Field(ge=1, le=75)] = 4
-    """How many vectors the word stands for. More hold more detail and leave less room in a prompt of 75."""
+    """How many vectors the word stands for. More hold more detail and leave less room in a prompt
+    of 75."""
     initial: str = ""
-    """What the vectors start as: words the base knows, repeated where there are fewer than vectors. Empty takes the
-    class noun, and without one noise like the base's own token embeddings."""
+    """What the vectors start as: words the base knows, repeated where there are fewer than
+    vectors. Empty takes the class noun, and without one noise like the base's own token
+    embeddings."""
     keep_norm: KeepNorm = "none"
-    """Length of the vectors: free, `clip` to at most the mean length in the base's token table, or `rescale` to it.
-    Keeps a word from drowning the others in a prompt."""
+    """Length of the vectors: free, `clip` to at most the mean length in the base's token table, or
+    `rescale` to it. Keeps a word from drowning the others in a prompt."""
     templates: Templates = "object"
-    """What stands around the word where an image has no caption of its own: `object` (a photo of ...), `style` (a
-    painting in the style of ...) or nothing. A source's own template goes before."""
+    """What stands around the word where an image has no caption of its own: `object` (a photo of
+    ...), `style` (a painting in the style of ...) or nothing. A source's own template goes
+    before."""
 
 
 class TextualInversion(AdapterMethod):
@@ -95,7 +107,9 @@ class TextualInversion(AdapterMethod):
         sources = sources_by_word(recipe, config.word)
         unused = {"optimizer.weight_decay": "words are not pulled towards zero."}
         if config.word not in sources:
-            unused["method.word"] = f"the triggers of the sources are the words: {', '.join(sources)}."
+            unused["method.word"] = (
+                f"the triggers of the sources are the words: {', '.join(sources)}."
+            )
         if recipe.optimizer.text_learning_rate is not None:
             unused["optimizer.learning_rate"] = "the words learn at optimizer.text_learning_rate."
         return Needs(
@@ -108,36 +122,54 @@ class TextualInversion(AdapterMethod):
 
     def default_steps(self, num_images: int) -> int:
         # The paper takes 5,000 steps for 3 to 5 images (section 4), diffusers' guide 3,000 for 5.
-        least, each, most = for_width(self.base, published=(1000, 600, 5000), narrow=(300, 60, 3000))
+        least, each, most = for_width(
+            self.base, published=(1000, 600, 5000), narrow=(300, 60, 3000)
+        )
         return min(max(each * num_images, least), most)
 
     def plan(self) -> tuple[Phase, ...]:
         tables = {part: _token_table(self.base, part) for part in self.base.text_encoders}
         norms = {part: float(table.norm(dim=1).mean()) for part, table in tables.items()}
         start = {word: self._start(word, tables) for word in self.sources}
-        self.live = self.words = TrainedWords(self.base.words, start, keep_norm=self.config.keep_norm, norms=norms)
+        self.live = self.words = TrainedWords(
+            self.base.words, start, keep_norm=self.config.keep_norm, norms=norms
+        )
         rate, _ = learning_rates(self.recipe.optimizer, self.default_learning_rate)
         text_rate = self.recipe.optimizer.text_learning_rate
         # Decay would pull a word towards nothing.
-        group = ParameterGroup("words", self.words.parameters, rate if text_rate is None else text_rate, 0.0)
+        group = ParameterGroup(
+            "words", self.words.parameters, rate if text_rate is None else text_rate, 0.0
+        )
         modules = (self.base.denoiser, *self.base.text_encoders.values())
         return (Phase("textual_inversion", (group,), self.loss, modules=modules),)
 
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
         batch = replace(batch, subject=self.captioned(batch.subject, rng))
-        loss = subject_and_prior_loss(self.denoising, batch, rng, prior_weight=self.recipe.objective.prior_weight)
+        loss = subject_and_prior_loss(
+            self.denoising, batch, rng, prior_weight=self.recipe.objective.prior_weight
+        )
         if loss.requires_grad:
             return loss
         # Captions that were all dropped hold no word: nothing to learn in this step.
-        return loss + sum((0.0 * vectors.sum() for vectors in self.words.parameters.values()), torch.zeros_like(loss))
+        return loss + sum(
+            (0.0 * vectors.sum() for vectors in self.words.parameters.values()),
+            torch.zeros_like(loss),
+        )
 
     def captioned(self, examples: Examples, rng: Rng) -> Examples:
-        """The word in every caption: in front where it is missing, in a template where it is all there is."""
+        """The word in every caption: in front where it is missing, in a template where it is all
+        there is.
+        """
         captions = [self._with_word(caption) for caption in examples.captions]
         alone = [self._alone(caption) for caption in captions]
         if any(alone):
             templates = TEMPLATES[self.config.templates]
-            draws = rng.for_samples(examples.sample_ids).fork("template").integers(0, len(templates)).tolist()
+            draws = (
+                rng.for_samples(examples.sample_ids)
+                .fork("template")
+                .integers(0, len(templates))
+                .tolist()
+            )
             captions = [
                 templates[draw].format(word) if word else caption
                 for caption, word, draw in zip(captions, alone, draws, strict=True)
@@ -145,13 +177,20 @@ class TextualInversion(AdapterMethod):
         return replace(examples, captions=tuple(captions))
 
     def _with_word(self, caption: str) -> str:
-        # A dropped caption stays empty; with a trigger in the source the word is in its captions already.
-        if not caption or any(has_trigger(caption, word) for word in self.sources) or len(self.sources) > 1:
+        # A dropped caption stays empty; with a trigger in the source the word is in its captions
+        # already.
+        if (
+            not caption
+            or any(has_trigger(caption, word) for word in self.sources)
+            or len(self.sources) > 1
+        ):
             return caption
         return f"{next(iter(self.sources))}, {caption}"
 
     def _alone(self, caption: str) -> str:
-        """The word that a caption consists of, perhaps with its class noun; "" if there is more to it."""
+        """The word that a caption consists of, perhaps with its class noun; "" if there is more to
+        it.
+        """
         for word, source in self.sources.items():
             if caption in (word, f"{word} {source.class_noun}" if source else word):
                 return word
@@ -167,7 +206,9 @@ class TextualInversion(AdapterMethod):
         start = {}
         for part, table_VD in tables.items():
             noise = (
-                Rng.for_step(self.recipe.run.seed, 0).fork(f"start {word} {part}").normal((count, table_VD.shape[1]))
+                Rng.for_step(self.recipe.run.seed, 0)
+                .fork(f"start {word} {part}")
+                .normal((count, table_VD.shape[1]))
             )
             start[part] = table_VD.mean(0) + table_VD.std(0) * noise[0].to(table_VD.device)
         return start
@@ -176,7 +217,8 @@ class TextualInversion(AdapterMethod):
 def sources_by_word(recipe: Recipe, default: str) -> dict[str, SourceConfig | None]:
     """The words to learn, each with the source that brings it.
 
-    Raises RecipeError where some sources have a trigger and others none, or two words differ in case alone.
+    Raises RecipeError where some sources have a trigger and others none, or two words differ in
+    case alone.
     """
     sources = [source for source in recipe.data.sources if source.role == "train"]
     triggers: dict[str, SourceConfig | None] = {}
@@ -184,10 +226,15 @@ def sources_by_word(recipe: Recipe, default: str) -> dict[str, SourceConfig | No
         triggers.setdefault(source.trigger, source)
     if "" in triggers and len(triggers) > 1:
         source = next(source for source in sources if not source.trigger)
-        raise RecipeError(f"{source.path}: has no trigger, and other sources have one. Give each its word to learn.")
+        raise RecipeError(
+            f"{source.path}: has no trigger, and other sources have one. Give each its word to "
+            "learn."
+        )
     words = {trigger or default: source for trigger, source in triggers.items()} or {default: None}
     if len({word.casefold() for word in words}) < len(words):
-        raise RecipeError(f"the words {', '.join(words)} differ only in upper and lower case: choose others.")
+        raise RecipeError(
+            f"the words {', '.join(words)} differ only in upper and lower case: choose others."
+        )
     return words
 
 

@@ -1,9 +1,11 @@
 """The autoencoder of Stable Diffusion in plain PyTorch (Rombach et al. 2022, section 3.1).
 
-Names of parameters, and every operation on numbers, are those of diffusers' `AutoencoderKL`, so that weights and
-results are the same; importing that costs three seconds, as its UNet does (see `konomi.models.unet`).
+Names of parameters, and every operation on numbers, are those of diffusers' `AutoencoderKL`, so
+that weights and results are the same; importing that costs three seconds, as its UNet does (see
+`konomi.models.unet`).
 
-Shapes: B batch, C channels, H W grid, N = H W positions, L latent channels, h w latent grid (H / 8, W / 8).
+Shapes: B batch, C channels, H W grid, N = H W positions, L latent channels, h w latent grid (H /
+8, W / 8).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,11 @@ from torch import Tensor, nn
 from konomi.models.unet_layers import Resnet, Sampler
 
 _EPS = 1e-6
-_PLAIN: Mapping[str, tuple[Any, ...]] = {"act_fn": ("silu", "swish"), "double_z": (True,), "norm_type": ("group",)}
+_PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "act_fn": ("silu", "swish"),
+    "double_z": (True,),
+    "norm_type": ("group",),
+}
 _LOG_VARIANCE = (-30.0, 20.0)
 
 
@@ -39,8 +45,12 @@ class Autoencoder(nn.Module):
         }
         self.encoder = Encoder(int(config.get("in_channels", 3)), widths, 2 * latent, **shape)
         self.decoder = Decoder(latent, widths, int(config.get("out_channels", 3)), **shape)
-        self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if config.get("use_quant_conv", True) else None
-        self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.get("use_post_quant_conv", True) else None
+        self.quant_conv = (
+            nn.Conv2d(2 * latent, 2 * latent, 1) if config.get("use_quant_conv", True) else None
+        )
+        self.post_quant_conv = (
+            nn.Conv2d(latent, latent, 1) if config.get("use_post_quant_conv", True) else None
+        )
 
     def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels from -1 to 1 -> mean and standard deviation [B, L, h, w], unscaled."""
@@ -59,8 +69,15 @@ class Autoencoder(nn.Module):
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    odd = [f"{name} = {config[name]}" for name, plain in _PLAIN.items() if config.get(name, plain[0]) not in plain]
-    for name, plain in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+    odd = [
+        f"{name} = {config[name]}"
+        for name, plain in _PLAIN.items()
+        if config.get(name, plain[0]) not in plain
+    ]
+    for name, plain in (
+        ("down_block_types", "DownEncoderBlock2D"),
+        ("up_block_types", "UpDecoderBlock2D"),
+    ):
         kinds = config.get(name, [plain] * len(config["block_out_channels"]))
         if len(kinds) != len(config["block_out_channels"]) or any(kind != plain for kind in kinds):
             odd.append(f"{name} = {kinds}")
@@ -72,7 +89,14 @@ class Encoder(nn.Module):
     """Halves the grid at every level but the last."""
 
     def __init__(
-        self, in_channels: int, widths: Sequence[int], out_channels: int, *, layers: int, groups: int, attention: bool
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        out_channels: int,
+        *,
+        layers: int,
+        groups: int,
+        attention: bool,
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
@@ -98,7 +122,14 @@ class Decoder(nn.Module):
     """Doubles the grid at every level but the last; one more resnet a level than the encoder."""
 
     def __init__(
-        self, in_channels: int, widths: Sequence[int], out_channels: int, *, layers: int, groups: int, attention: bool
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        out_channels: int,
+        *,
+        layers: int,
+        groups: int,
+        attention: bool,
     ) -> None:
         super().__init__()
         downwards = list(reversed(widths))
@@ -124,17 +155,28 @@ class Stage(nn.Module):
     """Resnets of one resolution, through the given channels, then a sampler if there is one."""
 
     def __init__(
-        self, channels: Sequence[int], groups: int, *, down: nn.Module | None = None, up: nn.Module | None = None
+        self,
+        channels: Sequence[int],
+        groups: int,
+        *,
+        down: nn.Module | None = None,
+        up: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList([_resnet(before, after, groups) for before, after in pairwise(channels)])
+        self.resnets = nn.ModuleList(
+            [_resnet(before, after, groups) for before, after in pairwise(channels)]
+        )
         if down is not None:
             self.downsamplers = nn.ModuleList([down])
         if up is not None:
             self.upsamplers = nn.ModuleList([up])
 
     def forward(self, grid_BCHW: Tensor) -> Tensor:
-        for module in (*self.resnets, *getattr(self, "downsamplers", ()), *getattr(self, "upsamplers", ())):
+        for module in (
+            *self.resnets,
+            *getattr(self, "downsamplers", ()),
+            *getattr(self, "upsamplers", ()),
+        ):
             grid_BCHW = module(grid_BCHW)
         return grid_BCHW
 
@@ -169,7 +211,9 @@ class SpatialAttention(nn.Module):
     def forward(self, grid_BCHW: Tensor) -> Tensor:
         batch, channels, height, width = grid_BCHW.shape
         states_BNC = self.group_norm(grid_BCHW.flatten(2)).transpose(1, 2)
-        query, key, value = (layer(states_BNC)[:, None] for layer in (self.to_q, self.to_k, self.to_v))
+        query, key, value = (
+            layer(states_BNC)[:, None] for layer in (self.to_q, self.to_k, self.to_v)
+        )
         mixed_BNC = F.scaled_dot_product_attention(query, key, value)[:, 0]
         mixed_BCN = self.to_out[0](mixed_BNC).transpose(-1, -2)
         answer: Tensor = mixed_BCN.reshape(batch, channels, height, width) + grid_BCHW

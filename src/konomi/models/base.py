@@ -1,4 +1,5 @@
-"""A base model seen through one small interface. Nothing outside `models/` and `formats/` asks which family it is.
+"""A base model seen through one small interface. Nothing outside `models/` and `formats/` asks
+which family it is.
 
 Shapes: B batch, C latent channels, h w latent grid, H W pixels.
 """
@@ -18,7 +19,9 @@ from konomi.models.text_encoding import NO_WORDS, Words
 
 
 class BaseModel(Protocol):
-    """A model of some family. Parts are loaded when first used, so a warm cache never loads VAE or text encoders."""
+    """A model of some family. Parts are loaded when first used, so a warm cache never loads VAE or
+    text encoders.
+    """
 
     name: str
     """Name to show: `tiny`, a file's stem, a hub id."""
@@ -27,18 +30,21 @@ class BaseModel(Protocol):
     spec: Family
     """What is known of its family."""
     notes: tuple[str, ...]
-    """What its files hold and konomi does not use, a line each: for people, before anything is done with it."""
+    """What its files hold and konomi does not use, a line each: for people, before anything is
+    done with it."""
     process: Process
-    """How latents are noised and what the denoiser is asked for; rescaled already where `zero_terminal_snr` is set."""
+    """How latents are noised and what the denoiser is asked for; rescaled already where
+    `zero_terminal_snr` is set."""
     zero_terminal_snr: bool
-    """A variance-preserving process ends in pure noise: the model's file says so, or `use_zero_terminal_snr` was
-    called."""
+    """A variance-preserving process ends in pure noise: the model's file says so, or
+    `use_zero_terminal_snr` was called."""
     resolution: int
     """Native side in pixels."""
     latent_factor: int
     """Pixels per latent cell."""
     size_step: int
-    """Sides of pictures are multiples of this many pixels: latent cells, times the patch that the denoiser reads."""
+    """Sides of pictures are multiples of this many pixels: latent cells, times the patch that the
+    denoiser reads."""
     latent_channels: int
     inpainting: bool
     """The denoiser takes 9 channels: noisy latents, mask, masked image."""
@@ -49,27 +55,33 @@ class BaseModel(Protocol):
     published_width: int
     """The same of the published models of its family."""
     words: dict[str, Mapping[str, Tensor]]
-    """Learned words that captions may use now: word -> {part of the text encoder: vectors [n, D]}. `attach` puts
-    an adapter's here and takes them away again; a method that trains some puts its parameters here."""
+    """Learned words that captions may use now: word -> {part of the text encoder: vectors [n, D]}.
+    `attach` puts an adapter's here and takes them away again; a method that trains some puts its
+    parameters here."""
     negative_weights: dict[nn.Parameter, Tensor]
-    """Weights that are something else in the negative branch of guidance, and what: `attach` puts them here and takes
-    them away again, `konomi.adapters.branches` has them used."""
+    """Weights that are something else in the negative branch of guidance, and what: `attach` puts
+    them here and takes them away again, `konomi.adapters.branches` has them used."""
 
     @property
     def guidance_rescale(self) -> float:
-        """Share of guidance rescale that sampling should use where nobody says another: 0 for most models."""
+        """Share of guidance rescale that sampling should use where nobody says another: 0 for most
+        models.
+        """
         ...
 
     @property
     def clip_layer(self) -> int:
-        """The text encoder's layer that is read where nothing else is asked for, from the end; 0: several differ."""
+        """The text encoder's layer that is read where nothing else is asked for, from the end; 0:
+        several differ.
+        """
         ...
 
     def use_zero_terminal_snr(self) -> None:
-        """From now on the noise process ends in pure noise (Lin et al. 2023), for training, sampling and saving.
+        """From now on the noise process ends in pure noise (Lin et al. 2023), for training,
+        sampling and saving.
 
-        Raises ModelError where the base predicts epsilon, which says nothing where no signal is left, or has another
-        process than a variance-preserving one.
+        Raises ModelError where the base predicts epsilon, which says nothing where no signal is
+        left, or has another process than a variance-preserving one.
         """
         ...
 
@@ -91,7 +103,9 @@ class BaseModel(Protocol):
 
     @property
     def casts_weights(self) -> bool:
-        """Whether the denoiser's layers are konomi's own: they can keep weights smaller than they compute."""
+        """Whether the denoiser's layers are konomi's own: they can keep weights smaller than they
+        compute.
+        """
         ...
 
     def place(
@@ -102,12 +116,13 @@ class BaseModel(Protocol):
         float32_parts: Sequence[Part] = (),
         storage: torch.dtype | None = None,
     ) -> None:
-        """Where and in which format parts live, those loaded and those to come. A VAE that overflows stays float32.
+        """Where and in which format parts live, those loaded and those to come. A VAE that
+        overflows stays float32.
 
-        Call it before parts are used where `float32_parts` (those whose own weights train) matter: what was loaded in
-        half precision has lost its digits. `storage` is the format in which the denoiser's linear layers and
-        convolutions keep their weights meanwhile, if it is one that `casts_weights` and does not train; nothing else
-        is kept in it.
+        Call it before parts are used where `float32_parts` (those whose own weights train) matter:
+        what was loaded in half precision has lost its digits. `storage` is the format in which the
+        denoiser's linear layers and convolutions keep their weights meanwhile, if it is one that
+        `casts_weights` and does not train; nothing else is kept in it.
         """
         ...
 
@@ -116,7 +131,9 @@ class BaseModel(Protocol):
         ...
 
     def unload(self, *parts: Part) -> None:
-        """Forget parts; they come back from the file when used again. A part that was changed must not be unloaded."""
+        """Forget parts; they come back from the file when used again. A part that was changed must
+        not be unloaded.
+        """
         ...
 
     def fingerprint(self, part: Literal["denoiser", "vae", "text"]) -> str:
@@ -127,60 +144,82 @@ class BaseModel(Protocol):
         ...
 
     def encode_images(self, pixels: Tensor) -> Latents:
-        """[B, 3, H, W] from -1 to 1 -> scaled latents. Raises ModelError on NaN after trying float32."""
+        """[B, 3, H, W] from -1 to 1 -> scaled latents. Raises ModelError on NaN after trying
+        float32.
+        """
         ...
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """[B, C, h, w] scaled latents -> pixels [B, 3, H, W] from -1 to 1 (not clamped), float32."""
+        """[B, C, h, w] scaled latents -> pixels [B, 3, H, W] from -1 to 1 (not clamped),
+        float32.
+        """
         ...
 
-    def encode_captions(self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS) -> Conditioning:
-        """Captions -> states (gradients flow if the text encoder's parameters want them, and to learned words).
+    def encode_captions(
+        self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS
+    ) -> Conditioning:
+        """Captions -> states (gradients flow if the text encoder's parameters want them, and to
+        learned words).
 
         `words` are known beside, and before, those of the base.
         """
         ...
 
-    def count_chunks(self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS) -> int:
-        """Chunks of 75 tokens the longest caption needs: times 75, the `max_tokens` that cuts nothing off."""
+    def count_chunks(
+        self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS
+    ) -> int:
+        """Chunks of 75 tokens the longest caption needs: times 75, the `max_tokens` that cuts
+        nothing off.
+        """
         ...
 
     def token_vectors(self, text: str) -> Mapping[str, Tensor]:
-        """Part of the text encoder -> token embeddings of a text, copies, float32 [n, D]: what learned words start as.
+        """Part of the text encoder -> token embeddings of a text, copies, float32 [n, D]: what
+        learned words start as.
 
         Raises RecipeError where the text is no token at all.
         """
         ...
 
     def tokens(self, text: str) -> Mapping[str, tuple[str, ...]]:
-        """Part of the text encoder -> the pieces a text falls into, without start and end. Loads no weights."""
+        """Part of the text encoder -> the pieces a text falls into, without start and end. Loads
+        no weights.
+        """
         ...
 
     def vocabularies(self) -> Mapping[str, Mapping[str, int]]:
-        """Part of the text encoder -> token -> number, as `vocab.json` has them. Loads no weights."""
+        """Part of the text encoder -> token -> number, as `vocab.json` has them. Loads no
+        weights.
+        """
         ...
 
     def with_sizes(self, conditioning: Conditioning, sizes: Tensor) -> Conditioning:
         """Add size micro-conditioning [B, 6] where the family reads it; otherwise unchanged."""
         ...
 
-    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The denoiser's answer [B, C, h, w] in the sense of `process.prediction`; timesteps [B] are the process's."""
+    def predict(
+        self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        """The denoiser's answer [B, C, h, w] in the sense of `process.prediction`; timesteps [B]
+        are the process's.
+        """
         ...
 
     def targets(self, word: str) -> dict[str, nn.Module]:
         """Canonical key -> module, for a neutral word.
 
-        `attention` (q k v out of self and cross), `attention.kv`, `attention.k`, `attention.v`, `cross_attention`,
-        `cross_attention.kv`,
-        `feed_forward`, `projection` (proj_in, proj_out), `transformer` (attention + feed_forward + projection),
-        `conv` (3x3 convolutions, 1x1 shortcuts, resnet time projections, up/down samplers), `text` (q k v out fc1 fc2).
-        Raises ModelError naming the known words.
+        `attention` (q k v out of self and cross), `attention.kv`, `attention.k`, `attention.v`,
+        `cross_attention`, `cross_attention.kv`,
+        `feed_forward`, `projection` (proj_in, proj_out), `transformer` (attention + feed_forward +
+        projection), `conv` (3x3 convolutions, 1x1 shortcuts, resnet time projections, up/down
+        samplers), `text` (q k v out fc1 fc2). Raises ModelError naming the known words.
         """
         ...
 
     def block_of(self, key: str) -> str:
-        """The block of a denoiser's layer, for weights by block (`IN04`); "" for layers outside all blocks."""
+        """The block of a denoiser's layer, for weights by block (`IN04`); "" for layers outside
+        all blocks.
+        """
         ...
 
     def module(self, key: str) -> nn.Module:
@@ -188,10 +227,13 @@ class BaseModel(Protocol):
         ...
 
     def outline(self) -> "BaseModel":
-        """The same base with layers that have shapes and no numbers (on the meta device): loads nothing, and shows what
-        fits."""
+        """The same base with layers that have shapes and no numbers (on the meta device): loads
+        nothing, and shows what fits.
+        """
         ...
 
     def state(self, part: Part) -> dict[str, Tensor]:
-        """Canonical names (diffusers / classic transformers layout, with `text_model.`) -> tensors of a part."""
+        """Canonical names (diffusers / classic transformers layout, with `text_model.`) -> tensors
+        of a part.
+        """
         ...

@@ -1,9 +1,11 @@
-"""CLIP's text encoder in plain PyTorch (Radford et al. 2021, section 2.4), as Stable Diffusion reads it.
+"""CLIP's text encoder in plain PyTorch (Radford et al. 2021, section 2.4), as Stable Diffusion
+reads it.
 
-Names of parameters are the classic ones of transformers, with `text_model.`, and every operation on numbers is
-transformers' own, so that weights, adapters and results are the same. It exists because importing transformers' models
-takes two seconds, and because their names change between its versions. What runs the layers, and reads the one a recipe
-asks for, is `konomi.models.text_encoding`.
+Names of parameters are the classic ones of transformers, with `text_model.`, and every operation
+on numbers is transformers' own, so that weights, adapters and results are the same. It exists
+because importing transformers' models takes two seconds, and because their names change between
+its versions. What runs the layers, and reads the one a recipe asks for, is
+`konomi.models.text_encoding`.
 
 Shapes: N texts, L positions, D width, P width of the projection.
 """
@@ -20,23 +22,33 @@ from torch.utils.checkpoint import checkpoint
 class TextEncoder(nn.Module):
     """A transformer over token embeddings; one that gives the pooled vector has a projection of it.
 
-    Weights come from a file, or from `initialise`. Raises ValueError for a config of another kind of encoder.
+    Weights come from a file, or from `initialise`. Raises ValueError for a config of another kind
+    of encoder.
     """
 
     def __init__(self, config: Mapping[str, Any], *, projection: bool) -> None:
         super().__init__()
-        width, layers = int(config.get("hidden_size", 512)), int(config.get("num_hidden_layers", 12))
+        width, layers = (
+            int(config.get("hidden_size", 512)),
+            int(config.get("num_hidden_layers", 12)),
+        )
         self.gradient_checkpointing = False
         self.text_model = TextTransformer(config, width, layers)
         if projection:
-            self.text_projection = nn.Linear(width, int(config.get("projection_dim", 512)), bias=False)
+            self.text_projection = nn.Linear(
+                width, int(config.get("projection_dim", 512)), bias=False
+            )
 
     def initialise(self) -> None:
         """Random weights of CLIP's sizes, biases of zero."""
-        width, layers = self.text_model.final_layer_norm.normalized_shape[0], len(self.text_model.encoder.layers)
+        width, layers = (
+            self.text_model.final_layer_norm.normalized_shape[0],
+            len(self.text_model.encoder.layers),
+        )
         inner = width**-0.5 * (2 * layers) ** -0.5
         stds = {
-            "embedding": 0.02, "q_proj": inner, "k_proj": inner, "v_proj": inner, "out_proj": width**-0.5,
+            "embedding": 0.02, "q_proj": inner, "k_proj": inner, "v_proj": inner,
+            "out_proj": width**-0.5,
             "fc1": (2 * width) ** -0.5, "fc2": inner, "text_projection": width**-0.5,
         }  # fmt: skip
         for name, weight in self.named_parameters():
@@ -69,7 +81,9 @@ class TextTransformer(nn.Module):
     def __init__(self, config: Mapping[str, Any], width: int, layers: int) -> None:
         super().__init__()
         self.embeddings = Embeddings(
-            int(config.get("vocab_size", 49408)), int(config.get("max_position_embeddings", 77)), width
+            int(config.get("vocab_size", 49408)),
+            int(config.get("max_position_embeddings", 77)),
+            width,
         )
         self.encoder = Layers(config, width, layers)
         self.final_layer_norm = nn.LayerNorm(width, eps=float(config.get("layer_norm_eps", 1e-5)))
@@ -80,9 +94,12 @@ class Embeddings(nn.Module):
 
     def __init__(self, tokens: int, positions: int, width: int) -> None:
         super().__init__()
-        # Without its own initialisation, which on the meta device imports PyTorch's compiler: a second.
+        # Without its own initialisation, which on the meta device imports PyTorch's compiler: a
+        # second.
         self.token_embedding = nn.Embedding(tokens, width, _weight=torch.zeros(tokens, width))
-        self.position_embedding = nn.Embedding(positions, width, _weight=torch.zeros(positions, width))
+        self.position_embedding = nn.Embedding(
+            positions, width, _weight=torch.zeros(positions, width)
+        )
 
 
 class Layers(nn.Module):
@@ -127,7 +144,9 @@ class CausalAttention(nn.Module):
         def split(states: Tensor) -> Tensor:
             return states.view(*states.shape[:-1], self.heads, -1).transpose(1, 2)
 
-        query, key, value = (split(projection(states_NLD)) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (
+            split(projection(states_NLD)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         answer: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return answer

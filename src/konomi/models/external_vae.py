@@ -1,4 +1,6 @@
-"""A base whose VAE comes from another file: of a checkpoint that holds none, or in place of its own."""
+"""A base whose VAE comes from another file: of a checkpoint that holds none, or in place of its
+own.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,8 +67,10 @@ class WithVae:
 
 
 def with_vae(main: PartSource, source: str | Path) -> WithVae:
-    """`source`: a file (the VAE alone in LDM's or diffusers' names, or a whole checkpoint), a diffusers folder or its
-    `vae` folder, or a hub id. Raises ModelError if there is no VAE that fits."""
+    """`source`: a file (the VAE alone in LDM's or diffusers' names, or a whole checkpoint), a
+    diffusers folder or its `vae` folder, or a hub id. Raises ModelError if there is no VAE that
+    fits.
+    """
     path = _found(source)
     notes = list(main.notes)
     prefix: str | None = None
@@ -80,7 +84,9 @@ def with_vae(main: PartSource, source: str | Path) -> WithVae:
             if any(name.startswith("encoder.down_blocks.") for name in file.shapes):
                 config = _of_diffusers_names(main.family, file.shapes, told)
             else:
-                prefix = VAE_PREFIX if any(name.startswith(VAE_PREFIX) for name in file.shapes) else ""
+                prefix = (
+                    VAE_PREFIX if any(name.startswith(VAE_PREFIX) for name in file.shapes) else ""
+                )
                 config = infer_vae(main.family, file.shapes, told, prefix=prefix)
                 notes += _left(path, file.shapes, prefix)
         except ModelError as error:
@@ -91,12 +97,14 @@ def with_vae(main: PartSource, source: str | Path) -> WithVae:
         raise ModelError(f"{path}: {error}") from error
     wanted = main.configs["vae"]["latent_channels"]
     if config["latent_channels"] != wanted:
-        raise ModelError(f"{path}: this VAE has {config['latent_channels']} channels; the base needs {wanted}.")
+        raise ModelError(
+            f"{path}: this VAE has {config['latent_channels']} channels; the base needs {wanted}."
+        )
     scale, usual = config.get("scaling_factor"), main.family.vae.latent_scale
     if path.is_dir() and scale not in (None, usual, main.configs["vae"].get("scaling_factor")):
         notes.append(
-            f"{path}: its latents are scaled by {scale}, those of {main.family.title} by {usual}: it is probably "
-            "the VAE of another family."
+            f"{path}: its latents are scaled by {scale}, those of {main.family.title} by {usual}: "
+            "it is probably the VAE of another family."
         )
     return WithVae(main, path, {**main.configs, "vae": config}, prefix, tuple(notes))
 
@@ -106,19 +114,27 @@ def _found(source: str | Path) -> Path:
     if path.exists():
         return path
     if not is_hub_id(str(source)):
-        raise ModelError(f"{source}: there is no such VAE. Give a file, a folder, or a hub id owner/name.")
+        raise ModelError(
+            f"{source}: there is no such VAE. Give a file, a folder, or a hub id owner/name."
+        )
     return download(str(source), None, choose=wanted_vae_files, what="VAE")
 
 
 def _told(main: PartSource, file: TensorFile) -> dict[str, Any]:
-    """What shapes do not tell: said by the file, or else by the base where its VAE is not the published one."""
+    """What shapes do not tell: said by the file, or else by the base where its VAE is not the
+    published one.
+    """
     shipped, own = published_config(main.family, "vae"), main.configs["vae"]
-    unusual = {name: own[name] for name in TOLD["vae"] if name in own and own[name] != shipped.get(name)}
+    unusual = {
+        name: own[name] for name in TOLD["vae"] if name in own and own[name] != shipped.get(name)
+    }
     return {**unusual, **told_configs(file).get("vae", {})}
 
 
 def _of_diffusers_names(family: Family, shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
-    """A VAE alone under diffusers' names, without its config: read as the same VAE in LDM's layout would be."""
+    """A VAE alone under diffusers' names, without its config: read as the same VAE in LDM's layout
+    would be.
+    """
     levels = _count(shapes, "encoder.down_blocks")
     layers = _count(shapes, "encoder.down_blocks.0.resnets")
     renamed = {}
@@ -131,17 +147,29 @@ def _of_diffusers_names(family: Family, shapes: Shapes, told: Mapping[str, Any])
 
 def _ldm_names(levels: int, layers: int) -> list[str]:
     """Those that `infer_vae` looks at."""
-    blocks = [f"encoder.down.{level}.block.{layer}.conv1.weight" for level in range(levels) for layer in range(layers)]
+    blocks = [
+        f"encoder.down.{level}.block.{layer}.conv1.weight"
+        for level in range(levels)
+        for layer in range(layers)
+    ]
     return [*blocks, "decoder.conv_in.weight"]
 
 
 def _count(shapes: Shapes, stem: str) -> int:
-    numbers = {name[len(stem) + 1 :].partition(".")[0] for name in shapes if name.startswith(f"{stem}.")}
+    numbers = {
+        name[len(stem) + 1 :].partition(".")[0] for name in shapes if name.startswith(f"{stem}.")
+    }
     return min(len({number for number in numbers if number.isdigit()}), 64)
 
 
 def _left(path: Path, shapes: Shapes, prefix: str) -> list[str]:
     """A line on the VAE's own tensors that are not of its encoder or decoder."""
-    parts = tuple(prefix + part for part in ("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))
+    parts = tuple(
+        prefix + part for part in ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+    )
     left = [name for name in shapes if name.startswith(prefix) and not name.startswith(parts)]
-    return [f"{path}: {len(left)} tensors beside the VAE's are not used, such as {left[0]}."] if left else []
+    return (
+        [f"{path}: {len(left)} tensors beside the VAE's are not used, such as {left[0]}."]
+        if left
+        else []
+    )

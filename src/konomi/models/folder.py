@@ -22,8 +22,8 @@ from konomi.models.tokenizer import Vocabulary, read_vocabulary
 from konomi.models.unused import unused_settings
 
 _LEGACY_END = 2
-"""`eos_token_id` in the published configs, a mistake that transformers works around by taking the highest token. That
-goes wrong once words are added, so the true number is set."""
+"""`eos_token_id` in the published configs, a mistake that transformers works around by taking the
+highest token. That goes wrong once words are added, so the true number is set."""
 _CLIP_END = 49407
 _VAE_DEFAULTS = {"latent_channels": 4, "block_out_channels": [64]}
 _OTHER_PROCESS = ("EDM", "FlowMatch", "KarrasVe", "ScoreSde", "VQDiffusion", "RePaint", "UnCLIP")
@@ -64,21 +64,33 @@ def component_tensors(folder: Path) -> dict[str, Tensor]:
     return result
 
 
-def open_folder(path: Path, *, prediction: Prediction | None = None, needs_vae: bool = True) -> FolderSource:
-    """Read the configs of a diffusers folder. Raises ModelError naming the file that is missing or wrong."""
+def open_folder(
+    path: Path, *, prediction: Prediction | None = None, needs_vae: bool = True
+) -> FolderSource:
+    """Read the configs of a diffusers folder. Raises ModelError naming the file that is missing or
+    wrong.
+    """
     folders = {child.name for child in path.iterdir() if child.is_dir()}
-    configs = {name: read_json(path / name / "config.json") for name in denoiser_folders() if name in folders}
+    configs = {
+        name: read_json(path / name / "config.json")
+        for name in denoiser_folders()
+        if name in folders
+    }
     if not configs:
         raise ModelError(f"{path}: {_not_a_base(path)}")
     family = family_of_folder(folders, configs)
     if family is None:
         kind = short(next(iter(configs.values())).get("addition_embed_type"))
-        raise ModelError(f"{path}: its UNet (addition_embed_type {kind}) belongs to no family that konomi knows.")
+        raise ModelError(
+            f"{path}: its UNet (addition_embed_type {kind}) belongs to no family that konomi knows."
+        )
     for tower in family.text_encoders:
         text = configs[tower.part] = read_json(path / tower.part / "config.json")
         if text.get("model_type", "clip_text_model") != "clip_text_model":
             kind = short(text["model_type"]).strip("'")
-            raise ModelError(f"{path}: its {tower.part} is a {kind}, not CLIP; konomi does not read it.")
+            raise ModelError(
+                f"{path}: its {tower.part} is a {kind}, not CLIP; konomi does not read it."
+            )
     if (path / "vae" / "config.json").is_file():
         configs["vae"] = read_json(path / "vae" / "config.json")
     elif needs_vae:
@@ -86,7 +98,9 @@ def open_folder(path: Path, *, prediction: Prediction | None = None, needs_vae: 
     else:
         configs["vae"] = published_config(family, "vae")
     scheduler = path / "scheduler" / "scheduler_config.json"
-    configs["scheduler"] = read_json(scheduler) if scheduler.is_file() else published_config(family, "scheduler")
+    configs["scheduler"] = (
+        read_json(scheduler) if scheduler.is_file() else published_config(family, "scheduler")
+    )
     try:
         _complete(family, configs)
         for tower in family.text_encoders:
@@ -100,18 +114,24 @@ def open_folder(path: Path, *, prediction: Prediction | None = None, needs_vae: 
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     configs["scheduler"]["prediction_type"] = prediction_word(prediction)
-    check_channels(configs[family.denoiser.folder]["in_channels"], configs["vae"]["latent_channels"], str(path))
+    check_channels(
+        configs[family.denoiser.folder]["in_channels"], configs["vae"]["latent_channels"], str(path)
+    )
     notes = tuple(f"{path}: {line}" for line in unused_settings(configs))
     return FolderSource(path, family, prediction, configs, notes)
 
 
 def _check_process(scheduler: str) -> None:
     if scheduler.startswith(_OTHER_PROCESS):
-        raise ModelError(f"its scheduler is {scheduler}: another noise process than konomi trains and samples.")
+        raise ModelError(
+            f"its scheduler is {scheduler}: another noise process than konomi trains and samples."
+        )
 
 
 def _complete(family: Family, configs: dict[str, dict[str, Any]]) -> None:
-    """Fill in what old configs leave out (diffusers' own defaults), and check the types of what is read."""
+    """Fill in what old configs leave out (diffusers' own defaults), and check the types of what is
+    read.
+    """
     for name, config in configs.items():
         configs[name] = without_nulls(name, config)
     unet = family.denoiser.folder
@@ -128,7 +148,9 @@ def _fill(config: dict[str, Any], defaults: Mapping[str, Any]) -> None:
 
 
 def complete_vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A VAE's config with what old ones leave out. Raises ModelError for a setting of the wrong type."""
+    """A VAE's config with what old ones leave out. Raises ModelError for a setting of the wrong
+    type.
+    """
     completed = without_nulls("vae", config)
     _fill(completed, _VAE_DEFAULTS)
     check_configs({"vae": completed})
@@ -137,14 +159,27 @@ def complete_vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _not_a_base(path: Path) -> str:
     if (path / "transformer").is_dir():
-        return "this looks like SD3 or FLUX (a transformer in place of a UNet), which konomi does not read yet."
+        return (
+            "this looks like SD3 or FLUX (a transformer in place of a UNet), which konomi does "
+            "not read yet."
+        )
     if (path / "prior").is_dir() or (path / "decoder").is_dir():
         return "this looks like Stable Cascade, which konomi does not read."
-    if (path / "adapter_config.json").is_file() or (path / "pytorch_lora_weights.safetensors").is_file():
+    if (path / "adapter_config.json").is_file() or (
+        path / "pytorch_lora_weights.safetensors"
+    ).is_file():
         return "this is a LoRA, not a base model. Use it with --add."
     if (path / "config.json").is_file() and not (path / "model_index.json").is_file():
-        return "this is one part of a model. Give the folder above it, which holds model_index.json."
+        return (
+            "this is one part of a model. Give the folder above it, which holds model_index.json."
+        )
     files = [file.name for file in sorted(path.glob("*.safetensors"))]
     if files:
-        return f"not a diffusers folder (no unet). Give one of the files in it: {', '.join(files[:3])}."
-    return "not a diffusers folder: it has no unet. Give a folder with model_index.json, or a .safetensors file."
+        return (
+            "not a diffusers folder (no unet). Give one of the files in it: "
+            f"{', '.join(files[:3])}."
+        )
+    return (
+        "not a diffusers folder: it has no unet. Give a folder with model_index.json, or a "
+        ".safetensors file."
+    )

@@ -1,4 +1,6 @@
-"""Bases from the Hugging Face hub: only the files that konomi reads, from the cache where they are there already."""
+"""Bases from the Hugging Face hub: only the files that konomi reads, from the cache where they are
+there already.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -15,12 +17,16 @@ _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 def is_hub_id(source: str) -> bool:
     """`owner/name`."""
-    return _ID.fullmatch(source) is not None and not source.lower().endswith((".safetensors", ".ckpt", ".pt", ".bin"))
+    return _ID.fullmatch(source) is not None and not source.lower().endswith(
+        (".safetensors", ".ckpt", ".pt", ".bin")
+    )
 
 
 def wanted_files(names: Sequence[str]) -> list[str]:
-    """Of all files of a repository those of a diffusers folder, each weight once: safetensors before pickles,
-    full precision before half. Without such a folder, the only .safetensors file at the top, if there is just one."""
+    """Of all files of a repository those of a diffusers folder, each weight once: safetensors
+    before pickles, full precision before half. Without such a folder, the only .safetensors file
+    at the top, if there is just one.
+    """
     wanted = [
         name
         for name in names
@@ -62,8 +68,16 @@ def cached_snapshot(source: str, revision: str | None) -> Path | None:
 
 
 def wanted_clip_files(names: Sequence[str]) -> list[str]:
-    """Of all files of a repository those of a CLIPModel: config, tokenizer, preprocessing, weights once."""
-    known = ("config.json", "preprocessor_config.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+    """Of all files of a repository those of a CLIPModel: config, tokenizer, preprocessing, weights
+    once.
+    """
+    known = (
+        "config.json",
+        "preprocessor_config.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+    )
     weights = [name for name in ("model.safetensors", "pytorch_model.bin") if name in names]
     if "config.json" not in names or not weights:
         return []
@@ -71,7 +85,9 @@ def wanted_clip_files(names: Sequence[str]) -> list[str]:
 
 
 def wanted_vae_files(names: Sequence[str]) -> list[str]:
-    """Of all files of a repository those of a VAE, at the top or in `vae/`: config, weights once."""
+    """Of all files of a repository those of a VAE, at the top or in `vae/`: config, weights
+    once.
+    """
     for folder in ("", "vae/"):
         if f"{folder}config.json" in names:
             for ending in ("safetensors", "bin"):
@@ -90,12 +106,14 @@ def download(
 ) -> Path:
     """Fetch what is wanted of a repository; the folder (or the one file) in the cache.
 
-    Raises ModelError if there is no such repository, no permission, no network, or nothing in it that konomi reads.
+    Raises ModelError if there is no such repository, no permission, no network, or nothing in it
+    that konomi reads.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-    # The HTTP library's own base class; which library that is depends on the version of huggingface_hub.
+    # The HTTP library's own base class; which library that is depends on the version of
+    # huggingface_hub.
     transport_error: Any = HfHubHTTPError.__bases__[0]
     try:
         files = HfApi().model_info(source, revision=revision, timeout=20).siblings or []
@@ -105,14 +123,18 @@ def download(
         folder = Path(str(snapshot_download(source, revision=revision, allow_patterns=wanted)))
     except GatedRepoError as error:
         raise ModelError(
-            f"{source}: its owner asks for consent. Give it on the hub's page and log in (hf auth login)."
+            f"{source}: its owner asks for consent. Give it on the hub's page and log in (hf auth "
+            "login)."
         ) from error
     except RepositoryNotFoundError as error:
-        raise ModelError(f"{source}: no such file or folder here, and no such model on the hub.") from error
+        raise ModelError(
+            f"{source}: no such file or folder here, and no such model on the hub."
+        ) from error
     except (transport_error, OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise ModelError(
-            f"{source}: no such file or folder here, not in the hub's local cache, and the hub cannot be reached "
-            f"({reason}). Check the path, or connect to the network once to download it."
+            f"{source}: no such file or folder here, not in the hub's local cache, and the hub "
+            f"cannot be reached ({reason}). Check the path, or connect to the network once to "
+            "download it."
         ) from error
     return folder if len(wanted) > 1 else folder / wanted[0]

@@ -11,20 +11,24 @@ from konomi.formats.layers import BEGINNINGS
 
 _OTHERS: tuple[tuple[str, str], ...] = (
     (rf"{'|'.join(BEGINNINGS)}|\.lora\.|^unet:\d+:",
-     "a LoRA, not a base model. Use it with --add, and give the model it was trained on as the base"),
+     "a LoRA, not a base model. Use it with --add, and give the model it was trained on as the "
+     "base"),
     (r"^edm_(mean|std)$|^edm_vpred\.sigma",
      "a model of another noise process (EDM: Playground 2.5, CosXL), which konomi does not read"),
     (r"joint_blocks\.", "Stable Diffusion 3, which konomi does not read yet"),
     (r"double_blocks\.|single_transformer_blocks\.", "FLUX, which konomi does not read yet"),
     *(relative for family in FAMILIES for relative in family.relatives),
-    (r"control_model\.|controlnet_|^zero_convs\.|input_hint_block", "a ControlNet, not a base model"),
+    (r"control_model\.|controlnet_|^zero_convs\.|input_hint_block", "a ControlNet, not a base "
+                                                                    "model"),
     (r"motion_modules\.", "an AnimateDiff motion module, not a base model"),
     (r"^emb_params$|^clip_[lg]$|^string_to_param",
      "a learned word (Textual Inversion), not a base model. Use it with --add"),
-    (r"^(down_blocks|mid_block)\..*attentions", "a diffusers UNet alone. Give the folder that holds all parts"),
+    (r"^(down_blocks|mid_block)\..*attentions", "a diffusers UNet alone. Give the folder that "
+                                                "holds all parts"),
     (r"^(first_stage_model\.)?(encoder|decoder)\.(down|up|mid)", "a VAE alone, not a base model"),
     (r"^(text_model\.|transformer\.resblocks\.)", "a text encoder alone, not a base model"),
-    (r"^transformer_blocks\.|^blocks\.\d+\.|caption_projection", "a transformer model that konomi does not read yet"),
+    (r"^transformer_blocks\.|^blocks\.\d+\.|caption_projection", "a transformer model that konomi "
+                                                                 "does not read yet"),
 )  # fmt: skip
 
 
@@ -41,9 +45,16 @@ def recognise(shapes: Shapes, where: str) -> Family:
         if any(expression.search(key) for key in shapes):
             raise ModelError(f"{where}: this looks like {name}.")
     if unet:
-        raise ModelError(f"{where}: holds a UNet but no text encoder that konomi knows. Take the complete checkpoint.")
+        raise ModelError(
+            f"{where}: holds a UNet but no text encoder that konomi knows. Take the complete "
+            "checkpoint."
+        )
     example = next(iter(shapes), None)
-    detail = "it holds no tensors" if example is None else f"its {len(shapes)} tensors are named like {example!r}"
+    detail = (
+        "it holds no tensors"
+        if example is None
+        else f"its {len(shapes)} tensors are named like {example!r}"
+    )
     raise ModelError(f"{where}: no {titles('or')} model that konomi recognises; {detail[:200]}.")
 
 
@@ -51,6 +62,12 @@ def check_channels(in_channels: int, latent_channels: int, where: str) -> None:
     """Only text-to-image and inpainting inputs are known."""
     if in_channels in (latent_channels, 2 * latent_channels + 1):
         return
-    known = {5: "a depth-to-image model", 7: "an upscaler", 8: "an image-editing model (InstructPix2Pix)"}
+    known = {
+        5: "a depth-to-image model",
+        7: "an upscaler",
+        8: "an image-editing model (InstructPix2Pix)",
+    }
     what = known.get(in_channels, "a model of another kind")
-    raise ModelError(f"{where}: its UNet takes {in_channels} channels: {what}, which konomi does not read.")
+    raise ModelError(
+        f"{where}: its UNet takes {in_channels} channels: {what}, which konomi does not read."
+    )

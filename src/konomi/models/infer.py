@@ -1,7 +1,7 @@
 """Configs of a single file's parts, from the shapes of its tensors.
 
-What shapes cannot tell (number of heads, groups of the norms) is the published model's where widths are its, and
-otherwise what the file says under `konomi.configs` or the family's rule.
+What shapes cannot tell (number of heads, groups of the norms) is the published model's where
+widths are its, and otherwise what the file says under `konomi.configs` or the family's rule.
 """
 
 from collections.abc import Mapping
@@ -16,20 +16,25 @@ TOLD: Mapping[str, tuple[str, ...]] = {
     "unet": ("attention_head_dim", "norm_num_groups", "sample_size", "norm_eps", "act_fn"),
     "vae": ("norm_num_groups", "sample_size", "scaling_factor", "force_upcast", "act_fn"),
     "text_encoder": (
-        "num_attention_heads", "num_hidden_layers", "hidden_act", "bos_token_id", "eos_token_id", "pad_token_id",
+        "num_attention_heads", "num_hidden_layers", "hidden_act", "bos_token_id", "eos_token_id",
+        "pad_token_id",
     ),
     "text_encoder_2": (
-        "num_attention_heads", "num_hidden_layers", "hidden_act", "bos_token_id", "eos_token_id", "pad_token_id",
+        "num_attention_heads", "num_hidden_layers", "hidden_act", "bos_token_id", "eos_token_id",
+        "pad_token_id",
     ),
     "scheduler": (
-        "beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type", "rescale_betas_zero_snr",
+        "beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type",
+        "rescale_betas_zero_snr",
         "timestep_spacing",
     ),
 }  # fmt: skip
 """Settings that a file may state about itself."""
 
 
-def infer_unet(family: Family, shapes: Shapes, told: Mapping[str, Any], *, check: bool = True) -> dict[str, Any]:
+def infer_unet(
+    family: Family, shapes: Shapes, told: Mapping[str, Any], *, check: bool = True
+) -> dict[str, Any]:
     """`UNet2DConditionModel`'s config from LDM names."""
     config = published_config(family, "unet")
     published = dict(config)
@@ -46,7 +51,9 @@ def infer_unet(family: Family, shapes: Shapes, told: Mapping[str, Any], *, check
     config["out_channels"] = _shape(table, "out.2.weight")[0]
     config["block_out_channels"] = widths
     config["down_block_types"] = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention]
-    config["up_block_types"] = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)]
+    config["up_block_types"] = [
+        "CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)
+    ]
     config["layers_per_block"] = counts[0] if len(set(counts)) == 1 else counts
     if any(depth != 1 for depth in depths):
         config["transformer_layers_per_block"] = depths
@@ -72,7 +79,12 @@ def infer_unet(family: Family, shapes: Shapes, told: Mapping[str, Any], *, check
 
 
 def infer_vae(
-    family: Family, shapes: Shapes, told: Mapping[str, Any], *, prefix: str = VAE_PREFIX, check: bool = True
+    family: Family,
+    shapes: Shapes,
+    told: Mapping[str, Any],
+    *,
+    prefix: str = VAE_PREFIX,
+    check: bool = True,
 ) -> dict[str, Any]:
     """`AutoencoderKL`'s config from LDM names."""
     config = published_config(family, "vae")
@@ -96,7 +108,9 @@ def infer_vae(
     return config
 
 
-def infer_text(family: Family, tower: TextEncoderSpec, shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
+def infer_text(
+    family: Family, tower: TextEncoderSpec, shapes: Shapes, told: Mapping[str, Any]
+) -> dict[str, Any]:
     """CLIP's text config from names in transformers' or OpenCLIP's layout."""
     config = published_config(family, tower.part)
     width = config["hidden_size"]
@@ -108,7 +122,10 @@ def infer_text(family: Family, tower: TextEncoderSpec, shapes: Shapes, told: Map
             config["projection_dim"] = _shape(table, "text_projection")[1]
     else:
         table = {name.removeprefix("text_model."): shape for name, shape in table.items()}
-        tokens, positions = "embeddings.token_embedding.weight", "embeddings.position_embedding.weight"
+        tokens, positions = (
+            "embeddings.token_embedding.weight",
+            "embeddings.position_embedding.weight",
+        )
         layers, inner = "encoder.layers", "mlp.fc1.weight"
     config["vocab_size"], config["hidden_size"] = _shape(table, tokens)
     config["max_position_embeddings"] = _shape(table, positions)[0]
@@ -128,10 +145,10 @@ def infer_text(family: Family, tower: TextEncoderSpec, shapes: Shapes, told: Map
 def num_layers(tower: TextEncoderSpec, held: int, used: int | None) -> int:
     """Layers that a text encoder has in diffusers' sense, for a file that holds `held` of them.
 
-    LDM reads a fixed layer of a fixed architecture (the last but one of OpenCLIP-H's 24), whatever a file holds
-    besides. `used` is how many layers that architecture counts here (23 there, where the 24th is never read), None if
-    unknown. A file may lack those at the end that nothing reads: `missing_layers` of them are made up by
-    `SingleFileSource`.
+    LDM reads a fixed layer of a fixed architecture (the last but one of OpenCLIP-H's 24), whatever
+    a file holds besides. `used` is how many layers that architecture counts here (23 there, where
+    the 24th is never read), None if unknown. A file may lack those at the end that nothing reads:
+    `missing_layers` of them are made up by `SingleFileSource`.
     """
     if used is None:
         return max(held - tower.file_extra_layers, 0)
@@ -169,7 +186,9 @@ def _depth(table: Shapes, transformer: str) -> int:
 
 def _count(table: Shapes, stem: str) -> int:
     """How many numbered children a module list has."""
-    numbers = {name[len(stem) + 1 :].partition(".")[0] for name in table if name.startswith(f"{stem}.")}
+    numbers = {
+        name[len(stem) + 1 :].partition(".")[0] for name in table if name.startswith(f"{stem}.")
+    }
     return len({number for number in numbers if number.isdigit()})
 
 
@@ -191,8 +210,12 @@ def _shape(
 
 def _check_groups(config: Mapping[str, Any], what: str) -> None:
     groups = config["norm_num_groups"]
-    if not isinstance(groups, int) or groups < 1 or any(width % groups for width in config["block_out_channels"]):
+    if (
+        not isinstance(groups, int)
+        or groups < 1
+        or any(width % groups for width in config["block_out_channels"])
+    ):
         raise ModelError(
-            f"its {what} has widths {config['block_out_channels']}, which {groups} groups do not divide, and it does "
-            "not say its own number. Use it as a diffusers folder."
+            f"its {what} has widths {config['block_out_channels']}, which {groups} groups do not "
+            "divide, and it does not say its own number. Use it as a diffusers folder."
         )

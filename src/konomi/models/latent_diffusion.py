@@ -1,9 +1,10 @@
-"""A latent diffusion model with CLIP text encoders, a UNet and a VAE, for text to image and for inpainting.
+"""A latent diffusion model with CLIP text encoders, a UNet and a VAE, for text to image and for
+inpainting.
 
 Shapes: B batch, C latent channels, h w latent grid, H W pixels.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -21,20 +22,31 @@ from konomi.families.selectors import check_selectors
 from konomi.hardware.allocator import keep_large_blocks
 from konomi.models.clip_text import TextEncoder
 from konomi.models.noise_config import noise_process, with_zero_terminal_snr
-from konomi.models.parts import build_part, empty_part
+from konomi.models.parts import LazyParts, build_part, empty_part
 from konomi.models.source import PartSource
-from konomi.models.text_encoding import NO_WORDS, TextTower, Words, count_chunks, encode_text, token_vectors
+from konomi.models.text_encoding import (
+    NO_WORDS,
+    TextTower,
+    Words,
+    count_chunks,
+    encode_text,
+    token_vectors,
+)
 from konomi.models.tokenizer import END, Tokenizer, clip_vocabulary
 from konomi.models.unet import is_plain
+from konomi.models.vae_precision import finite_or_float32
 from konomi.storage.hashing import sampled_hash, tensors_hash
 
 CLIP_TOKENS = 49408
 GUIDANCE_RESCALE = 0.7
-"""phi of a model whose noise process ends in pure noise: guidance overexposes it (Lin et al. 2023, section 3.4)."""
+"""phi of a model whose noise process ends in pure noise: guidance overexposes it (Lin et al. 2023,
+section 3.4)."""
 
 
 class LatentDiffusion:
-    """Implements `konomi.models.base.BaseModel`; all that differs between families is in its `spec`."""
+    """Implements `konomi.models.base.BaseModel`; all that differs between families is in its
+    `spec`.
+    """
 
     def __init__(self, source: PartSource, *, name: str) -> None:
         self.source = source
@@ -46,7 +58,9 @@ class LatentDiffusion:
         self.scheduler = dict(source.configs["scheduler"])
         """The noise process in diffusers' terms, as it is saved."""
         self.process: Process = noise_process(self.scheduler, source.prediction)
-        self.zero_terminal_snr = self.process.prediction != "flow" and self.process.ends_in_pure_noise
+        self.zero_terminal_snr = (
+            self.process.prediction != "flow" and self.process.ends_in_pure_noise
+        )
         self.latent_channels = int(vae["latent_channels"])
         self.latent_factor = 2 ** (len(vae["block_out_channels"]) - 1)
         self.size_step = self.latent_factor * self.spec.denoiser.patch
@@ -54,7 +68,9 @@ class LatentDiffusion:
         self.resolution = int(unet["sample_size"]) * self.latent_factor
         self.inpainting = int(unet["in_channels"]) == 2 * self.latent_channels + 1
         first = self.spec.text_encoders[0]
-        self.num_positions = int(source.configs[first.folder].get("max_position_embeddings", first.max_length))
+        self.num_positions = int(
+            source.configs[first.folder].get("max_position_embeddings", first.max_length)
+        )
         self.vae_dtype: torch.dtype | None = torch.float32 if self.spec.vae.float32 else None
         """Set it to compute the VAE in another precision than the rest; None follows `place`."""
         self.width = int(unet["block_out_channels"][0])
@@ -81,11 +97,13 @@ class LatentDiffusion:
     def use_zero_terminal_snr(self) -> None:
         prediction = self.process.prediction
         if prediction == "flow":
-            raise ModelError(f"{self.name} is a base of flow matching, which ends in pure noise anyway.")
+            raise ModelError(
+                f"{self.name} is a base of flow matching, which ends in pure noise anyway."
+            )
         if prediction == "epsilon":
             raise ModelError(
-                f"{self.name} predicts noise (epsilon), which is undefined where nothing but noise is left: "
-                "zero terminal SNR needs a v-prediction base."
+                f"{self.name} predicts noise (epsilon), which is undefined where nothing but noise "
+                "is left: zero terminal SNR needs a v-prediction base."
             )
         self.scheduler = with_zero_terminal_snr(self.scheduler)
         self.process = noise_process(self.scheduler, prediction)
@@ -107,7 +125,7 @@ class LatentDiffusion:
 
     @property
     def text_encoders(self) -> Mapping[str, nn.Module]:
-        return _LazyParts(self._part, tuple(tower.part for tower in self.spec.text_encoders))
+        return LazyParts(self._part, tuple(tower.part for tower in self.spec.text_encoders))
 
     @property
     def device(self) -> torch.device:
@@ -134,7 +152,11 @@ class LatentDiffusion:
         storage: torch.dtype | None = None,
     ) -> None:
         """See `BaseModel.place`. Parts that are loaded already are moved."""
-        self._device, self._dtype, self._float32_parts = torch.device(device), dtype, tuple(float32_parts)
+        self._device, self._dtype, self._float32_parts = (
+            torch.device(device),
+            dtype,
+            tuple(float32_parts),
+        )
         self._storage = storage if self.casts_weights and "denoiser" not in float32_parts else None
         if self._device.type == "cpu":
             keep_large_blocks()
@@ -148,44 +170,58 @@ class LatentDiffusion:
             self._modules.pop(part, None)
 
     def fingerprint(self, part: Literal["denoiser", "vae", "text"]) -> str:
-        names: tuple[Part, ...] = tuple(t.part for t in self.spec.text_encoders) if part == "text" else (part,)
+        names: tuple[Part, ...] = (
+            tuple(t.part for t in self.spec.text_encoders) if part == "text" else (part,)
+        )
         key = f"{part} {self._dtype_of(names[0])}"
         if key not in self._fingerprints:
-            # No cache depends on the denoiser; that another one has come in its place shows in a sample of each tensor.
+            # No cache depends on the denoiser; that another one has come in its place shows in a
+            # sample of each tensor.
             hashed = sampled_hash if part == "denoiser" else tensors_hash
             hashes = [hashed(self.source.tensors(name)) for name in names]
             # Paths, versions and the like in a config change nothing.
             settings = []
             for folder in (self.spec.part(name).folder for name in names):
-                known = published_config(self.spec, folder)
-                settings.append(str(sorted((k, v) for k, v in self.source.configs[folder].items() if k in known)))
+                known, config = published_config(self.spec, folder), self.source.configs[folder]
+                settings.append(str(sorted((k, v) for k, v in config.items() if k in known)))
             extra = [str(self._dtype_of(names[0])), self.family, str(self.latent_scale)]
             extra += self._reading() if part == "text" else []
-            if part == "denoiser" and (self.zero_terminal_snr or self.process.prediction != self.spec.predictions[0]):
+            if part == "denoiser" and (
+                self.zero_terminal_snr or self.process.prediction != self.spec.predictions[0]
+            ):
                 # The same weights asked for something else are another model.
                 extra += [self.process.prediction, str(self.zero_terminal_snr)]
             self._fingerprints[key] = _digest(hashes + settings + extra)
         return self._fingerprints[key]
 
     def encode_images(self, pixels: Tensor) -> Latents:
-        mean, std = self._vae_checked(self._encode, pixels, "the VAE turns these images into NaN or infinite latents")
-        return Latents(mean, std)
+        fault = "the VAE turns these images into NaN or infinite latents"
+        return Latents(*self._checked(self._encode, pixels, fault))
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        (pixels,) = self._vae_checked(self._decode, latents, "the VAE turns these latents into NaN or infinite pixels")
+        (pixels,) = self._checked(
+            self._decode, latents, "the VAE turns these latents into NaN or infinite pixels"
+        )
         return pixels
 
-    def encode_captions(self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS) -> Conditioning:
+    def encode_captions(
+        self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS
+    ) -> Conditioning:
         return encode_text(self.text_towers(), captions, text, words=self.words | dict(words))
 
-    def count_chunks(self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS) -> int:
+    def count_chunks(
+        self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS
+    ) -> int:
         return count_chunks(self.text_towers(), captions, text, words=self.words | dict(words))
 
     def token_vectors(self, text: str) -> Mapping[str, Tensor]:
         return token_vectors(self.text_towers(), text)
 
     def tokens(self, text: str) -> dict[str, tuple[str, ...]]:
-        return {tower.part: tuple(self.tokenizer(tower).pieces(text)) for tower in self.spec.text_encoders}
+        return {
+            tower.part: tuple(self.tokenizer(tower).pieces(text))
+            for tower in self.spec.text_encoders
+        }
 
     def vocabularies(self) -> dict[str, dict[str, int]]:
         return {tower.part: self.tokenizer(tower).vocabulary() for tower in self.spec.text_encoders}
@@ -214,8 +250,9 @@ class LatentDiffusion:
                 self._tokenizers[spec.tokenizer] = Tokenizer(vocabulary, pad_token=pad)
                 if max(vocabulary.tokens.values()) >= size:
                     raise ModelError(
-                        f"its {spec.tokenizer} has the token number {max(vocabulary.tokens.values())}, and its "
-                        f"{spec.part} only {size} tokens."
+                        f"its {spec.tokenizer} has the token number "
+                        f"{max(vocabulary.tokens.values())}, and its {spec.part} only {size} "
+                        "tokens."
                     )
             except ModelError as error:
                 self._tokenizers.pop(spec.tokenizer, None)
@@ -227,23 +264,34 @@ class LatentDiffusion:
             return conditioning
         return replace(conditioning, sizes=sizes)
 
-    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    def predict(
+        self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning
+    ) -> Tensor:
         denoiser: Any = self._part("denoiser")
         # Its bias, for weights may be kept in another format.
         dtype = denoiser.conv_in.bias.dtype
         inputs = noisy_latents.to(dtype)
         if self.inpainting:
             if conditioning.inpaint is None:
-                raise ModelError(f"{self.name} is an inpainting base: it needs a mask and the masked image's latents.")
+                raise ModelError(
+                    f"{self.name} is an inpainting base: it needs a mask and the masked image's "
+                    "latents."
+                )
             inputs = torch.cat([inputs, conditioning.inpaint.to(dtype)], dim=1)
         added = None
         if self.spec.denoiser.reads_sizes:
             if conditioning.pooled is None or conditioning.sizes is None:
-                raise ModelError(f"{self.name} needs pooled text and image sizes in its conditioning.")
+                raise ModelError(
+                    f"{self.name} needs pooled text and image sizes in its conditioning."
+                )
             added = {"text_embeds": conditioning.pooled.to(dtype), "time_ids": conditioning.sizes}
         states = conditioning.states.to(dtype)
         answer: Tensor = denoiser(
-            inputs, timesteps, encoder_hidden_states=states, added_cond_kwargs=added, return_dict=False
+            inputs,
+            timesteps,
+            encoder_hidden_states=states,
+            added_cond_kwargs=added,
+            return_dict=False,
         )[0]
         return answer
 
@@ -272,8 +320,13 @@ class LatentDiffusion:
                 try:
                     return owner.get_submodule(path)
                 except AttributeError as error:
-                    raise ModelError(f"{self.name} ({self.spec.title}) has no layer {key}.") from error
-        raise ModelError(f"{self.name} ({self.spec.title}) has no part {name!r}; its parts: {', '.join(self.parts)}.")
+                    raise ModelError(
+                        f"{self.name} ({self.spec.title}) has no layer {key}."
+                    ) from error
+        raise ModelError(
+            f"{self.name} ({self.spec.title}) has no part {name!r}; its parts: "
+            f"{', '.join(self.parts)}."
+        )
 
     def outline(self) -> "LatentDiffusion":
         outline = LatentDiffusion(self.source, name=self.name)
@@ -293,7 +346,8 @@ class LatentDiffusion:
             vocabulary, pad = self.source.vocabulary(tower.tokenizer)
             own = vocabulary != clip_vocabulary()
             read.append(f"{pad} is a word" if pad != END else "")
-            read.append(_digest([repr(sorted(vocabulary.tokens.items())), repr(vocabulary.merges)]) if own else "")
+            known = [repr(sorted(vocabulary.tokens.items())), repr(vocabulary.merges)]
+            read.append(_digest(known) if own else "")
         return read if any(read) else []
 
     def _part(self, part: Part) -> nn.Module:
@@ -301,7 +355,10 @@ class LatentDiffusion:
         if module is None:
             spec = self.spec.part(part)
             tensors = {
-                name: tensor.to(self._device, self._format_of(part, tensor) if tensor.is_floating_point() else None)
+                name: tensor.to(
+                    self._device,
+                    self._format_of(part, tensor) if tensor.is_floating_point() else None,
+                )
                 for name, tensor in self.source.tensors(part).items()
             }
             config = self.source.configs[spec.folder]
@@ -319,59 +376,21 @@ class LatentDiffusion:
         kept = self._storage if part == "denoiser" and tensor.dim() > 1 else None
         return kept or self._dtype_of(part)
 
+    def _checked(
+        self, compute: Callable[[Any, Tensor], tuple[Tensor, ...]], inputs: Tensor, fault: str
+    ) -> tuple[Tensor, ...]:
+        vae = self._part("vae")
+        result = finite_or_float32(vae, compute, inputs, name=self.name, fault=fault)
+        if next(vae.parameters()).dtype == torch.float32 != self._dtype_of("vae"):
+            self.vae_dtype = torch.float32
+        return result
+
     def _encode(self, vae: Any, pixels: Tensor) -> tuple[Tensor, ...]:
         mean, std = vae.encode(pixels)
         return mean.float() * self.latent_scale, std.float() * self.latent_scale
 
     def _decode(self, vae: Any, latents: Tensor) -> tuple[Tensor, ...]:
         return (vae.decode(latents / self.latent_scale).float(),)
-
-    def _vae_checked(
-        self, compute: Callable[[Any, Tensor], tuple[Tensor, ...]], inputs: Tensor, fault: str
-    ) -> tuple[Tensor, ...]:
-        """Half precision overflows in some VAEs: on NaN compute again, and from then on, in float32.
-
-        The VAE computes in the format of its own weights, also inside somebody's autocast, which would take a float32
-        VAE back to half precision.
-        """
-        vae = self._part("vae")
-        dtype = next(vae.parameters()).dtype
-        with torch.autocast(inputs.device.type, enabled=False):
-            result = compute(vae, inputs.to(dtype))
-            if _finite(result):
-                return result
-            if not bool(torch.isfinite(inputs).all()):
-                raise ModelError(f"{self.name}: the VAE was given NaN or infinite values.")
-            if dtype != torch.float32:
-                self.vae_dtype = torch.float32
-                result = compute(vae.to(torch.float32), inputs.to(torch.float32))
-                if _finite(result):
-                    return result
-        raise ModelError(f"{self.name}: {fault}, in float32 too. Its VAE is damaged; take another base or VAE.")
-
-
-class _LazyParts(Mapping[str, nn.Module]):
-    """PART -> module; iterating over names loads nothing."""
-
-    def __init__(self, load: Callable[[Part], nn.Module], parts: tuple[Part, ...]) -> None:
-        self._load = load
-        self._parts = parts
-
-    def __getitem__(self, part: str) -> nn.Module:
-        for known in self._parts:
-            if known == part:
-                return self._load(known)
-        raise KeyError(part)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parts)
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-
-def _finite(tensors: tuple[Tensor, ...]) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 def _digest(parts: list[str]) -> str:

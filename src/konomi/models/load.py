@@ -1,4 +1,6 @@
-"""Load a base from wherever it is. Only configs and headers are read; parts follow when they are used."""
+"""Load a base from wherever it is. Only configs and headers are read; parts follow when they are
+used.
+"""
 
 from pathlib import Path
 
@@ -26,15 +28,18 @@ def load_base(
     revision: str | None = None,
     needs_vae: bool = True,
 ) -> LatentDiffusion:
-    """A base from `tiny` (embedded), a diffusers folder, a .safetensors or .ckpt file, or a hub id `owner/name`.
+    """A base from `tiny` (embedded), a diffusers folder, a .safetensors or .ckpt file, or a hub id
+    `owner/name`.
 
-    `vae` takes the VAE from another file, folder or hub id; without `needs_vae` a base may come without any.
-    `prediction` (`epsilon`, `v_prediction`, `sample`) overrides what the file says. Forms of a family with the same
-    tensors are told apart in a single file by marker tensors, `modelspec` metadata, a `.yaml` of the same name beside
-    it, or its `global_step`; without any of them it is taken for the family's first form, an inpainting one for
-    epsilon. `revision` is a hub branch, tag or commit.
+    `vae` takes the VAE from another file, folder or hub id; without `needs_vae` a base may come
+    without any. `prediction` (`epsilon`, `v_prediction`, `sample`) overrides what the file says.
+    Forms of a family with the same tensors are told apart in a single file by marker tensors,
+    `modelspec` metadata, a `.yaml` of the same name beside it, or its `global_step`; without any
+    of them it is taken for the family's first form, an inpainting one for epsilon. `revision` is a
+    hub branch, tag or commit.
 
-    Raises ModelError or FileFormatError in one line: what the source is instead, what is missing, what to do.
+    Raises ModelError or FileFormatError in one line: what the source is instead, what is missing,
+    what to do.
     """
     asked = None if prediction in (None, "", "auto") else prediction_named(str(prediction))
     parts, name = _open(source, asked, revision, needs_vae=needs_vae and not vae)
@@ -53,7 +58,10 @@ def _open(
         name = path.resolve().name if path.is_dir() else path.stem
         return _open_path(path, prediction, needs_vae=needs_vae), name
     if not is_hub_id(str(source)):
-        raise ModelError(f"{source}: there is no such file or folder. Give `tiny`, a path, or a hub id owner/name.")
+        raise ModelError(
+            f"{source}: there is no such file or folder. Give `tiny`, a path, or a hub id "
+            "owner/name."
+        )
     return _open_hub(str(source), prediction, revision, needs_vae=needs_vae), str(source)
 
 
@@ -66,7 +74,9 @@ def _open_path(path: Path, prediction: Prediction | None, *, needs_vae: bool) ->
     return found
 
 
-def _open_hub(source: str, prediction: Prediction | None, revision: str | None, *, needs_vae: bool) -> PartSource:
+def _open_hub(
+    source: str, prediction: Prediction | None, revision: str | None, *, needs_vae: bool
+) -> PartSource:
     folder = cached_snapshot(source, revision)
     if folder is not None:
         files = list(folder.glob("*.safetensors"))
@@ -85,5 +95,6 @@ def _builtin() -> Path:
         if candidate.exists():
             return candidate
     raise ModelError(
-        "the embedded base `tiny` is not part of this installation. Reinstall konomi, or give another base."
+        "the embedded base `tiny` is not part of this installation. Reinstall konomi, or give "
+        "another base."
     )

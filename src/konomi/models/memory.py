@@ -11,7 +11,9 @@ from konomi.models.base import BaseModel
 
 
 def apply_memory_options(base: BaseModel, memory: MemoryConfig) -> None:
-    """What a recipe's `[memory]` asks of the modules. Call it once, after the trained parameters are marked."""
+    """What a recipe's `[memory]` asks of the modules. Call it once, after the trained parameters
+    are marked.
+    """
     if memory.channels_last:
         channels_last(base)
     if memory.gradient_checkpointing:
@@ -65,11 +67,15 @@ def disable_gradient_checkpointing(base: BaseModel) -> None:
 
 
 def channels_last(base: BaseModel) -> None:
-    """Keep the denoiser's convolution weights with channels innermost; same result up to rounding."""
+    """Keep the denoiser's convolution weights with channels innermost; same result up to
+    rounding.
+    """
     module: Any = base.denoiser
     module.to(memory_format=torch.channels_last)
 
 
 def compile_denoiser(base: BaseModel, *, dynamic: bool | None = None) -> None:
-    """torch.compile the denoiser in place, so that its layers keep their names. Compiles at the first prediction."""
+    """torch.compile the denoiser in place, so that its layers keep their names. Compiles at the
+    first prediction.
+    """
     base.denoiser.compile(dynamic=dynamic)

@@ -6,25 +6,43 @@ from typing import Any
 import torch
 
 from konomi.diffusion.flow import FlowMatching
-from konomi.diffusion.noise import NoiseSchedule, Prediction, scaled_linear_schedule, zero_terminal_snr
+from konomi.diffusion.noise import (
+    NoiseSchedule,
+    Prediction,
+    scaled_linear_schedule,
+    zero_terminal_snr,
+)
 from konomi.diffusion.process import Process
 from konomi.diffusion.variance_preserving import VariancePreserving
 from konomi.errors import ModelError
 
-_PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+_PREDICTIONS: dict[str, Prediction] = {
+    "epsilon": "epsilon",
+    "v_prediction": "v",
+    "sample": "sample",
+}
 FLOW = "FlowMatchEulerDiscreteScheduler"
 
 
 def noise_process(config: Mapping[str, Any], prediction: Prediction) -> Process:
-    """The process of a diffusers scheduler config. Raises ModelError for one konomi does not know."""
+    """The process of a diffusers scheduler config. Raises ModelError for one konomi does not
+    know.
+    """
     if prediction != "flow":
         return VariancePreserving(noise_schedule(config), prediction)
-    unknown = [name for name in ("use_dynamic_shifting", "use_karras_sigmas", "invert_sigmas") if config.get(name)]
+    unknown = [
+        name
+        for name in ("use_dynamic_shifting", "use_karras_sigmas", "invert_sigmas")
+        if config.get(name)
+    ]
     shift = config.get("shift", 1.0)
     if unknown:
         raise ModelError(f"the scheduler's config has {unknown[0]}, which konomi does not know.")
     if not isinstance(shift, int | float) or not 0 < shift <= 100:
-        raise ModelError(f"the scheduler's config has shift = {str(shift)[:40]}, which no model of this kind has.")
+        raise ModelError(
+            f"the scheduler's config has shift = {str(shift)[:40]}, which no model of this kind "
+            "has."
+        )
     return FlowMatching(shift=float(shift))
 
 
@@ -34,28 +52,39 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     start, end = float(config.get("beta_start", 0.00085)), float(config.get("beta_end", 0.012))
     steps = int(config.get("num_train_timesteps", 1000))
     if not 0 < start < 1 or not 0 < end < 1 or not 0 < steps <= 100_000:
-        raise ModelError(f"the scheduler's config is not a noise process: betas {start} to {end} in {steps} steps.")
+        raise ModelError(
+            f"the scheduler's config is not a noise process: betas {start} to {end} in {steps} "
+            "steps."
+        )
     if config.get("trained_betas") is not None:
         betas = torch.tensor(config["trained_betas"], dtype=torch.float32)
         schedule = NoiseSchedule(torch.cumprod(1 - betas, dim=0))
     elif kind == "scaled_linear":
         schedule = scaled_linear_schedule(start, end, steps)
     elif kind == "linear":
-        schedule = NoiseSchedule(torch.cumprod(1 - torch.linspace(start, end, steps, dtype=torch.float32), dim=0))
+        schedule = NoiseSchedule(
+            torch.cumprod(1 - torch.linspace(start, end, steps, dtype=torch.float32), dim=0)
+        )
     else:
-        raise ModelError(f"the scheduler's config has the noise process {kind!r}, which konomi does not know.")
+        raise ModelError(
+            f"the scheduler's config has the noise process {kind!r}, which konomi does not know."
+        )
     return zero_terminal_snr(schedule) if config.get("rescale_betas_zero_snr") else schedule
 
 
 def with_zero_terminal_snr(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler config whose process ends in pure noise and is sampled from there (Lin et al. 2023, section 3.3).
+    """A scheduler config whose process ends in pure noise and is sampled from there (Lin et al.
+    2023, section 3.3).
 
     diffusers' PNDM cannot do either, so its place is taken by DDIM.
     """
     changed = {**config, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if config.get("_class_name", "PNDMScheduler") == "PNDMScheduler":
         changed.pop("skip_prk_steps", None)
-        changed |= {"_class_name": "DDIMScheduler", "set_alpha_to_one": bool(config.get("set_alpha_to_one", False))}
+        changed |= {
+            "_class_name": "DDIMScheduler",
+            "set_alpha_to_one": bool(config.get("set_alpha_to_one", False)),
+        }
     return changed
 
 
@@ -65,12 +94,17 @@ def prediction_of(config: Mapping[str, Any]) -> Prediction:
         return "flow"
     word = config.get("prediction_type", "epsilon")
     if word not in _PREDICTIONS:
-        raise ModelError(f"the scheduler's config has the prediction type {word!r}; known: {', '.join(_PREDICTIONS)}.")
+        raise ModelError(
+            f"the scheduler's config has the prediction type {word!r}; known: "
+            f"{', '.join(_PREDICTIONS)}."
+        )
     return _PREDICTIONS[word]
 
 
 def prediction_named(word: str) -> Prediction:
-    """The prediction that a user names, by diffusers' word or by `v`. Raises ModelError naming the known words."""
+    """The prediction that a user names, by diffusers' word or by `v`. Raises ModelError naming the
+    known words.
+    """
     found = _PREDICTIONS.get("v_prediction" if word == "v" else word)
     if found is None:
         raise ModelError(f"prediction is {word!r}; known: {', '.join(_PREDICTIONS)}.")

@@ -1,18 +1,18 @@
 """From configs and tensors to modules, and the canonical names of what is in them.
 
-Canonical names are diffusers' for the denoiser and the VAE, and classic transformers' for text encoders: always with
-`text_model.`, which transformers dropped from `CLIPTextModel` (not from `CLIPTextModelWithProjection`) in 5.6. Our own
-modules have these names.
+Canonical names are diffusers' for the denoiser and the VAE, and classic transformers' for text
+encoders: always with `text_model.`, which transformers dropped from `CLIPTextModel` (not from
+`CLIPTextModelWithProjection`) in 5.6. Our own modules have these names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from konomi.errors import ModelError
-from konomi.families.family import PartSpec, TextEncoderSpec, VaeSpec
+from konomi.families.family import Part, PartSpec, TextEncoderSpec, VaeSpec
 from konomi.models.autoencoder import Autoencoder
 from konomi.models.clip_text import TextEncoder
 from konomi.models.unet import UNet, is_plain
@@ -23,10 +23,13 @@ _IGNORED = ("text_model.embeddings.position_ids", "logit_scale")
 """Tensors of old files that newer modules compute themselves or never used."""
 _OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _MOST = 1 << 20
-"""No count or width of a real model comes near; a config that claims more is refused before anything is built."""
+"""No count or width of a real model comes near; a config that claims more is refused before
+anything is built."""
 
 
-def build_part(spec: PartSpec, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, where: str) -> nn.Module:
+def build_part(
+    spec: PartSpec, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, where: str
+) -> nn.Module:
     """The module of a part around the given tensors (not copied), frozen and in evaluation mode.
 
     Raises ModelError naming the first missing, unknown or misshapen tensor.
@@ -39,13 +42,17 @@ def build_part(spec: PartSpec, config: Mapping[str, Any], tensors: Mapping[str, 
 
 
 def empty_part(spec: PartSpec, config: Mapping[str, Any], *, where: str) -> nn.Module:
-    """The module of a part without numbers, on the meta device. Raises ModelError for a config of no model."""
+    """The module of a part without numbers, on the meta device. Raises ModelError for a config of
+    no model.
+    """
     with torch.device("meta"):
         return _empty_module(spec, config, where)
 
 
 def random_part(spec: PartSpec, config: Mapping[str, Any], *, seed: int) -> dict[str, Tensor]:
-    """Freshly initialised tensors of a part under their canonical names; the global generator is left alone."""
+    """Freshly initialised tensors of a part under their canonical names; the global generator is
+    left alone.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = _empty_module(spec, config, "random")
@@ -58,7 +65,15 @@ def _empty_module(spec: PartSpec, config: Mapping[str, Any], where: str) -> nn.M
     _check_config(config, f"{where}: {spec.part}")
     try:
         return _construct(spec, config)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError) as error:
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        RuntimeError,
+        AssertionError,
+    ) as error:
         # PyTorch and diffusers raise all of these for configs that do not fit together.
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(
@@ -93,12 +108,19 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
     for name, value in config.items():
         numbers = value if isinstance(value, (list, tuple)) else [value]
         limit = 256 if "layers" in name or "per_block" in name else _MOST
-        if len(numbers) > 64 or any(isinstance(n, (int, float)) and abs(n) > limit for n in numbers):
-            raise ModelError(f"{where}: the config says {name} = {str(value)[:60]}, which no model of this kind has.")
+        if len(numbers) > 64 or any(
+            isinstance(n, (int, float)) and abs(n) > limit for n in numbers
+        ):
+            raise ModelError(
+                f"{where}: the config says {name} = {str(value)[:60]}, which no model of this kind "
+                "has."
+            )
 
 
 def complete_config(spec: PartSpec, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A part's config with the class it belongs to, for a diffusers folder. Nothing local (paths) is kept."""
+    """A part's config with the class it belongs to, for a diffusers folder. Nothing local (paths)
+    is kept.
+    """
     public = _public(config)
     if isinstance(spec, TextEncoderSpec):
         return {**public, "architectures": [spec.class_name], "model_type": "clip_text_model"}
@@ -111,7 +133,11 @@ def canonical_tensors(spec: PartSpec, tensors: Mapping[str, Tensor]) -> dict[str
     for original, tensor in tensors.items():
         name = original
         if isinstance(spec, TextEncoderSpec):
-            name = name if name.startswith((TEXT_ROOT, _PROJECTION, "logit_scale")) else TEXT_ROOT + name
+            name = (
+                name
+                if name.startswith((TEXT_ROOT, _PROJECTION, "logit_scale"))
+                else TEXT_ROOT + name
+            )
         elif isinstance(spec, VaeSpec):
             head, _, leaf = name.rpartition(".")
             stem, _, last = head.rpartition(".")
@@ -128,14 +154,14 @@ def _check_tensors(part: str, module: nn.Module, tensors: dict[str, Tensor], whe
     missing = [name for name in wanted if name not in tensors]
     if missing:
         raise ModelError(
-            f"{where}: {len(missing)} of the {len(wanted)} tensors of {part} are missing, first {missing[0]}. "
-            "The file is incomplete, or of another kind of model."
+            f"{where}: {len(missing)} of the {len(wanted)} tensors of {part} are missing, first "
+            f"{missing[0]}. The file is incomplete, or of another kind of model."
         )
     unknown = [name for name in tensors if name not in wanted]
     if unknown:
         raise ModelError(
-            f"{where}: {len(unknown)} tensors of {part} have no place in the model, first {unknown[0]}. "
-            "It is of a kind that konomi does not know."
+            f"{where}: {len(unknown)} tensors of {part} have no place in the model, first "
+            f"{unknown[0]}. It is of a kind that konomi does not know."
         )
     for name, place in wanted.items():
         tensor = tensors[name]
@@ -145,4 +171,26 @@ def _check_tensors(part: str, module: nn.Module, tensors: dict[str, Tensor], whe
             # 1x1 convolutions and linear layers stand for each other between layouts.
             tensors[name] = tensor.reshape(place.shape)
             continue
-        raise ModelError(f"{where}: {part}.{name} has shape {list(tensor.shape)}, the model {list(place.shape)}.")
+        raise ModelError(
+            f"{where}: {part}.{name} has shape {list(tensor.shape)}, the model {list(place.shape)}."
+        )
+
+
+class LazyParts(Mapping[str, nn.Module]):
+    """PART -> module; iterating over names loads nothing."""
+
+    def __init__(self, load: Callable[[Part], nn.Module], parts: tuple[Part, ...]) -> None:
+        self._load = load
+        self._parts = parts
+
+    def __getitem__(self, part: str) -> nn.Module:
+        for known in self._parts:
+            if known == part:
+                return self._load(known)
+        raise KeyError(part)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)

@@ -1,7 +1,9 @@
-"""What a single file says of its prediction and of its noise process, and how konomi's own files say it.
+"""What a single file says of its prediction and of its noise process, and how konomi's own files
+say it.
 
-A table of tensors has no place for such facts, so NoobAI's authors put empty tensors into it: `v_pred`, and `ztsnr` for
-a process that ends in pure noise. ComfyUI, Forge and others read them, and nothing else, in most files.
+A table of tensors has no place for such facts, so NoobAI's authors put empty tensors into it:
+`v_pred`, and `ztsnr` for a process that ends in pure noise. ComfyUI, Forge and others read them,
+and nothing else, in most files.
 """
 
 import re
@@ -30,15 +32,21 @@ def marker_tensors(prediction: Prediction, *, zero_terminal_snr: bool) -> dict[s
 
 
 def default_prediction(family: Family, in_channels: int) -> Prediction:
-    """What is assumed where nothing tells: the family's first, but epsilon for inpainting models, as published."""
+    """What is assumed where nothing tells: the family's first, but epsilon for inpainting models,
+    as published.
+    """
     inpainting = in_channels > family.vae.latent_channels
     return "epsilon" if inpainting and "epsilon" in family.predictions else family.predictions[0]
 
 
-def told_prediction(file: TensorFile, family: Family, told: Mapping[str, Mapping[str, Any]]) -> Prediction | None:
-    """From marker tensors, konomi's or modelspec metadata, a `.yaml` of the same name, or the training step.
+def told_prediction(
+    file: TensorFile, family: Family, told: Mapping[str, Mapping[str, Any]]
+) -> Prediction | None:
+    """From marker tensors, konomi's or modelspec metadata, a `.yaml` of the same name, or the
+    training step.
 
-    The marker is first: other tools go by nothing else, and metadata is often left over from a merge's first part.
+    The marker is first: other tools go by nothing else, and metadata is often left over from a
+    merge's first part.
     """
     if V_MARKER in file.shapes:
         return "v"
@@ -54,7 +62,9 @@ def told_prediction(file: TensorFile, family: Family, told: Mapping[str, Mapping
     if beside is not None:
         return beside
     steps = file.global_step
-    return next((variant.prediction for variant in family.variants if steps in variant.global_steps), None)
+    return next(
+        (variant.prediction for variant in family.variants if steps in variant.global_steps), None
+    )
 
 
 def _parameterization(path: Path) -> Prediction | None:

@@ -1,7 +1,9 @@
-"""Prompts that change while a picture is drawn: `[from:to:when]`, `[to:when]`, `[from::when]` and `[a|b]`.
+"""Prompts that change while a picture is drawn: `[from:to:when]`, `[to:when]`, `[from::when]` and
+`[a|b]`.
 
-Plain text in, plain text out; nothing here raises. Read once to a tree, then written out for each step, both in time
-proportional to the text and without recursion: a stranger's prompt may hold any number of brackets at any depth.
+Plain text in, plain text out; nothing here raises. Read once to a tree, then written out for each
+step, both in time proportional to the text and without recursion: a stranger's prompt may hold any
+number of brackets at any depth.
 """
 
 import re
@@ -41,10 +43,12 @@ class _Open:
 
 
 def prompt_per_step(prompt: str, num_steps: int) -> tuple[str, ...]:
-    """The prompt of each sampling step, with `[from:to:when]`, `[to:when]`, `[from::when]` and `[a|b]` resolved.
+    """The prompt of each sampling step, with `[from:to:when]`, `[to:when]`, `[from::when]` and
+    `[a|b]` resolved.
 
-    `when` is a share of the steps where it is written with a point (0.5; 1.0 is all of them) or is 0, else a number of
-    steps; `from` is drawn for that many steps. `[a|b|c]` takes turns, a new one each step.
+    `when` is a share of the steps where it is written with a point (0.5; 1.0 is all of them) or is
+    0, else a number of steps; `from` is drawn for that many steps. `[a|b|c]` takes turns, a new
+    one each step.
     """
     if "[" not in prompt:
         return (prompt,) * num_steps

@@ -1,8 +1,8 @@
 """What people write in a prompt besides words. Plain text in, plain data out; nothing here raises.
 
-Emphasis `(x)` `((x))` `[x]` `{x}` `(x:1.3)`, escapes `\\(`, `BREAK`, mixing `a:0.7 | b:0.3`, and tags
-`<lora:name:0.8>`. What does not form one of these is text. Switching, `[a:b:0.5]` and `[a|b]`, is beside this in
-`konomi.models.prompt_switching`.
+Emphasis `(x)` `((x))` `[x]` `{x}` `(x:1.3)`, escapes `\\(`, `BREAK`, mixing `a:0.7 | b:0.3`, and
+tags `<lora:name:0.8>`. What does not form one of these is text. Switching, `[a:b:0.5]` and
+`[a|b]`, is beside this in `konomi.models.prompt_switching`.
 """
 
 import re
@@ -16,7 +16,8 @@ ROUND, SQUARE, CURLY = 1.1, 1 / 1.1, 1.05
 _FACTORS = {"(": ROUND, "[": SQUARE, "{": CURLY}
 _CLOSES = {")": "(", "]": "[", "}": "{"}
 NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
-"""A number as it is written in prompts; no two ways to read it, so that no match goes back and forth."""
+"""A number as it is written in prompts; no two ways to read it, so that no match goes back and
+forth."""
 
 _PIECE = re.compile(
     rf"(?P<escaped>\\[()\[\]{{}}\\:|<>])|(?P<weight>:\s*(?P<number>{NUMBER})\s*\))|(?P<open>[(\[{{])|(?P<close>[)\]}}])"
@@ -24,7 +25,8 @@ _PIECE = re.compile(
 )
 STRUCTURE = re.compile(r"\\.|[()\[\]{}<>|:]", re.DOTALL)
 _MOST = 1e4
-"""Nested factors end here: a thousand brackets are a mistake, and no reason for infinite numbers."""
+"""Nested factors end here: a thousand brackets are a mistake, and no reason for infinite
+numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,16 @@ class Tag:
 
 
 def parse_emphasis(prompt: str) -> tuple[tuple[Span, ...], ...]:
-    """Sections divided by BREAK, each a row of spans (none for an empty section). Nested factors multiply.
+    """Sections divided by BREAK, each a row of spans (none for an empty section). Nested factors
+    multiply.
 
-    A bracket that is never closed counts to the end of the prompt; a closing one without partner is text.
+    A bracket that is never closed counts to the end of the prompt; a closing one without partner
+    is text.
     """
     pieces: list[tuple[str | None, int]] = []
     opened: list[tuple[str, int]] = []
-    # What is in brackets: the brackets around it, and their factor. Brackets that are never closed have their own.
+    # What is in brackets: the brackets around it, and their factor. Brackets that are never closed
+    # have their own.
     around, factors = [0], [1.0]
     for match in _PIECE.finditer(prompt):
         piece = match[0]
@@ -64,7 +69,9 @@ def parse_emphasis(prompt: str) -> tuple[tuple[Span, ...], ...]:
             factors.append(_FACTORS[piece])
         elif match["break"]:
             pieces.append((None, scope))
-        elif match["weight"] and opened and opened[-1][0] == "(" and isfinite(float(match["number"])):
+        elif (
+            match["weight"] and opened and opened[-1][0] == "(" and isfinite(float(match["number"]))
+        ):
             factors[opened.pop()[1]] = float(match["number"])
         elif match["close"] and opened and opened[-1][0] == _CLOSES[piece]:
             opened.pop()
@@ -86,19 +93,24 @@ def _sections(pieces: list[tuple[str | None, float]]) -> tuple[tuple[Span, ...],
             sections[-1][-1][0].append(text)
         else:
             sections[-1].append(([text], weight))
-    return tuple(tuple(Span("".join(texts), weight) for texts, weight in section) for section in sections)
+    return tuple(
+        tuple(Span("".join(texts), weight) for texts, weight in section) for section in sections
+    )
 
 
 def escape(text: str) -> str:
-    """Text in which `parse_emphasis`, `prompt_per_step` and `parse_mixture` find no syntax (but for the word BREAK)."""
+    """Text in which `parse_emphasis`, `prompt_per_step` and `parse_mixture` find no syntax (but
+    for the word BREAK).
+    """
     return re.sub(r"[()\[\]{}\\:|]", r"\\\g<0>", text)
 
 
 def parse_mixture(prompt: str) -> tuple[tuple[str, float], ...]:
     """Prompts to blend and their shares: `a:0.7 | b:0.3`. A part without a number counts 1.
 
-    Shares are divided by their sum, so that `a | b` is the middle; they may be negative or above 1. Where the sum is
-    zero they stay as they are. A prompt without a `|` outside brackets is one part, whatever colons it holds.
+    Shares are divided by their sum, so that `a | b` is the middle; they may be negative or above
+    1. Where the sum is zero they stay as they are. A prompt without a `|` outside brackets is one
+      part, whatever colons it holds.
     """
     parts = _split(prompt, "|")
     if len(parts) == 1:
@@ -107,7 +119,9 @@ def parse_mixture(prompt: str) -> tuple[tuple[str, float], ...]:
     for part in parts:
         match = re.fullmatch(rf"(.*?)(?<!\\):\s*({NUMBER})\s*", part, re.DOTALL)
         weight = float(match[2]) if match else 1.0
-        mixture.append((match[1].strip(), weight) if match and isfinite(weight) else (part.strip(), 1.0))
+        mixture.append(
+            (match[1].strip(), weight) if match and isfinite(weight) else (part.strip(), 1.0)
+        )
     total = sum(weight for _, weight in mixture)
     if abs(total) < 1e-6 or not isfinite(total):
         return tuple(mixture)
@@ -115,7 +129,9 @@ def parse_mixture(prompt: str) -> tuple[tuple[str, float], ...]:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """At separators outside brackets and tags, not escaped. Joined by the separator they are the text again."""
+    """At separators outside brackets and tags, not escaped. Joined by the separator they are the
+    text again.
+    """
     if separator not in text:
         return [text]
     parts, start, depth = [], 0, 0
@@ -135,12 +151,16 @@ TAG_KINDS = ("lora", "lyco", "hypernet")
 
 
 def extract_tags(prompt: str) -> tuple[str, tuple[Tag, ...]]:
-    """The prompt without its `<lora:name:0.8>` tags, and the tags in order. Other `<...>` are text."""
+    """The prompt without its `<lora:name:0.8>` tags, and the tags in order. Other `<...>`
+    are text.
+    """
     tags: list[Tag] = []
 
     def take(match: re.Match[str]) -> str:
         name, *arguments = match[2].split(":")
-        tags.append(Tag(match[1].lower(), name.strip(), tuple(argument.strip() for argument in arguments)))
+        tags.append(
+            Tag(match[1].lower(), name.strip(), tuple(argument.strip() for argument in arguments))
+        )
         return ""
 
     pattern = rf"<({'|'.join(TAG_KINDS)}):([^<>\n]+)>"
@@ -149,9 +169,11 @@ def extract_tags(prompt: str) -> tuple[str, tuple[Tag, ...]]:
 
 
 def find_words(text: str, words: Iterable[str]) -> list[tuple[str, str | None]]:
-    """The text in pieces, each with the word it is or None. Whole words only, any case, the longest first.
+    """The text in pieces, each with the word it is or None. Whole words only, any case, the
+    longest first.
 
-    Only Latin letters and digits make a word longer: Japanese is written without spaces; `sks` in 「sksの写真」 counts.
+    Only Latin letters and digits make a word longer: Japanese is written without spaces; `sks` in
+    「sksの写真」 counts.
     """
     by_folded = {word.casefold(): word for word in words if word}
     if not by_folded:
@@ -163,4 +185,8 @@ def find_words(text: str, words: Iterable[str]) -> list[tuple[str, str | None]]:
         for word in sorted(by_folded.values(), key=len, reverse=True)
     )
     pieces = re.split(f"({alternatives})", text, flags=re.IGNORECASE)
-    return [(piece, by_folded.get(piece.casefold()) if i % 2 else None) for i, piece in enumerate(pieces) if piece]
+    return [
+        (piece, by_folded.get(piece.casefold()) if i % 2 else None)
+        for i, piece in enumerate(pieces)
+        if piece
+    ]

@@ -1,7 +1,9 @@
-"""The image tower of the CLIP inside konomi: a small residual network, as CLIP's RN50 is a large one.
+"""The image tower of the CLIP inside konomi: a small residual network, as CLIP's RN50 is a large
+one.
 
-Convolutions (He et al. 2016, "Deep Residual Learning"; Radford et al. 2021, section 2.4) learn to tell drawings apart
-from far fewer pictures than a transformer of the same size. Shapes: N pictures, C channels, H W pixels, P positions.
+Convolutions (He et al. 2016, "Deep Residual Learning"; Radford et al. 2021, section 2.4) learn to
+tell drawings apart from far fewer pictures than a transformer of the same size. Shapes: N
+pictures, C channels, H W pixels, P positions.
 """
 
 from collections.abc import Sequence
@@ -68,7 +70,10 @@ class ResidualTower(nn.Module):
         super().__init__()
         before = (3, *widths[:-1])
         self.levels = nn.Sequential(
-            *(nn.Sequential(Entry(inner, outer), Residual(outer)) for inner, outer in zip(before, widths, strict=True))
+            *(
+                nn.Sequential(Entry(inner, outer), Residual(outer))
+                for inner, outer in zip(before, widths, strict=True)
+            )
         )
 
     def forward(self, pixel_values: Tensor) -> Seen:

@@ -1,4 +1,6 @@
-"""Save a base, with trained parts in place of its own: a diffusers folder or a single file in the LDM layout."""
+"""Save a base, with trained parts in place of its own: a diffusers folder or a single file in the
+LDM layout.
+"""
 
 import json
 from collections.abc import Mapping
@@ -39,9 +41,10 @@ def save_folder(
 ) -> None:
     """A diffusers folder. `tensors` (canonical `PART.PATH`) stand in for the base's own.
 
-    A part that is loaded is saved as it is in memory, unless it was converted to half precision on loading: then it is
-    taken from where it came from. Atomic: `path` appears complete or not at all; it must not exist, or is replaced with
-    `replace`. Raises RunError for a lack of space and FileFormatError naming a tensor with NaN or infinity.
+    A part that is loaded is saved as it is in memory, unless it was converted to half precision on
+    loading: then it is taken from where it came from. Atomic: `path` appears complete or not at
+    all; it must not exist, or is replaced with `replace`. Raises RunError for a lack of space and
+    FileFormatError naming a tensor with NaN or infinity.
     """
     path, base = Path(path), _latent_diffusion(base)
     check_ending(path, ("",), "a whole model")
@@ -62,7 +65,9 @@ def save_folder(
             _write_json(target / "config.json", config)
         for tower in base.spec.text_encoders:
             vocabulary, pad = base.source.vocabulary(tower.tokenizer)
-            write_tokenizer(folder / tower.tokenizer, vocabulary, pad_token=pad, length=base.num_positions)
+            write_tokenizer(
+                folder / tower.tokenizer, vocabulary, pad_token=pad, length=base.num_positions
+            )
         scheduler = {**_published_scheduler(base), **base.scheduler}
         (folder / "scheduler").mkdir()
         _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
@@ -79,8 +84,9 @@ def save_single_file(
 ) -> None:
     """A .safetensors file in the LDM layout with the classic names, which every tool reads.
 
-    Where the base's architecture is not the published one, the file says what its shapes cannot (`konomi.configs`,
-    `konomi.vocabulary`). Arguments and errors as for `save_folder`; an existing file is replaced in one step.
+    Where the base's architecture is not the published one, the file says what its shapes cannot
+    (`konomi.configs`, `konomi.vocabulary`). Arguments and errors as for `save_folder`; an existing
+    file is replaced in one step.
     """
     path, base = Path(path), _latent_diffusion(base)
     check_ending(path, (".safetensors",), "a whole model")
@@ -88,8 +94,13 @@ def save_single_file(
     content: dict[str, Tensor] = {}
     for part in base.parts:
         content.update(_to_ldm(base, part, _final(base, part, replaced.get(part, {}), dtype)))
-    content.update(marker_tensors(base.process.prediction, zero_terminal_snr=base.zero_terminal_snr))
-    check_free_space(path.parent, _SLACK + sum(tensor.numel() * tensor.element_size() for tensor in content.values()))
+    content.update(
+        marker_tensors(base.process.prediction, zero_terminal_snr=base.zero_terminal_snr)
+    )
+    check_free_space(
+        path.parent,
+        _SLACK + sum(tensor.numel() * tensor.element_size() for tensor in content.values()),
+    )
     write_tensors(path, content, {**_own_metadata(base, content), **(metadata or {})})
 
 
@@ -104,19 +115,26 @@ def _by_part(base: LatentDiffusion, tensors: Mapping[str, Tensor]) -> dict[str, 
     for key, tensor in tensors.items():
         part, _, name = key.partition(".")
         if part not in base.parts:
-            raise ModelError(f"{key}: {base.name} has no part {part!r}; its parts: {', '.join(base.parts)}.")
+            raise ModelError(
+                f"{key}: {base.name} has no part {part!r}; its parts: {', '.join(base.parts)}."
+            )
         result.setdefault(part, {})[name] = tensor
     return result
 
 
-def _final(base: LatentDiffusion, part: Part, replaced: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+def _final(
+    base: LatentDiffusion, part: Part, replaced: Mapping[str, Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
     """A part's tensors as they go into the file."""
     state = _own_tensors(base, part)
     for name, tensor in replaced.items():
         if name not in state:
             raise ModelError(f"{part}.{name}: {base.name} has no such tensor.")
         if tensor.shape != state[name].shape:
-            raise ModelError(f"{part}.{name} has shape {list(tensor.shape)}, the base's {list(state[name].shape)}.")
+            raise ModelError(
+                f"{part}.{name} has shape {list(tensor.shape)}, the base's "
+                f"{list(state[name].shape)}."
+            )
         state[name] = tensor.detach()
     check_finite(state, base.name)
     return {name: tensor.to("cpu", dtype).contiguous() for name, tensor in state.items()}
@@ -136,7 +154,9 @@ def _own_tensors(base: LatentDiffusion, part: Part) -> dict[str, Tensor]:
 
 
 def _size(base: LatentDiffusion, dtype: torch.dtype) -> int:
-    count = sum(tensor.numel() for part in base.parts for tensor in _own_tensors(base, part).values())
+    count = sum(
+        tensor.numel() for part in base.parts for tensor in _own_tensors(base, part).values()
+    )
     return _SLACK + count * (torch.finfo(dtype).bits // 8)
 
 
@@ -145,26 +165,44 @@ def _to_ldm(base: LatentDiffusion, part: Part, state: dict[str, Tensor]) -> dict
     config = base.source.configs[spec.folder]
     if part == DENOISER:
         layout = UNetLayout.from_config(config)
-        return {f"{spec.file_prefix}{_known(unet_to_ldm(name, layout), name)}": t for name, t in state.items()}
+        return {
+            f"{spec.file_prefix}{_known(unet_to_ldm(name, layout), name)}": t
+            for name, t in state.items()
+        }
     if part == VAE:
         levels, layers = len(config["block_out_channels"]), int(config["layers_per_block"])
-        named = {_known(vae_to_ldm(name, levels=levels, layers=layers), name): t for name, t in state.items()}
-        return {f"{spec.file_prefix}{name}": _as_convolution(name, tensor) for name, tensor in named.items()}
+        named = {
+            _known(vae_to_ldm(name, levels=levels, layers=layers), name): t
+            for name, t in state.items()
+        }
+        return {
+            f"{spec.file_prefix}{name}": _as_convolution(name, tensor)
+            for name, tensor in named.items()
+        }
     tower = base.spec.text_encoder(part)
     if not tower.open_clip:
         return {f"{tower.file_prefix}{name}": tensor for name, tensor in state.items()}
-    result = {f"{tower.file_prefix}{name}": tensor for name, tensor in transformers_to_openclip(state).items()}
+    result = {
+        f"{tower.file_prefix}{name}": tensor
+        for name, tensor in transformers_to_openclip(state).items()
+    }
     return {**_openclip_rest(base, tower, result), **result}
 
 
-def _openclip_rest(base: LatentDiffusion, tower: TextEncoderSpec, result: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What OpenCLIP's layout has and transformers' lacks: from the base's own file, or the nearest thing to it."""
+def _openclip_rest(
+    base: LatentDiffusion, tower: TextEncoderSpec, result: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What OpenCLIP's layout has and transformers' lacks: from the base's own file, or the nearest
+    thing to it.
+    """
     dtype = result[f"{tower.file_prefix}token_embedding.weight"].dtype
     source: Any = base.source
     source = getattr(source, "main", source)  # The VAE may be from elsewhere.
     kept: dict[str, Tensor] = {}
     if isinstance(source, SingleFileSource):
-        kept = {n: t.to(dtype) for n, t in source.leftovers().items() if n.startswith(tower.file_prefix)}
+        kept = {
+            n: t.to(dtype) for n, t in source.leftovers().items() if n.startswith(tower.file_prefix)
+        }
     rest = {f"{tower.file_prefix}logit_scale": torch.tensor(_LOGIT_SCALE, dtype=dtype)}
     if not tower.pooled:
         width = base.source.configs[tower.part]["hidden_size"]
@@ -174,7 +212,9 @@ def _openclip_rest(base: LatentDiffusion, tower: TextEncoderSpec, result: Mappin
     for extra in range(tower.file_extra_layers):
         for name, tensor in result.items():
             if name.startswith(f"{block}{last}."):
-                rest[name.replace(f"{block}{last}.", f"{block}{last + 1 + extra}.")] = tensor.clone()
+                rest[name.replace(f"{block}{last}.", f"{block}{last + 1 + extra}.")] = (
+                    tensor.clone()
+                )
     return {**rest, **kept}
 
 
@@ -185,7 +225,10 @@ def _as_convolution(name: str, tensor: Tensor) -> Tensor:
 
 def _known(ldm_name: str | None, name: str) -> str:
     if ldm_name is None:
-        raise ModelError(f"{name} has no name in the LDM layout: this architecture can only be saved as a folder.")
+        raise ModelError(
+            f"{name} has no name in the LDM layout: this architecture can only be saved as a "
+            "folder."
+        )
     return ldm_name
 
 
@@ -203,7 +246,10 @@ def _own_metadata(base: LatentDiffusion, content: Mapping[str, Tensor]) -> dict[
         "unet": infer_unet(base.spec, shapes, {}, check=False),
         "vae": infer_vae(base.spec, shapes, {}, check=False),
         "scheduler": _published_scheduler(base),
-        **{tower.part: infer_text(base.spec, tower, shapes, {}) for tower in base.spec.text_encoders},
+        **{
+            tower.part: infer_text(base.spec, tower, shapes, {})
+            for tower in base.spec.text_encoders
+        },
     }
     inferred["unet"]["sample_size"] = (
         base.spec.variant(base.process.prediction).resolution // base.spec.vae.latent_factor
@@ -212,8 +258,12 @@ def _own_metadata(base: LatentDiffusion, content: Mapping[str, Tensor]) -> dict[
     unusual = {}
     for name, settings in TOLD.items():
         actual = base.scheduler if name == "scheduler" else base.source.configs.get(name, {})
-        differing = {s: actual[s] for s in settings if s in actual and actual[s] != inferred[name].get(s)}
-        if name in inferred and actual.get("hidden_size") != published_config(base.spec, name).get("hidden_size"):
+        differing = {
+            s: actual[s] for s in settings if s in actual and actual[s] != inferred[name].get(s)
+        }
+        if name in inferred and actual.get("hidden_size") != published_config(base.spec, name).get(
+            "hidden_size"
+        ):
             # A tool that drops the layers nobody reads must not change which one is read.
             differing["num_hidden_layers"] = actual["num_hidden_layers"]
         if differing:

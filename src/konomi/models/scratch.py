@@ -1,4 +1,6 @@
-"""Bases with random weights: small ones for tests and benchmarks, and the published architectures at full size."""
+"""Bases with random weights: small ones for tests and benchmarks, and the published architectures
+at full size.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,10 +60,11 @@ def random_base(
 ) -> LatentDiffusion:
     """A base of random weights, drawn part by part when first used.
 
-    `tiny` has all kinds of layers of its family in small, and 64-pixel images; `full` is the published architecture.
-    `configs` overrides single settings: `{"unet": {"block_out_channels": [...]}, ...}` with the
-    components `unet`, `vae`, `text_encoder`, `text_encoder_2` and `scheduler`. `vocabulary` replaces CLIP's; the text
-    encoders' `vocab_size` and special tokens follow it. Raises ModelError for an unknown family, size or component.
+    `tiny` has all kinds of layers of its family in small, and 64-pixel images; `full` is the
+    published architecture. `configs` overrides single settings: `{"unet": {"block_out_channels":
+    [...]}, ...}` with the components `unet`, `vae`, `text_encoder`, `text_encoder_2` and
+    `scheduler`. `vocabulary` replaces CLIP's; the text encoders' `vocab_size` and special tokens
+    follow it. Raises ModelError for an unknown family, size or component.
     """
     spec = family_named(family)
     if size not in ("tiny", "full"):
@@ -69,7 +72,9 @@ def random_base(
     components = [*(part.folder for part in spec.parts), "scheduler"]
     unknown = [component for component in configs or {} if component not in components]
     if unknown:
-        raise ModelError(f"{spec.title} has no component {unknown[0]!r}; known: {', '.join(components)}.")
+        raise ModelError(
+            f"{spec.title} has no component {unknown[0]!r}; known: {', '.join(components)}."
+        )
     prediction = prediction or spec.predictions[0]
     merged: dict[str, dict[str, Any]] = {}
     for component_name in components:
@@ -92,7 +97,9 @@ def random_base(
     return LatentDiffusion(source, name=name or f"random-{family}")
 
 
-def _fit_vocabulary(spec: Family, configs: dict[str, dict[str, Any]], vocabulary: Vocabulary) -> None:
+def _fit_vocabulary(
+    spec: Family, configs: dict[str, dict[str, Any]], vocabulary: Vocabulary
+) -> None:
     from konomi.models.tokenizer import END, START
 
     for tower in spec.text_encoders:

@@ -35,7 +35,9 @@ CONFIGS_KEY = "konomi.configs"
 VOCABULARY_KEY = "konomi.vocabulary"
 _EMA_PREFIX = "model_ema.diffusion_model"
 _VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-NO_VAE = "holds no VAE. Give one with --vae FILE (`vae = ` in a recipe), or take a model that has it."
+NO_VAE = (
+    "holds no VAE. Give one with --vae FILE (`vae = ` in a recipe), or take a model that has it."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +74,26 @@ class SingleFileSource:
         size = self.configs[tower.part]["vocab_size"]
         if max(vocabulary.tokens.values()) >= size:
             raise ModelError(
-                f"{self.where}: its text encoder knows {size} tokens, CLIP's vocabulary has {len(vocabulary.tokens)}, "
-                "and the file brings no vocabulary of its own. Use it as a diffusers folder."
+                f"{self.where}: its text encoder knows {size} tokens, CLIP's vocabulary has "
+                f"{len(vocabulary.tokens)}, and the file brings no vocabulary of its own. Use it "
+                "as a diffusers folder."
             )
-        return vocabulary, tower.pad_token if tower.pad_token in vocabulary.tokens else "<|endoftext|>"
+        return (
+            vocabulary,
+            tower.pad_token if tower.pad_token in vocabulary.tokens else "<|endoftext|>",
+        )
 
     def leftovers(self) -> dict[str, Tensor]:
-        """Text tensors that no module uses but other tools expect (OpenCLIP-H's last layer, `logit_scale`)."""
+        """Text tensors that no module uses but other tools expect (OpenCLIP-H's last layer,
+        `logit_scale`).
+        """
         names = [
             name
             for tower in self.family.text_encoders
             if tower.open_clip
             for name in self.file.shapes
-            if name.startswith(tower.file_prefix) and self.is_leftover(name[len(tower.file_prefix) :], tower)
+            if name.startswith(tower.file_prefix)
+            and self.is_leftover(name[len(tower.file_prefix) :], tower)
         ]
         return self.file.read(names)
 
@@ -93,14 +102,22 @@ class SingleFileSource:
         number = _layer_number(name)
         if number is not None:
             return number >= int(self.configs[tower.part]["num_hidden_layers"])
-        return tower.open_clip and (name == "logit_scale" or (name == "text_projection" and not tower.pooled))
+        return tower.open_clip and (
+            name == "logit_scale" or (name == "text_projection" and not tower.pooled)
+        )
 
     def missing_layers(self, part: Part) -> int:
-        """Layers at the end of a text encoder that the file lacks, and that nothing reads by default."""
+        """Layers at the end of a text encoder that the file lacks, and that nothing reads by
+        default.
+        """
         tower = next((tower for tower in self.family.text_encoders if tower.part == part), None)
         if tower is None:
             return 0
-        names = (name[len(tower.file_prefix) :] for name in self.file.shapes if name.startswith(tower.file_prefix))
+        names = (
+            name[len(tower.file_prefix) :]
+            for name in self.file.shapes
+            if name.startswith(tower.file_prefix)
+        )
         held = {number for name in names if (number := _layer_number(name)) is not None}
         missing = int(self.configs[part]["num_hidden_layers"]) - len(held)
         return missing if 0 < missing <= tower.unread_layers else 0
@@ -118,7 +135,9 @@ class SingleFileSource:
 
     def _text(self, tower: TextEncoderSpec) -> dict[str, Tensor]:
         names = [name for name in self.file.shapes if name.startswith(tower.file_prefix)]
-        names = [name for name in names if not self.is_leftover(name[len(tower.file_prefix) :], tower)]
+        names = [
+            name for name in names if not self.is_leftover(name[len(tower.file_prefix) :], tower)
+        ]
         result: dict[str, Tensor] = {}
         for name, tensor in self.file.read(names).items():
             inner = name[len(tower.file_prefix) :]
@@ -128,9 +147,16 @@ class SingleFileSource:
                 result[inner if inner.startswith("text_model.") else f"text_model.{inner}"] = tensor
         count = int(self.configs[tower.part]["num_hidden_layers"])
         for number in range(count - self.missing_layers(tower.part), count):
-            # Nothing reads it, and diffusers counts layers from the end: a copy keeps the others in their places.
-            before, after = (f"text_model.encoder.layers.{index}." for index in (number - 1, number))
-            copies = {name.replace(before, after): t for name, t in result.items() if name.startswith(before)}
+            # Nothing reads it, and diffusers counts layers from the end: a copy keeps the others
+            # in their places.
+            before, after = (
+                f"text_model.encoder.layers.{index}." for index in (number - 1, number)
+            )
+            copies = {
+                name.replace(before, after): t
+                for name, t in result.items()
+                if name.startswith(before)
+            }
             result.update({name: tensor.clone() for name, tensor in copies.items()})
         return result
 
@@ -142,7 +168,9 @@ def _layer_number(name: str) -> int | None:
 
 
 def open_single_file(path: Path, *, prediction: Prediction | None = None) -> SingleFileSource:
-    """Recognise a single file from its header. Raises ModelError or FileFormatError saying what is wrong."""
+    """Recognise a single file from its header. Raises ModelError or FileFormatError saying what is
+    wrong.
+    """
     file = open_tensor_file(path)
     aliases = _ema_aliases(file.shapes)
     shapes = dict(file.shapes)
@@ -151,18 +179,27 @@ def open_single_file(path: Path, *, prediction: Prediction | None = None) -> Sin
     told = told_configs(file)
     try:
         configs: dict[str, dict[str, Any]] = {
-            tower.part: infer_text(family, tower, shapes, told.get(tower.part, {})) for tower in family.text_encoders
+            tower.part: infer_text(family, tower, shapes, told.get(tower.part, {}))
+            for tower in family.text_encoders
         }
         unet: dict[str, Any] = infer_unet(family, shapes, told.get("unet", {}))
         has_vae = any(name.startswith(f"{VAE_PREFIX}encoder.") for name in shapes)
-        vae = infer_vae(family, shapes, told.get("vae", {})) if has_vae else _absent_vae(family, told)
+        vae = (
+            infer_vae(family, shapes, told.get("vae", {})) if has_vae else _absent_vae(family, told)
+        )
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     check_channels(unet["in_channels"], vae["latent_channels"], str(path))
     if family.denoiser.reads_sizes:
-        unet["addition_time_embed_dim"] = time_embedding_width(unet, configs["text_encoder_2"]["projection_dim"])
+        unet["addition_time_embed_dim"] = time_embedding_width(
+            unet, configs["text_encoder_2"]["projection_dim"]
+        )
     given = prediction
-    prediction = prediction or told_prediction(file, family, told) or default_prediction(family, unet["in_channels"])
+    prediction = (
+        prediction
+        or told_prediction(file, family, told)
+        or default_prediction(family, unet["in_channels"])
+    )
     if "sample_size" not in told.get("unet", {}):
         unet["sample_size"] = family.variant(prediction).resolution // family.vae.latent_factor
     scheduler = {**published_config(family, "scheduler"), **told.get("scheduler", {})}
@@ -188,21 +225,33 @@ def _absent_vae(family: Family, told: Mapping[str, Mapping[str, Any]]) -> dict[s
 
 def _unused(source: SingleFileSource) -> list[str]:
     file, family = source.file, source.family
-    prefixes = tuple(VAE_PREFIX + part for part in _VAE_PARTS) + (() if source.aliases else (UNET_PREFIX,))
-    used = {name for name in file.shapes if name.startswith(prefixes)} | set(source.aliases.values())
+    prefixes = tuple(VAE_PREFIX + part for part in _VAE_PARTS) + (
+        () if source.aliases else (UNET_PREFIX,)
+    )
+    used = {name for name in file.shapes if name.startswith(prefixes)} | set(
+        source.aliases.values()
+    )
     if source.aliases:
         used |= {"model_ema.decay", "model_ema.num_updates"}
     for tower in family.text_encoders:
         for name in file.shapes:
-            if name.startswith(tower.file_prefix) and not source.is_leftover(name[len(tower.file_prefix) :], tower):
+            if name.startswith(tower.file_prefix) and not source.is_leftover(
+                name[len(tower.file_prefix) :], tower
+            ):
                 used.add(name)
     lines = unused_tensors(file, family, source.configs, used)
     lines += other_schedule(file, noise_schedule(source.configs["scheduler"]))
     if ZERO_SNR_MARKER in file.shapes and source.prediction == "epsilon":
-        lines.append(f"{ZERO_SNR_MARKER} marks zero terminal SNR, which a model that predicts epsilon cannot have.")
+        lines.append(
+            f"{ZERO_SNR_MARKER} marks zero terminal SNR, which a model that predicts epsilon "
+            "cannot have."
+        )
     for tower in family.text_encoders:
         if missing := source.missing_layers(tower.part):
-            lines.append(f"lacks the last {missing} of the layers of its {tower.part}; nothing reads them by default.")
+            lines.append(
+                f"lacks the last {missing} of the layers of its {tower.part}; nothing reads them "
+                "by default."
+            )
     return lines
 
 
@@ -244,12 +293,16 @@ def told_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
     try:
         stated = parse_json(raw)
         return {
-            component: {name: stated[component][name] for name in names if name in stated[component]}
+            component: {
+                name: stated[component][name] for name in names if name in stated[component]
+            }
             for component, names in TOLD.items()
             if component in stated
         }
     except (ValueError, TypeError, KeyError) as error:
-        raise FileFormatError(f"{file.path}: the metadata {CONFIGS_KEY} is damaged ({error}).") from error
+        raise FileFormatError(
+            f"{file.path}: the metadata {CONFIGS_KEY} is damaged ({error})."
+        ) from error
 
 
 def _told_vocabulary(raw: str, where: str) -> Vocabulary:
@@ -259,4 +312,6 @@ def _told_vocabulary(raw: str, where: str) -> Vocabulary:
         pairs = [merge.split() for merge in content["merges"]]
         return Vocabulary(tokens, tuple((left, right) for left, right in pairs))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise FileFormatError(f"{where}: the metadata {VOCABULARY_KEY} is damaged ({error}).") from error
+        raise FileFormatError(
+            f"{where}: the metadata {VOCABULARY_KEY} is damaged ({error})."
+        ) from error

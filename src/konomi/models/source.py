@@ -29,7 +29,9 @@ class PartSource(Protocol):
 
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:
-        """Folder of a part in the diffusers layout, or `scheduler` -> config in diffusers' terms."""
+        """Folder of a part in the diffusers layout, or `scheduler` -> config in diffusers'
+        terms.
+        """
         ...
 
     def tensors(self, part: Part) -> dict[str, Tensor]:
@@ -37,7 +39,9 @@ class PartSource(Protocol):
         ...
 
     def missing_layers(self, part: Part) -> int:
-        """Layers at the end of a text encoder that are made up, because the file lacks them: not to be read."""
+        """Layers at the end of a text encoder that are made up, because the file lacks them: not
+        to be read.
+        """
         ...
 
     def vocabulary(self, tokenizer: str) -> tuple[Vocabulary, str]:

@@ -1,4 +1,6 @@
-"""Model files of any kind as a table of named tensors: the header first, the numbers when asked for."""
+"""Model files of any kind as a table of named tensors: the header first, the numbers when asked
+for.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -49,7 +51,9 @@ def open_tensor_file(path: Path) -> TensorFile:
     step = content.get("global_step")
     inner = content.get("state_dict", content)
     if not isinstance(inner, dict):
-        raise FileFormatError(f"{path}: its state_dict is a {type(inner).__name__}, not a table of tensors.")
+        raise FileFormatError(
+            f"{path}: its state_dict is a {type(inner).__name__}, not a table of tensors."
+        )
     held = {str(name): tensor for name, tensor in inner.items() if isinstance(tensor, Tensor)}
     shapes = {name: tuple(tensor.shape) for name, tensor in held.items()}
     return TensorFile(path, shapes, held=held, global_step=step if isinstance(step, int) else None)
@@ -58,7 +62,8 @@ def open_tensor_file(path: Path) -> TensorFile:
 def open_component(folder: Path, stems: tuple[str, ...]) -> list[TensorFile]:
     """The weight files of one component of a diffusers folder; several where they are sharded.
 
-    safetensors before pickles, full precision before `.fp16.` variants. Raises ModelError if there are none.
+    safetensors before pickles, full precision before `.fp16.` variants. Raises ModelError if there
+    are none.
     """
     for ending in (".safetensors", ".bin"):
         for variant in ("", ".fp16", ".bf16", ".non_ema", ".ema"):
@@ -83,13 +88,17 @@ def _shards(index: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A config file. Nothing that it names is imported. Raises ModelError if it is absent or damaged."""
+    """A config file. Nothing that it names is imported. Raises ModelError if it is absent or
+    damaged.
+    """
     try:
         if path.stat().st_size > _MAX_JSON:
             raise ModelError(f"{path}: too large for a config.")
         content = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ModelError(f"{path}: is missing, so this is not a complete diffusers folder.") from error
+        raise ModelError(
+            f"{path}: is missing, so this is not a complete diffusers folder."
+        ) from error
     except (ValueError, OSError) as error:
         raise ModelError(f"{path}: the config is damaged ({error}).") from error
     if not isinstance(content, dict):

@@ -1,6 +1,7 @@
 """Captions to text states with CLIP text encoders.
 
-Shapes: B captions, N chunks of all captions, L positions of a chunk (77), n chunks of a caption, D width of a tower.
+Shapes: B captions, N chunks of all captions, L positions of a chunk (77), n chunks of a caption, D
+width of a tower.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +45,8 @@ class TextTower:
     """Its pad token fills chunks up (OpenAI's CLIP: end of text; OpenCLIP: `!`)."""
     module: TextEncoder
     layer: int = 1
-    """Whose output is read where the recipe leaves it open, from the end: 1 the last, 2 the one before."""
+    """Whose output is read where the recipe leaves it open, from the end: 1 the last, 2 the one
+    before."""
     final_norm: bool = True
     """Whether CLIP's final layer norm follows, also after skipped layers."""
     pooled: bool = False
@@ -80,20 +82,26 @@ def encode_text(
     words: Words = NO_WORDS,
     restore_mean: bool = True,
 ) -> Conditioning:
-    """States [B, T, D of all towers] and, where a tower gives it, the pooled vector of each caption's first chunk.
+    """States [B, T, D of all towers] and, where a tower gives it, the pooled vector of each
+    caption's first chunk.
 
-    Every caption becomes `text.max_tokens / 75` chunks, the missing ones empty, the surplus cut off: what a caption
-    becomes never depends on its neighbours in the batch (`count_chunks` tells how many it needs). Each chunk is wrapped
-    in start and end tokens and encoded alone; T is 77, 154, 231 ..., or with `sd_scripts` chunking 77, 152, 227 ...
-    Learned `words` put their vectors in place of token embeddings. Gradients flow to both.
+    Every caption becomes `text.max_tokens / 75` chunks, the missing ones empty, the surplus cut
+    off: what a caption becomes never depends on its neighbours in the batch (`count_chunks` tells
+    how many it needs). Each chunk is wrapped in start and end tokens and encoded alone; T is 77,
+    154, 231 ..., or with `sd_scripts` chunking 77, 152, 227 ... Learned `words` put their vectors
+    in place of token embeddings. Gradients flow to both.
 
-    With `text.emphasis` the states of a weighted token are multiplied by its weight. Then, with `restore_mean`, the
-    chunk is rescaled to the mean it had (what web UIs do by default, here for each chunk by itself and not for a whole
-    batch); without it weights act unscaled. `a:0.7 | b:0.3` blends states and pooled vectors.
+    With `text.emphasis` the states of a weighted token are multiplied by its weight. Then, with
+    `restore_mean`, the chunk is rescaled to the mean it had (what web UIs do by default, here for
+    each chunk by itself and not for a whole batch); without it weights act unscaled. `a:0.7 |
+    b:0.3` blends states and pooled vectors.
 
-    Raises RecipeError where `clip_skip` exceeds the layers, ModelError where a learned word does not fit.
+    Raises RecipeError where `clip_skip` exceeds the layers, ModelError where a learned word does
+    not fit.
     """
-    mixtures = [parse_mixture(caption) if text.emphasis else ((caption, 1.0),) for caption in captions]
+    mixtures = [
+        parse_mixture(caption) if text.emphasis else ((caption, 1.0),) for caption in captions
+    ]
     flat = [prompt for mixture in mixtures for prompt, _ in mixture]
     states, pooled = [], None
     for tower in towers:
@@ -106,15 +114,25 @@ def encode_text(
 
 
 def count_chunks(
-    towers: Sequence[TextTower], captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS
+    towers: Sequence[TextTower],
+    captions: Sequence[str],
+    text: TextConfig,
+    *,
+    words: Words = NO_WORDS,
 ) -> int:
-    """How many chunks the longest caption needs, at least 1; times 75 it is the `max_tokens` that cuts nothing off."""
+    """How many chunks the longest caption needs, at least 1; times 75 it is the `max_tokens` that
+    cuts nothing off.
+    """
     prompts = [p for c in captions for p, _ in (parse_mixture(c) if text.emphasis else ((c, 1.0),))]
-    return max((len(_chunk(tower, prompt, text, words)) for tower in towers for prompt in prompts), default=1)
+    return max(
+        (len(_chunk(tower, prompt, text, words)) for tower in towers for prompt in prompts),
+        default=1,
+    )
 
 
 def token_vectors(towers: Sequence[TextTower], text: str) -> dict[str, Tensor]:
-    """What the text encoders know a text's tokens as: part -> copies of token embeddings, float32 [n, D].
+    """What the text encoders know a text's tokens as: part -> copies of token embeddings, float32
+    [n, D].
 
     Raises RecipeError where the text is no token at all.
     """
@@ -138,7 +156,9 @@ def _chunk(tower: TextTower, prompt: str, text: TextConfig, words: Words) -> lis
         for span in section:
             for word, ids in _tokenize(tower, span.text, words):
                 if word is not None and len(ids) > size:
-                    raise ModelError(f"The learned word {word!r} has {len(ids)} vectors; at most {size} fit.")
+                    raise ModelError(
+                        f"The learned word {word!r} has {len(ids)} vectors; at most {size} fit."
+                    )
                 for piece in [ids] if word is not None else [[token] for token in ids]:
                     if len(chunks[-1].ids) + len(piece) > size:
                         chunks.append(_Chunk())
@@ -168,12 +188,18 @@ def _fit(chunks: list[_Chunk], text: TextConfig) -> list[_Chunk]:
 
 
 def _encode(
-    tower: TextTower, captions: list[list[_Chunk]], text: TextConfig, words: Words, restore_mean: bool
+    tower: TextTower,
+    captions: list[list[_Chunk]],
+    text: TextConfig,
+    words: Words,
+    restore_mean: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """States [B, T, D] and pooled [B, P] of one tower, all chunks in one pass."""
     chunks = [chunk for caption in captions for chunk in caption]
     device = tower.device
-    ids_NL = torch.tensor([_wrap(tower, chunk.ids) for chunk in chunks]).to(device, non_blocking=True)
+    ids_NL = torch.tensor([_wrap(tower, chunk.ids) for chunk in chunks]).to(
+        device, non_blocking=True
+    )
     states_NLD, last_NLD = _run_layers(tower, _embed(tower, ids_NL, chunks, words), text.clip_skip)
     if any(weight != 1.0 for chunk in chunks for weight in chunk.weights):
         states_NLD = _emphasise(states_NLD, chunks, restore_mean)
@@ -182,7 +208,9 @@ def _encode(
     if last_NLD is None:
         return states, None
     # The end token of each first chunk, found by counting: its id may also stand in the text.
-    ends = torch.tensor([len(caption[0].ids) + 1 for caption in captions]).to(device, non_blocking=True)
+    ends = torch.tensor([len(caption[0].ids) + 1 for caption in captions]).to(
+        device, non_blocking=True
+    )
     rows = torch.arange(0, len(chunks), count, device=device)
     pooled = last_NLD[rows, ends]
     projection = getattr(tower.module, "text_projection", None)
@@ -198,7 +226,9 @@ def _wrap(tower: TextTower, ids: list[int]) -> list[int]:
 def _embed(tower: TextTower, ids_NL: Tensor, chunks: list[_Chunk], words: Words) -> Tensor:
     """Token embeddings with learned words in their places."""
     embedded_NLD: Tensor = tower.module.text_model.embeddings.token_embedding(ids_NL)
-    places = [(row, start + 1, word) for row, chunk in enumerate(chunks) for start, word in chunk.vectors]
+    places = [
+        (row, start + 1, word) for row, chunk in enumerate(chunks) for start, word in chunk.vectors
+    ]
     if not places:
         return embedded_NLD
     vectors = []
@@ -206,18 +236,24 @@ def _embed(tower: TextTower, ids_NL: Tensor, chunks: list[_Chunk], words: Words)
         vector = words[word][tower.part]
         if vector.shape[1] != embedded_NLD.shape[2]:
             raise ModelError(
-                f"The learned word {word!r} is {vector.shape[1]} wide; {tower.part} of this base has width "
-                f"{embedded_NLD.shape[2]}. It was learned on another family of models."
+                f"The learned word {word!r} is {vector.shape[1]} wide; {tower.part} of this base "
+                f"has width {embedded_NLD.shape[2]}. It was learned on another family of models."
             )
         vectors.append(vector.to(embedded_NLD.device, embedded_NLD.dtype))
     rows = [row for (row, _, _), vector in zip(places, vectors) for _ in vector]
-    columns = [start + i for (_, start, _), vector in zip(places, vectors) for i in range(len(vector))]
+    columns = [
+        start + i for (_, start, _), vector in zip(places, vectors) for i in range(len(vector))
+    ]
     index = tuple(torch.tensor(values).to(embedded_NLD.device) for values in (rows, columns))
     return embedded_NLD.index_put(index, torch.cat(vectors))
 
 
-def _run_layers(tower: TextTower, embedded_NLD: Tensor, clip_skip: int) -> tuple[Tensor, Tensor | None]:
-    """States of the layer asked for, and where the tower pools also the last layer's, normed. No layer runs in vain."""
+def _run_layers(
+    tower: TextTower, embedded_NLD: Tensor, clip_skip: int
+) -> tuple[Tensor, Tensor | None]:
+    """States of the layer asked for, and where the tower pools also the last layer's, normed. No
+    layer runs in vain.
+    """
     model = tower.module.text_model
     count = len(model.encoder.layers)
     skip = clip_skip or tower.layer
@@ -225,8 +261,9 @@ def _run_layers(tower: TextTower, embedded_NLD: Tensor, clip_skip: int) -> tuple
         raise RecipeError(f"text.clip_skip is {skip}; this base's {tower.part} has {count} layers.")
     if skip <= tower.missing_layers:
         raise RecipeError(
-            f"text.clip_skip is {skip}; this base's file holds only the first {count - tower.missing_layers} of the "
-            f"{count} layers of {tower.part}, so {tower.missing_layers + 1} is the smallest."
+            f"text.clip_skip is {skip}; this base's file holds only the first "
+            f"{count - tower.missing_layers} of the {count} layers of {tower.part}, so "
+            f"{tower.missing_layers + 1} is the smallest."
         )
     hidden = embedded_NLD + model.embeddings.position_embedding.weight[: embedded_NLD.shape[1]]
     states = hidden
@@ -248,7 +285,12 @@ def _emphasise(states_NLD: Tensor, chunks: list[_Chunk], restore_mean: bool) -> 
         # Where a mean is about zero, their ratio is rounding noise: such a chunk stays as it is.
         size = states.square().mean((1, 2), keepdim=True).sqrt()
         ratio = before / after
-        usable = (before.abs() > 1e-4 * size) & (ratio > 0.1) & (ratio < 10.0) & (weights_NL1 != 1).any(1, keepdim=True)
+        usable = (
+            (before.abs() > 1e-4 * size)
+            & (ratio > 0.1)
+            & (ratio < 10.0)
+            & (weights_NL1 != 1).any(1, keepdim=True)
+        )
         weighted = weighted * torch.where(usable, ratio, torch.ones_like(ratio))
     return weighted.to(states_NLD.dtype)
 
@@ -267,7 +309,9 @@ def _blend(values: Tensor, mixtures: Sequence[Sequence[tuple[str, float]]]) -> T
     blended, start = [], 0
     for mixture in mixtures:
         parts = values[start : start + len(mixture)]
-        shares = torch.tensor([share for _, share in mixture], device=values.device, dtype=values.dtype)
+        shares = torch.tensor(
+            [share for _, share in mixture], device=values.device, dtype=values.dtype
+        )
         blended.append(parts[0] if len(mixture) == 1 else torch.tensordot(shares, parts, dims=1))
         start += len(mixture)
     return torch.stack(blended)

@@ -1,7 +1,8 @@
 """CLIP's tokenizer, from the vocabulary that ships with konomi or from a diffusers folder.
 
-The vocabulary is OpenAI's `bpe_simple_vocab_16e6.txt.gz` (MIT, see configs/clip/LICENSE): 256 byte symbols, the same
-with `</w>`, one token per merge of the first 48,894, and the two special tokens; 49,408 in all (Radford et al. 2021).
+The vocabulary is OpenAI's `bpe_simple_vocab_16e6.txt.gz` (MIT, see configs/clip/LICENSE): 256 byte
+symbols, the same with `</w>`, one token per merge of the first 48,894, and the two special tokens;
+49,408 in all (Radford et al. 2021).
 """
 
 import gzip
@@ -21,7 +22,9 @@ END = "<|endoftext|>"
 _MERGES = 49152 - 256 - 2
 _MOST_TOKENS = 1 << 24
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
 """What CLIP takes for a word (Radford et al. 2021, `simple_tokenizer.py`)."""
 
 
@@ -42,7 +45,11 @@ class Vocabulary:
 
 def _byte_symbols() -> list[str]:
     """The 256 printable stand-ins of the bytes, in the vocabulary's order (Radford et al. 2019)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = 256 - len(printable)
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(others)]
 
@@ -50,32 +57,49 @@ def _byte_symbols() -> list[str]:
 @lru_cache(maxsize=1)
 def clip_vocabulary() -> Vocabulary:
     """The vocabulary of every published Stable Diffusion."""
-    text = gzip.decompress((CONFIGS / "clip" / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode("utf-8")
+    text = gzip.decompress((CONFIGS / "clip" / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode(
+        "utf-8"
+    )
     lines = text.split("\n")[1 : 1 + _MERGES]
-    return vocabulary_of_merges(tuple((left, right) for left, right in (line.split() for line in lines)))
+    return vocabulary_of_merges(
+        tuple((left, right) for left, right in (line.split() for line in lines))
+    )
 
 
 def vocabulary_of_merges(merges: tuple[tuple[str, str], ...]) -> Vocabulary:
-    """CLIP's numbering of tokens for a list of merges: bytes, bytes at a word's end, merges, start, end."""
+    """CLIP's numbering of tokens for a list of merges: bytes, bytes at a word's end, merges,
+    start, end.
+    """
     symbols = _byte_symbols()
-    names = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in merges), START, END]
+    names = [
+        *symbols,
+        *(symbol + "</w>" for symbol in symbols),
+        *("".join(pair) for pair in merges),
+        START,
+        END,
+    ]
     return Vocabulary({name: number for number, name in enumerate(names)}, merges)
 
 
 class Tokenizer:
-    """CLIP's tokenizer, over the `tokenizers` package alone: the ids of transformers' `CLIPTokenizer` (but for
-    its padding token), which takes almost a second of every start to import."""
+    """CLIP's tokenizer, over the `tokenizers` package alone: the ids of transformers'
+    `CLIPTokenizer` (but for its padding token), which takes almost a second of every start to
+    import.
+    """
 
     def __init__(self, vocabulary: Vocabulary, *, pad_token: str = END) -> None:
         """Raises ModelError if the vocabulary lacks what every prompt needs.
 
-        `pad_token` stands behind the end of a text and is a word like any other in it: OpenCLIP's encoders
-        are padded with `!`, and in OpenCLIP, sd-scripts and the web UIs an exclamation mark is read as one.
-        transformers takes the padding token out of the text instead, together with the spaces around it.
+        `pad_token` stands behind the end of a text and is a word like any other in it: OpenCLIP's
+        encoders are padded with `!`, and in OpenCLIP, sd-scripts and the web UIs an exclamation
+        mark is read as one. transformers takes the padding token out of the text instead, together
+        with the spaces around it.
         """
         self._pipeline = _pipeline(vocabulary)
         if pad_token not in vocabulary.tokens:
-            raise ModelError(f"the tokenizer's padding token {pad_token!r} is not in its vocabulary.")
+            raise ModelError(
+                f"the tokenizer's padding token {pad_token!r} is not in its vocabulary."
+            )
         self.bos_token_id = self._id(START)
         self.eos_token_id = self._id(END)
         self.pad_token_id = self._id(pad_token)
@@ -99,7 +123,9 @@ class Tokenizer:
 
 @lru_cache(maxsize=2)
 def _pipeline(vocabulary: Vocabulary) -> Any:
-    """The `tokenizers` package's own, checked first: a tenth of a second, so all of one vocabulary share it."""
+    """The `tokenizers` package's own, checked first: a tenth of a second, so all of one vocabulary
+    share it.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     _check(vocabulary)
@@ -117,14 +143,20 @@ def _pipeline(vocabulary: Vocabulary) -> Any:
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
     words = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
-    pipeline.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    pipeline.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     # Wherever these stand in a text, they are one token.
-    pipeline.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (START, END)])
+    pipeline.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in (START, END)]
+    )
     return pipeline
 
 
 def _encodable(text: str) -> str:
-    """Half a character pair, which damaged files leave in a text, has no bytes: it becomes U+FFFD."""
+    """Half a character pair, which damaged files leave in a text, has no bytes: it becomes
+    U+FFFD.
+    """
     return _SURROGATE.sub("\ufffd", text)
 
 
@@ -136,13 +168,19 @@ def _check(vocabulary: Vocabulary) -> None:
         raise ModelError("the tokenizer's vocabulary gives two tokens the same number.")
     for text in (*vocabulary.tokens, *(half for pair in vocabulary.merges for half in pair)):
         if not text.isascii() and _SURROGATE.search(text):
-            raise ModelError(f"the tokenizer's vocabulary has the token {text!r}, which is not text.")
+            raise ModelError(
+                f"the tokenizer's vocabulary has the token {text!r}, which is not text."
+            )
     if not all(0 <= number < _MOST_TOKENS for number in vocabulary.tokens.values()):
-        raise ModelError(f"the tokenizer's vocabulary has token numbers outside 0 to {_MOST_TOKENS - 1}.")
+        raise ModelError(
+            f"the tokenizer's vocabulary has token numbers outside 0 to {_MOST_TOKENS - 1}."
+        )
     for left, right in vocabulary.merges:
         for needed in (left, right, left + right):
             if needed not in vocabulary.tokens:
-                raise ModelError(f"the tokenizer's merges make {needed!r}, which its vocabulary lacks.")
+                raise ModelError(
+                    f"the tokenizer's merges make {needed!r}, which its vocabulary lacks."
+                )
 
 
 def build_tokenizer(vocabulary: Vocabulary, *, pad_token: str = END, length: int = 77) -> Any:
@@ -154,29 +192,39 @@ def build_tokenizer(vocabulary: Vocabulary, *, pad_token: str = END, length: int
 
     _check(vocabulary)
     return CLIPTokenizer(
-        vocab=vocabulary.tokens, merges=list(vocabulary.merges), pad_token=pad_token, model_max_length=length
+        vocab=vocabulary.tokens,
+        merges=list(vocabulary.merges),
+        pad_token=pad_token,
+        model_max_length=length,
     )
 
 
 def read_vocabulary(folder: Path) -> tuple[Vocabulary, str]:
-    """Vocabulary and padding token of a diffusers tokenizer folder (`vocab.json` + `merges.txt`, or `tokenizer.json`).
+    """Vocabulary and padding token of a diffusers tokenizer folder (`vocab.json` + `merges.txt`,
+    or `tokenizer.json`).
 
-    Only data is read: no class or file that a config names is looked up. Raises ModelError for a damaged folder.
+    Only data is read: no class or file that a config names is looked up. Raises ModelError for a
+    damaged folder.
     """
     try:
         pad = _pad_token(folder)
         if (folder / "vocab.json").is_file():
-            vocabulary = _of_two_files((folder / "vocab.json").read_bytes(), (folder / "merges.txt").read_bytes())
+            vocabulary = _of_two_files(
+                (folder / "vocab.json").read_bytes(), (folder / "merges.txt").read_bytes()
+            )
         else:
             vocabulary = _of_one_file((folder / "tokenizer.json").read_bytes())
     except FileNotFoundError as error:
         raise ModelError(f"{folder}: the tokenizer lacks {Path(error.filename).name}.") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-        raise ModelError(f"{folder}: the tokenizer's files are damaged ({str(error)[:200]}).") from error
+        raise ModelError(
+            f"{folder}: the tokenizer's files are damaged ({str(error)[:200]})."
+        ) from error
     return vocabulary, pad
 
 
-# By content: a run reads the same 1.5 MB several times, for both text encoders of a base and for its fingerprint.
+# By content: a run reads the same 1.5 MB several times, for both text encoders of a base and for
+# its fingerprint.
 @lru_cache(maxsize=2)
 def _of_two_files(vocabulary: bytes, merges: bytes) -> Vocabulary:
     lines = merges.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -212,7 +260,9 @@ def _pad_token(folder: Path) -> str:
     return END
 
 
-def write_tokenizer(folder: Path, vocabulary: Vocabulary, *, pad_token: str, length: int = 77) -> None:
+def write_tokenizer(
+    folder: Path, vocabulary: Vocabulary, *, pad_token: str, length: int = 77
+) -> None:
     """The classic files, which every version of transformers reads."""
     folder.mkdir(parents=True)
     merges = "".join(f"{left} {right}\n" for left, right in vocabulary.merges)
@@ -232,4 +282,8 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, *, pad_token: str, len
 
 
 def _write_json(path: Path, content: Any, indent: int | None = 2) -> None:
-    path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    path.write_text(
+        json.dumps(content, indent=indent, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+        newline="\n",
+    )

@@ -1,8 +1,9 @@
 """The UNet of Stable Diffusion in plain PyTorch (Ronneberger et al. 2015; Rombach et al. 2022).
 
-Names of parameters, and every operation on numbers, are those of diffusers' `UNet2DConditionModel` for the configs that
-`is_plain` accepts, so that weights, adapters and results are the same. It exists because it starts in a fraction of the
-time (diffusers imports quantisers, hooks and other packages on the way to its UNet) and has fewer Python calls a step.
+Names of parameters, and every operation on numbers, are those of diffusers' `UNet2DConditionModel`
+for the configs that `is_plain` accepts, so that weights, adapters and results are the same. It
+exists because it starts in a fraction of the time (diffusers imports quantisers, hooks and other
+packages on the way to its UNet) and has fewer Python calls a step.
 
 Shapes: B batch, C channels, H W grid, T text positions, D text width.
 """
@@ -15,19 +16,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from konomi.models.unet_layers import Convolution, Embedding, Level, Resnet, Runner, Transformer, sinusoids
+from konomi.models.unet_layers import (
+    Convolution,
+    Embedding,
+    Level,
+    Resnet,
+    Runner,
+    Transformer,
+    sinusoids,
+)
 
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
-    "act_fn": ("silu", "swish"), "addition_embed_type": (None, "text_time"), "attention_type": ("default",),
-    "center_input_sample": (False,), "class_embed_type": (None,), "class_embeddings_concat": (False,),
-    "conv_in_kernel": (3,), "conv_out_kernel": (3,), "cross_attention_norm": (None,), "downsample_padding": (1,),
-    "dropout": (0, 0.0), "dual_cross_attention": (False,), "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,),
+    "act_fn": ("silu", "swish"), "addition_embed_type": (None, "text_time"),
+    "attention_type": ("default",),
+    "center_input_sample": (False,), "class_embed_type": (None,),
+    "class_embeddings_concat": (False,),
+    "conv_in_kernel": (3,), "conv_out_kernel": (3,), "cross_attention_norm": (None,),
+    "downsample_padding": (1,),
+    "dropout": (0, 0.0), "dual_cross_attention": (False,), "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
     "flip_sin_to_cos": (True,), "freq_shift": (0,), "mid_block_only_cross_attention": (None, False),
-    "mid_block_scale_factor": (1,), "mid_block_type": ("UNetMidBlock2DCrossAttn",), "num_attention_heads": (None,),
-    "num_class_embeds": (None,), "only_cross_attention": (False,), "resnet_out_scale_factor": (1.0,),
+    "mid_block_scale_factor": (1,), "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "num_attention_heads": (None,),
+    "num_class_embeds": (None,), "only_cross_attention": (False,),
+    "resnet_out_scale_factor": (1.0,),
     "resnet_skip_time_act": (False,), "resnet_time_scale_shift": ("default",),
-    "reverse_transformer_layers_per_block": (None,), "time_cond_proj_dim": (None,), "time_embedding_act_fn": (None,),
-    "time_embedding_dim": (None,), "time_embedding_type": ("positional",), "timestep_post_act": (None,),
+    "reverse_transformer_layers_per_block": (None,), "time_cond_proj_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,), "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
 }  # fmt: skip
 
 
@@ -66,13 +83,17 @@ class UNet(nn.Module):
         self.conv_in = Convolution(config["in_channels"], widths[0], 3, padding=1)
         self.time_embedding = Embedding(widths[0], plan.time)
         if config.get("addition_embed_type") == "text_time":
-            self.add_embedding = Embedding(config["projection_class_embeddings_input_dim"], plan.time)
+            self.add_embedding = Embedding(
+                config["projection_class_embeddings_input_dim"], plan.time
+            )
         down, skips = [], [widths[0]]
         for level, width in enumerate(widths):
             channels = [widths[max(level - 1, 0)], *[width] * plan.counts[level]]
             resnets = [plan.resnet(channels[i], width) for i in range(plan.counts[level])]
             sampler = "downsamplers" if level < last else ""
-            down.append(Level(resnets, plan.transformers(level, plan.counts[level]), sampler, width))
+            down.append(
+                Level(resnets, plan.transformers(level, plan.counts[level]), sampler, width)
+            )
             skips += [width] * (plan.counts[level] + (level < last))
         self.down_blocks = nn.ModuleList(down)
         up, channels_in = [], widths[-1]
@@ -82,7 +103,9 @@ class UNet(nn.Module):
                 resnets.append(plan.resnet(channels_in + skips.pop(), widths[level]))
                 channels_in = widths[level]
             transformers = plan.transformers(level, plan.counts[level] + 1)
-            up.append(Level(resnets, transformers, "upsamplers" if level > 0 else "", widths[level]))
+            up.append(
+                Level(resnets, transformers, "upsamplers" if level > 0 else "", widths[level])
+            )
         self.up_blocks = nn.ModuleList(up)
         middle = [plan.resnet(widths[-1], widths[-1]) for _ in range(2)]
         self.mid_block = Level(middle, [plan.transformer(last)], "", widths[-1])
@@ -90,7 +113,9 @@ class UNet(nn.Module):
         self.conv_out = Convolution(widths[0], config["out_channels"], 3, padding=1)
 
     def enable_gradient_checkpointing(self) -> None:
-        """In training mode keep only the borders of resnets and transformer blocks; the rest is computed again."""
+        """In training mode keep only the borders of resnets and transformer blocks; the rest is
+        computed again.
+        """
         self.gradient_checkpointing = True
 
     def disable_gradient_checkpointing(self) -> None:
@@ -106,7 +131,8 @@ class UNet(nn.Module):
     ) -> Answer:
         """[B, C, H, W], [B], [B, T, D], perhaps `text_embeds` and `time_ids` -> [B, C, H, W].
 
-        `return_dict` is there for callers used to diffusers: the answer is a tuple with a name either way.
+        `return_dict` is there for callers used to diffusers: the answer is a tuple with a name
+        either way.
         """
         run: Runner = _again if self.gradient_checkpointing and self.training else _once
         time = self._time(sample, timestep, added_cond_kwargs)
@@ -124,16 +150,22 @@ class UNet(nn.Module):
 
     def _time(self, sample: Tensor, timestep: Tensor, added: Mapping[str, Tensor] | None) -> Tensor:
         times = timestep.reshape(-1).expand(sample.shape[0])
-        embedded: Tensor = self.time_embedding(sinusoids(times, self.conv_in.out_channels).to(sample.dtype))
+        embedded: Tensor = self.time_embedding(
+            sinusoids(times, self.conv_in.out_channels).to(sample.dtype)
+        )
         if hasattr(self, "add_embedding"):
             assert added is not None, "this UNet reads pooled text and sizes"
             text, sizes = added["text_embeds"], added["time_ids"]
             numbers = sinusoids(sizes.flatten(), self.size_width).reshape(text.shape[0], -1)
-            embedded = embedded + self.add_embedding(torch.cat([text, numbers], dim=-1).to(embedded.dtype))
+            embedded = embedded + self.add_embedding(
+                torch.cat([text, numbers], dim=-1).to(embedded.dtype)
+            )
         return embedded
 
 
-def _down(block: Any, hidden: Tensor, time: Tensor, text: Tensor, run: Runner, skips: list[Tensor]) -> Tensor:
+def _down(
+    block: Any, hidden: Tensor, time: Tensor, text: Tensor, run: Runner, skips: list[Tensor]
+) -> Tensor:
     """One level on the way down; every intermediate result is kept for the way up."""
     transformers = getattr(block, "attentions", None)
     for index, resnet in enumerate(block.resnets):
@@ -147,7 +179,9 @@ def _down(block: Any, hidden: Tensor, time: Tensor, text: Tensor, run: Runner, s
     return hidden
 
 
-def _up(block: Any, hidden: Tensor, time: Tensor, text: Tensor, run: Runner, skips: list[Tensor]) -> Tensor:
+def _up(
+    block: Any, hidden: Tensor, time: Tensor, text: Tensor, run: Runner, skips: list[Tensor]
+) -> Tensor:
     """One level on the way up; takes back what was kept, the last first."""
     transformers = getattr(block, "attentions", None)
     for index, resnet in enumerate(block.resnets):
@@ -191,7 +225,10 @@ class _Plan:
         self.linear = bool(config.get("use_linear_projection", False))
         self.context = int(config["cross_attention_dim"])
         self.time = 4 * self.widths[0]
-        if any(len(values) != levels for values in (self.counts, self.heads, self.depths, self.attention)):
+        if any(
+            len(values) != levels
+            for values in (self.counts, self.heads, self.depths, self.attention)
+        ):
             raise ValueError(f"lists of other lengths than the {levels} levels")
 
     def resnet(self, in_channels: int, channels: int) -> Resnet:

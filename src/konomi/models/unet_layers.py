@@ -1,7 +1,8 @@
-"""The layers of Stable Diffusion's UNet, named and computed as diffusers does; see `konomi.models.unet`. Some serve the
-autoencoder too.
+"""The layers of Stable Diffusion's UNet, named and computed as diffusers does; see
+`konomi.models.unet`. Some serve the autoencoder too.
 
-Shapes: B batch, C channels, H W grid, N = H W positions, T text positions, D text width, E width of the time embedding.
+Shapes: B batch, C channels, H W grid, N = H W positions, T text positions, D text width, E width
+of the time embedding.
 """
 
 import math
@@ -21,18 +22,24 @@ Runner = Callable[..., Tensor]
 def sinusoids(values_B: Tensor, width: int) -> Tensor:
     """[B] numbers -> [B, width] cosines and sines, float32 (Vaswani et al. 2017)."""
     half = width // 2
-    exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=values_B.device) / half
+    exponents = (
+        -math.log(10000) * torch.arange(half, dtype=torch.float32, device=values_B.device) / half
+    )
     angles = values_B[:, None].float() * torch.exp(exponents)[None, :]
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
 
 
 class Convolution(nn.Conv2d):
-    """PyTorch's, with one group and zeros around; its frozen weight may be kept in a smaller format."""
+    """PyTorch's, with one group and zeros around; its frozen weight may be kept in a smaller
+    format.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']."""
         compute: Any = conv2d if is_cast(input, self.weight) else F.conv2d
-        answer: Tensor = compute(input, self.weight, self.bias, self.stride, self.padding, self.dilation)
+        answer: Tensor = compute(
+            input, self.weight, self.bias, self.stride, self.padding, self.dilation
+        )
         return answer
 
 
@@ -61,7 +68,9 @@ class Embedding(nn.Module):
 class Resnet(nn.Module):
     """Two convolutions with the time in between; without one in an autoencoder."""
 
-    def __init__(self, in_channels: int, channels: int, *, time: int | None, groups: int, eps: float) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, *, time: int | None, groups: int, eps: float
+    ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = Convolution(in_channels, channels, 3, padding=1)
@@ -69,7 +78,9 @@ class Resnet(nn.Module):
             self.time_emb_proj = Linear(time, channels)
         self.norm2 = nn.GroupNorm(groups, channels, eps=eps)
         self.conv2 = Convolution(channels, channels, 3, padding=1)
-        self.conv_shortcut = Convolution(in_channels, channels, 1) if in_channels != channels else None
+        self.conv_shortcut = (
+            Convolution(in_channels, channels, 1) if in_channels != channels else None
+        )
 
     def forward(self, grid_BCHW: Tensor, time_BE: Tensor | None = None) -> Tensor:
         hidden = self.conv1(F.silu(self.norm1(grid_BCHW)))
@@ -101,23 +112,29 @@ class Attention(nn.Module):
 
         query, key, value = self.to_q(states_BNC), self.to_k(context_BTD), self.to_v(context_BTD)
         mixed = mix(split(query), split(key), split(value))
-        return _dropped(self.to_out[1], self.to_out[0](mixed.transpose(1, 2).reshape(batch, -1, width)))
+        return _dropped(
+            self.to_out[1], self.to_out[0](mixed.transpose(1, 2).reshape(batch, -1, width))
+        )
 
 
 PLAIN_PRODUCTS = 1024 * 1024
-"""Query times key positions up to which plain products are the faster way to train in bfloat16 on a CPU."""
+"""Query times key positions up to which plain products are the faster way to train in bfloat16 on
+a CPU."""
 
 
 def mix(query_BHNC: Tensor, key_BHTC: Tensor, value_BHTC: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(C)) V.
 
-    On the CPU the fused kernel's backward pass in bfloat16 takes 1.3 (256 positions) to 5 times (64) as long as plain
-    products do; at 4,096 positions it is the faster one, and it keeps no scores.
+    On the CPU the fused kernel's backward pass in bfloat16 takes 1.3 (256 positions) to 5 times
+    (64) as long as plain products do; at 4,096 positions it is the faster one, and it keeps no
+    scores.
     """
     positions = query_BHNC.shape[-2] * key_BHTC.shape[-2]
     on_cpu = query_BHNC.device.type == "cpu" and query_BHNC.dtype == torch.bfloat16
     if on_cpu and torch.is_grad_enabled() and positions <= PLAIN_PRODUCTS:
-        scores_BHNT = torch.matmul(query_BHNC * query_BHNC.shape[-1] ** -0.5, key_BHTC.transpose(-1, -2))
+        scores_BHNT = torch.matmul(
+            query_BHNC * query_BHNC.shape[-1] ** -0.5, key_BHTC.transpose(-1, -2)
+        )
         return torch.matmul(scores_BHNT.softmax(-1), value_BHTC)
     return F.scaled_dot_product_attention(query_BHNC, key_BHTC, value_BHTC)
 
@@ -146,7 +163,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.net = nn.ModuleList([Gate(width, 4 * width), nn.Dropout(0.0), Linear(4 * width, width)])
+        self.net = nn.ModuleList(
+            [Gate(width, 4 * width), nn.Dropout(0.0), Linear(4 * width, width)]
+        )
 
     def forward(self, states: Tensor) -> Tensor:
         answer: Tensor = self.net[2](_dropped(self.net[1], self.net[0](states)))
@@ -176,12 +195,23 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Blocks over the flattened grid; around them 1x1 convolutions or linear layers."""
 
-    def __init__(self, channels: int, context_width: int, *, heads: int, depth: int, groups: int, linear: bool) -> None:
+    def __init__(
+        self,
+        channels: int,
+        context_width: int,
+        *,
+        heads: int,
+        depth: int,
+        groups: int,
+        linear: bool,
+    ) -> None:
         super().__init__()
         self.linear = linear
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = Linear(channels, channels) if linear else Convolution(channels, channels, 1)
-        self.transformer_blocks = nn.ModuleList([Block(channels, context_width, heads) for _ in range(depth)])
+        self.transformer_blocks = nn.ModuleList(
+            [Block(channels, context_width, heads) for _ in range(depth)]
+        )
         self.proj_out = Linear(channels, channels) if linear else Convolution(channels, channels, 1)
 
     def forward(self, grid_BCHW: Tensor, text_BTD: Tensor, run: Runner) -> Tensor:
@@ -221,10 +251,16 @@ class Sampler(nn.Module):
 
 
 class Level(nn.Module):
-    """Resnets of one resolution, each followed by a transformer if there are any, then a sampler if there is one."""
+    """Resnets of one resolution, each followed by a transformer if there are any, then a sampler
+    if there is one.
+    """
 
     def __init__(
-        self, resnets: Sequence[Resnet], transformers: Sequence[Transformer], sampler: str, channels: int
+        self,
+        resnets: Sequence[Resnet],
+        transformers: Sequence[Transformer],
+        sampler: str,
+        channels: int,
     ) -> None:
         super().__init__()
         if transformers:

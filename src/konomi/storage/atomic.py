@@ -1,7 +1,8 @@
 """Files and folders that are either complete or absent, whatever ends the process.
 
-The order is always: write beside the target, fsync the file, rename, fsync the folder. A reader therefore sees the old
-content or the new, never a mixture, and what was published survives a power cut.
+The order is always: write beside the target, fsync the file, rename, fsync the folder. A reader
+therefore sees the old content or the new, never a mixture, and what was published survives a power
+cut.
 """
 
 import contextlib
@@ -26,7 +27,8 @@ _FOREIGN_AGE = 24 * 3600.0
 _ADVICE = {
     errno.ENOSPC: "the disk is full. Free some space or choose another output folder",
     errno.EDQUOT: "your disk quota is used up. Free some space or choose another output folder",
-    errno.EIO: "the disk reports a read or write error. Check the disk and choose another output folder",
+    errno.EIO: "the disk reports a read or write error. Check the disk and choose another output "
+    "folder",
     errno.EROFS: "the disk is read-only. Choose another output folder",
     errno.EACCES: "permission denied. Change the permissions or choose another folder",
     errno.EPERM: "the operation is not permitted. Change the permissions or choose another folder",
@@ -43,7 +45,9 @@ _ADVICE = {
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into a RunError that names the path and what to do. Others pass."""
+    """Turn the operating system's refusals into a RunError that names the path and what to do.
+    Others pass.
+    """
     try:
         yield
     except OSError as error:
@@ -53,21 +57,26 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name in the same folder that `sweep_temporaries` knows. Nothing is created; the suffix stays the same."""
+    """A name in the same folder that `sweep_temporaries` knows. Nothing is created; the suffix
+    stays the same.
+    """
     suffix = path.suffix[-16:]
     stem = path.name[: len(path.name) - len(suffix)] if suffix else path.name
     # Names are limited to 255 bytes, and the prefix takes about 50 of them.
     stem = stem.encode("utf-8", "surrogateescape")[:120].decode("utf-8", "ignore")
     pid = os.getpid()
-    return path.with_name(f".partial-{_host()}-{pid}-{process.start_time(pid)}-{secrets.token_hex(4)}-{stem}{suffix}")
+    return path.with_name(
+        f".partial-{_host()}-{pid}-{process.start_time(pid)}-{secrets.token_hex(4)}-{stem}{suffix}"
+    )
 
 
 @contextlib.contextmanager
 def write_file(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; publish it as `path` when the block ends without an error.
+    """Yield a temporary path in the same folder; publish it as `path` when the block ends without
+    an error.
 
-    The parent folder is created. On any failure the temporary file is removed and what stood at `path` is untouched.
-    Raises RunError for a full, failing, read-only or forbidden disk.
+    The parent folder is created. On any failure the temporary file is removed and what stood at
+    `path` is untouched. Raises RunError for a full, failing, read-only or forbidden disk.
     """
     path = Path(path)
     with explained(path):
@@ -91,7 +100,9 @@ def write_text(path: Path | str, text: str) -> None:
 
 @contextlib.contextmanager
 def write_folder(final: Path | str, *, replace: bool = False) -> Iterator[Path]:
-    """Yield a new temporary folder beside `final`; publish it whole when the block ends without an error."""
+    """Yield a new temporary folder beside `final`; publish it whole when the block ends without an
+    error.
+    """
     final = Path(final)
     with explained(final):
         temporary = temporary_beside(final)
@@ -105,9 +116,11 @@ def write_folder(final: Path | str, *, replace: bool = False) -> Iterator[Path]:
 
 
 def publish_folder(temporary: Path, final: Path, *, replace: bool = False) -> None:
-    """Make every file and folder under `temporary` durable, then rename it to `final`, in the same file system.
+    """Make every file and folder under `temporary` durable, then rename it to `final`, in the same
+    file system.
 
-    With `replace`, an existing `final` is moved aside first and removed afterwards; without, it is a RunError.
+    With `replace`, an existing `final` is moved aside first and removed afterwards; without, it is
+    a RunError.
     """
     with explained(final):
         for folder, _, names in os.walk(temporary, topdown=False):
@@ -129,7 +142,8 @@ def publish_folder(temporary: Path, final: Path, *, replace: bool = False) -> No
 def sweep_temporaries(folder: Path | str) -> list[Path]:
     """Remove what killed processes left directly in `folder`. Returns the removed paths.
 
-    Temporaries of processes that still run are kept, and those of other hosts until they are a day old.
+    Temporaries of processes that still run are kept, and those of other hosts until they are a day
+    old.
     """
     removed = []
     for path in sorted(Path(folder).glob(".partial-*")):
@@ -149,7 +163,9 @@ def sweep_temporaries(folder: Path | str) -> list[Path]:
 
 
 def check_free_space(folder: Path | str, bytes_needed: int) -> None:
-    """Raise RunError with both figures if the disk of `folder`, or of its nearest existing parent, is too full."""
+    """Raise RunError with both figures if the disk of `folder`, or of its nearest existing parent,
+    is too full.
+    """
     existing = Path(folder).absolute()
     while not existing.exists():
         existing = existing.parent
@@ -179,7 +195,8 @@ def sync_folder(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network and FUSE file systems cannot sync folders and say so; they lose nothing by it.
+        # Some network and FUSE file systems cannot sync folders and say so; they lose nothing by
+        # it.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:

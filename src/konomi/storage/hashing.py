@@ -26,14 +26,18 @@ def sha256_file(path: Path | str, *, start: int = 0) -> str:
 
 
 def short_hash(path: Path | str) -> str:
-    """The 8 digits by which the first web UI and sd-scripts name a checkpoint: SHA-256 of 64 KiB from byte 0x100000."""
+    """The 8 digits by which the first web UI and sd-scripts name a checkpoint: SHA-256 of 64 KiB
+    from byte 0x100000.
+    """
     with Path(path).open("rb") as file:
         file.seek(SHORT_HASH_START)
         return hashlib.sha256(file.read(SHORT_HASH_LENGTH)).hexdigest()[:8]
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of the names; the same on every device."""
+    """SHA-256 over names, types, shapes and bytes, in the order of the names; the same on every
+    device.
+    """
     from konomi.storage.tensor_file import tensor_bytes
 
     digest = hashlib.sha256()
@@ -45,7 +49,12 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def sampled_hash(tensors: Mapping[str, Tensor], count: int = 256) -> str:
-    """SHA-256 over names, types, shapes and the first `count` values of each tensor: cheap, and tells models apart."""
+    """SHA-256 over names, types, shapes and the first `count` values of each tensor: cheap, and
+    tells models apart.
+    """
     return tensors_hash(
-        {f"{name} {tuple(tensor.shape)}": tensor.reshape(-1)[:count] for name, tensor in tensors.items()}
+        {
+            f"{name} {tuple(tensor.shape)}": tensor.reshape(-1)[:count]
+            for name, tensor in tensors.items()
+        }
     )

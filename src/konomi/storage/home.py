@@ -4,7 +4,9 @@ from pathlib import Path
 
 
 def expanded(path: str | Path) -> Path:
-    """With a leading `~` or `~USER` replaced by that home folder; as it is, like in a shell, without such a user."""
+    """With a leading `~` or `~USER` replaced by that home folder; as it is, like in a shell,
+    without such a user.
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -27,7 +27,8 @@ except ImportError:  # Windows
 _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _MAX_BYTES = 4096
 _SETTLE_SECONDS = 0.3
-"""A holder writes its name just after it got the lock; that long an empty or dead name is not believed."""
+"""A holder writes its name just after it got the lock; that long an empty or dead name is not
+believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,9 @@ class Holder:
 class RunLock:
     """`run.lock` in a run folder, held from `acquire` to `release` or for a `with` block.
 
-    The system's advisory lock decides where there is one, so a lock of a dead process is simply free. Where there is
-    none (Windows, some network disks), or where a forked child outlived its parent, the process named in the file
-    decides.
+    The system's advisory lock decides where there is one, so a lock of a dead process is simply
+    free. Where there is none (Windows, some network disks), or where a forked child outlived its
+    parent, the process named in the file decides.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -83,7 +84,10 @@ class RunLock:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.release()
 
@@ -95,7 +99,8 @@ class RunLock:
             if locked is not True:
                 self._check_holder(free_if_unnamed=locked is None)
                 if locked is False:
-                    # The named process is gone but something still holds the old file: start a new one.
+                    # The named process is gone but something still holds the old file: start a new
+                    # one.
                     self.path.unlink(missing_ok=True)
                     return False
             if not self._is_current(descriptor):
@@ -109,14 +114,18 @@ class RunLock:
                 os.close(descriptor)
 
     def _open(self) -> int:
-        """Never what a link points to, nor a pipe or device: the file is emptied before it is written."""
+        """Never what a link points to, nor a pipe or device: the file is emptied before it is
+        written.
+        """
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         if self.path.is_symlink():
             raise RunError(f"{self.path}: is a link, where the lock of a run should be. Remove it.")
         descriptor = os.open(self.path, flags, 0o644)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise RunError(f"{self.path}: is not a regular file, where the lock of a run should be. Remove it.")
+            raise RunError(
+                f"{self.path}: is not a regular file, where the lock of a run should be. Remove it."
+            )
         return descriptor
 
     def _check_holder(self, *, free_if_unnamed: bool) -> None:
@@ -125,16 +134,22 @@ class RunLock:
             holder = read_holder(self.path)
             if holder is not None and not holder.is_gone():
                 raise RunError(
-                    f"{self.path.parent}: another run is using this folder (process {holder.pid} on {holder.host}, "
-                    f"since {holder.since}). Wait for it, stop it, or choose another output folder"
-                    + ("." if holder.host == socket.gethostname() else f"; if it is over, delete {self.path}.")
+                    f"{self.path.parent}: another run is using this folder (process {holder.pid} "
+                    f"on {holder.host}, since {holder.since}). Wait for it, stop it, or choose "
+                    "another output folder"
+                    + (
+                        "."
+                        if holder.host == socket.gethostname()
+                        else f"; if it is over, delete {self.path}."
+                    )
                 )
             if time.monotonic() > deadline or (holder is None and free_if_unnamed):
                 return
             time.sleep(0.05)
 
     def _is_current(self, descriptor: int) -> bool:
-        # Between opening and locking, the previous holder may have removed the file; then this is a lock on nothing.
+        # Between opening and locking, the previous holder may have removed the file; then this is
+        # a lock on nothing.
         try:
             return os.path.samestat(os.fstat(descriptor), self.path.stat())
         except FileNotFoundError:
@@ -148,7 +163,11 @@ def read_holder(path: Path) -> Holder | None:
     except (FileFormatError, ValueError, TypeError):
         return None
     words = (holder.host, holder.started, holder.since)
-    known = type(holder.pid) is int and 0 < holder.pid < 2**31 and all(isinstance(word, str) for word in words)
+    known = (
+        type(holder.pid) is int
+        and 0 < holder.pid < 2**31
+        and all(isinstance(word, str) for word in words)
+    )
     return holder if known else None
 
 
@@ -169,7 +188,9 @@ def _flock(descriptor: int) -> bool | None:
 
 def _write_holder(descriptor: int) -> None:
     pid = os.getpid()
-    holder = Holder(pid, socket.gethostname(), process.start_time(pid), time.strftime("%Y-%m-%d %H:%M:%S"))
+    holder = Holder(
+        pid, socket.gethostname(), process.start_time(pid), time.strftime("%Y-%m-%d %H:%M:%S")
+    )
     os.ftruncate(descriptor, 0)
     os.lseek(descriptor, 0, os.SEEK_SET)
     os.write(descriptor, json.dumps(asdict(holder)).encode())

@@ -1,8 +1,9 @@
 """Read what a pickled PyTorch file *would* build, without building it.
 
-torch.load(weights_only=True) runs no foreign code, but a few bytes can still make it allocate terabytes (a storage of
-10^12 numbers, `bytearray(10**12)`), write a patch file, or overflow the stack by hashing deeply nested keys. So the
-opcodes are followed here first, with inert stand-ins for every value, and only what a model file needs is let through.
+torch.load(weights_only=True) runs no foreign code, but a few bytes can still make it allocate
+terabytes (a storage of 10^12 numbers, `bytearray(10**12)`), write a patch file, or overflow the
+stack by hashing deeply nested keys. So the opcodes are followed here first, with inert stand-ins
+for every value, and only what a model file needs is let through.
 """
 
 from __future__ import annotations
@@ -15,30 +16,36 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 PARAMETER_DICT = "torch.nn.modules.container.ParameterDict"
-"""The one class allowed beyond tensors and plain containers: Textual Inversion files of 2022 hold it."""
+"""The one class allowed beyond tensors and plain containers: Textual Inversion files of 2022 hold
+it."""
 
 LIGHTNING_CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
-"""Allowed as a mere dictionary key: the first Stable Diffusion checkpoints name their trainer's callback so."""
+"""Allowed as a mere dictionary key: the first Stable Diffusion checkpoints name their trainer's
+callback so."""
 
 _ELEMENT_BYTES = {
-    "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1,
+    "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1,
+    "Byte": 1,
     "Bool": 1, "Untyped": 1,
 }  # fmt: skip
 _STORAGES = {f"torch.{name}Storage": size for name, size in _ELEMENT_BYTES.items()}
 _STORAGES |= {f"torch.cuda.{name}Storage": size for name, size in _ELEMENT_BYTES.items()}
 _STORAGES["torch.storage.UntypedStorage"] = 1
 _DTYPES = {f"torch.{name}": size for name, size in {
-    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1,
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2,
+    "int8": 1, "uint8": 1,
     "uint16": 2, "uint32": 4, "uint64": 8, "bool": 1, "float8_e4m3fn": 1, "float8_e5m2": 1,
 }.items()}  # fmt: skip
 _CALLS = (
     "collections.OrderedDict", "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_parameter", "torch.Size", "torch.device",
+    "torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_parameter", "torch.Size",
+    "torch.device",
     "_codecs.encode", "builtins.set",
 )  # fmt: skip
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _MAX_AMPLIFICATION = 8
-"""How many times larger all tensors together may be than the storages they share (tied weights share legitimately)."""
+"""How many times larger all tensors together may be than the storages they share (tied weights
+share legitimately)."""
 
 
 class ForbiddenError(Exception):
@@ -99,10 +106,13 @@ class Findings:
 
 
 def examine(file: IO[bytes]) -> Findings:
-    """Follow one pickle to its STOP. Raises ForbiddenError for anything unneeded, ValueError for a damaged pickle."""
+    """Follow one pickle to its STOP. Raises ForbiddenError for anything unneeded, ValueError for a
+    damaged pickle.
+    """
     reader = _Reader()
     with warnings.catch_warnings():
-        # The library remarks on odd escapes in a stranger's strings; whoever made warnings errors meant their own code.
+        # The library remarks on odd escapes in a stranger's strings; whoever made warnings errors
+        # meant their own code.
         warnings.simplefilter("ignore", DeprecationWarning)
         for opcode, argument, _ in pickletools.genops(file):
             try:
@@ -178,7 +188,9 @@ class _Reader:
         if type(target) is not dict or len(items) % 2:
             raise ValueError("items set in something that is not a dictionary")
         for key, value in zip(items[::2], items[1::2]):
-            if not isinstance(key, str | int | float | bytes | None) and key != Global(LIGHTNING_CALLBACK):
+            if not isinstance(key, str | int | float | bytes | None) and key != Global(
+                LIGHTNING_CALLBACK
+            ):
                 raise ForbiddenError("a dictionary key that is neither text nor number")
             target[key] = value
 
@@ -186,7 +198,12 @@ class _Reader:
         module, _, attribute = argument.partition(" ")
         full = f"{_PYTHON_2.get(module, module)}.{attribute}"
         inert = (PARAMETER_DICT, LIGHTNING_CALLBACK)
-        if full not in _CALLS and full not in _STORAGES and full not in _DTYPES and full not in inert:
+        if (
+            full not in _CALLS
+            and full not in _STORAGES
+            and full not in _DTYPES
+            and full not in inert
+        ):
             raise ForbiddenError(full)
         self.findings.names_callback |= full == LIGHTNING_CALLBACK
         self.stack.append(Global(full))
@@ -196,7 +213,12 @@ class _Reader:
         if not isinstance(saved, tuple) or saved[0] not in ("storage", b"storage"):
             raise ForbiddenError("a stored object other than numbers")
         kind, key, _location, count = saved[1:5]
-        if not isinstance(kind, Global) or kind.name not in _STORAGES or type(count) is not int or count < 0:
+        if (
+            not isinstance(kind, Global)
+            or kind.name not in _STORAGES
+            or type(count) is not int
+            or count < 0
+        ):
             raise ForbiddenError(f"a storage declared as {str(saved)[:80]}")
         storage = Storage(str(key), count, _STORAGES[kind.name])
         known = self.findings.storages.setdefault(storage.key, storage)
@@ -222,7 +244,11 @@ class _Reader:
 
     def reduce(self, _: Any) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(function, Global) or function.name not in _CALLS or not isinstance(arguments, tuple):
+        if (
+            not isinstance(function, Global)
+            or function.name not in _CALLS
+            or not isinstance(arguments, tuple)
+        ):
             raise ForbiddenError(f"a call of {getattr(function, 'name', 'something unnamed')}")
         self.stack.append(self.call(function.name.rpartition(".")[2], arguments))
 
@@ -244,29 +270,44 @@ class _Reader:
             if not isinstance(text, str) or encoding != "latin1":
                 raise ForbiddenError("a call of _codecs.encode with another encoding than latin1")
             return text.encode("latin1")
-        if not arguments or not isinstance(arguments[0], str | list) or _has_containers(arguments[0]):
+        if (
+            not arguments
+            or not isinstance(arguments[0], str | list)
+            or _has_containers(arguments[0])
+        ):
             raise ForbiddenError(f"a call of {function} with unusual arguments")
         return Global(function)
 
-    def tensor(self, function: str, storage: Any, offset: Any, shape: Any, strides: Any, *more: Any) -> Shape:
+    def tensor(
+        self, function: str, storage: Any, offset: Any, shape: Any, strides: Any, *more: Any
+    ) -> Shape:
         sizes, steps = _sizes(shape), _sizes(strides)
-        if not isinstance(storage, Storage) or type(offset) is not int or offset < 0 or len(sizes) != len(steps):
+        if (
+            not isinstance(storage, Storage)
+            or type(offset) is not int
+            or offset < 0
+            or len(sizes) != len(steps)
+        ):
             raise ForbiddenError("a tensor without proper storage, offset, shape and strides")
         element_bytes = storage.element_bytes
         if function.endswith("_v3"):
             element_bytes = _DTYPES[more[2].name]
         count = math.prod(sizes)
         last = offset + sum((size - 1) * step for size, step in zip(sizes, steps)) if count else 0
-        if count * element_bytes > storage.size or (last + 1) * element_bytes > storage.size + element_bytes * (
-            not count
-        ):
-            raise ForbiddenError(f"a tensor of shape {list(sizes)[:8]} over only {storage.size} bytes of data")
+        if count * element_bytes > storage.size or (
+            last + 1
+        ) * element_bytes > storage.size + element_bytes * (not count):
+            raise ForbiddenError(
+                f"a tensor of shape {list(sizes)[:8]} over only {storage.size} bytes of data"
+            )
         self.findings.viewed_bytes += count * element_bytes
         return Shape(sizes)
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, tuple | list) or not all(type(item) is int and 0 <= item < 2**62 for item in value):
+    if not isinstance(value, tuple | list) or not all(
+        type(item) is int and 0 <= item < 2**62 for item in value
+    ):
         raise ForbiddenError("a shape that is not a list of whole numbers")
     if len(value) > 64:
         raise ForbiddenError(f"a tensor of {len(value)} dimensions")
@@ -274,7 +315,9 @@ def _sizes(value: Any) -> tuple[int, ...]:
 
 
 def _has_containers(value: Any) -> bool:
-    return isinstance(value, list) and any(not isinstance(item, str | int | float | bytes | None) for item in value)
+    return isinstance(value, list) and any(
+        not isinstance(item, str | int | float | bytes | None) for item in value
+    )
 
 
 _CONSTANTS: dict[str, Callable[[], Any]] = {

@@ -1,5 +1,6 @@
-"""PyTorch pickles (.ckpt, .pt, .bin): from strangers weights only, sizes checked first, never a fallback; and written,
-where other programs read nothing else."""
+"""PyTorch pickles (.ckpt, .pt, .bin): from strangers weights only, sizes checked first, never a
+fallback; and written, where other programs read nothing else.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +13,22 @@ from typing import IO, Any, cast
 
 from konomi.errors import FileFormatError
 from konomi.storage.atomic import write_file
-from konomi.storage.pickle_check import LIGHTNING_CALLBACK, PARAMETER_DICT, Findings, ForbiddenError, examine
+from konomi.storage.pickle_check import (
+    LIGHTNING_CALLBACK,
+    PARAMETER_DICT,
+    Findings,
+    ForbiddenError,
+    examine,
+)
 from konomi.storage.sniff import FileKind, refuse, sniff
 
 _MAX_PROGRAM = 64 << 20
-"""Bytes of pickle proper (names and structure, not numbers); a checkpoint of 7 GB has about one MiB."""
+"""Bytes of pickle proper (names and structure, not numbers); a checkpoint of 7 GB has about one
+MiB."""
 _MAX_INFLATION = 4
 _MAP_FROM = 256 << 20
-"""From this size on, numbers are mapped from the file instead of read, so that loading costs no second copy."""
+"""From this size on, numbers are mapped from the file instead of read, so that loading costs no
+second copy."""
 
 
 class _ParameterBox:
@@ -33,9 +42,10 @@ class _NamedCallback:
 def read_pickle(path: Path | str) -> Any:
     """Tensors and plain containers of a torch zip or legacy file, on the CPU.
 
-    A Textual Inversion file of 2022 may hold a ParameterDict under `string_to_param`; it comes back as a dict. The
-    first Stable Diffusion checkpoints use the name of a trainer's callback as a key; it becomes an empty class.
-    Raises FileFormatError: not a PyTorch file, damaged, bigger inside than outside, or naming whatever is forbidden.
+    A Textual Inversion file of 2022 may hold a ParameterDict under `string_to_param`; it comes
+    back as a dict. The first Stable Diffusion checkpoints use the name of a trainer's callback as
+    a key; it becomes an empty class. Raises FileFormatError: not a PyTorch file, damaged, bigger
+    inside than outside, or naming whatever is forbidden.
     """
     path = Path(path)
     kind = sniff(path)
@@ -56,10 +66,13 @@ def read_pickle(path: Path | str) -> Any:
 
 
 def write_pickle(path: Path | str, value: Any) -> None:
-    """Write tensors and plain containers as torch.save does, atomically. Raises RunError for the disk's refusals."""
+    """Write tensors and plain containers as torch.save does, atomically. Raises RunError for the
+    disk's refusals.
+    """
     import torch
 
-    # Through memory: torch would write the temporary name into the file, and hide the disk's words behind its own.
+    # Through memory: torch would write the temporary name into the file, and hide the disk's words
+    # behind its own.
     buffer = io.BytesIO()
     torch.save(value, buffer)
     with write_file(path) as temporary:
@@ -69,11 +82,14 @@ def write_pickle(path: Path | str, value: Any) -> None:
 def _load(path: Path, findings: Findings, can_map: bool) -> Any:
     import torch
 
-    allowed: list[tuple[type, str]] = [(_ParameterBox, PARAMETER_DICT)] if findings.uses_parameter_dict else []
+    allowed: list[tuple[type, str]] = (
+        [(_ParameterBox, PARAMETER_DICT)] if findings.uses_parameter_dict else []
+    )
     allowed += [(_NamedCallback, LIGHTNING_CALLBACK)] if findings.names_callback else []
     try:
         with torch.serialization.safe_globals(cast(Any, allowed)):
-            # By name, torch would take a pickle called .safetensors for the other format; mapping needs the name.
+            # By name, torch would take a pickle called .safetensors for the other format; mapping
+            # needs the name.
             if path.suffix.lower() == ".safetensors":
                 with path.open("rb") as file:
                     value = torch.load(file, map_location="cpu", weights_only=True)
@@ -92,7 +108,9 @@ def _load(path: Path, findings: Findings, can_map: bool) -> Any:
         AssertionError,
         OSError,
     ) as error:
-        raise _damaged(path, str(error).splitlines()[0][:200] if str(error) else type(error).__name__) from error
+        raise _damaged(
+            path, str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        ) from error
     if findings.uses_parameter_dict:
         value["string_to_param"] = dict(vars(value["string_to_param"])["_parameters"])
     return value
@@ -104,7 +122,11 @@ def _examine_zip(path: Path) -> tuple[Findings, bool]:
         entries = {entry.filename: entry for entry in archive.infolist()}
         if len(entries) != len(archive.infolist()):
             raise ForbiddenError("two archive entries of the same name")
-        if archive.comment or archive.fp is None or any(entry.flag_bits & 1 for entry in entries.values()):
+        if (
+            archive.comment
+            or archive.fp is None
+            or any(entry.flag_bits & 1 for entry in entries.values())
+        ):
             raise ForbiddenError("an archive with a comment or a password")
         packed = sum(entry.compress_size for entry in entries.values())
         unpacked = sum(entry.file_size for entry in entries.values())
@@ -120,7 +142,9 @@ def _examine_zip(path: Path) -> tuple[Findings, bool]:
         entry = entries.get(f"{root}data/{key}")
         if entry is None or entry.file_size < storage.size:
             held = "none" if entry is None else str(entry.file_size)
-            raise ForbiddenError(f"a storage that claims {storage.size} bytes where the file holds {held}")
+            raise ForbiddenError(
+                f"a storage that claims {storage.size} bytes where the file holds {held}"
+            )
     return findings, stored and file_size >= _MAP_FROM
 
 
@@ -147,14 +171,16 @@ def _examine_legacy(path: Path) -> Findings:
     if not isinstance(keys, list) or {str(key) for key in keys} != set(findings.storages):
         raise ForbiddenError("another set of storages than it uses")
     if findings.storage_bytes + 8 * len(keys) > rest:
-        raise ForbiddenError(f"storages of {findings.storage_bytes} bytes where the file holds {rest}")
+        raise ForbiddenError(
+            f"storages of {findings.storage_bytes} bytes where the file holds {rest}"
+        )
     return findings
 
 
 def _forbidden(path: Path, what: str) -> FileFormatError:
     return FileFormatError(
-        f"{path}: refused, because it contains {what}, which no model needs and which may harm your computer. "
-        "Ask its maker for a safetensors file."
+        f"{path}: refused, because it contains {what}, which no model needs and which may harm "
+        "your computer. Ask its maker for a safetensors file."
     )
 
 

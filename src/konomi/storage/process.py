@@ -1,4 +1,6 @@
-"""Which process wrote something, told so that a reused process number is not mistaken for the writer."""
+"""Which process wrote something, told so that a reused process number is not mistaken for the
+writer.
+"""
 
 import os
 import sys
@@ -6,7 +8,9 @@ from pathlib import Path
 
 
 def start_time(pid: int) -> str:
-    """Start of a process in clock ticks since boot, "" where the system does not tell or there is no such process."""
+    """Start of a process in clock ticks since boot, "" where the system does not tell or there is
+    no such process.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -20,7 +24,8 @@ def is_alive(pid: int, started: str = "") -> bool:
     if pid <= 0:
         return False
     if sys.platform == "win32":
-        # os.kill(pid, 0) would end the process there; better to keep a leftover than to break a running job.
+        # os.kill(pid, 0) would end the process there; better to keep a leftover than to break a
+        # running job.
         return True
     try:
         os.kill(pid, 0)

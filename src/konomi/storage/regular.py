@@ -1,4 +1,6 @@
-"""Files that are files: no pipe, device, socket or link is opened where a folder from elsewhere names one."""
+"""Files that are files: no pipe, device, socket or link is opened where a folder from elsewhere
+names one.
+"""
 
 import os
 import stat
@@ -28,7 +30,10 @@ def check_regular(path: Path, what: str) -> int:
     except (OSError, ValueError) as unreadable:
         raise FileFormatError(f"{path}: the {what} cannot be read ({unreadable}).") from unreadable
     if not stat.S_ISREG(status.st_mode):
-        found = next((name for test, name in _KINDS if test(status.st_mode)), "something that is not a regular file")
+        found = next(
+            (name for test, name in _KINDS if test(status.st_mode)),
+            "something that is not a regular file",
+        )
         raise FileFormatError(f"{path}: is {found}, where a {what} should be; it is not opened.")
     return status.st_size
 
@@ -37,9 +42,16 @@ def read_small(path: Path, limit: int, what: str) -> bytes:
     """The bytes of a regular file of at most `limit`. Raises FileFormatError."""
     size = check_regular(path, what)
     if size > limit:
-        raise FileFormatError(f"{path}: is {size} bytes long, far too much for a {what}. It is not read.")
+        raise FileFormatError(
+            f"{path}: is {size} bytes long, far too much for a {what}. It is not read."
+        )
     # Without waiting for a writer, should the file have become a pipe since.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    flags = (
+        os.O_RDONLY
+        | getattr(os, "O_NONBLOCK", 0)
+        | getattr(os, "O_NOFOLLOW", 0)
+        | getattr(os, "O_BINARY", 0)
+    )
     try:
         with os.fdopen(os.open(path, flags), "rb") as file:
             return file.read(limit)

@@ -45,7 +45,15 @@ class FileKind(Enum):
     UNKNOWN = "of a kind konomi does not know"
 
 
-IMAGES = (FileKind.PNG, FileKind.JPEG, FileKind.WEBP, FileKind.GIF, FileKind.BMP, FileKind.TIFF, FileKind.AVIF)
+IMAGES = (
+    FileKind.PNG,
+    FileKind.JPEG,
+    FileKind.WEBP,
+    FileKind.GIF,
+    FileKind.BMP,
+    FileKind.TIFF,
+    FileKind.AVIF,
+)
 
 _MAX_SAFETENSORS_HEADER = 100_000_000
 _STARTS = (
@@ -65,7 +73,9 @@ _STARTS = (
 
 
 def sniff(path: Path | str) -> FileKind:
-    """What lies at a path. Opens regular files only, so a pipe or device cannot block; never raises for content."""
+    """What lies at a path. Opens regular files only, so a pipe or device cannot block; never
+    raises for content.
+    """
     path = Path(path)
     try:
         mode = path.stat().st_mode
@@ -83,7 +93,9 @@ def sniff(path: Path | str) -> FileKind:
             size = os.fstat(file.fileno()).st_size
             start = file.read(512)
     except OSError as error:
-        raise FileFormatError(f"{path}: cannot be read ({error.strerror}). Check its permissions.") from error
+        raise FileFormatError(
+            f"{path}: cannot be read ({error.strerror}). Check its permissions."
+        ) from error
     return _classify(path, start, size)
 
 
@@ -95,8 +107,12 @@ def refuse(path: Path | str, kind: FileKind, wanted: str) -> FileFormatError:
 def _classify(path: Path, start: bytes, size: int) -> FileKind:
     if size == 0:
         return FileKind.EMPTY
-    # First of all, because the length that opens a safetensors file may look like another format's magic number.
-    if start[8:9] == b"{" and (length := struct.unpack("<Q", start[:8])[0]) <= _MAX_SAFETENSORS_HEADER:
+    # First of all, because the length that opens a safetensors file may look like another format's
+    # magic number.
+    if (
+        start[8:9] == b"{"
+        and (length := struct.unpack("<Q", start[:8])[0]) <= _MAX_SAFETENSORS_HEADER
+    ):
         # Whether the data is complete is said, with figures, by `tensor_file.read_header`.
         return FileKind.SAFETENSORS if 2 <= length <= size - 8 else FileKind.TRUNCATED
     for magic, kind in _STARTS:
@@ -114,7 +130,14 @@ def _classify(path: Path, start: bytes, size: int) -> FileKind:
         return FileKind.TORCH_LEGACY
     if start[257:262] == b"ustar":
         return FileKind.TAR
-    if start[0:1] == b"\x80" and start[1:2] in (b"\x00", b"\x01", b"\x02", b"\x03", b"\x04", b"\x05"):
+    if start[0:1] == b"\x80" and start[1:2] in (
+        b"\x00",
+        b"\x01",
+        b"\x02",
+        b"\x03",
+        b"\x04",
+        b"\x05",
+    ):
         return FileKind.PICKLE
     return _classify_text(start)
 

@@ -1,7 +1,9 @@
-"""safetensors files: checked before anything is allocated, written atomically and with the same bytes every time.
+"""safetensors files: checked before anything is allocated, written atomically and with the same
+bytes every time.
 
-Layout: 8 bytes little-endian length of the header, the header (JSON), the data. The library writes metadata in the
-order of a hash map, which differs from process to process; here it is sorted, so equal content gives an equal file.
+Layout: 8 bytes little-endian length of the header, the header (JSON), the data. The library writes
+metadata in the order of a hash map, which differs from process to process; here it is sorted, so
+equal content gives an equal file.
 """
 
 from __future__ import annotations
@@ -26,16 +28,21 @@ if TYPE_CHECKING:
 MAX_HEADER = 100_000_000
 """Bytes; the library's own limit."""
 
-# In the order in which the library sorts tensors (last first), so that data written here has the same layout.
+# In the order in which the library sorts tensors (last first), so that data written here has the
+# same layout.
 _BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2,
+    "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "C64": 8, "F64": 8, "I64": 8, "U64": 8,
 }  # fmt: skip
 _ORDER = {dtype: index for index, dtype in enumerate(_BYTES)}
 _TORCH = {
-    "bool": "BOOL", "uint8": "U8", "int8": "I8", "float8_e5m2": "F8_E5M2", "float8_e4m3fn": "F8_E4M3",
-    "float8_e8m0fnu": "F8_E8M0", "int16": "I16", "uint16": "U16", "float16": "F16", "bfloat16": "BF16",
-    "int32": "I32", "uint32": "U32", "float32": "F32", "complex64": "C64", "float64": "F64", "int64": "I64",
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e8m0fnu": "F8_E8M0", "int16": "I16", "uint16": "U16", "float16": "F16",
+    "bfloat16": "BF16",
+    "int32": "I32", "uint32": "U32", "float32": "F32", "complex64": "C64", "float64": "F64",
+    "int64": "I64",
     "uint64": "U64",
 }  # fmt: skip
 
@@ -64,10 +71,12 @@ class Header:
 
 
 def read_header(path: Path | str) -> Header:
-    """Read and check the header. Costs the header's size in memory, whatever it claims of the tensors.
+    """Read and check the header. Costs the header's size in memory, whatever it claims of the
+    tensors.
 
-    Raises FileFormatError naming the file, and the tensor where one is at fault: not a safetensors file, cut short,
-    unknown type, negative or absurd shape, size unlike shape x type, overlap, hole, data after the last tensor.
+    Raises FileFormatError naming the file, and the tensor where one is at fault: not a safetensors
+    file, cut short, unknown type, negative or absurd shape, size unlike shape x type, overlap,
+    hole, data after the last tensor.
     """
     path = Path(path)
     kind = sniff(path)
@@ -78,7 +87,9 @@ def read_header(path: Path | str) -> Header:
             file_size = os.fstat(file.fileno()).st_size
             (length,) = struct.unpack("<Q", file.read(8))
             if length > MAX_HEADER or length > file_size - 8:
-                raise FileFormatError(f"{path}: the header claims {length} bytes; the file has {file_size}.")
+                raise FileFormatError(
+                    f"{path}: the header claims {length} bytes; the file has {file_size}."
+                )
             raw = file.read(length)
     except OSError as error:
         raise FileFormatError(f"{path}: cannot be read ({error.strerror}).") from error
@@ -87,17 +98,24 @@ def read_header(path: Path | str) -> Header:
     except ValueError as error:
         raise FileFormatError(f"{path}: the safetensors header is damaged ({error}).") from error
     if not isinstance(entries, dict):
-        raise FileFormatError(f"{path}: the safetensors header is damaged (not a table of tensors).")
+        raise FileFormatError(
+            f"{path}: the safetensors header is damaged (not a table of tensors)."
+        )
     metadata = entries.pop("__metadata__", {}) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
         raise FileFormatError(f"{path}: the metadata is not a table of texts.")
     tensors = {name: _checked_info(path, name, entry) for name, entry in entries.items()}
     _check_layout(path, tensors, file_size - 8 - length)
     return Header(tensors, metadata, 8 + length)
 
 
-def read_tensors(path: Path | str, names: Iterable[str] | None = None, *, device: str = "cpu") -> dict[str, Tensor]:
-    """All tensors of a file, or those named. Pages are mapped, so memory is used as tensors are touched.
+def read_tensors(
+    path: Path | str, names: Iterable[str] | None = None, *, device: str = "cpu"
+) -> dict[str, Tensor]:
+    """All tensors of a file, or those named. Pages are mapped, so memory is used as tensors are
+    touched.
 
     Raises FileFormatError as `read_header` does, and for a name the file does not hold.
     """
@@ -115,11 +133,14 @@ def read_tensors(path: Path | str, names: Iterable[str] | None = None, *, device
         raise FileFormatError(f"{path}: the safetensors library refuses it ({error}).") from error
 
 
-def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file atomically. Equal tensors and metadata give equal bytes; the data is laid out as the library does.
+def write_tensors(
+    path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a file atomically. Equal tensors and metadata give equal bytes; the data is laid out
+    as the library does.
 
-    Raises FileFormatError naming a tensor that holds NaN or infinity or has a type the format lacks, RunError for the
-    disk's refusals. An earlier file at the path stays as it was.
+    Raises FileFormatError naming a tensor that holds NaN or infinity or has a type the format
+    lacks, RunError for the disk's refusals. An earlier file at the path stays as it was.
     """
     check_finite(tensors, str(path))
     with write_file(path) as temporary, temporary.open("wb", buffering=0) as file:
@@ -127,9 +148,13 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
             _write_all(file.fileno(), block)
 
 
-def serialised(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[memoryview | bytes]:
+def serialised(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> Iterator[memoryview | bytes]:
     """The file as blocks of bytes: length and header first, then one block per tensor."""
-    ordered = sorted(tensors.items(), key=lambda item: (-_ORDER[dtype_name(item[0], item[1])], item[0]))
+    ordered = sorted(
+        tensors.items(), key=lambda item: (-_ORDER[dtype_name(item[0], item[1])], item[0])
+    )
     header: dict[str, Any] = {}
     if metadata:
         header["__metadata__"] = dict(sorted(metadata.items()))
@@ -150,7 +175,9 @@ def serialised(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> It
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """A tensor's values in memory order of its shape, of any type, copied only if on a device or not contiguous."""
+    """A tensor's values in memory order of its shape, of any type, copied only if on a device or
+    not contiguous.
+    """
     import torch
 
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
@@ -174,7 +201,8 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
         if not is_finite(tensor):
             raise FileFormatError(
                 f"{where}: {name} holds NaN or infinity, so nothing is written. "
-                "Go back to an earlier checkpoint; a lower learning rate or run.precision = 'fp32' helps."
+                "Go back to an earlier checkpoint; a lower learning rate or run.precision = 'fp32' "
+                "helps."
             )
 
 
@@ -186,7 +214,8 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     if tensor.element_size() == 1:
         tensor = tensor.float()
-    # The extremes carry NaN through and show infinities, without the mask that isfinite would allocate.
+    # The extremes carry NaN through and show infinities, without the mask that isfinite would
+    # allocate.
     low, high = torch.aminmax(tensor.detach())
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
@@ -198,10 +227,14 @@ def _checked_info(path: Path, name: str, entry: object) -> TensorInfo:
     if not isinstance(dtype, str) or dtype not in _BYTES:
         raise FileFormatError(f"{path}: {name} has the unknown type {str(dtype)[:40]!r}.")
     if not _naturals(shape) or len(shape) > 64 or not _naturals(offsets) or len(offsets) != 2:
-        raise FileFormatError(f"{path}: {name} has a shape or position that is not a list of whole numbers.")
+        raise FileFormatError(
+            f"{path}: {name} has a shape or position that is not a list of whole numbers."
+        )
     start, end = offsets
     if end - start != math.prod(shape) * _BYTES[dtype]:
-        raise FileFormatError(f"{path}: {name} of shape {shape} and type {dtype} cannot take {end - start} bytes.")
+        raise FileFormatError(
+            f"{path}: {name} of shape {shape} and type {dtype} cannot take {end - start} bytes."
+        )
     return TensorInfo(dtype, tuple(shape), start, end - start)
 
 
@@ -209,20 +242,28 @@ def _check_layout(path: Path, tensors: dict[str, TensorInfo], data_size: int) ->
     position = 0
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].size)):
         if info.start != position:
-            fault = "overlaps another tensor" if info.start < position else "lies behind a hole in the data"
+            fault = (
+                "overlaps another tensor"
+                if info.start < position
+                else "lies behind a hole in the data"
+            )
             raise FileFormatError(f"{path}: {name} {fault}; the file is damaged or tampered with.")
         position += info.size
         if position > data_size:
             raise FileFormatError(
-                f"{path}: cut short inside {name}, which ends at byte {position} of the data; {data_size} are there. "
-                "Download it again."
+                f"{path}: cut short inside {name}, which ends at byte {position} of the data; "
+                f"{data_size} are there. Download it again."
             )
     if position != data_size:
-        raise FileFormatError(f"{path}: {data_size - position} bytes follow the last tensor; the file is damaged.")
+        raise FileFormatError(
+            f"{path}: {data_size - position} bytes follow the last tensor; the file is damaged."
+        )
 
 
 def _naturals(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+    return isinstance(value, list) and all(
+        type(item) is int and 0 <= item < 2**63 for item in value
+    )
 
 
 def _write_all(descriptor: int, block: memoryview | bytes) -> None:

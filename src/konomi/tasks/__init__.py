@@ -1,5 +1,7 @@
-"""The verbs. Each is a function that both the command line and Python programs call; each imports what it needs only
-when it is asked for, so that `konomi inspect` does not wait for the training code."""
+"""The verbs. Each is a function that both the command line and Python programs call; each imports
+what it needs only when it is asked for, so that `konomi inspect` does not wait for the training
+code.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,6 @@
-"""What happens between two steps: checkpoints first, then result files, then what may fail (previews)."""
+"""What happens between two steps: checkpoints first, then result files, then what may fail
+(previews).
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +24,9 @@ from konomi.training.trainer import Trainer
 
 @dataclass(frozen=True, slots=True)
 class BetweenSteps:
-    """The order of things, and what is due when. Only the first of several processes does any of it."""
+    """The order of things, and what is due when. Only the first of several processes does any of
+    it.
+    """
 
     job: Job
     folder: Path
@@ -100,7 +104,9 @@ class BetweenSteps:
         if "previews" in self.missing and draws_previews(self.job):
             yield from self.previews.draw(self.trainer)
         commands = next_commands(self.job, self.folder, path)
-        yield Finished(self.trainer.step, str(path), pictures=self.previews.pictures, next_commands=commands)
+        yield Finished(
+            self.trainer.step, str(path), pictures=self.previews.pictures, next_commands=commands
+        )
 
     def modules(self) -> tuple[nn.Module, ...]:
         """What the phases put into training mode, dropout among it."""
@@ -113,7 +119,11 @@ class BetweenSteps:
         with self.trainer.weights_for_use():
             result = self.job.method.export()
         step = self.trainer.step
-        rates = {group.name: group.learning_rate for phase in self.trainer.phases for group in phase.groups}
+        rates = {
+            group.name: group.learning_rate
+            for phase in self.trainer.phases
+            for group in phase.groups
+        }
         path = save_result(self.job, result, self.folder, step=step, when=when, rates=rates)
         works: list[str] = []
         if when == "end":

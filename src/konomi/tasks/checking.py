@@ -34,7 +34,9 @@ class CheckRow:
 
 
 class CheckRows(Sequence[CheckRow]):
-    """All images, each row made when it is looked at: a screen shows forty of a hundred thousand."""
+    """All images, each row made when it is looked at: a screen shows forty of a hundred
+    thousand.
+    """
 
     def __init__(self, images: Sequence[ImageSummary], problems: Mapping[str, str]) -> None:
         self._images = images
@@ -74,7 +76,8 @@ class CheckReport:
     excluded: tuple[tuple[str, str], ...]
     """(name, reason)."""
     problems: tuple[str, ...]
-    """One line each: what training would stop at, what the findings say, what the settings do not do."""
+    """One line each: what training would stop at, what the findings say, what the settings do not
+    do."""
     stops: tuple[str, ...] = ()
     """Those of the problems that would end `train` before its first step."""
     findings: tuple[Finding, ...] = ()
@@ -87,12 +90,15 @@ class CheckReport:
     """Measured: steps times the time of one, without encoding and previews. None: not measured."""
 
 
-def check(recipe: Recipe, *, read_all: bool = True, measure: bool = False, assumed_base: bool = False) -> CheckReport:
+def check(
+    recipe: Recipe, *, read_all: bool = True, measure: bool = False, assumed_base: bool = False
+) -> CheckReport:
     """Look at images, captions, buckets and steps.
 
     recipe: the run to look at.
     read_all: decode every image, to find damaged ones now.
-    measure: load the base and do three steps on made-up examples, to tell how long the run will take.
+    measure: load the base and do three steps on made-up examples, to tell how long the run will
+        take.
     assumed_base: nobody named the recipe's base, and the report says so.
 
     Raises KonomiError for what would stop the run.
@@ -117,14 +123,16 @@ def check(recipe: Recipe, *, read_all: bool = True, measure: bool = False, assum
         stops=stops,
         findings=findings,
         nouns=_proposed_nouns(job),
-        trainable=f"{job.recipe.method.kind} on {job.base.name} ({job.base.family}), {job.recipe.data.resolution} px",
+        trainable=f"{job.recipe.method.kind} on {job.base.name} ({job.base.family}), "
+        f"{job.recipe.data.resolution} px",
     )
 
 
 def _assumed(job: Job) -> tuple[Finding, ...]:
     message = (
-        f"no base was named: this is what training on {job.base.name!r} ({job.recipe.data.resolution} px) would do. "
-        "Name yours with --base; sizes, token counts and defaults depend on it."
+        f"no base was named: this is what training on {job.base.name!r} "
+        f"({job.recipe.data.resolution} px) would do. Name yours with --base; sizes, token counts "
+        "and defaults depend on it."
     )
     return (Finding(message),)
 
@@ -135,8 +143,8 @@ def _what_stops(job: Job, bad: Mapping[str, str]) -> tuple[str, ...]:
     if bad:
         listed = list(bad)
         found.append(
-            f"{len(bad)} images cannot be read; training would stop at them. Remove or replace them: "
-            f"{first_names(listed)}"
+            f"{len(bad)} images cannot be read; training would stop at them. Remove or replace "
+            f"them: {first_names(listed)}"
         )
     if not job.summary.steps_per_epoch:
         found.append("There is no image to train on.")

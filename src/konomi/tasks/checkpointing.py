@@ -24,23 +24,31 @@ class Checkpoints:
     """The last one written or resumed from."""
 
     def check_space(self, trainer: Trainer) -> None:
-        """Raises RunError if not even the weights of a checkpoint fit on the disk: better known before step 1."""
+        """Raises RunError if not even the weights of a checkpoint fit on the disk: better known
+        before step 1.
+        """
         weights = sum(p.numel() * p.element_size() for p in trainer.parameters.values())
         check_free_space(self.folder, weights + MARGIN)
 
     def write(self, trainer: Trainer) -> Checkpointed:
-        """The state after the step at hand. Raises RunError where the run folder is gone, or for the disk."""
+        """The state after the step at hand. Raises RunError where the run folder is gone, or for
+        the disk.
+        """
         done = self.last
         if done is not None and done.name == f"step-{trainer.step:06d}":
-            # Writing it once more would move the good one aside, and a kill in that moment would lose it.
+            # Writing it once more would move the good one aside, and a kill in that moment would
+            # lose it.
             delete_earlier(done, self.keep)
             return Checkpointed(trainer.step, str(done))
         if not (self.folder / "recipe.toml").is_file():
             # Writing would make it anew, without what a run needs to be resumed.
             raise RunError(
-                f"{self.folder}: the run folder is gone or was moved while the run worked in it. Step "
-                f"{trainer.step} is not saved; put the folder back (or name its new place), then: konomi resume."
+                f"{self.folder}: the run folder is gone or was moved while the run worked in it. "
+                f"Step {trainer.step} is not saved; put the folder back (or name its new place), "
+                "then: konomi resume."
             )
-        path = write_checkpoint(self.folder / "checkpoints", trainer.state(), self.identity, keep=self.keep)
+        path = write_checkpoint(
+            self.folder / "checkpoints", trainer.state(), self.identity, keep=self.keep
+        )
         self.last = path
         return Checkpointed(trainer.step, str(path))

@@ -1,7 +1,9 @@
-"""Class images: drawn by the untouched base before training, kept, and taken again by every run that asks for the same.
+"""Class images: drawn by the untouched base before training, kept, and taken again by every run
+that asks for the same.
 
-They lie in the cache, in a folder named by a hash of everything a picture depends on; picture number i has seed + i.
-Each is whole or absent, so a killed run leaves what it had drawn, and more are drawn where a later run wants more.
+They lie in the cache, in a folder named by a hash of everything a picture depends on; picture
+number i has seed + i. Each is whole or absent, so a killed run leaves what it had drawn, and more
+are drawn where a later run wants more.
 """
 
 import hashlib
@@ -32,14 +34,16 @@ GROUP = 4
 
 
 def draw_class_images(job: Job) -> Iterator[Prepared]:
-    """Make what is missing, telling how far it is. Every process makes its share. The base is left without weights.
+    """Make what is missing, telling how far it is. Every process makes its share. The base is left
+    without weights.
 
     Raises ModelError where a picture cannot be drawn, RunError for the disk.
     """
     wanted = job.class_images
     if not wanted.total:
         return
-    # As `generate` would: what trains in float32 later is drawn with in the precision of the computation.
+    # As `generate` would: what trains in float32 later is drawn with in the precision of the
+    # computation.
     job.base.place(job.processes.device, job.precision)
     paths = [path for _, prompt in wanted.prompts for path in _paths(job, prompt)]
     if job.processes.is_first:
@@ -59,15 +63,24 @@ def draw_class_images(job: Job) -> Iterator[Prepared]:
 
 
 def with_class_images(job: Job) -> Job:
-    """The job with its class images as prior images; they are there. The number of steps does not depend on them."""
+    """The job with its class images as prior images; they are there. The number of steps does not
+    depend on them.
+    """
     if not job.class_images.total:
         return job
     records = tuple(
-        _record(path, noun, prompt) for noun, prompt in job.class_images.prompts for path in _paths(job, prompt)
+        _record(path, noun, prompt)
+        for noun, prompt in job.class_images.prompts
+        for path in _paths(job, prompt)
     )
     manifest = replace(job.manifest, records=job.manifest.records + records)
     size = parse_size(job.recipe.data.resolution or str(job.base.resolution))
-    assignment = assign(job.assignment.records + records, size, job.recipe.data.buckets, grid_for(job.base.size_step))
+    assignment = assign(
+        job.assignment.records + records,
+        size,
+        job.recipe.data.buckets,
+        grid_for(job.base.size_step),
+    )
     run = job.recipe.run
     summary = dataset_summary(
         manifest,
@@ -82,7 +95,9 @@ def with_class_images(job: Job) -> Job:
 
 
 def class_image_folder(recipe: Recipe, base: BaseModel, prompt: str, size: tuple[int, int]) -> Path:
-    """Where the pictures of a prompt lie: everything they depend on, but for their number, is in the name."""
+    """Where the pictures of a prompt lie: everything they depend on, but for their number, is in
+    the name.
+    """
     prior = recipe.prior
     facts: tuple[object, ...] = (prior.source, *size)
     if prior.source == "generate":
@@ -100,13 +115,18 @@ def _paths(job: Job, prompt: str) -> list[Path]:
 def _missing(job: Job, prompt: str) -> Iterator[tuple[Path, bytes]]:
     """(path, PNG) of each picture that is not there, of those that fall to this process.
 
-    A group is drawn in one batch and always as a whole, also where fewer of it are missing or wanted: processors round
-    differently by the size of a batch, and a picture must not depend on what else was there or asked for.
+    A group is drawn in one batch and always as a whole, also where fewer of it are missing or
+    wanted: processors round differently by the size of a batch, and a picture must not depend on
+        what else was there or asked for.
     """
     rank, world = job.processes.rank, job.processes.world
     paths = _paths(job, prompt)
     for start in range(rank * GROUP, len(paths), world * GROUP):
-        absent = {index: path for index, path in enumerate(paths[start : start + GROUP], start) if not _is_whole(path)}
+        absent = {
+            index: path
+            for index, path in enumerate(paths[start : start + GROUP], start)
+            if not _is_whole(path)
+        }
         if absent:
             indices = range(start, start + GROUP)
             for index, data in zip(indices, _draw(job, prompt, indices), strict=True):
@@ -154,7 +174,10 @@ def _is_whole(path: Path) -> bool:
 def _record(path: Path, noun: str, prompt: str) -> Record:
     measured = measure_file(_entry(path))
     if measured.reason:
-        raise DataError(f"{path}: the class image cannot be read ({measured.reason}). Start again: it is drawn anew.")
+        raise DataError(
+            f"{path}: the class image cannot be read ({measured.reason}). Start again: it is drawn "
+            "anew."
+        )
     return Record(
         locator=str(path),
         name=f"class images/{prompt}/{path.name}",

@@ -11,7 +11,13 @@ from konomi.adapters.apply import Strengths, attach
 from konomi.config.recipe import Recipe
 from konomi.config.sections import DataConfig, RunConfig, SourceConfig
 from konomi.errors import RunError
-from konomi.evaluation.change import Finding, class_finding, subject_finding, subject_rise, unrelated_finding
+from konomi.evaluation.change import (
+    Finding,
+    class_finding,
+    subject_finding,
+    subject_rise,
+    unrelated_finding,
+)
 from konomi.evaluation.report import Grid, Report, Row, write_report
 from konomi.formats import read_adapter
 from konomi.generation.generate import count_on
@@ -51,26 +57,35 @@ class _Run:
 def demo_recipe(output: Path, steps: int) -> Recipe:
     """A word and a LoRA around it, on five pictures of the mascot.
 
-    Measured beside a LoRA alone: what the word takes on, the class and everything else need not carry (docs/notes.md).
+    Measured beside a LoRA alone: what the word takes on, the class and everything else need not
+    carry (docs/notes.md).
     """
     return Recipe(
         base="tiny",
         method=PivotalConfig(),
-        data=DataConfig(sources=(SourceConfig(path=str(MASCOT), trigger=TRIGGER, class_noun=NOUN),)),
-        run=RunConfig(output=str(output), name="mascot", steps=steps, checkpoint_every=0, preview_every=0),
+        data=DataConfig(
+            sources=(SourceConfig(path=str(MASCOT), trigger=TRIGGER, class_noun=NOUN),)
+        ),
+        run=RunConfig(
+            output=str(output), name="mascot", steps=steps, checkpoint_every=0, preview_every=0
+        ),
     )
 
 
 def demo(output: Path, *, steps: int = 300) -> Iterator[Event]:
-    """Train a word and a LoRA on the mascot, draw the same seeds before and after, write `report.html`.
+    """Train a word and a LoRA on the mascot, draw the same seeds before and after, write
+    `report.html`.
 
     output: the folder, new, empty or of an earlier demo.
     steps: optimiser steps of the training.
 
-    The last event is `Finished` with the report's path. Raises RunError if the folder holds something else.
+    The last event is `Finished` with the report's path. Raises RunError if the folder holds
+    something else.
     """
     if output.exists() and any(output.iterdir()) and not (output / "recipe.toml").exists():
-        raise RunError(f"{output}: is not empty and not an earlier demo. Name another folder with --output.")
+        raise RunError(
+            f"{output}: is not empty and not an earlier demo. Name another folder with --output."
+        )
     run = _Run([])
     result = ""
     for event in train(demo_recipe(output, steps), overwrite=True):
@@ -92,7 +107,11 @@ def demo(output: Path, *, steps: int = 300) -> Iterator[Event]:
         column: Rows = []
         with attach(base, [(adapter, Strengths(strength, strength))]):
             for index, (prompt, _) in enumerate(PANEL):
-                yield Prepared("pictures", len(columns) * len(PANEL) * PICTURES_EACH + index * PICTURES_EACH, total)
+                yield Prepared(
+                    "pictures",
+                    len(columns) * len(PANEL) * PICTURES_EACH + index * PICTURES_EACH,
+                    total,
+                )
                 column.append(_pictures(base, prompt))
         columns.append(column)
     yield Prepared("pictures", total, total)
@@ -113,45 +132,77 @@ def findings_of(before: Rows, after: Rows) -> tuple[Finding, ...]:
     rise = subject_rise(old[named], new[named], subject_ND)
     return (
         subject_finding("The mascot", old[named], new[named], subject_ND),
-        class_finding(f"a {NOUN}", old[NUM_SUBJECT_ROWS], new[NUM_SUBJECT_ROWS], subject_ND, rise=rise),
+        class_finding(
+            f"a {NOUN}", old[NUM_SUBJECT_ROWS], new[NUM_SUBJECT_ROWS], subject_ND, rise=rise
+        ),
         unrelated_finding("The fox", old[-1], new[-1]),
     )
 
 
 def _pictures(base: BaseModel, prompt: str) -> tuple[Image.Image, ...]:
     request = Request(prompt=prompt, seed=SEED, steps=25, guidance=GUIDANCE)
-    return tuple(picture.image for picture in draw(base, count_on(request, PICTURES_EACH), batch=PICTURES_EACH))
-
-
-def _report(columns: list[Rows], findings: tuple[Finding, ...], run: _Run, result: Path, base: BaseModel) -> Report:
-    rows = tuple(
-        Row(prompt, note, (columns[0][index], columns[1][index])) for index, (prompt, note) in enumerate(PANEL)
+    return tuple(
+        picture.image
+        for picture in draw(base, count_on(request, PICTURES_EACH), batch=PICTURES_EACH)
     )
-    samples = tuple(Image.open(path).convert("RGB").resize((136, 136)) for path in sorted(MASCOT.glob("*.png")))
+
+
+def _report(
+    columns: list[Rows], findings: tuple[Finding, ...], run: _Run, result: Path, base: BaseModel
+) -> Report:
+    rows = tuple(
+        Row(prompt, note, (columns[0][index], columns[1][index]))
+        for index, (prompt, note) in enumerate(PANEL)
+    )
+    samples = tuple(
+        Image.open(path).convert("RGB").resize((136, 136)) for path in sorted(MASCOT.glob("*.png"))
+    )
     prompt = f"a {TRIGGER} {NOUN} on a red background"
     return Report(
         title="konomi: a mascot learned from five pictures",
         summary=(
-            f"A word and a LoRA around it were trained on the pictures below in {len(run.losses)} steps "
-            f"({run.seconds:.0f} s). Each row shows the same prompt and seeds, drawn by the base and by the base with "
-            "what was learned."
+            f"A word and a LoRA around it were trained on the pictures below in {len(run.losses)} "
+            f"steps ({run.seconds:.0f} s). Each row shows the same prompt and seeds, drawn by the "
+            "base and by the base with what was learned."
         ),
         findings=findings,
         method=(
-            "Similarity is the cosine of picture features of the CLIP inside konomi; 1 is the same picture. The base "
-            "is small, and its pictures are coarse: it is here to show the way, not to make art."
+            "Similarity is the cosine of picture features of the CLIP inside konomi; 1 is the same "
+            "picture. The base is small, and its pictures are coarse: it is here to show the way, "
+            "not to make art."
         ),
         samples=samples,
         grids=(Grid("Before and after", ("base", "trained"), rows),),
         losses=tuple(run.losses),
         facts=(
             ("base", f"{base.name} ({base.family})"),
-            ("method", "pivotal tuning with its defaults: first a new word, then a LoRA that knows it, in one file"),
+            (
+                "method",
+                (
+                    "pivotal tuning with its defaults: first a new word, then a LoRA that knows "
+                    "it, in one file"
+                ),
+            ),
             ("result", f"{result.name}, {result.stat().st_size / 2**20:.1f} MiB, kohya format"),
         ),
         next_steps=(
-            ("Draw with it:", f"konomi generate {shlex.quote(prompt)} --base tiny --add {shlex.quote(str(result))}"),
-            ("Look at your own pictures:", "konomi check --images photos --base MODEL.safetensors --trigger sks"),
-            ("Train on them:", "konomi train lora --images photos --base MODEL.safetensors --trigger sks --class dog"),
+            (
+                "Draw with it:",
+                (
+                    f"konomi generate {shlex.quote(prompt)} --base tiny --add "
+                    f"{shlex.quote(str(result))}"
+                ),
+            ),
+            (
+                "Look at your own pictures:",
+                "konomi check --images photos --base MODEL.safetensors --trigger sks",
+            ),
+            (
+                "Train on them:",
+                (
+                    "konomi train lora --images photos --base MODEL.safetensors --trigger sks "
+                    "--class dog"
+                ),
+            ),
         ),
     )

@@ -23,7 +23,8 @@ _MODEL_KINDS = ("checkpoint", "model", "base")
 
 
 def inspect(path: str | Path) -> FileReport:
-    """What a model or adapter file is; of a whole model also what it predicts, and what of it konomi does not use.
+    """What a model or adapter file is; of a whole model also what it predicts, and what of it
+    konomi does not use.
 
     path: the file, or the folder of a model or adapter. Nothing in it is executed.
 
@@ -38,11 +39,14 @@ def inspect(path: str | Path) -> FileReport:
         return replace(report, problem=report.problem or str(error))
     facts = {"prediction_type": prediction_word(base.process.prediction)}
     facts |= {"zero_terminal_snr": "true"} if base.zero_terminal_snr else {}
-    return replace(report, metadata={**report.metadata, **facts}, notes=(*report.notes, *base.notes))
+    return replace(
+        report, metadata={**report.metadata, **facts}, notes=(*report.notes, *base.notes)
+    )
 
 
 def where_it_works(path: str | Path) -> tuple[str, ...]:
-    """How much of a file ComfyUI, A1111 and diffusers use, and what each would ignore: one line for each answer.
+    """How much of a file ComfyUI, A1111 and diffusers use, and what each would ignore: one line
+    for each answer.
 
     path: an adapter or a model.
     """
@@ -65,14 +69,19 @@ def convert(
 
     source: the file or folder to read.
     target: where to write; it must not exist.
-    to: adapters: kohya (= webui), diffusers, peft, custom. Models: diffusers (a folder), webui (one file); by default a
-        target that ends in .safetensors is one file, any other a folder.
-    precision: number format of the tensors (fp32, fp16, bf16); by default each tensor keeps its own.
-    base: the model an adapter belongs to, needed where whole weights and differences are turned into one another.
+    to: adapters: kohya (= webui), diffusers, peft, custom. Models: diffusers (a folder), webui
+        (one file); by default a target that ends in .safetensors is one file, any other a folder.
+    precision: number format of the tensors (fp32, fp16, bf16); by default each tensor keeps its
+        own.
+    base: the model an adapter belongs to, needed where whole weights and differences are turned
+        into one another.
     vae: of models: where the VAE is taken from instead.
-    prediction: of models: what they predict (epsilon, v_prediction, sample), in place of what the file says.
-    compress: of adapters: share (above 0, at most 1) of the singular values of each change that is kept.
-    tell: is handed a line on everything of the source that is not used, and so is not in the target.
+    prediction: of models: what they predict (epsilon, v_prediction, sample), in place of what the
+        file says.
+    compress: of adapters: share (above 0, at most 1) of the singular values of each change that is
+        kept.
+    tell: is handed a line on everything of the source that is not used, and so is not in the
+        target.
 
     Raises RecipeError for a format that does not exist for this kind of file.
     """
@@ -80,7 +89,9 @@ def convert(
     if to is not None and to not in TARGETS:
         raise RecipeError(f"--to is {to!r}; choose one of {', '.join(TARGETS)}.")
     if compress is not None and not 0 < compress <= 1:
-        raise RecipeError(f"--compress is {compress}; it is a share above 0 and at most 1, such as 0.6.")
+        raise RecipeError(
+            f"--compress is {compress}; it is a share above 0 and at most 1, such as 0.6."
+        )
     with explained(target):
         if target.exists() and source.resolve() == target.resolve():
             raise RecipeError(f"{target}: is the source itself. Name another target.")
@@ -101,11 +112,14 @@ def convert(
     is_custom = content_of(adapter) == "custom diffusion"
     if belongs_to is not None and (is_custom or compress is not None):
         adapter = with_origins(belongs_to, adapter)
-    whole = [key for key, update in adapter.layers.items() if update.whole is not None and not is_custom]
+    whole = [
+        key for key, update in adapter.layers.items() if update.whole is not None and not is_custom
+    ]
     if whole and belongs_to is None:
         raise RecipeError(
-            f"{source}: {len(whole)} layers are given as whole weights (first {whole[0]}), which no other format "
-            "holds. Name the base they belong to, and they become differences: --base BASE."
+            f"{source}: {len(whole)} layers are given as whole weights (first {whole[0]}), which "
+            "no other format holds. Name the base they belong to, and they become differences: "
+            "--base BASE."
         )
     magnitudes = [key for key, update in adapter.layers.items() if per_output(update.magnitude)]
     as_plain = whole + (magnitudes if to in (None, "kohya", "webui") else [])
@@ -120,7 +134,9 @@ def convert(
 
 
 def target_by_name(path: Path) -> Target:
-    """The form that a name asks for where each is possible: delta.bin, a file for web UIs, diffusers' folder."""
+    """The form that a name asks for where each is possible: delta.bin, a file for web UIs,
+    diffusers' folder.
+    """
     return {".bin": "custom", ".safetensors": "webui"}.get(path.suffix.lower(), "diffusers")  # type: ignore[return-value]
 
 
@@ -141,14 +157,19 @@ def _refuse_part(source: Path) -> None:
     """Raises RecipeError for one part of a model by itself, saying what takes it."""
     kind = inspect_file(source, check=False).kind
     said = {
-        "vae": "Every command that reads a base takes it with --vae, and konomi convert MODEL OUT --vae VAE puts it "
-        "into a model, in either form.",
-        "denoiser": "Give the folder above it, which holds model_index.json, or a complete checkpoint.",
-        "text encoder": "Give the folder above it, which holds model_index.json, or a complete checkpoint.",
+        "vae": "Every command that reads a base takes it with --vae, and konomi convert MODEL OUT "
+        "--vae VAE puts it into a model, in either form.",
+        "denoiser": "Give the folder above it, which holds model_index.json, or a complete "
+        "checkpoint.",
+        "text encoder": "Give the folder above it, which holds model_index.json, or a complete "
+        "checkpoint.",
     }
     if kind in said:
         name = "VAE" if kind == "vae" else kind
-        raise RecipeError(f"{source}: is a {name} alone, and convert takes whole models and adapters. {said[kind]}")
+        raise RecipeError(
+            f"{source}: is a {name} alone, and convert takes whole models and adapters. "
+            f"{said[kind]}"
+        )
 
 
 def _convert_model(
@@ -162,7 +183,9 @@ def _convert_model(
     prediction: str | None,
 ) -> Path:
     if to in ("kohya", "peft"):
-        raise RecipeError(f"--to {to} is for adapters; {source.name} is a whole model. Use diffusers or webui.")
+        raise RecipeError(
+            f"--to {to} is for adapters; {source.name} is a whole model. Use diffusers or webui."
+        )
     base = load_base(source, vae=vae, prediction=prediction)
     for note in base.notes:
         tell(note)

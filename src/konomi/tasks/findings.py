@@ -1,4 +1,6 @@
-"""What should be known about a run's data before it starts: `check` shows it and `train` says it, the same objects."""
+"""What should be known about a run's data before it starts: `check` shows it and `train` says it,
+the same objects.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,19 +22,29 @@ ENLARGED = 1.5
 
 
 def with_shapes_left_out(manifest: Manifest, *assignments: Assignment) -> Manifest:
-    """The manifest with images that fit no bucket among those left out, so that its file has a row with the reason."""
-    excluded = [bad for assignment in assignments for bad in assignment.excluded if bad not in manifest.excluded]
+    """The manifest with images that fit no bucket among those left out, so that its file has a row
+    with the reason.
+    """
+    excluded = [
+        bad
+        for assignment in assignments
+        for bad in assignment.excluded
+        if bad not in manifest.excluded
+    ]
     if not excluded:
         return manifest
     kept = {id(record) for assignment in assignments for record in assignment.records}
     names = {bad.name for bad in excluded}
-    records = tuple(record for record in manifest.records if id(record) in kept or record.name not in names)
+    records = tuple(
+        record for record in manifest.records if id(record) in kept or record.name not in names
+    )
     return replace(manifest, records=records, excluded=(*manifest.excluded, *excluded))
 
 
 def with_enlarged_told(manifest: Manifest, assignment: Assignment) -> Manifest:
-    """The manifest with a line on training images that are much smaller than what they train as: a model learns the
-    softness of an enlarged picture with everything else."""
+    """The manifest with a line on training images that are much smaller than what they train as: a
+    model learns the softness of an enlarged picture with everything else.
+    """
     small = [
         record.name
         for record, (width, height) in zip(assignment.records, assignment.buckets, strict=True)
@@ -42,21 +54,34 @@ def with_enlarged_told(manifest: Manifest, assignment: Assignment) -> Manifest:
         return manifest
     what = "image is" if len(small) == 1 else "images are"
     message = (
-        f"{len(small)} {what} enlarged more than {ENLARGED:g} times for training, and softness is learned as well "
+        f"{len(small)} {what} enlarged more than {ENLARGED:g} times for training, and softness is "
+        "learned as well "
         "({names}). Take larger ones, lower data.resolution, or leave them out."
     )
     return replace(manifest, findings=(*manifest.findings, listing_names(message, small)))
 
 
-def with_triggers_in_reach(manifest: Manifest, base: BaseModel, recipe: Recipe, memory: Path) -> Manifest:
-    """The manifest with its triggers put in front where the text encoder would not have seen them, and what is cut off
-    told: a caption beyond `text.max_tokens` loses its end, and a word that stands there is not learned at all.
+def with_triggers_in_reach(
+    manifest: Manifest, base: BaseModel, recipe: Recipe, memory: Path
+) -> Manifest:
+    """The manifest with its triggers put in front where the text encoder would not have seen them,
+    and what is cut off
+    told: a caption beyond `text.max_tokens` loses its end, and a word that stands there is not
+        learned at all.
 
     `memory`: the cache folder; captions that have not changed are not counted again.
     """
     limit = recipe.text.max_tokens
     probe = base.tokens(_PROBE)
-    facts = (recipe.base, base.family, probe, limit, recipe.text.emphasis, recipe.data.captions, _vectors(recipe))
+    facts = (
+        recipe.base,
+        base.family,
+        probe,
+        limit,
+        recipe.text.emphasis,
+        recipe.data.captions,
+        _vectors(recipe),
+    )
     worked = Worked(memory, manifest, "reach", facts)
     known = worked.get()
     if known is None:
@@ -73,8 +98,9 @@ def with_triggers_in_reach(manifest: Manifest, base: BaseModel, recipe: Recipe, 
 
 
 def _beyond_the_limit(manifest: Manifest, base: BaseModel, recipe: Recipe) -> dict[str, Any]:
-    """Indices of the records whose captions are too long, of those whose triggers are out of reach, and the largest
-    number of tokens."""
+    """Indices of the records whose captions are too long, of those whose triggers are out of
+    reach, and the largest number of tokens.
+    """
     limit = recipe.text.max_tokens
     counts: dict[str, int] = {}
 
@@ -92,13 +118,17 @@ def _beyond_the_limit(manifest: Manifest, base: BaseModel, recipe: Recipe) -> di
     moved: list[int] = []
     longest = 0
     for index, record in enumerate(manifest.records):
-        alternatives = [replace(record, captions=(caption,)) for caption in record.captions] or [record]
+        alternatives = [replace(record, captions=(caption,)) for caption in record.captions] or [
+            record
+        ]
         if len(record.captions) == 1:
             alternatives = [record]
         for one in alternatives:
             text = final_caption(one, plain, None)
             length = count(text)
-            if length + room > limit and _is_out_of_reach(one, text, count, limit - room, caption_varies(one, plain)):
+            if length + room > limit and _is_out_of_reach(
+                one, text, count, limit - room, caption_varies(one, plain)
+            ):
                 moved.append(index)
                 break
         if length > limit:
@@ -109,11 +139,15 @@ def _beyond_the_limit(manifest: Manifest, base: BaseModel, recipe: Recipe) -> di
 
 def _vectors(recipe: Recipe) -> int:
     """Most places that a learned word takes among the tokens; 1 where none is learned."""
-    counts = [value for name, value in flat(recipe.method).items() if name.rpartition(".")[2] == "vectors"]
+    counts = [
+        value for name, value in flat(recipe.method).items() if name.rpartition(".")[2] == "vectors"
+    ]
     return max([1, *(value for value in counts if isinstance(value, int))])
 
 
-def _is_out_of_reach(record: Record, text: str, count: Callable[[str], int], limit: int, varies: bool) -> bool:
+def _is_out_of_reach(
+    record: Record, text: str, count: Callable[[str], int], limit: int, varies: bool
+) -> bool:
     trigger = record.trigger
     if not trigger or not has_trigger(text, trigger):
         return False
@@ -124,7 +158,9 @@ def _is_out_of_reach(record: Record, text: str, count: Callable[[str], int], lim
     return "BREAK" in before or count(before) > limit
 
 
-def _told(long: Sequence[str], moved: Sequence[str], longest: int, limit: int) -> tuple[Finding, ...]:
+def _told(
+    long: Sequence[str], moved: Sequence[str], longest: int, limit: int
+) -> tuple[Finding, ...]:
     found = []
     if long:
         captions = "1 caption is" if len(long) == 1 else f"{len(long)} captions are"
@@ -132,7 +168,8 @@ def _told(long: Sequence[str], moved: Sequence[str], longest: int, limit: int) -
         advice = f"Set text.max_tokens = {min(wanted, 750)}, or shorten them."
         found.append(
             listing_names(
-                f"{captions} longer than {limit} tokens (up to {longest}), and what follows is cut off: "
+                f"{captions} longer than {limit} tokens (up to {longest}), and what follows is cut "
+                "off: "
                 f"{{names}}. {advice}",
                 long,
             )
@@ -141,7 +178,8 @@ def _told(long: Sequence[str], moved: Sequence[str], longest: int, limit: int) -
         captions = "1 caption" if len(moved) == 1 else f"{len(moved)} captions"
         found.append(
             listing_names(
-                f"the trigger of {captions} stood beyond token {limit}, or could be shuffled there, and would not be "
+                f"the trigger of {captions} stood beyond token {limit}, or could be shuffled "
+                "there, and would not be "
                 "learned; it is put in front: {names}",
                 moved,
             )

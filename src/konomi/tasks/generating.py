@@ -18,16 +18,31 @@ from konomi.data.buckets import parse_size
 from konomi.data.images import read_image, read_mask
 from konomi.errors import RecipeError
 from konomi.formats import content_of, read_adapter
-from konomi.generation.adapter_request import AdapterRequest, adapters_of_prompt, parse_add, strengths, tag_kind
+from konomi.generation.adapter_request import (
+    AdapterRequest,
+    adapters_of_prompt,
+    parse_add,
+    strengths,
+    tag_kind,
+)
 from konomi.generation.drawing import with_size
-from konomi.generation.embedding_request import embeddings_of_prompt, named_as_trained, named_by_file
+from konomi.generation.embedding_request import (
+    embeddings_of_prompt,
+    named_as_trained,
+    named_by_file,
+)
 from konomi.generation.generate import count_on
 from konomi.generation.generate import generate as draw
 from konomi.generation.grid import make_grid
 from konomi.generation.infotext import save_png, save_sheet
 from konomi.generation.prompt_file import read_prompt_file
 from konomi.generation.request import Origin, Picture, Request, UsedAdapter
-from konomi.generation.unused import resized, trained_otherwise, unused_in_adapter, unused_in_request
+from konomi.generation.unused import (
+    resized,
+    trained_otherwise,
+    unused_in_adapter,
+    unused_in_request,
+)
 from konomi.hardware.device import choose_device
 from konomi.hardware.precision import choose_precision, slow_precision_notes
 from konomi.models.base import BaseModel
@@ -52,12 +67,14 @@ def load_base(
 
     source: `tiny`, a diffusers folder, a .safetensors or .ckpt file, or a hub id.
     vae: file, folder or hub id whose VAE stands in for the base's own.
-    prediction: what the base predicts (epsilon, v_prediction, sample), in place of what its file says.
+    prediction: what the base predicts (epsilon, v_prediction, sample), in place of what its file
+        says.
     needs_vae: whether a base without any VAE is an error.
     device: auto, cpu, cuda, mps, ...
     precision: number format of weights and computation: auto, fp32, fp16, bf16.
 
-    Raises ModelError or FileFormatError that says what the file is instead, RunError for a device that is not there.
+    Raises ModelError or FileFormatError that says what the file is instead, RunError for a device
+    that is not there.
     """
     base = open_base(source, vae=vae, prediction=prediction, needs_vae=needs_vae)
     where = choose_device(device)
@@ -94,17 +111,18 @@ def generate(
 ) -> Iterator[Path]:
     """Draw pictures and yield the path of each.
 
-    prompts: one or more; `<lora:name:0.8>` and `<hypernet:name:0.8>` in them look for the name in the current folder,
-        `output` and the folders of `add`.
+    prompts: one or more; `<lora:name:0.8>` and `<hypernet:name:0.8>` in them look for the name in
+        the current folder, `output` and the folders of `add`.
     base, vae, prediction, device, precision: as in `load_base`.
     add: adapters: `FILE`, `FILE:0.8` or `FILE:unet=0.8:text=0.5`.
-    negative, steps, guidance, guidance_rescale, sampler: see `konomi.config.generation.GenerationConfig`, whose
-        defaults count for None.
+    negative, steps, guidance, guidance_rescale, sampler: see
+        `konomi.config.generation.GenerationConfig`, whose defaults count for None.
     seed: of the noise; picture i of a count has seed + i. None or -1 draws one by chance.
     size: `WIDTHxHEIGHT` or one side, in pixels; by default the base's own.
     count: pictures of each prompt.
     init: a picture to start from (img2img).
-    strength: how much of `init` is drawn anew, above 0 and at most 1; the share of the steps that is done.
+    strength: how much of `init` is drawn anew, above 0 and at most 1; the share of the steps that
+        is done.
     mask: a picture, white where `init` is drawn anew.
     output: the folder for the pictures.
     batch: how many are drawn at a time.
@@ -183,7 +201,10 @@ def _in_vain(pictures: int, grid: bool, batch: int) -> list[str]:
         notes.append("--grid has no effect with one picture. --count N draws several.")
     if batch > pictures:
         drawn = "one picture" if pictures == 1 else f"{pictures} pictures"
-        notes.append(f"--batch {batch}: {drawn} in all, so no batch is as large. --count N draws more of each prompt.")
+        notes.append(
+            f"--batch {batch}: {drawn} in all, so no batch is as large. --count N draws more of "
+            "each prompt."
+        )
     return notes
 
 
@@ -191,11 +212,15 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _requests(default: Request, prompts: Sequence[str], prompt_file: str | Path | None, count: int) -> list[Request]:
+def _requests(
+    default: Request, prompts: Sequence[str], prompt_file: str | Path | None, count: int
+) -> list[Request]:
     requests = [replace(default, prompt=prompt) for prompt in prompts]
     requests += read_prompt_file(Path(prompt_file), default) if prompt_file else []
     if not requests:
-        raise RecipeError("there is no prompt. Say what to draw: konomi generate 'a cat' --base tiny")
+        raise RecipeError(
+            "there is no prompt. Say what to draw: konomi generate 'a cat' --base tiny"
+        )
     requests = [one for request in requests for one in count_on(request, count)]
     for request in requests:
         request.check()
@@ -207,7 +232,9 @@ def _tell_all(notes: Iterable[str], tell: Callable[[str], object]) -> None:
         tell(note)
 
 
-def _strengths(base: BaseModel, request: AdapterRequest, adapter: Adapter) -> tuple[Strengths, tuple[str, ...]]:
+def _strengths(
+    base: BaseModel, request: AdapterRequest, adapter: Adapter
+) -> tuple[Strengths, tuple[str, ...]]:
     return strengths(request, adapter, base.block_of)
 
 
@@ -230,13 +257,19 @@ def _notes(
     for request in requests[:1]:
         yield from resized(request, with_size(base, request))
     for one in always:
-        yield from unused_in_adapter(one, files[one.path], requests, _strengths(base, one, files[one.path])[1])
+        yield from unused_in_adapter(
+            one, files[one.path], requests, _strengths(base, one, files[one.path])[1]
+        )
     for tagged, group in groups:
         for one in tagged:
-            yield from unused_in_adapter(one, files[one.path], group, _strengths(base, one, files[one.path])[1])
+            yield from unused_in_adapter(
+                one, files[one.path], group, _strengths(base, one, files[one.path])[1]
+            )
 
 
-def _strength(given: float | None, start: Image.Image | None, tell: Callable[[str], object]) -> float:
+def _strength(
+    given: float | None, start: Image.Image | None, tell: Callable[[str], object]
+) -> float:
     if start is not None:
         return DEFAULT_STRENGTH if given is None else given
     if given is not None:
@@ -244,8 +277,12 @@ def _strength(given: float | None, start: Image.Image | None, tell: Callable[[st
     return 1.0
 
 
-def _check_all(base: BaseModel, wanted: Sequence[AdapterRequest], files: Mapping[Path, Adapter]) -> None:
-    """Before anything is drawn, though the adapters of later prompts are attached when their turn comes."""
+def _check_all(
+    base: BaseModel, wanted: Sequence[AdapterRequest], files: Mapping[Path, Adapter]
+) -> None:
+    """Before anything is drawn, though the adapters of later prompts are attached when their turn
+    comes.
+    """
     for request in wanted:
         adapter = files[request.path]
         request.check(content_of(adapter))
@@ -260,9 +297,14 @@ def _read_adapters(
     folders: Sequence[Path],
     tell: Callable[[str], object],
 ) -> tuple[list[tuple[tuple[AdapterRequest, ...], list[Request]]], dict[Path, Adapter]]:
-    """Requests by the adapters that their prompts ask for, in order, and every adapter by its path."""
+    """Requests by the adapters that their prompts ask for, in order, and every adapter by
+    its path.
+    """
     folders = [*folders, *(wanted.path.parent for wanted in always)]
-    files = {one.path: named_by_file(named_as_trained(read_adapter(one.path)), one.path) for one in always}
+    files = {
+        one.path: named_by_file(named_as_trained(read_adapter(one.path)), one.path)
+        for one in always
+    }
     words = {word for adapter in files.values() for word in adapter.embeddings}
 
     @cache  # It looks through folders, and a hundred seeds of a prompt ask for the same.
@@ -285,7 +327,9 @@ def _used(request: AdapterRequest, adapter: Adapter) -> UsedAdapter:
     hashed = adapter.metadata.get("sshs_model_hash", "")[:12]
     content = content_of(adapter)
     kind = "embedding" if content == "embedding" else tag_kind(content)
-    return UsedAdapter(request.path.stem, request.denoiser_weight, request.text_weight, hashed, kind)
+    return UsedAdapter(
+        request.path.stem, request.denoiser_weight, request.text_weight, hashed, kind
+    )
 
 
 def _picture(path: str | Path) -> Image.Image:
@@ -295,11 +339,15 @@ def _picture(path: str | Path) -> Image.Image:
         raise RecipeError(f"{path}: no picture there.") from error
 
 
-def _start_from(init: str | Path | None, mask: str | Path | None) -> tuple[Image.Image | None, Image.Image | None]:
+def _start_from(
+    init: str | Path | None, mask: str | Path | None
+) -> tuple[Image.Image | None, Image.Image | None]:
     """The picture to start from, and what of it is drawn anew."""
     if init is None:
         if mask is not None:
-            raise RecipeError("--mask is given without --init. Give the picture that the mask belongs to.")
+            raise RecipeError(
+                "--mask is given without --init. Give the picture that the mask belongs to."
+            )
         return None, None
     start = _picture(init)
     return start, None if mask is None else _mask(mask, start.size, str(init))
@@ -313,7 +361,8 @@ def _mask(path: str | Path, size: tuple[int, int], init: str) -> Image.Image:
         raise RecipeError(f"{path}: no picture there.") from error
     if mask.getextrema()[1] < 128:  # type: ignore[operator]
         raise RecipeError(
-            f"{path}: nothing in this mask is white, so nothing would be drawn. Paint white what to redraw."
+            f"{path}: nothing in this mask is white, so nothing would be drawn. Paint white what "
+            "to redraw."
         )
     return mask
 
@@ -322,11 +371,17 @@ def _sheet(pictures: Sequence[Picture]) -> Picture:
     """All pictures on one, each with its seed, and its prompt where there are several."""
     prompts = {picture.request.prompt for picture in pictures}
     captions = [
-        f"{picture.request.prompt}, seed {picture.request.seed}" if len(prompts) > 1 else f"seed {picture.request.seed}"
+        f"{picture.request.prompt}, seed {picture.request.seed}"
+        if len(prompts) > 1
+        else f"seed {picture.request.seed}"
         for picture in pictures
     ]
     image = make_grid([picture.image for picture in pictures], captions=captions)
-    return replace(pictures[0], image=image, infotext=f"{pictures[0].infotext}, Sheet of: {len(pictures)} pictures")
+    return replace(
+        pictures[0],
+        image=image,
+        infotext=f"{pictures[0].infotext}, Sheet of: {len(pictures)} pictures",
+    )
 
 
 def _make_folder(folder: Path) -> None:

@@ -1,8 +1,10 @@
-"""`identifiers`: rare single-token words, ranked by how little a base reacts to them (Ruiz et al. 2022, section 3.2).
+"""`identifiers`: rare single-token words, ranked by how little a base reacts to them (Ruiz et al.
+2022, section 3.2).
 
-A good identifier has no meaning to overcome. Candidates are the words of 3 to 5 Latin letters that each tokenizer of
-the base has as one token. What the base makes of each is measured against the prompt without it: the change of the
-text states, for all candidates; then, for those that change them least, the change of the denoiser's prediction.
+A good identifier has no meaning to overcome. Candidates are the words of 3 to 5 Latin letters that
+each tokenizer of the base has as one token. What the base makes of each is measured against the
+prompt without it: the change of the text states, for all candidates; then, for those that change
+them least, the change of the denoiser's prediction.
 """
 
 import math
@@ -25,13 +27,16 @@ from konomi.training.events import Prepared
 CANDIDATES = 1500
 """The rarest words of a vocabulary that are looked at; CLIP's has some 13,600 of that length."""
 LEVELS = (0.25, 0.5, 0.75)
-"""How far from the image to noise the timesteps are at which the denoiser is asked: details, shapes, layout."""
+"""How far from the image to noise the timesteps are at which the denoiser is asked: details,
+shapes, layout."""
 _WORD = re.compile(r"[a-z]{3,5}</w>")
 
 
 @dataclass(frozen=True, slots=True)
 class Identifier:
-    """A word and what the base makes of it. Reactions are relative: 0 none, 1 as large as what is changed."""
+    """A word and what the base makes of it. Reactions are relative: 0 none, 1 as large as what is
+    changed.
+    """
 
     word: str
     token: int
@@ -53,24 +58,30 @@ def identifiers(
     device: str = "auto",
     precision: str = "auto",
 ) -> Iterator[Prepared | tuple[Identifier, ...]]:
-    """Words that can become the name of a subject. Yields progress, and at last the words, best first.
+    """Words that can become the name of a subject. Yields progress, and at last the words, best
+    first.
 
     base: `tiny`, a diffusers folder, a .safetensors or .ckpt file, or a hub id.
     class_noun: what the subject is in plain words, `dog`.
     count: how many words.
-    prediction: what the base predicts (epsilon, v_prediction, sample), in place of what its file says.
+    prediction: what the base predicts (epsilon, v_prediction, sample), in place of what its file
+        says.
     device: auto, cpu, cuda, mps, ...
     precision: number format of the computation: auto, fp32, fp16, bf16.
 
-    The prompts are "a photo of a WORD NOUN" against "a photo of a NOUN", without a class noun "a photo of a WORD"
-    against "a photo of a". Raises RecipeError for a base without such words.
+    The prompts are "a photo of a WORD NOUN" against "a photo of a NOUN", without a class noun "a
+    photo of a WORD" against "a photo of a". Raises RecipeError for a base without such words.
     """
     if count < 1:
         raise RecipeError(f"--count is {count}; at least 1 is needed.")
-    loaded = load_base(base, prediction=prediction, needs_vae=False, device=device, precision=precision)
+    loaded = load_base(
+        base, prediction=prediction, needs_vae=False, device=device, precision=precision
+    )
     words = candidates(loaded)
     if not words:
-        raise RecipeError(f"{base}: its tokenizer has no words of 3 to 5 letters that are one token.")
+        raise RecipeError(
+            f"{base}: its tokenizer has no words of 3 to 5 letters that are one token."
+        )
     neutral = f"a photo of a {class_noun}".strip()
     prompts = [f"a photo of a {word} {class_noun}".strip() for word in words]
     plain = _encode(loaded, [neutral])
@@ -87,19 +98,30 @@ def identifiers(
         yield Prepared("predictions", len(reactions), len(order))
     table = next(iter(loaded.vocabularies().values()))
     found = [
-        Identifier(words[index], table[f"{words[index]}</w>"], text[index], reaction, math.sqrt(text[index] * reaction))
+        Identifier(
+            words[index],
+            table[f"{words[index]}</w>"],
+            text[index],
+            reaction,
+            math.sqrt(text[index] * reaction),
+        )
         for index, reaction in zip(order, reactions, strict=True)
     ]
     yield tuple(sorted(found, key=lambda one: one.score)[:count])
 
 
 def candidates(base: BaseModel, limit: int = CANDIDATES) -> list[str]:
-    """Words that are one token to every tokenizer of the base, the rarest `limit`; none that is in use or offends.
+    """Words that are one token to every tokenizer of the base, the rarest `limit`; none that is in
+    use or offends.
 
     The last merges of a byte-pair vocabulary are those of its rarest words.
     """
     tables = list(base.vocabularies().values())
-    entries = [token for token in tables[0] if _WORD.fullmatch(token) and all(token in table for table in tables)]
+    entries = [
+        token
+        for token in tables[0]
+        if _WORD.fullmatch(token) and all(token in table for table in tables)
+    ]
     words = []
     for token in sorted(entries, key=tables[0].__getitem__, reverse=True):
         word = token.removesuffix("</w>")
@@ -115,7 +137,8 @@ def candidates(base: BaseModel, limit: int = CANDIDATES) -> list[str]:
 
 @torch.no_grad()
 def denoiser_reactions(base: BaseModel, prompts: Sequence[str], plain: Conditioning) -> list[float]:
-    """Relative change of the prediction for each prompt against `plain`, on the same noise, mean over `LEVELS`.
+    """Relative change of the prediction for each prompt against `plain`, on the same noise, mean
+    over `LEVELS`.
 
     Pictures of half the base's side: cheaper by four, and asked for a comparison only.
     """
@@ -130,18 +153,24 @@ def denoiser_reactions(base: BaseModel, prompts: Sequence[str], plain: Condition
         at = process.timesteps([process.at(level)], base.device)
         noisy = process.add_noise(image.to(base.device), noise.to(base.device), at)
         before = _predict(base, noisy, at, plain)
-        after = _predict(base, noisy.expand(len(prompts), -1, -1, -1), at.expand(len(prompts)), told)
+        after = _predict(
+            base, noisy.expand(len(prompts), -1, -1, -1), at.expand(len(prompts)), told
+        )
         changes += torch.tensor(_change(after, before)) / len(LEVELS)
     return [float(change) for change in changes]
 
 
-def _predict(base: BaseModel, noisy: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
+def _predict(
+    base: BaseModel, noisy: Tensor, timesteps_B: Tensor, conditioning: Conditioning
+) -> Tensor:
     height, width = (base.latent_factor * side for side in noisy.shape[2:])
     sizes = torch.tensor([[height, width, 0, 0, height, width]] * len(noisy), device=noisy.device)
     conditioning = base.with_sizes(conditioning, sizes)
     if base.inpainting:
         # Everything is to be drawn: mask 1, and nothing behind it.
-        hole = torch.zeros(len(noisy), base.latent_channels + 1, *noisy.shape[2:], device=noisy.device)
+        hole = torch.zeros(
+            len(noisy), base.latent_channels + 1, *noisy.shape[2:], device=noisy.device
+        )
         hole[:, 0] = 1
         conditioning = replace(conditioning, inpaint=hole)
     return base.predict(noisy, timesteps_B, conditioning).float()

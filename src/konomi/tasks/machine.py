@@ -50,7 +50,12 @@ class DoctorReport:
 def doctor() -> DoctorReport:
     """Look at Python, packages, devices, memory, disk and the caches. Changes nothing."""
     rows = [
-        _judged("Python", platform.python_version(), sys.version_info >= (3, 11), "konomi needs Python 3.11 or newer."),
+        _judged(
+            "Python",
+            platform.python_version(),
+            sys.version_info >= (3, 11),
+            "konomi needs Python 3.11 or newer.",
+        ),
         *(_package(name, minimum) for name, minimum in MINIMUM.items()),
         *_devices(),
         _memory(),
@@ -65,7 +70,9 @@ def _package(name: str, minimum: tuple[int, int]) -> DoctorRow:
     version = metadata.version(name)
     numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
     wanted = ".".join(map(str, minimum))
-    return _judged(name, version, numbers >= minimum, f"Update it: pip install -U '{name}>={wanted}'")
+    return _judged(
+        name, version, numbers >= minimum, f"Update it: pip install -U '{name}>={wanted}'"
+    )
 
 
 def _judged(what: str, value: str, ok: bool, advice: str) -> DoctorRow:
@@ -80,12 +87,17 @@ def _devices() -> list[DoctorRow]:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         gib = properties.total_memory / 2**30
-        rows.append(DoctorRow(f"cuda:{index}", f"{properties.name}, {gib:.1f} GiB", True, _fits(gib)))
+        rows.append(
+            DoctorRow(f"cuda:{index}", f"{properties.name}, {gib:.1f} GiB", True, _fits(gib))
+        )
     if torch.backends.mps.is_available():
         rows.append(DoctorRow("mps", "Apple GPU", True))
     if not rows:
         what = f"{os.cpu_count()} cores; no CUDA or MPS device"
-        advice = "Fine for the base `tiny` and for tests; full-size bases take seconds to minutes a step."
+        advice = (
+            "Fine for the base `tiny` and for tests; full-size bases take seconds to minutes "
+            "a step."
+        )
         unused = torch.version.cuda is None and nvidia_card()
         rows.append(DoctorRow("device", what, not unused, CPU_BUILD if unused else advice))
     rows.append(_cpu_precision())
@@ -95,7 +107,11 @@ def _devices() -> list[DoctorRow]:
 def nvidia_card(pci: Path = _PCI) -> bool:
     """Whether there is an NVIDIA card, as far as the driver, or on Linux the bus, tells."""
     system = Path(os.environ.get("SYSTEMROOT", r"C:\Windows")) / "System32" / "nvidia-smi.exe"
-    if shutil.which("nvidia-smi") or (os.name == "nt" and system.exists()) or Path("/proc/driver/nvidia").exists():
+    if (
+        shutil.which("nvidia-smi")
+        or (os.name == "nt" and system.exists())
+        or Path("/proc/driver/nvidia").exists()
+    ):
         return True
     # Vendor and class are one short line each; a display controller's class starts with 0x03.
     return any(
@@ -138,21 +154,33 @@ def _memory() -> DoctorRow:
     memory = psutil.virtual_memory()
     free = memory.available / 2**30
     value = f"{free:.1f} of {memory.total / 2**30:.1f} GiB free"
-    return _judged("memory", value, free > 2, "Close other programs; loading a large base takes about 8 GiB.")
+    return _judged(
+        "memory", value, free > 2, "Close other programs; loading a large base takes about 8 GiB."
+    )
 
 
 def _disk() -> DoctorRow:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    return _judged("disk", f"{free:.1f} GiB free here", free > 2, "Runs need room for checkpoints: free some space.")
+    return _judged(
+        "disk",
+        f"{free:.1f} GiB free here",
+        free > 2,
+        "Runs need room for checkpoints: free some space.",
+    )
 
 
 def _optional_packages() -> DoctorRow:
     there = [what for _, module, what, _ in OPTIONAL if util.find_spec(module)]
     absent = [
-        f"{what} (pip install 'konomi[{extra}]')" for _, module, what, extra in OPTIONAL if not util.find_spec(module)
+        f"{what} (pip install 'konomi[{extra}]')"
+        for _, module, what, extra in OPTIONAL
+        if not util.find_spec(module)
     ]
     return DoctorRow(
-        "extras", ", ".join(there) or "none", True, f"Not installed: {'; '.join(absent)}." if absent else ""
+        "extras",
+        ", ".join(there) or "none",
+        True,
+        f"Not installed: {'; '.join(absent)}." if absent else "",
     )
 
 

@@ -13,8 +13,11 @@ from konomi.tasks.preparing import Job
 from konomi.training.validation import validation_loss
 
 
-def held_out_loss(job: Job, held_out: Sequence[Examples], phase: Phase | None, modules: Sequence[nn.Module]) -> float:
-    """Of the model as `phase` trains it, or (None) of the untouched base; worded as in training either way.
+def held_out_loss(
+    job: Job, held_out: Sequence[Examples], phase: Phase | None, modules: Sequence[nn.Module]
+) -> float:
+    """Of the model as `phase` trains it, or (None) of the untouched base; worded as in training
+    either way.
 
     `modules`: what is in training mode, dropout among it.
     """

@@ -54,10 +54,10 @@ def merge_custom(
     files: two or more, trained apart on the same base.
     output: where to write; it must not exist.
     base: the model they were trained on.
-    prompts: texts with the words of the files; each concept keeps its answers on its own, from its word on. By default
-        "photo of a WORD".
-    captions: a text file, one ordinary caption a line, on which the base should change least; by default a list that
-        konomi brings.
+    prompts: texts with the words of the files; each concept keeps its answers on its own, from its
+        word on. By default "photo of a WORD".
+    captions: a text file, one ordinary caption a line, on which the base should change least; by
+        default a list that konomi brings.
     to: the format of the result; by default the one that the name of `output` asks for.
     tell: is handed a line on what of the files is not used.
 
@@ -73,16 +73,23 @@ def merge_custom(
             tell(note)
     words = _words(adapters, files)
     loaded = load_base(base, needs_vae=False)
-    loaded.words.update({word: vectors for adapter in adapters for word, vectors in adapter.embeddings.items()})
+    loaded.words.update(
+        {word: vectors for adapter in adapters for word, vectors in adapter.embeddings.items()}
+    )
     texts = {word: _prompts_of(word, prompts) for word in words}
     ordinary = _captions(captions, loaded)
     states = [
-        torch.cat([_target_states(loaded, text) for word in a.embeddings for text in texts[word]]) for a in adapters
+        torch.cat([_target_states(loaded, text) for word in a.embeddings for text in texts[word]])
+        for a in adapters
     ]
-    merged = merge([_layers(loaded, adapter) for adapter in adapters], states, _states(loaded, ordinary))
+    merged = merge(
+        [_layers(loaded, adapter) for adapter in adapters], states, _states(loaded, ordinary)
+    )
     result = Adapter(
         layers=dict(merged.layers),
-        embeddings={word: vectors for adapter in adapters for word, vectors in adapter.embeddings.items()},
+        embeddings={
+            word: vectors for adapter in adapters for word, vectors in adapter.embeddings.items()
+        },
         metadata={"modelspec.trigger_phrase": " ".join(words)},
         family=loaded.family,
         name=output.stem,
@@ -93,28 +100,46 @@ def merge_custom(
 
 
 def _words(adapters: Sequence[Adapter], files: Sequence[str | Path]) -> dict[str, str | Path]:
-    """Word -> file. Raises RecipeError for a file that is none, has no word, or has one that another has."""
+    """Word -> file. Raises RecipeError for a file that is none, has no word, or has one that
+    another has.
+    """
     found: dict[str, str | Path] = {}
     for adapter, file in zip(adapters, files, strict=True):
         if content_of(adapter) != "custom diffusion" and not _is_compressed(adapter):
-            raise RecipeError(f"{file}: is not a Custom Diffusion file, so it cannot be merged as one.")
+            raise RecipeError(
+                f"{file}: is not a Custom Diffusion file, so it cannot be merged as one."
+            )
         if not adapter.embeddings:
-            raise RecipeError(f"{file}: has no word of its own, so konomi cannot tell which prompts are about it.")
+            raise RecipeError(
+                f"{file}: has no word of its own, so konomi cannot tell which prompts are about it."
+            )
         for word in adapter.embeddings:
-            if (other := next((known for known in found if known.casefold() == word.casefold()), None)) is not None:
-                raise RecipeError(f"{file}: its word {word!r} is also that of {found[other]}. Train one under another.")
+            if (
+                other := next(
+                    (known for known in found if known.casefold() == word.casefold()), None
+                )
+            ) is not None:
+                raise RecipeError(
+                    f"{file}: its word {word!r} is also that of {found[other]}. Train one under "
+                    "another."
+                )
             found[word] = file
     return found
 
 
 def _is_compressed(adapter: Adapter) -> bool:
-    return bool(adapter.layers) and all(key.endswith((".attn2.to_k", ".attn2.to_v")) for key in adapter.layers)
+    return bool(adapter.layers) and all(
+        key.endswith((".attn2.to_k", ".attn2.to_v")) for key in adapter.layers
+    )
 
 
 def _layers(base: BaseModel, adapter: Adapter) -> Mapping[str, Replacement]:
     others = [key for key in adapter.layers if not key.endswith((".attn2.to_k", ".attn2.to_v"))]
     if others:
-        raise RecipeError(f"{adapter.name}: changes {others[0]}; only keys and values of cross-attention are merged.")
+        raise RecipeError(
+            f"{adapter.name}: changes {others[0]}; only keys and values of cross-attention are "
+            "merged."
+        )
     return whole_layers(base, adapter)
 
 
@@ -133,7 +158,9 @@ def _target_states(base: BaseModel, text: str) -> Tensor:
     lengths = [_num_tokens(base, piece, found) for piece, found in pieces]
     before = sum(lengths[: next(i for i, (_, found) in enumerate(pieces) if found is not None)])
     if 2 + sum(lengths) > base.num_positions:
-        raise RecipeError(f"--prompt {text!r}: is longer than one chunk of {base.num_positions} positions.")
+        raise RecipeError(
+            f"--prompt {text!r}: is longer than one chunk of {base.num_positions} positions."
+        )
     return _encode(base, [text])[0, 1 + before : 2 + sum(lengths)]
 
 

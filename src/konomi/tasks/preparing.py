@@ -92,7 +92,7 @@ def prepare(recipe: Recipe) -> Job:
     own_zero_snr = base.zero_terminal_snr
     check_objective(base, recipe.objective)
     if recipe.objective.zero_terminal_snr:
-        # Previews and the saved file follow: a result that does not say so is sampled wrongly everywhere.
+        # Previews and the saved file follow: a result that keeps silent is sampled wrongly.
         base.use_zero_terminal_snr()
     recipe = _filled_in(recipe, base)
     method_type = method_of(recipe)
@@ -103,14 +103,17 @@ def prepare(recipe: Recipe) -> Job:
     manifest = with_triggers_in_reach(remembered_scan(recipe.data, memory), base, recipe, memory)
     recipe = with_prior(recipe, needs, manifest.records, base)
     method = method_type(recipe.method, base, recipe)
-    size, grid = parse_size(recipe.data.resolution or str(base.resolution)), grid_for(base.size_step)
+    size = parse_size(recipe.data.resolution or str(base.resolution))
+    grid = grid_for(base.size_step)
     training, validation, split_notes = split_off(manifest.records, recipe, memory)
     assignment = assign(training, size, recipe.data.buckets, grid)
     validation = with_triggers_in_reach(Manifest(validation), base, recipe, memory).records
     held_out = assign(validation, size, recipe.data.buckets, grid)
     manifest = with_enlarged_told(with_shapes_left_out(manifest, assignment, held_out), assignment)
     step = base.size_step
-    class_images = class_images_of(recipe, training, (size[0] // step * step, size[1] // step * step))
+    class_images = class_images_of(
+        recipe, training, (size[0] // step * step, size[1] // step * step)
+    )
     summary = dataset_summary(
         manifest,
         assignment,
@@ -161,16 +164,24 @@ def prepare(recipe: Recipe) -> Job:
 
 
 def open_stream(job: Job) -> Iterator[Prepared | Warned | BatchStream]:
-    """Encode what can be encoded once, telling how far it is; the last thing yielded is the stream of batches."""
+    """Encode what can be encoded once, telling how far it is; the last thing yielded is the stream
+    of batches.
+    """
     recipe, base = job.recipe, job.base
     place(job)
     latents, text = _make_caches(job)
     if latents is None and job.processes.is_first:
         verify(job.manifest, workers=recipe.data.workers, whole=WholeImages(cache_folder(recipe)))
-    # What lies on disk is built by the first process and only opened by the others; memory is everyone's own.
-    mine = [job.processes.is_first or kept == "memory" for kept in (recipe.data.cache.latents, recipe.data.cache.text)]
+    # What lies on disk is built by the first process and only opened by the others; memory is
+    # everyone's own.
+    mine = [
+        job.processes.is_first or kept == "memory"
+        for kept in (recipe.data.cache.latents, recipe.data.cache.text)
+    ]
     captions, complete = static_captions(job.assignment.records, recipe.data)
-    yield from _build(job, job.assignment, latents if mine[0] else None, text if mine[1] else None, captions)
+    yield from _build(
+        job, job.assignment, latents if mine[0] else None, text if mine[1] else None, captions
+    )
     job.processes.wait()
     if latents is not None and not mine[0]:
         latents.open()
@@ -219,11 +230,15 @@ def held_out_stream(job: Job) -> BatchStream | None:
 
 
 def place(job: Job) -> None:
-    """Base on its device: frozen parts in the computation's format or a smaller one, trained ones in float32."""
+    """Base on its device: frozen parts in the computation's format or a smaller one, trained ones
+    in float32.
+    """
     wanted = job.recipe.memory.storage_dtype
     storage = PRECISIONS[wanted] if wanted != "auto" and job.precision == torch.float32 else None
     needs = job.needs
-    job.base.place(job.processes.device, job.precision, float32_parts=needs.float32_parts, storage=storage)
+    job.base.place(
+        job.processes.device, job.precision, float32_parts=needs.float32_parts, storage=storage
+    )
 
 
 def cache_folder(recipe: Recipe) -> Path:
@@ -240,7 +255,9 @@ def cache_folder(recipe: Recipe) -> Path:
 
 
 def _with_dataset_values(recipe: Recipe) -> Recipe:
-    """Resolution, batch size and the like from sd-scripts dataset files, where the recipe itself leaves its default."""
+    """Resolution, batch size and the like from sd-scripts dataset files, where the recipe itself
+    leaves its default.
+    """
     for source in recipe.data.sources:
         if not source.path.endswith(".toml"):
             continue
@@ -249,7 +266,9 @@ def _with_dataset_values(recipe: Recipe) -> Recipe:
         for name, value in read_dataset_toml(source.path, source).recipe_values:
             section, *path = name.split(".")
             if _at(plain.get(section, {}), path) == _at(blank.get(section, {}), path):
-                recipe = change_recipe(recipe, [f"{name}={value if isinstance(value, str) else json.dumps(value)}"])
+                recipe = change_recipe(
+                    recipe, [f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+                )
     return recipe
 
 
@@ -258,8 +277,8 @@ def _idle_notes(batch_size: int, processes: int) -> tuple[str, ...]:
         return ()
     idle = processes - batch_size
     return (
-        f"run.batch_size is {batch_size} for {processes} processes together: {idle} idle in every step. Set "
-        f"run.batch_size = {processes} or more, or start fewer.",
+        f"run.batch_size is {batch_size} for {processes} processes together: {idle} idle in every "
+        f"step. Set run.batch_size = {processes} or more, or start fewer.",
     )
 
 
@@ -272,7 +291,9 @@ def _at(section: Mapping[str, Any], path: list[str]) -> object:
 
 def _filled_in(recipe: Recipe, base: BaseModel) -> Recipe:
     data = replace(recipe.data, resolution=recipe.data.resolution or str(base.resolution))
-    name = recipe.run.name or next((s.trigger or Path(s.path).stem for s in data.sources if s.role == "train"), "")
+    name = recipe.run.name or next(
+        (s.trigger or Path(s.path).stem for s in data.sources if s.role == "train"), ""
+    )
     return replace(recipe, data=data, run=replace(recipe.run, name=_as_file_name(name) or "konomi"))
 
 
@@ -289,12 +310,17 @@ def _check_format(recipe: Recipe, needs: Needs) -> None:
     if makes == "model":
         known = ["checkpoint", "diffusers"]
     else:
-        known = list(dict.fromkeys(to for writer in WRITERS if writer.content == makes for to in writer.targets))
+        known = list(
+            dict.fromkeys(
+                to for writer in WRITERS if writer.content == makes for to in writer.targets
+            )
+        )
     if chosen not in known:
         words = {"model": "a whole model", "lora": "an adapter", "embedding": "an embedding"}
         choices = " or ".join(map(repr, known))
         raise RecipeError(
-            f"save.format is {chosen!r}, but the method makes {words.get(makes, f'a {makes} result')}. Use {choices}."
+            f"save.format is {chosen!r}, but the method makes "
+            f"{words.get(makes, f'a {makes} result')}. Use {choices}."
         )
 
 
@@ -305,8 +331,9 @@ def _wanted_steps(recipe: Recipe, method: Method, training: tuple[Record, ...]) 
 
 
 def _make_caches(job: Job) -> tuple[LatentCache | None, TextCache | None]:
-    """Caches as the recipe and the method allow: pixels each step rule out cached latents alone, training the text
-    encoder rules out cached text."""
+    """Caches as the recipe and the method allow: pixels each step rule out cached latents alone,
+    training the text encoder rules out cached text.
+    """
     recipe, base = job.recipe, job.base
     cache = recipe.data.cache
     folder = cache_folder(recipe)
@@ -334,16 +361,23 @@ def _build(
     base, recipe = job.base, job.recipe
 
     def tell(what: str, news: Progress | Notice) -> Prepared | Warned:
-        return Prepared(what, news.done, news.total) if isinstance(news, Progress) else Warned(news.message)
+        return (
+            Prepared(what, news.done, news.total)
+            if isinstance(news, Progress)
+            else Warned(news.message)
+        )
 
     if latents is not None:
         prepare_image = preparing(recipe.data.images, base.latent_factor)
-        # One at a time on the CPU makes values independent of what else was missing; a GPU wants company.
+        # One at a time on the CPU makes values independent of what else was missing; a GPU wants
+        # company.
         together = 1 if job.processes.device.type == "cpu" else 4
         encode = _encoder(base)
         workers = recipe.data.workers
         try:
-            for news in latents.build(assignment, prepare_image, encode, batch_size=together, workers=workers):
+            for news in latents.build(
+                assignment, prepare_image, encode, batch_size=together, workers=workers
+            ):
                 yield tell("images", news)
         except DataError:
             # One image cannot be read: rather name all such at once than one in each attempt.

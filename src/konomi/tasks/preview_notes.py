@@ -1,4 +1,6 @@
-"""What of a recipe's previews comes out otherwise than it is written, each in one line before the first step."""
+"""What of a recipe's previews comes out otherwise than it is written, each in one line before the
+first step.
+"""
 
 from collections.abc import Iterable
 
@@ -21,13 +23,23 @@ def preview_notes(recipe: Recipe, base: BaseModel) -> Iterable[str]:
         drawn = width // factor * factor, height // factor * factor
         if drawn != (width, height):
             size = f"{drawn[0]}x{drawn[1]}"
-            yield f"preview.size = {width}x{height} is drawn at {size}: sides are multiples of {factor}."
+            yield (
+                f"preview.size = {width}x{height} is drawn at {size}: sides are multiples of "
+                f"{factor}."
+            )
     for number, prompt in enumerate(preview.prompts):
         tags = extract_tags(prompt)[1]
         if tags:
             called = ", ".join(f"<{tag.kind}:{tag.name}>" for tag in tags)
-            yield f"preview.prompts.{number}: {called} has no effect: previews show what is trained, and nothing else."
-        yield from (f"preview.prompts.{number}: {note}" for note in unused_in_request(Request(prompt=prompt)))
+            yield (
+                f"preview.prompts.{number}: {called} has no effect: previews show what is "
+                "trained, and nothing else."
+            )
+        yield from (
+            f"preview.prompts.{number}: {note}"
+            for note in unused_in_request(Request(prompt=prompt))
+        )
     yield from (
-        f"preview.negative: {note}" for note in unused_in_request(Request(prompt="", negative=preview.negative))
+        f"preview.negative: {note}"
+        for note in unused_in_request(Request(prompt="", negative=preview.negative))
     )

@@ -1,4 +1,6 @@
-"""Previews while training: the same pictures `konomi generate` draws with the file saved at that step."""
+"""Previews while training: the same pictures `konomi generate` draws with the file saved at that
+step.
+"""
 
 from itertools import islice
 from pathlib import Path
@@ -16,8 +18,9 @@ from konomi.training.stop import Stop
 
 
 def preview_prompts(job: Job) -> tuple[str, ...]:
-    """The recipe's prompts, or a panel that shows learning and forgetting: the subject, the subject elsewhere, the
-    class alone, something unrelated."""
+    """The recipe's prompts, or a panel that shows learning and forgetting: the subject, the
+    subject elsewhere, the class alone, something unrelated.
+    """
     if job.recipe.preview.prompts:
         return job.recipe.preview.prompts
     source = next((s for s in job.recipe.data.sources if s.role == "train"), None)
@@ -25,16 +28,24 @@ def preview_prompts(job: Job) -> tuple[str, ...]:
     noun = source.class_noun if source else ""
     subject = " ".join(word for word in (trigger, noun) if word)
     if not subject:
-        captions = (row.caption for row in job.summary.images if row.role == "train" and row.caption)
+        captions = (
+            row.caption for row in job.summary.images if row.role == "train" and row.caption
+        )
         return tuple(dict.fromkeys([*islice(captions, 2), "a house by a lake"]))
-    panel = [f"a photo of {subject}", f"{subject} on the beach", f"a photo of a {noun}" if noun else ""]
+    panel = [
+        f"a photo of {subject}",
+        f"{subject} on the beach",
+        f"a photo of a {noun}" if noun else "",
+    ]
     return tuple(prompt for prompt in [*panel, "a house by a lake"] if prompt)
 
 
 def preview_requests(job: Job) -> list[Request]:
     """One picture a prompt, from fixed seeds."""
     settings, step = job.recipe.preview, job.base.size_step
-    width, height = parse_size(settings.size or job.recipe.data.resolution or str(job.base.resolution))
+    width, height = parse_size(
+        settings.size or job.recipe.data.resolution or str(job.base.resolution)
+    )
     return [
         Request.of(
             settings,
@@ -50,14 +61,18 @@ def preview_requests(job: Job) -> list[Request]:
 
 def preview_paths(job: Job, folder: Path, step: int) -> list[Path]:
     """Where the pictures of a step lie: `step-NNNNNN-KK.png`, one a prompt."""
-    return [folder / f"step-{step:06d}-{index:02d}.png" for index in range(len(preview_prompts(job)))]
+    return [
+        folder / f"step-{step:06d}-{index:02d}.png" for index in range(len(preview_prompts(job)))
+    ]
 
 
 class PreviewStopped(Exception):
     """The run is to end, and no drawing holds it up."""
 
 
-def draw_previews(job: Job, result: Result, folder: Path, step: int, stop: Stop | None = None) -> list[Path]:
+def draw_previews(
+    job: Job, result: Result, folder: Path, step: int, stop: Stop | None = None
+) -> list[Path]:
     """Draw the pictures of `preview_paths`. The base is left as it was found, whatever is raised.
 
     Raises PreviewStopped after the sampling step in which `stop` was requested.
@@ -68,8 +83,13 @@ def draw_previews(job: Job, result: Result, folder: Path, step: int, stop: Stop 
             raise PreviewStopped("the run is to end")
 
     paths = preview_paths(job, folder, step)
-    with loaded_for_now(job.base, job.recipe.memory), job.method.as_loaded(as_read_back(job, result)):
-        pictures = generate(job.base, preview_requests(job), on_step=look_up, origin=Origin(model=job.base.name))
+    with (
+        loaded_for_now(job.base, job.recipe.memory),
+        job.method.as_loaded(as_read_back(job, result)),
+    ):
+        pictures = generate(
+            job.base, preview_requests(job), on_step=look_up, origin=Origin(model=job.base.name)
+        )
         for path, picture in zip(paths, pictures, strict=True):
             with write_file(path) as temporary:
                 temporary.write_bytes(png_bytes(picture))

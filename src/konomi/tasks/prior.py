@@ -1,4 +1,6 @@
-"""What speaks for the class in a run, and what the subject is called: decided before anything is drawn or encoded."""
+"""What speaks for the class in a run, and what the subject is called: decided before anything is
+drawn or encoded.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +24,8 @@ from konomi.models.tokenizer import clip_vocabulary
 NOUNS = Path(__file__).parents[1] / "builtin" / "nouns"
 IDENTIFIER_TEMPLATE = "a [name]"
 ORDINARY = 20_000
-"""Entries of CLIP's vocabulary of 49,408 that are taken for ordinary: "walnut" is number 16,310, "sks" 48,136."""
+"""Entries of CLIP's vocabulary of 49,408 that are taken for ordinary: "walnut" is number 16,310,
+"sks" 48,136."""
 LOOKED_AT = 16
 """Images of which CLIP sees no more: enough to tell what they show."""
 
@@ -43,11 +46,14 @@ class ClassImages:
 
 
 def with_identifier_captions(recipe: Recipe, needs: Needs) -> Recipe:
-    """Images without caption are "a [identifier] [class]", where the method is about that and no template is given."""
+    """Images without caption are "a [identifier] [class]", where the method is about that and no
+    template is given.
+    """
     if not needs.identifier:
         return recipe
     sources = tuple(
-        source if source.template else replace(source, template=IDENTIFIER_TEMPLATE) for source in recipe.data.sources
+        source if source.template else replace(source, template=IDENTIFIER_TEMPLATE)
+        for source in recipe.data.sources
     )
     return replace(recipe, data=replace(recipe.data, sources=sources))
 
@@ -55,33 +61,38 @@ def with_identifier_captions(recipe: Recipe, needs: Needs) -> Recipe:
 def with_prior(recipe: Recipe, needs: Needs, records: Sequence[Record], base: BaseModel) -> Recipe:
     """With `prior.source` and `prior.count` filled in.
 
-    Raises RecipeError where the method cannot do what is asked, or the identifier or class noun it takes is not known.
+    Raises RecipeError where the method cannot do what is asked, or the identifier or class noun it
+    takes is not known.
     """
     prior = recipe.prior
     source = _source(recipe, needs, records)
     if source == "prediction" and not needs.predicts_prior:
         raise RecipeError(
-            f'prior.source is "prediction", which {recipe.method.kind} cannot do. Use "generate" or "none".'
+            f'prior.source is "prediction", which {recipe.method.kind} cannot do. Use "generate" '
+            'or "none".'
         )
     if source == "transparent" and recipe.data.images.alpha == "mask":
         raise RecipeError(
-            'prior.source is "transparent" and data.images.alpha is "mask": transparent pixels then have no weight, '
+            'prior.source is "transparent" and data.images.alpha is "mask": transparent pixels '
+            "then have no weight, "
             'and neither has the prior. Set data.images.alpha = "background".'
         )
     training = [record for record in records if record.role == "train"]
     if needs.identifier and any(not record.trigger and not record.captions for record in training):
         raise RecipeError(
-            f"{recipe.method.kind} needs an identifier, a rare word that will mean the subject. Give --trigger WORD "
-            f"(trigger of the source); `konomi identifiers --base {recipe.base}` lists such words."
+            f"{recipe.method.kind} needs an identifier, a rare word that will mean the subject. "
+            "Give --trigger WORD (trigger of the source); `konomi identifiers --base "
+            f"{recipe.base}` lists such words."
         )
     speaks_of_class = source not in ("none", "images") and "[class]" in prior.prompt
     if speaks_of_class and any(not record.class_noun for record in training):
         raise RecipeError(
             f"{recipe.method.kind} needs a class noun, what the subject is in plain words."
-            f"{_proposed(recipe, training)} Give --class NOUN (class_noun of the source), or prior.source=none to "
-            "train without the class."
+            f"{_proposed(recipe, training)} Give --class NOUN (class_noun of the source), or "
+            "prior.source=none to train without the class."
         )
-    # The paper's supplement draws about as many as there are steps, Custom Diffusion 200; usual are 100 to 200.
+    # The paper's supplement draws about as many as there are steps, Custom Diffusion 200; usual
+    # are 100 to 200.
     least, each = for_width(base, published=(100, 40), narrow=(20, 10))
     count = prior.count or min(max(each * len(training), least), 200)
     return replace(recipe, prior=replace(prior, source=source, count=count))
@@ -96,7 +107,8 @@ def _source(recipe: Recipe, needs: Needs, records: Sequence[Record]) -> PriorSou
         return "images" if recipe.objective.prior_weight else "none"
     if asked == "images":
         raise RecipeError(
-            'prior.source is "images", and the data has no class images. Give a source of role "prior", or a folder '
+            'prior.source is "images", and the data has no class images. Give a source of role '
+            '"prior", or a folder '
             'reg/ beside img/; "generate" has them drawn.'
         )
     return needs.prior if asked == "auto" and recipe.objective.prior_weight else "none"
@@ -115,10 +127,14 @@ def class_images_of(recipe: Recipe, records: Iterable[Record], size: Bucket) -> 
 
 
 def identifier_notes(base: BaseModel, needs: Needs, records: Iterable[Record]) -> tuple[str, ...]:
-    """A line for each identifier that is no rare single token. It works all the same, only less well."""
+    """A line for each identifier that is no rare single token. It works all the same, only less
+    well.
+    """
     if not needs.identifier:
         return ()
-    words = dict.fromkeys(record.trigger for record in records if record.role == "train" and record.trigger)
+    words = dict.fromkeys(
+        record.trigger for record in records if record.role == "train" and record.trigger
+    )
     advice = "`konomi identifiers --base BASE` lists words that are one token and mean nothing yet."
     notes = []
     for word in words:
@@ -126,19 +142,22 @@ def identifier_notes(base: BaseModel, needs: Needs, records: Iterable[Record]) -
         if len(pieces) > 1:
             shown = " + ".join(piece.removesuffix("</w>") for piece in pieces)
             notes.append(
-                f"the identifier {word!r} is {len(pieces)} tokens to this base ({shown}), which may mean something of "
-                f"their own; one rare token is learned more easily. {advice}"
+                f"the identifier {word!r} is {len(pieces)} tokens to this base ({shown}), which "
+                f"may mean something of their own; one rare token is learned more easily. {advice}"
             )
         elif is_ordinary(word):
             notes.append(
-                f"the identifier {word!r} is an ordinary word: what the base already knows by it interferes and is "
-                f"overwritten. {advice}"
+                f"the identifier {word!r} is an ordinary word: what the base already knows by it "
+                f"interferes and is overwritten. {advice}"
             )
     return tuple(notes)
 
 
-def propose_nouns(recipe: Recipe, records: Sequence[Record], *, count: int = 4) -> tuple[tuple[str, float], ...]:
-    """What CLIP takes the training images for: (noun, share), the likeliest first. None without a CLIP that fits.
+def propose_nouns(
+    recipe: Recipe, records: Sequence[Record], *, count: int = 4
+) -> tuple[tuple[str, float], ...]:
+    """What CLIP takes the training images for: (noun, share), the likeliest first. None without a
+    CLIP that fits.
 
     Raises ModelError for a `prior.clip` that is none.
     """
@@ -149,7 +168,10 @@ def propose_nouns(recipe: Recipe, records: Sequence[Record], *, count: int = 4) 
     nouns = _list("tiny") if source == "tiny" else everyday_nouns()
     shares = load_clip(source).zero_shot(images, nouns)
     best = shares.topk(min(count, len(nouns)))
-    return tuple((nouns[index], float(share)) for share, index in zip(best.values, best.indices.tolist(), strict=True))
+    return tuple(
+        (nouns[index], float(share))
+        for share, index in zip(best.values, best.indices.tolist(), strict=True)
+    )
 
 
 def proposal_text(proposed: Sequence[tuple[str, float]]) -> str:
@@ -167,7 +189,10 @@ def is_ordinary(word: str) -> bool:
 
     CLIP's byte-pair vocabulary is in the order of its merges, the most frequent first.
     """
-    return word.lower() in everyday_nouns() or clip_vocabulary().tokens.get(f"{word.lower()}</w>", ORDINARY) < ORDINARY
+    return (
+        word.lower() in everyday_nouns()
+        or clip_vocabulary().tokens.get(f"{word.lower()}</w>", ORDINARY) < ORDINARY
+    )
 
 
 @cache

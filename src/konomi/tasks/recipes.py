@@ -1,4 +1,6 @@
-"""Recipes of the methods that konomi has: from a file, from a few words, or written out with comments."""
+"""Recipes of the methods that konomi has: from a file, from a few words, or written out with
+comments.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -36,7 +36,9 @@ _MAX_NOTE = 2**16
 
 
 def new_run_folder(job: Job, *, overwrite: bool) -> Path:
-    """The folder asked for, or the next free one below `runs/`. Raises RunError if it holds a run already."""
+    """The folder asked for, or the next free one below `runs/`. Raises RunError if it holds a run
+    already.
+    """
     asked = job.recipe.run.output
     folder = Path(asked) if asked else _next_free(Path("runs") / job.recipe.run.name)
     if job.processes.is_first:
@@ -50,25 +52,34 @@ def new_run_folder(job: Job, *, overwrite: bool) -> Path:
 
 
 def check_run_folder(folder: Path) -> None:
-    """Raises RunError if a new run cannot write to this folder: it holds one already, or cannot be made. Changes
-    nothing."""
+    """Raises RunError if a new run cannot write to this folder: it holds one already, or cannot be
+    made. Changes nothing.
+    """
     with explained(folder):
         if checkpoint_paths(folder / "checkpoints"):
             raise RunError(
-                f"{folder}: holds a run already. `konomi resume {folder}` goes on with it; another --output starts "
-                "a new one; --overwrite replaces it."
+                f"{folder}: holds a run already. `konomi resume {folder}` goes on with it; another "
+                "--output starts a new one; --overwrite replaces it."
             )
     standing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not standing.is_dir() or not os.access(standing, os.W_OK | os.X_OK):
         reason = "is not a folder" if not standing.is_dir() else "cannot be written to"
-        raise RunError(f"{folder}: cannot be the run folder, because {standing} {reason}. Choose another --output.")
+        raise RunError(
+            f"{folder}: cannot be the run folder, because {standing} {reason}. Choose another "
+            "--output."
+        )
 
 
 def recipe_of_run(folder: Path) -> Recipe:
-    """What a run was started with. Raises RunError for a folder that is none, RecipeError for a recipe that is none."""
+    """What a run was started with. Raises RunError for a folder that is none, RecipeError for a
+    recipe that is none.
+    """
     file = folder / "recipe.toml"
     if not file.is_file():
-        raise RunError(f"{folder}: is not a run folder (no recipe.toml in it). Name the folder that `train` wrote to.")
+        raise RunError(
+            f"{folder}: is not a run folder (no recipe.toml in it). Name the folder that `train` "
+            "wrote to."
+        )
     try:
         size = check_regular(file, "recipe of a run")
     except FileFormatError as strange:
@@ -85,13 +96,18 @@ def write_inputs(job: Job, folder: Path) -> None:
 
 
 def note_result(checkpoint: Path, result: Path) -> None:
-    """Remember that `result` is what the run's last state gave: an earlier one lies under the same name."""
+    """Remember that `result` is what the run's last state gave: an earlier one lies under the same
+    name.
+    """
     write_text(checkpoint / RESULT_NOTE, json.dumps({"result": result.name}))
     sweep_temporaries(checkpoint)
 
 
-def _still_missing(job: Job, folder: Path, checkpoint: Checkpoint, *, previews: bool, validated: bool) -> Sequence[str]:
-    """What a run whose steps are all done has not left behind: "result", "validation", "previews", or nothing.
+def _still_missing(
+    job: Job, folder: Path, checkpoint: Checkpoint, *, previews: bool, validated: bool
+) -> Sequence[str]:
+    """What a run whose steps are all done has not left behind: "result", "validation", "previews",
+    or nothing.
 
     `previews`, `validated`: whether the recipe wants those at the end.
     """
@@ -102,7 +118,9 @@ def _still_missing(job: Job, folder: Path, checkpoint: Checkpoint, *, previews: 
     step = checkpoint.state.numbers["step"]
     if validated and not was_validated(folder, step):
         missing.append("validation")
-    if previews and not all(path.is_file() for path in preview_paths(job, folder / "previews", step)):
+    if previews and not all(
+        path.is_file() for path in preview_paths(job, folder / "previews", step)
+    ):
         missing.append("previews")
     return missing
 
@@ -110,7 +128,9 @@ def _still_missing(job: Job, folder: Path, checkpoint: Checkpoint, *, previews: 
 def new_length(run: RunConfig, steps: int | None, epochs: int | None) -> RunConfig:
     """The run section with another total, where one is given. Raises RecipeError."""
     if steps is not None and epochs is not None:
-        raise RecipeError("--steps and --epochs are two ways to name a new total: give one of them.")
+        raise RecipeError(
+            "--steps and --epochs are two ways to name a new total: give one of them."
+        )
     for name, value in (("steps", steps), ("epochs", epochs)):
         if value is not None and value < 1:
             raise RecipeError(f"--{name} is {value}; it is a new total, at least 1.")
@@ -120,7 +140,8 @@ def new_length(run: RunConfig, steps: int | None, epochs: int | None) -> RunConf
 
 
 def to_do(job: Job, folder: Path, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What is to be made after the last step; less than everything where a run was cut off after it.
+    """What is to be made after the last step; less than everything where a run was cut off after
+    it.
 
     Raises RunError where there is nothing left to do, or the total lies behind.
     """
@@ -129,12 +150,19 @@ def to_do(job: Job, folder: Path, checkpoint: Checkpoint) -> tuple[str, ...]:
         return AT_THE_END
     longer = f"`konomi resume {folder} --steps N` goes on to N steps."
     if done > job.total_steps:
-        raise RunError(f"{folder}: {done} steps are done already, more than {job.total_steps}. {longer}")
+        raise RunError(
+            f"{folder}: {done} steps are done already, more than {job.total_steps}. {longer}"
+        )
     validated = bool(run.validate_every and job.held_out.records)
-    missing = _still_missing(job, folder, checkpoint, previews=draws_previews(job), validated=validated)
+    missing = _still_missing(
+        job, folder, checkpoint, previews=draws_previews(job), validated=validated
+    )
     if not missing:
         result = result_path(job, folder, run.name)
-        raise RunError(f"{folder}: all {done} steps are done, and nothing is missing: {result.name} is there. {longer}")
+        raise RunError(
+            f"{folder}: all {done} steps are done, and nothing is missing: {result.name} is there. "
+            f"{longer}"
+        )
     return tuple(missing)
 
 
@@ -154,7 +182,9 @@ def _noted_result(checkpoint: Path) -> str:
 
 def was_validated(folder: Path, step: int) -> bool:
     """Whether the log has the loss on held-out images after this step."""
-    return any(entry["step"] == step and entry.get("kind") == "validation" for entry in _log(folder))
+    return any(
+        entry["step"] == step and entry.get("kind") == "validation" for entry in _log(folder)
+    )
 
 
 def _log(folder: Path) -> list[dict[str, object]]:

@@ -1,4 +1,6 @@
-"""Previews in a run: when they are due, and that they are drawn; a run goes on without those that cannot be."""
+"""Previews in a run: when they are due, and that they are drawn; a run goes on without those that
+cannot be.
+"""
 
 import time
 from collections.abc import Iterator
@@ -33,7 +35,9 @@ class RunPreviews:
             return
         # Without a plan there are still those at the end.
         notes: list[str] = []
-        with optional_work("what previews cost could not be measured; they are drawn only at the end", notes):
+        with optional_work(
+            "what previews cost could not be measured; they are drawn only at the end", notes
+        ):
             self.schedule = preview_plan(self.job)
         yield from map(Warned, [*notes, *([self.schedule.note] if self.schedule.note else [])])
 
@@ -51,11 +55,15 @@ class RunPreviews:
         # What was learned is safe by now: checkpoints and results come first.
         step = trainer.step
         started = time.perf_counter()
-        with optional_work(f"the previews of step {step} could not be drawn", notes), trainer.weights_for_use():
+        with (
+            optional_work(f"the previews of step {step} could not be drawn", notes),
+            trainer.weights_for_use(),
+        ):
             try:
                 paths = self._drawn(step)
             except (RunError, OSError):
-                # A disk that refuses once may take it the second time, and the weights of this step do not come back.
+                # A disk that refuses once may take it the second time, and the weights of this
+                # step do not come back.
                 paths = self._drawn(step)
         yield from map(Warned, notes)
         if paths:

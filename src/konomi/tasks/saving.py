@@ -1,4 +1,6 @@
-"""Result files: what a method exports, in the format and precision the recipe asks for, with all metadata."""
+"""Result files: what a method exports, in the format and precision the recipe asks for, with all
+metadata.
+"""
 
 import tempfile
 from collections.abc import Mapping
@@ -23,23 +25,35 @@ When = Literal["end", "step", "epoch"]
 
 
 def save_result(
-    job: Job, result: Result, folder: Path, *, step: int, when: When, rates: Mapping[str, float] | None = None
+    job: Job,
+    result: Result,
+    folder: Path,
+    *,
+    step: int,
+    when: When,
+    rates: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write the result; what this run saved there before is replaced. `rates`: the groups' learning rates, for the
-    metadata. Raises RunError for the disk, or a folder in the way that is no result."""
+    """Write the result; what this run saved there before is replaced. `rates`: the groups'
+    learning rates, for the metadata. Raises RunError for the disk, or a folder in the way that is
+    no result.
+    """
     chosen, dtype = job.recipe.save.format, PRECISIONS[job.recipe.save.precision]
     stem = stem_of(job, step, when)
     path = result_path(job, folder, stem)
     if isinstance(result, Adapter):
         facts = training_facts(job, step, result, rates=rates or {}, hashes=when == "end")
         named = replace(result, name=stem, metadata=training_metadata(facts))
-        write_adapter(named, path, to=adapter_target(chosen), dtype=dtype, replace_folder=_is_result(path))
+        write_adapter(
+            named, path, to=adapter_target(chosen), dtype=dtype, replace_folder=_is_result(path)
+        )
         return path
     tensors = {name: tensor.to(dtype) for name, tensor in result.tensors.items()}
     if chosen == "diffusers":
         save_folder(job.base, path, dtype=dtype, tensors=tensors, replace=_is_result(path))
         return path
-    save_single_file(job.base, path, dtype=dtype, tensors=tensors, metadata=model_metadata(job, step))
+    save_single_file(
+        job.base, path, dtype=dtype, tensors=tensors, metadata=model_metadata(job, step)
+    )
     return path
 
 
@@ -61,7 +75,9 @@ def saves_due(job: Job, step: int) -> tuple[When, ...]:
 
 
 def result_path(job: Job, folder: Path, stem: str) -> Path:
-    """Where a result lies: a folder for PEFT and for whole models in diffusers' layout, else one file."""
+    """Where a result lies: a folder for PEFT and for whole models in diffusers' layout, else one
+    file.
+    """
     chosen, makes = job.recipe.save.format, job.needs.makes
     if makes == "model":
         suffix = "" if chosen == "diffusers" else ".safetensors"
@@ -76,27 +92,38 @@ def adapter_target(chosen: str) -> Target | None:
 
 
 def check_way_is_free(job: Job, folder: Path, *, replace: bool) -> None:
-    """Raises RunError if the finished result could not be put in its place: better known before the first step.
+    """Raises RunError if the finished result could not be put in its place: better known before
+    the first step.
 
     `replace`: an earlier result there is this run's own, or given up by its owner.
     """
     path = result_path(job, folder, job.recipe.run.name)
     if path.is_dir() and (path.suffix == ".safetensors" or not _is_result(path)):
         raise RunError(
-            f"{path}: a folder stands where the result is to be written. Choose another --output or run.name."
+            f"{path}: a folder stands where the result is to be written. Choose another --output "
+            "or run.name."
         )
     if path.exists() and not replace:
-        raise RunError(f"{path}: exists already. Choose another --output or run.name, or add --overwrite.")
+        raise RunError(
+            f"{path}: exists already. Choose another --output or run.name, or add --overwrite."
+        )
 
 
 def _is_result(path: Path) -> bool:
     """Whether a folder is a model or adapter, which a later save of the same name may replace."""
-    names = ("model_index.json", "adapter_config.json", "unet/adapter_config.json", "text_encoder/adapter_config.json")
+    names = (
+        "model_index.json",
+        "adapter_config.json",
+        "unet/adapter_config.json",
+        "text_encoder/adapter_config.json",
+    )
     return any((path / name).is_file() for name in (*names, *CUSTOM_DIFFUSION_NAMES))
 
 
 def as_read_back(job: Job, result: Result) -> Result:
-    """The result as a reader of its file sees it: rounded, scales folded as the format does. For previews."""
+    """The result as a reader of its file sees it: rounded, scales folded as the format does. For
+    previews.
+    """
     if isinstance(result, Weights):
         return result
     with tempfile.TemporaryDirectory(prefix="konomi-preview-") as folder:

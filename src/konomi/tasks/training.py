@@ -1,4 +1,6 @@
-"""`train` and `resume`: a run from its recipe to its last event. What happens between two steps: `between_steps`."""
+"""`train` and `resume`: a run from its recipe to its last event. What happens between two steps:
+`between_steps`.
+"""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -27,7 +29,13 @@ from konomi.tasks.run_folder import (
     write_inputs,
 )
 from konomi.tasks.run_previews import RunPreviews
-from konomi.tasks.same_run import identity_of, most_bytes, moved_phases, schedule_steps, with_schedule
+from konomi.tasks.same_run import (
+    identity_of,
+    most_bytes,
+    moved_phases,
+    schedule_steps,
+    with_schedule,
+)
 from konomi.tasks.saving import check_way_is_free
 from konomi.tasks.validating import Validation
 from konomi.training.checkpoint import Checkpoint, newest_good
@@ -45,12 +53,13 @@ def train(recipe: Recipe, *, overwrite: bool = False, stop: Stop | None = None) 
 
     recipe: everything the run needs (`recipe_from_flags`, `read_recipe`).
     overwrite: start afresh in a run folder that has a run; without it that is an error.
-    stop: another thread or the loop over the events may call its `request()` at any time: the run then ends after the
-        step at hand, with a checkpoint to resume from, no result file, and `Finished(interrupted=True)`.
+    stop: another thread or the loop over the events may call its `request()` at any time: the run
+        then ends after the step at hand, with a checkpoint to resume from, no result file, and
+        `Finished(interrupted=True)`.
 
-    Closing the iterator cancels, without a checkpoint. In the main thread SIGINT and SIGTERM end at once before the
-    first step, and later request the stop. Raises KonomiError for anything the user can mend, before the first step
-    wherever that can be known.
+    Closing the iterator cancels, without a checkpoint. In the main thread SIGINT and SIGTERM end
+    at once before the first step, and later request the stop. Raises KonomiError for anything the
+    user can mend, before the first step wherever that can be known.
     """
     with stop_on_signals(stop or Stop()) as heeded:
         job = prepare(recipe)
@@ -69,13 +78,14 @@ def resume(
     allow_changes: bool = False,
     stop: Stop | None = None,
 ) -> Iterator[Event]:
-    """Go on exactly where a run stopped; yields events until `Finished`. Where all steps are done, what is missing of
-    result, validation and previews is made up for.
+    """Go on exactly where a run stopped; yields events until `Finished`. Where all steps are done,
+    what is missing of result, validation and previews is made up for.
 
     run: the run folder.
-    steps, epochs: a new total of optimiser steps, or of times through the images (one of the two); by default the
-        run's own total.
-    keep_schedule: a new total does not move the learning rates; beyond the schedule its last rate stays.
+    steps, epochs: a new total of optimiser steps, or of times through the images (one of the two);
+        by default the run's own total.
+    keep_schedule: a new total does not move the learning rates; beyond the schedule its last rate
+        stays.
     allow_changes: go on even if images, captions or the base are not what the run was started with.
     stop: as in `train`.
 
@@ -86,11 +96,24 @@ def resume(
         recipe = moved(recipe_of_run(run), run)
         job = prepare(replace(recipe, run=new_length(recipe.run, steps, epochs)))
         check_way_is_free(job, run, replace=True)
-        yield from _run(job, run, heeded, resuming=True, allow_changes=allow_changes, keep_schedule=keep_schedule)
+        yield from _run(
+            job,
+            run,
+            heeded,
+            resuming=True,
+            allow_changes=allow_changes,
+            keep_schedule=keep_schedule,
+        )
 
 
 def _run(
-    job: Job, folder: Path, stop: Stop, *, resuming: bool, allow_changes: bool, keep_schedule: bool = False
+    job: Job,
+    folder: Path,
+    stop: Stop,
+    *,
+    resuming: bool,
+    allow_changes: bool,
+    keep_schedule: bool = False,
 ) -> Iterator[Event]:
     with ExitStack() as stack:
         stack.callback(job.processes.leave)
@@ -101,9 +124,13 @@ def _run(
             sweep_temporaries(folder / "previews")
         trackers = chosen_trackers(job.recipe.run.trackers)
         warnings: list[str] = []
-        newest = partial(newest_good, folder / "checkpoints", warn=warnings.append, most_bytes=most_bytes(job))
+        newest = partial(
+            newest_good, folder / "checkpoints", warn=warnings.append, most_bytes=most_bytes(job)
+        )
         if job.processes.is_first and not resuming:
-            yield from (Warned(note) for note in (*spoken(job.findings, job.manifest.excluded), *job.notes))
+            yield from (
+                Warned(note) for note in (*spoken(job.findings, job.manifest.excluded), *job.notes)
+            )
         for news in draw_class_images(job):
             yield news
             if stop.requested:
@@ -166,12 +193,18 @@ def _events(
     try:
         apply_memory_options(job.base, job.recipe.memory)
         trainer = Trainer(
-            phases, job.recipe, processes=job.processes, total_steps=job.total_steps, precision=job.precision
+            phases,
+            job.recipe,
+            processes=job.processes,
+            total_steps=job.total_steps,
+            precision=job.precision,
         )
         if checkpoint is not None:
             trainer.restore(checkpoint.state)
             checkpoints.last = checkpoint.path
-            yield from (Warned(note) for note in moved_phases(phases, checkpoint, schedule_steps(job)))
+            yield from (
+                Warned(note) for note in moved_phases(phases, checkpoint, schedule_steps(job))
+            )
         if job.processes.is_first:
             checkpoints.check_space(trainer)
         work = BetweenSteps(job, folder, trainer, checkpoints, validation, previews, missing)

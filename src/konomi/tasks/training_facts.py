@@ -1,4 +1,6 @@
-"""What a run says of itself in its result: by kohya's names and in kohya's formats, which other tools read."""
+"""What a run says of itself in its result: by kohya's names and in kohya's formats, which other
+tools read.
+"""
 
 import json
 import re
@@ -36,19 +38,24 @@ _MIXED_PRECISION = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 def training_facts(
     job: Job, step: int, result: Adapter | None, *, rates: Mapping[str, float], hashes: bool
 ) -> TrainingFacts:
-    """What the run knows about its adapter, or (None) about a whole model. `rates`: learning rate of each parameter
-    group. `hashes`: read the whole base file for its sha256."""
+    """What the run knows about its adapter, or (None) about a whole model. `rates`: learning rate
+    of each parameter group. `hashes`: read the whole base file for its sha256.
+    """
     recipe, base_file = job.recipe, Path(job.recipe.base)
     is_file = base_file.is_file()
     records = [record for record in job.assignment.records if record.role == "train"]
     names = folder_names([record.locator for record in records])
     folders: dict[str, Counter[str]] = {}
     for record in records:
-        tags = tags_of(final_caption(record, recipe.data.captions, None), recipe.data.captions.separator)
+        tags = tags_of(
+            final_caption(record, recipe.data.captions, None), recipe.data.captions.separator
+        )
         folders.setdefault(names[record.locator], Counter()).update(tags)
     counts = Counter(names[record.locator] for record in records)
     repeats = {names[record.locator]: record.repeats for record in records}
-    rank, alpha, conv_rank = (None, None, None) if result is None else network_size(result, job.base.spec)
+    rank, alpha, conv_rank = (
+        (None, None, None) if result is None else network_size(result, job.base.spec)
+    )
     is_embedding = job.needs.makes == "embedding"
     return TrainingFacts(
         name=recipe.run.name,
@@ -84,13 +91,19 @@ def training_facts(
 
 
 def network_size(adapter: Adapter, family: Family) -> tuple[int | None, float | None, int | None]:
-    """Rank and alpha of an adapter's layers, and the rank of those that change convolutions, each as most have it: what
-    kohya calls dim, alpha and conv_dim. None where nothing has such a thing. The denoiser's linear layers go first."""
+    """Rank and alpha of an adapter's layers, and the rank of those that change convolutions, each
+    as most have it: what kohya calls dim, alpha and conv_dim. None where nothing has such a thing.
+    The denoiser's linear layers go first.
+    """
     groups: dict[str, list[LayerUpdate]] = {"linear": [], "conv": [], "text": []}
     for key, update in adapter.layers.items():
         denoises = key.startswith("denoiser.")
-        groups["text" if not denoises else "conv" if selects(family, "conv", key) else "linear"].append(update)
-    first = next((group for group in groups.values() if any(update.rank is not None for update in group)), [])
+        groups[
+            "text" if not denoises else "conv" if selects(family, "conv", key) else "linear"
+        ].append(update)
+    first = next(
+        (group for group in groups.values() if any(update.rank is not None for update in group)), []
+    )
     rank, alpha = _usual(update.rank for update in first), _usual(update.alpha for update in first)
     return rank, alpha, _usual(update.rank for update in groups["conv"])
 
@@ -106,13 +119,16 @@ def model_metadata(job: Job, step: int) -> dict[str, str]:
     facts = training_metadata(training_facts(job, step, None, rates={}, hashes=False))
     kept = {name: value for name, value in facts.items() if name.startswith("modelspec.")}
     kept["modelspec.architecture"] = kept["modelspec.architecture"].split("/")[0]
-    kept["konomi"] = json.dumps({"method": job.recipe.method.kind, "base": facts["ss_sd_model_name"], "steps": step})
+    kept["konomi"] = json.dumps(
+        {"method": job.recipe.method.kind, "base": facts["ss_sd_model_name"], "steps": step}
+    )
     return kept
 
 
 def folder_names(locators: list[str]) -> dict[str, str]:
-    """Locator -> name of the folder (or archive) it lies in: the last part of its path, with as many parts before it as
-    keep folders of the same name apart."""
+    """Locator -> name of the folder (or archive) it lies in: the last part of its path, with as
+    many parts before it as keep folders of the same name apart.
+    """
     folders = {locator: _folder(locator) for locator in locators}
     parts = {folder: PurePosixPath(folder).parts for folder in set(folders.values())}
     names: dict[str, str] = {}

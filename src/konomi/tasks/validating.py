@@ -1,4 +1,6 @@
-"""Validation in a run: the base is measured once, before anything is attached to it, and what is trained beside it."""
+"""Validation in a run: the base is measured once, before anything is attached to it, and what is
+trained beside it.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,14 +21,20 @@ from konomi.training.trainer import Trainer
 
 @dataclass(slots=True)
 class Validation:
-    """The loss on held-out images, of the base and of what it becomes. Where nothing is validated, no images."""
+    """The loss on held-out images, of the base and of what it becomes. Where nothing is validated,
+    no images.
+    """
 
     job: Job
     held_out: list[Examples] = field(default_factory=list)
     base_loss: float = 0.0
 
-    def measure_base(self, checkpoint: Checkpoint | None, identity: dict[str, Any]) -> Iterator[Event]:
-        """The loss of the untouched base; a resumed run remembers it. It is added to the run's `identity`."""
+    def measure_base(
+        self, checkpoint: Checkpoint | None, identity: dict[str, Any]
+    ) -> Iterator[Event]:
+        """The loss of the untouched base; a resumed run remembers it. It is added to the run's
+        `identity`.
+        """
         if not self.job.recipe.run.validate_every or not self.job.processes.is_first:
             return
         stream = held_out_stream(self.job)
@@ -52,8 +60,13 @@ class Validation:
             return
         notes: list[str] = []
         loss = None
-        with optional_work(f"step {trainer.step} could not be validated", notes), trainer.weights_for_use():
-            loss = held_out_loss(self.job, self.held_out, trainer.phases[trainer.phase_index], modules)
+        with (
+            optional_work(f"step {trainer.step} could not be validated", notes),
+            trainer.weights_for_use(),
+        ):
+            loss = held_out_loss(
+                self.job, self.held_out, trainer.phases[trainer.phase_index], modules
+            )
         yield from map(Warned, notes)
         if loss is not None:
             yield Validated(trainer.step, loss, self.base_loss)

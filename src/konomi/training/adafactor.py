@@ -1,9 +1,11 @@
-"""Adafactor (Shazeer & Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost").
+"""Adafactor (Shazeer & Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory
+Cost").
 
-Running squares of a matrix are kept as one mean per row and one per column: for whole models about half of AdamW's
-memory, since there is no running mean either. Used as sd-scripts and diffusers recommend it: the step is the learning
-rate itself. The paper's scaling of the step by the size of the parameter (algorithm 4, "relative step size") is left
-out, because what starts at zero, as B of a LoRA, would never leave it, and so is the paper's own schedule.
+Running squares of a matrix are kept as one mean per row and one per column: for whole models about
+half of AdamW's memory, since there is no running mean either. Used as sd-scripts and diffusers
+recommend it: the step is the learning rate itself. The paper's scaling of the step by the size of
+the parameter (algorithm 4, "relative step size") is left out, because what starts at zero, as B of
+a LoRA, would never leave it, and so is the paper's own schedule.
 
 Shapes: O rows, I columns; the kernel of a convolution counts as columns.
 """
@@ -25,7 +27,9 @@ _DECAY = 0.8
 
 
 class Adafactor:
-    """What the loop, checkpoints and torch's GradScaler need of an optimiser: `param_groups`, `state`, `step`."""
+    """What the loop, checkpoints and torch's GradScaler need of an optimiser: `param_groups`,
+    `state`, `step`.
+    """
 
     def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
         self.param_groups: list[dict[str, Any]] = [dict(group) for group in groups]
@@ -37,7 +41,9 @@ class Adafactor:
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad.float(), group["lr"], group["weight_decay"])
+                    self._update(
+                        parameter, parameter.grad.float(), group["lr"], group["weight_decay"]
+                    )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop all gradients."""
@@ -45,7 +51,9 @@ class Adafactor:
             for parameter in group["params"]:
                 parameter.grad = None
 
-    def _update(self, parameter: Tensor, gradient: Tensor, rate: float, weight_decay: float) -> None:
+    def _update(
+        self, parameter: Tensor, gradient: Tensor, rate: float, weight_decay: float
+    ) -> None:
         state = self.state[parameter]
         state["step"] = step = state.get("step", 0) + 1
         memory = 1.0 - step**-_DECAY

@@ -8,12 +8,16 @@ from torch import Tensor, nn
 
 
 class Average:
-    """average <- decay * average + (1 - decay) * weight, with the decay warmed up as (1 + n) / (10 + n)."""
+    """average <- decay * average + (1 - decay) * weight, with the decay warmed up as (1 + n) / (10
+    + n).
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self.parameters = dict(parameters)
         self.decay = decay
-        self.tensors: dict[str, Tensor] = {name: p.detach().clone() for name, p in parameters.items()}
+        self.tensors: dict[str, Tensor] = {
+            name: p.detach().clone() for name, p in parameters.items()
+        }
         self.updates = 0
 
     def update(self) -> None:

@@ -1,7 +1,8 @@
 """States to resume from: `checkpoints/step-000100/` with safetensors and JSON, never a pickle.
 
-A checkpoint is written beside its place, made durable, and renamed; its manifest holds the sha256 of every file. The
-newest whose checksums hold is used, and an older one is deleted only after a newer one is durable.
+A checkpoint is written beside its place, made durable, and renamed; its manifest holds the sha256
+of every file. The newest whose checksums hold is used, and an older one is deleted only after a
+newer one is durable.
 """
 
 import json
@@ -17,7 +18,13 @@ from torch import Tensor
 
 from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError, RunError
-from konomi.storage.atomic import check_free_space, explained, temporary_beside, write_folder, write_text
+from konomi.storage.atomic import (
+    check_free_space,
+    explained,
+    temporary_beside,
+    write_folder,
+    write_text,
+)
 from konomi.storage.hashing import sha256_file
 from konomi.storage.regular import check_regular, read_small
 from konomi.storage.tensor_file import read_tensors, write_tensors
@@ -50,14 +57,17 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, state: TrainState, run: dict[str, Any], *, keep: int) -> Path:
-    """Publish `folder/step-NNNNNN`, then delete the oldest beyond `keep`. Raises RunError for the disk."""
+    """Publish `folder/step-NNNNNN`, then delete the oldest beyond `keep`. Raises RunError for the
+    disk.
+    """
     final = folder / f"step-{state.numbers['step']:06d}"
     check_free_space(folder, sum(_bytes(tensors) for tensors in state.tensors.values()) + MARGIN)
     with write_folder(final, replace=True) as temporary:
         for name, tensors in state.tensors.items():
             write_tensors(temporary / f"{name}.safetensors", tensors)
         write_text(
-            temporary / "state.json", json.dumps({"layout": LAYOUT, "numbers": state.numbers, "run": run}, indent=1)
+            temporary / "state.json",
+            json.dumps({"layout": LAYOUT, "numbers": state.numbers, "run": run}, indent=1),
         )
         sums = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
         write_text(temporary / "manifest.json", json.dumps(sums, indent=1))
@@ -68,7 +78,11 @@ def write_checkpoint(folder: Path, state: TrainState, run: dict[str, Any], *, ke
 def checkpoint_paths(folder: Path) -> list[Path]:
     """Published checkpoints, oldest first."""
     return sorted(
-        (path for path in folder.glob("step-*") if path.is_dir() and re.fullmatch(r"[0-9]{1,18}", path.name[5:])),
+        (
+            path
+            for path in folder.glob("step-*")
+            if path.is_dir() and re.fullmatch(r"[0-9]{1,18}", path.name[5:])
+        ),
         key=_step_of,
     )
 
@@ -78,8 +92,9 @@ def _step_of(path: Path) -> int:
 
 
 def _delete_superseded(folder: Path, written: Path, keep: int) -> None:
-    """Leave `keep` checkpoints, the one just written among them. Those of later steps were passed over as damaged
-    when the run was resumed: they go first, so that they never outlive a good one."""
+    """Leave `keep` checkpoints, the one just written among them. Those of later steps were passed
+    over as damaged when the run was resumed: they go first, so that they never outlive a good one.
+    """
     for later in checkpoint_paths(folder):
         if _step_of(later) > _step_of(written):
             _delete(later)
@@ -87,18 +102,22 @@ def _delete_superseded(folder: Path, written: Path, keep: int) -> None:
 
 
 def delete_earlier(good: Path, keep: int) -> None:
-    """Leave `keep` checkpoints up to `good`, which is one of them. A run that was cut off before it did so does it when
-    it is gone on with."""
+    """Leave `keep` checkpoints up to `good`, which is one of them. A run that was cut off before
+    it did so does it when it is gone on with.
+    """
     earlier = [path for path in checkpoint_paths(good.parent) if _step_of(path) < _step_of(good)]
     for old in earlier[: max(len(earlier) - max(keep, 1) + 1, 0)]:
         _delete(old)
 
 
-def newest_good(folder: Path, *, warn: Callable[[str], None], most_bytes: float = math.inf) -> Checkpoint:
-    """The newest checkpoint that is whole; `warn` hears of each damaged one passed over. `most_bytes`: how large a file
-    of tensors may be.
+def newest_good(
+    folder: Path, *, warn: Callable[[str], None], most_bytes: float = math.inf
+) -> Checkpoint:
+    """The newest checkpoint that is whole; `warn` hears of each damaged one passed over.
+    `most_bytes`: how large a file of tensors may be.
 
-    Raises RunError if there is none: a run that has lost its state never starts again at step 0 by itself.
+    Raises RunError if there is none: a run that has lost its state never starts again at step 0 by
+    itself.
     """
     paths = checkpoint_paths(folder)
     for path in reversed(paths):
@@ -110,42 +129,59 @@ def newest_good(folder: Path, *, warn: Callable[[str], None], most_bytes: float 
         except FileFormatError as damage:
             warn(f"{damage} Going back to the one before.")
     if not paths:
-        raise RunError(f"{folder}: holds no checkpoint, so there is nothing to resume. Start the run anew with train.")
+        raise RunError(
+            f"{folder}: holds no checkpoint, so there is nothing to resume. Start the run anew "
+            "with train."
+        )
     raise RunError(
-        f"{folder}: all {len(paths)} checkpoints are damaged, so the run cannot be resumed. Start again with another "
-        "output folder; method.start can continue from a saved result file."
+        f"{folder}: all {len(paths)} checkpoints are damaged, so the run cannot be resumed. Start "
+        "again with another output folder; method.start can continue from a saved result file."
     )
 
 
 def read_checkpoint(path: Path, *, most_bytes: float = math.inf) -> Checkpoint:
-    """Opens nothing but regular files of plain names inside the folder, of a size that can be, whatever is named.
+    """Opens nothing but regular files of plain names inside the folder, of a size that can be,
+    whatever is named.
 
     Raises FileFormatError naming the file that is missing or not as written.
     """
     sums = _checked_sums(path, _table(path / "manifest.json"))
     for name in sums:
         size = check_regular(path / name, "file of this checkpoint")
-        # Known before it is read: reading a file that is nothing but a hole takes as long as one with data.
+        # Known before it is read: reading a file that is nothing but a hole takes as long as one
+        # with data.
         if size > (MAX_JSON if name.endswith(".json") else most_bytes):
-            raise FileFormatError(f"{path / name}: is {size} bytes long, more than any state of this run could be.")
+            raise FileFormatError(
+                f"{path / name}: is {size} bytes long, more than any state of this run could be."
+            )
     for name, expected in sums.items():
         try:
             right = sha256_file(path / name) == expected
         except OSError as unreadable:
-            raise FileFormatError(f"{path / name}: cannot be read ({unreadable.strerror}).") from unreadable
+            raise FileFormatError(
+                f"{path / name}: cannot be read ({unreadable.strerror})."
+            ) from unreadable
         if not right:
             raise FileFormatError(f"{path / name}: the checksum does not fit; the file is damaged.")
     content = _table(path / "state.json")
     layout, numbers, run = (content.get(name) for name in ("layout", "numbers", "run"))
     if type(layout) is int and layout > LAYOUT:
-        raise NewerLayoutError(f"{path}: was written by a newer konomi. Update konomi to resume it.")
+        raise NewerLayoutError(
+            f"{path}: was written by a newer konomi. Update konomi to resume it."
+        )
     if absent := [name for name in REQUIRED if name not in sums]:
         raise FileFormatError(f"{path}: manifest.json is damaged; {absent[0]} is not in it.")
     if type(layout) is not int or not isinstance(numbers, dict) or not isinstance(run, dict):
-        raise FileFormatError(f"{path / 'state.json'}: is damaged (it does not say how far the run is).")
+        raise FileFormatError(
+            f"{path / 'state.json'}: is damaged (it does not say how far the run is)."
+        )
     if numbers.get("step") != _step_of(path) or type(numbers["step"]) is not int:
-        raise FileFormatError(f"{path / 'state.json'}: is damaged (it is of another step than the folder's name).")
-    tensors = {Path(name).stem: read_tensors(path / name) for name in sums if name.endswith(".safetensors")}
+        raise FileFormatError(
+            f"{path / 'state.json'}: is damaged (it is of another step than the folder's name)."
+        )
+    tensors = {
+        Path(name).stem: read_tensors(path / name) for name in sums if name.endswith(".safetensors")
+    }
     return Checkpoint(path, TrainState(tensors, numbers), run)
 
 
@@ -154,8 +190,8 @@ def _checked_sums(path: Path, sums: dict[str, Any]) -> dict[str, str]:
     for name, expected in sums.items():
         if not _FILE_NAME.fullmatch(name) or not isinstance(expected, str):
             raise FileFormatError(
-                f"{path / 'manifest.json'}: names {name[:80]!r}, which is not a file of a checkpoint. It is damaged "
-                "or tampered with."
+                f"{path / 'manifest.json'}: names {name[:80]!r}, which is not a file of a "
+                "checkpoint. It is damaged or tampered with."
             )
     return sums
 

@@ -1,4 +1,6 @@
-"""What a run tells. The loop yields these; whoever iterates it draws, logs or streams them. Closing it cancels."""
+"""What a run tells. The loop yields these; whoever iterates it draws, logs or streams them.
+Closing it cancels.
+"""
 
 from dataclasses import dataclass, field
 
@@ -63,7 +65,8 @@ class Saved:
     step: int
     path: str
     works: tuple[str, ...] = ()
-    """Of the finished result: how much of it ComfyUI, A1111 and diffusers use, and what each would ignore."""
+    """Of the finished result: how much of it ComfyUI, A1111 and diffusers use, and what each would
+    ignore."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """AdamW around torch's own fused kernel (Loshchilov & Hutter 2019).
 
-The arithmetic is torch's: the same `_fused_adamw_` that `torch.optim.AdamW(fused=True)` calls, so results are the same
-bit for bit. What is left out is the class around it, which imports torch's compiler on first use (a second and more
-before the first step) and sorts all tensors by device and type anew in every step.
+The arithmetic is torch's: the same `_fused_adamw_` that `torch.optim.AdamW(fused=True)` calls, so
+results are the same bit for bit. What is left out is the class around it, which imports torch's
+compiler on first use (a second and more before the first step) and sorts all tensors by device and
+type anew in every step.
 """
 
 from collections import defaultdict
@@ -16,9 +17,13 @@ FUSED_DEVICES = ("cpu", "cuda")
 
 
 class FusedAdamW:
-    """What the loop, checkpoints and torch's GradScaler need of an optimiser: `param_groups`, `state`, `step`."""
+    """What the loop, checkpoints and torch's GradScaler need of an optimiser: `param_groups`,
+    `state`, `step`.
+    """
 
-    def __init__(self, groups: Sequence[dict[str, Any]], *, betas: tuple[float, float], eps: float = 1e-8) -> None:
+    def __init__(
+        self, groups: Sequence[dict[str, Any]], *, betas: tuple[float, float], eps: float = 1e-8
+    ) -> None:
         self.param_groups: list[dict[str, Any]] = [
             {**group, "betas": betas, "eps": eps, "fused": True} for group in groups
         ]

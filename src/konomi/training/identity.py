@@ -64,7 +64,11 @@ def flat(value: object, prefix: str = "") -> dict[str, Any]:
 
 
 def run_identity(
-    recipe: Recipe, records: Sequence[Record], held_out: Sequence[Record], base_fingerprint: str, total_steps: int
+    recipe: Recipe,
+    records: Sequence[Record],
+    held_out: Sequence[Record],
+    base_fingerprint: str,
+    total_steps: int,
 ) -> dict[str, Any]:
     """What must be the same for a resumed run to go on bit for bit. Reads the masks.
 
@@ -77,11 +81,17 @@ def run_identity(
     return {
         "recipe": flat(recipe),
         "data": data_identity(records, held_out),
-        "dataset_files": {s.path: _dataset_values(s) for s in recipe.data.sources if s.path.endswith(".toml")},
+        "dataset_files": {
+            s.path: _dataset_values(s) for s in recipe.data.sources if s.path.endswith(".toml")
+        },
         "base": base_fingerprint,
         "total_steps": total_steps,
         "schedule_steps": schedule_length(recipe.optimizer, total_steps),
-        "versions": {"konomi": konomi.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "konomi": konomi.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
     }
 
 
@@ -92,7 +102,17 @@ def data_identity(records: Sequence[Record], held_out: Sequence[Record]) -> dict
     priors = [record for record in records if record.role == "prior"]
     masked = [record for record in records if record.mask or record.attention]
     settings = [
-        (r.name, r.repeats, r.role, r.trigger, r.class_noun, r.template, r.keep_tokens, r.shuffle, r.trigger_first)
+        (
+            r.name,
+            r.repeats,
+            r.role,
+            r.trigger,
+            r.class_noun,
+            r.template,
+            r.keep_tokens,
+            r.shuffle,
+            r.trigger_first,
+        )
         for r in records
     ]
     return {
@@ -100,8 +120,12 @@ def data_identity(records: Sequence[Record], held_out: Sequence[Record]) -> dict
         "the class images": _digest((r.content, r.name) for r in priors),
         "the captions": _digest((r.name, r.captions) for r in records),
         "the masks": _digest((r.name, _file(r.mask), _file(r.attention)) for r in masked),
-        "what is said of single images (repeats, trigger, class, template, tags kept)": _digest(settings),
-        MEASURED: _digest((r.content, r.captions, r.trigger, r.class_noun, r.template) for r in held_out),
+        "what is said of single images (repeats, trigger, class, template, tags kept)": _digest(
+            settings
+        ),
+        MEASURED: _digest(
+            (r.content, r.captions, r.trigger, r.class_noun, r.template) for r in held_out
+        ),
     }
 
 
@@ -114,10 +138,15 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             found.append(f"{name} was {old.get(name)!r}, is {new.get(name)!r}")
     learned = _table(then, "data")
     changed = [
-        name for name, state in now["data"].items() if learned.get(name) != state and _counts(name, learned, now)
+        name
+        for name, state in now["data"].items()
+        if learned.get(name) != state and _counts(name, learned, now)
     ]
     if changed:
-        what = "; ".join(f"{name}, was {learned.get(name, 'not noted')}, is {now['data'][name]}" for name in changed)
+        what = "; ".join(
+            f"{name}, was {learned.get(name, 'not noted')}, is {now['data'][name]}"
+            for name in changed
+        )
         found.append(f"the images or captions changed ({what})")
     files = _table(then, "dataset_files")
     for path, values in now["dataset_files"].items():
@@ -125,7 +154,9 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         before = before if isinstance(before, dict) else {}
         for name in sorted(set(before) | set(values)):
             if before.get(name) != values.get(name):
-                found.append(f"{path} said {name} = {before.get(name)!r}, says {values.get(name)!r}")
+                found.append(
+                    f"{path} said {name} = {before.get(name)!r}, says {values.get(name)!r}"
+                )
     if then.get("base") != now["base"]:
         found.append(f"the base model changed (was {then.get('base')}, is {now['base']})")
     for name, version in _table(then, "versions").items():
@@ -163,7 +194,9 @@ def _dataset_values(source: SourceConfig) -> dict[str, Any]:
     return dict(read_dataset_toml(source.path, source).recipe_values)
 
 
-def check_same_run(then: Mapping[str, Any], now: Mapping[str, Any], *, allow_changes: bool) -> list[str]:
+def check_same_run(
+    then: Mapping[str, Any], now: Mapping[str, Any], *, allow_changes: bool
+) -> list[str]:
     """The differences, if allowed. Raises RunError listing them otherwise."""
     found = differences(then, now)
     if found and not allow_changes:

@@ -20,7 +20,9 @@ NAME = "log.jsonl"
 
 
 def cut_log(run: Path, step: int) -> None:
-    """Drop entries after `step`: a resumed run does those steps again. Lines a crash cut short go too."""
+    """Drop entries after `step`: a resumed run does those steps again. Lines a crash cut short go
+    too.
+    """
     path = run / NAME
     if not path.exists() and not path.is_symlink():
         return
@@ -29,7 +31,12 @@ def cut_log(run: Path, step: int) -> None:
     except FileFormatError as strange:
         raise RunError(f"{strange} Remove it.") from strange
     # Written line by line: a long run's log is not held in memory.
-    with explained(path), write_file(path) as temporary, temporary.open("wb") as kept, path.open("rb") as lines:
+    with (
+        explained(path),
+        write_file(path) as temporary,
+        temporary.open("wb") as kept,
+        path.open("rb") as lines,
+    ):
         for line in lines:
             entry = _entry(line)
             if entry is not None and entry["step"] <= step:
@@ -43,7 +50,9 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
-    """A line's entry, with a whole number as its `step` (0 where it names none); None if it is no entry."""
+    """A line's entry, with a whole number as its `step` (0 where it names none); None if it is no
+    entry.
+    """
     try:
         entry = parse_json(line)
     except ValueError:
@@ -54,7 +63,9 @@ def _entry(line: bytes) -> dict[str, Any] | None:
 
 
 def logged(
-    events: Generator[Event, None, None] | Iterator[Event], run: Path, trackers: Sequence[Tracking] = ()
+    events: Generator[Event, None, None] | Iterator[Event],
+    run: Path,
+    trackers: Sequence[Tracking] = (),
 ) -> Iterator[Event]:
     """The same events, written down on their way, and what the trackers have to say."""
     closed = closing(events) if isinstance(events, Generator) else nullcontext()
@@ -83,17 +94,24 @@ class Diary:
     def write(self, event: Event) -> None:
         if isinstance(event, Step):
             self._line(asdict(event))
-            self._scalars(event.step, {"loss": event.loss, "learning_rate": event.learning_rate, **event.parts})
+            self._scalars(
+                event.step,
+                {"loss": event.loss, "learning_rate": event.learning_rate, **event.parts},
+            )
         elif isinstance(event, Validated):
             self._line({"kind": "validation", **asdict(event)})
-            self._scalars(event.step, {"validation/loss": event.loss, "validation/base": event.base_loss})
+            self._scalars(
+                event.step, {"validation/loss": event.loss, "validation/base": event.base_loss}
+            )
         elif isinstance(event, Previewed):
             paths = [Path(path) for path in event.paths]
             self._track(lambda tracker: tracker.pictures(event.step, paths))
 
     def _line(self, entry: dict[str, Any]) -> None:
         if self.file is not None:
-            self.file.write(json.dumps({key: value for key, value in entry.items() if value != {}}) + "\n")
+            self.file.write(
+                json.dumps({key: value for key, value in entry.items() if value != {}}) + "\n"
+            )
 
     def _scalars(self, step: int, values: dict[str, float]) -> None:
         self._track(lambda tracker: tracker.scalars(step, values))
@@ -111,7 +129,10 @@ class Diary:
             tracker.close(wait=wait)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         # Whoever interrupts for the second time does not want to wait for an upload.
         self.close(wait=kind is not KeyboardInterrupt)

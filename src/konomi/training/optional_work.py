@@ -11,8 +11,8 @@ from konomi.errors import KonomiError
 def optional_work(what: str, notes: list[str]) -> Iterator[None]:
     """Whatever is raised inside becomes one note, "WHAT: reason", and what comes after goes on.
 
-    Only for work without which the run is whole, and which leaves the model as it found it in any case. Ctrl-C,
-    `SystemExit` and the closing of a generator pass.
+    Only for work without which the run is whole, and which leaves the model as it found it in any
+    case. Ctrl-C, `SystemExit` and the closing of a generator pass.
     """
     try:
         yield

@@ -34,10 +34,11 @@ class Processes:
             distributed.destroy_process_group()
 
     def add_up(self, parameters: Iterable[Tensor], extra: Tensor) -> Tensor:
-        """Sum the gradients over all processes, in place, in one message; `extra` (1-D) rides along and is returned.
+        """Sum the gradients over all processes, in place, in one message; `extra` (1-D) rides
+        along and is returned.
 
-        Every process contributes its share of the step's mean, so the sum is the mean over the whole batch.
-        Raises RunError when a peer is gone.
+        Every process contributes its share of the step's mean, so the sum is the mean over the
+        whole batch. Raises RunError when a peer is gone.
         """
         if self.world == 1:
             return extra
@@ -48,8 +49,9 @@ class Processes:
             distributed.all_reduce(flat)
         except RuntimeError as broken:
             raise RunError(
-                f"process {self.rank}: another training process is gone ({str(broken).splitlines()[0][:120]}). "
-                "Start all of them again; the run goes on from its last checkpoint."
+                f"process {self.rank}: another training process is gone "
+                f"({str(broken).splitlines()[0][:120]}). Start all of them again; the run goes on "
+                "from its last checkpoint."
             ) from broken
         position = 0
         for parameter, gradient in zip(owners, gradients, strict=True):
@@ -71,23 +73,27 @@ def _among_others(device: str) -> Processes:
     from accelerate import PartialState
 
     if device not in ("auto", "cpu", "cuda"):
-        raise RunError(f"run.device is {device!r}; of several processes each finds its own: use auto, cpu or cuda.")
+        raise RunError(
+            f"run.device is {device!r}; of several processes each finds its own: use auto, cpu or "
+            "cuda."
+        )
     local, cards = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if device == "cuda":
         choose_device(device)
-    # Without this, each would take itself for the only one where there is no CUDA, and all write to one folder.
+    # Without this, each would take itself for the only one where there is no CUDA, and all write
+    # to one folder.
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     if not on_cpu and local > cards:
         raise RunError(
-            f"{local} processes were started here, and there are {cards} CUDA devices. Start {cards} (--nproc-per-node "
-            f"{cards}), or set run.device = cpu."
+            f"{local} processes were started here, and there are {cards} CUDA devices. Start "
+            f"{cards} (--nproc-per-node {cards}), or set run.device = cpu."
         )
     state = PartialState(cpu=on_cpu)
     world = int(os.environ["WORLD_SIZE"])
     if state.num_processes != world:
         raise RunError(
-            f"{world} processes were started, and they do not find each other. Start them with torchrun or accelerate "
-            "launch, or start one."
+            f"{world} processes were started, and they do not find each other. Start them with "
+            "torchrun or accelerate launch, or start one."
         )
     return Processes(state.process_index, state.num_processes, state.device)
 

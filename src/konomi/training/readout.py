@@ -22,7 +22,9 @@ class Pending:
 
 @dataclass(slots=True)
 class Readout:
-    """A short queue: on CUDA a loss is read one step late, when it has long been computed; elsewhere at once."""
+    """A short queue: on CUDA a loss is read one step late, when it has long been computed;
+    elsewhere at once.
+    """
 
     device: torch.device
     queue: deque[Pending] = field(default_factory=deque)
@@ -39,7 +41,9 @@ class Readout:
         self.queue.append(Pending(event, files, host, ready))
 
     def take(self, *, everything: bool) -> Iterator[tuple[Step, tuple[str, ...], float]]:
-        """Finished steps with their files and losses; on CUDA all but the latest unless `everything`."""
+        """Finished steps with their files and losses; on CUDA all but the latest unless
+        `everything`.
+        """
         keep = 0 if everything or self.device.type != "cuda" else 1
         while len(self.queue) > keep:
             pending = self.queue.popleft()

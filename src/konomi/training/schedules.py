@@ -14,11 +14,17 @@ def schedule_length(config: OptimizerConfig, total_steps: int) -> int:
 
 def warmup_steps(config: OptimizerConfig, total_steps: int) -> int:
     """Steps of rising learning rate; a setting below 1 is a share of the schedule."""
-    return round(config.warmup * schedule_length(config, total_steps)) if config.warmup < 1 else round(config.warmup)
+    return (
+        round(config.warmup * schedule_length(config, total_steps))
+        if config.warmup < 1
+        else round(config.warmup)
+    )
 
 
 def rate_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """What the learning rate is multiplied by in step `step` (0 for the first) of `total_steps`, 0 to 1."""
+    """What the learning rate is multiplied by in step `step` (0 for the first) of `total_steps`, 0
+    to 1.
+    """
     warmup = warmup_steps(config, total_steps)
     rising = (step + 1) / (warmup + 1) if step < warmup else 1.0
     if config.rates:
@@ -40,7 +46,8 @@ def rate_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:
 
 
 def moved_schedule(config: OptimizerConfig, step: int, then: int, now: int) -> str:
-    """What another length changes in the learning rates from `step` on, as a sentence; empty if nothing.
+    """What another length changes in the learning rates from `step` on, as a sentence; empty if
+    nothing.
 
     `then`, `now`: the schedule's lengths in steps.
     """
@@ -49,7 +56,11 @@ def moved_schedule(config: OptimizerConfig, step: int, then: int, now: int) -> s
         return rate_factor(at, length, replace(config, schedule_steps=length))
 
     # The next step, where it matters now; else the first one where it does.
-    different = (at for at in range(step, max(step + 1, then, now)) if abs(rate(at, now) - rate(at, then)) > 0.01)
+    different = (
+        at
+        for at in range(step, max(step + 1, then, now))
+        if abs(rate(at, now) - rate(at, then)) > 0.01
+    )
     at = next(different, None)
     if at is None:
         return ""
@@ -57,7 +68,7 @@ def moved_schedule(config: OptimizerConfig, step: int, then: int, now: int) -> s
     what = "warm-up" if config.schedule == "constant" else f"{config.schedule} schedule"
     times = f", {is_now / was:.3g} times as much" if was else ""
     return (
-        f"with {now} steps in place of {then} the {what} moves: the learning rate of step {at + 1} is "
-        f"{100 * is_now:.3g} % of its height, and was to be {100 * was:.3g} %{times}. --keep-schedule keeps that of "
-        f"{then} steps, and its last rate beyond them."
+        f"with {now} steps in place of {then} the {what} moves: the learning rate of step {at + 1} "
+        f"is {100 * is_now:.3g} % of its height, and was to be {100 * was:.3g} %{times}. "
+        f"--keep-schedule keeps that of {then} steps, and its last rate beyond them."
     )

@@ -1,4 +1,6 @@
-"""Whether a state read back is one that a trainer can go on from: it may come from elsewhere, or be made by hand."""
+"""Whether a state read back is one that a trainer can go on from: it may come from elsewhere, or
+be made by hand.
+"""
 
 import math
 from collections.abc import Mapping
@@ -22,7 +24,9 @@ def check_numbers(numbers: Mapping[str, Any], *, num_phases: int) -> None:
     if numbers["phase"] >= num_phases:
         raise _strange("phase", numbers["phase"])
     scaler, optimizer = numbers.get("scaler"), numbers.get("optimizer")
-    if not isinstance(scaler, dict) or not (not scaler or all(_is_number(scaler.get(name)) for name in _SCALER)):
+    if not isinstance(scaler, dict) or not (
+        not scaler or all(_is_number(scaler.get(name)) for name in _SCALER)
+    ):
         raise _strange("scaler", scaler)
     if not isinstance(optimizer, dict):
         raise _strange("optimizer", optimizer)
@@ -37,16 +41,20 @@ def check_numbers(numbers: Mapping[str, Any], *, num_phases: int) -> None:
 def check_same_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], what: str) -> None:
     """Raises RunError unless both hold the same names with the same shapes."""
     different = sorted(set(ours) ^ set(theirs))
-    different += [name for name in ours if name in theirs and ours[name].shape != theirs[name].shape]
+    different += [
+        name for name in ours if name in theirs and ours[name].shape != theirs[name].shape
+    ]
     if different:
         raise RunError(
-            f"the checkpoint trains other {what} than this recipe ({len(different)} differ, first: {different[0]}). "
-            "Resume with the recipe the run was started with."
+            f"the checkpoint trains other {what} than this recipe ({len(different)} differ, first: "
+            f"{different[0]}). Resume with the recipe the run was started with."
         )
 
 
 def same_kind(ours: object, theirs: object) -> bool:
-    """Whether a setting of an optimiser may take the place of another: a number of a number, a word of a word."""
+    """Whether a setting of an optimiser may take the place of another: a number of a number, a
+    word of a word.
+    """
     numbers = (int, float)
     return type(ours) is type(theirs) or (type(ours) in numbers and type(theirs) in numbers)
 
@@ -62,6 +70,6 @@ def _is_plain(value: object) -> bool:
 
 def _strange(name: str, value: object) -> RunError:
     return RunError(
-        f"the checkpoint's state.json does not fit this recipe: {name} is {str(value)[:60]!r}. Resume with the "
-        "recipe the run was started with, or start anew."
+        f"the checkpoint's state.json does not fit this recipe: {name} is {str(value)[:60]!r}. "
+        "Resume with the recipe the run was started with, or start anew."
     )

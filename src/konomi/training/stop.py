@@ -1,5 +1,6 @@
-"""Stopping on request. Before the first step there is nothing to save: Ctrl-C or SIGTERM ends at once. From then on
-the first saves and ends, the second ends at once."""
+"""Stopping on request. Before the first step there is nothing to save: Ctrl-C or SIGTERM ends at
+once. From then on the first saves and ends, the second ends at once.
+"""
 
 import signal
 import threading
@@ -9,22 +10,28 @@ from types import FrameType
 
 
 class Stop:
-    """A request to save and stop, one for each run; any thread may make it. The loop looks at it after every step."""
+    """A request to save and stop, one for each run; any thread may make it. The loop looks at it
+    after every step.
+    """
 
     def __init__(self) -> None:
         self.requested = False
         self.saves = False
-        """Whether a request is heeded: steps are being done, and what they learned is worth saving."""
+        """Whether a request is heeded: steps are being done, and what they learned is worth
+        saving."""
 
     def request(self) -> None:
-        """Finish the step at hand, save a checkpoint, and end. Before the first step there is nothing to save."""
+        """Finish the step at hand, save a checkpoint, and end. Before the first step there is
+        nothing to save.
+        """
         self.requested = True
 
 
 @contextmanager
 def stop_on_signals(stop: Stop) -> Iterator[Stop]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt until `stop.saves` is set; then the first sets the flag, and a second
-    one is immediate. Outside the main thread only the flag works."""
+    """SIGINT and SIGTERM raise KeyboardInterrupt until `stop.saves` is set; then the first sets
+    the flag, and a second one is immediate. Outside the main thread only the flag works.
+    """
     stop.saves = False
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -1,4 +1,6 @@
-"""Trackers at work: each in a thread of its own, so that neither its waiting nor its failing reaches the training."""
+"""Trackers at work: each in a thread of its own, so that neither its waiting nor its failing
+reaches the training.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +14,17 @@ from konomi.training.trackers.tracker import TrackedRun, Tracker
 
 
 def chosen_trackers(names: Sequence[str]) -> tuple[type[Tracker], ...]:
-    """The trackers of `run.trackers`. Raises MissingExtraError if the package of one is not installed."""
+    """The trackers of `run.trackers`. Raises MissingExtraError if the package of one is not
+    installed.
+    """
     chosen = tuple(tracker for tracker in TRACKERS if tracker.name in names)
     for tracker in chosen:
-        # Looked for and not imported: an import takes its time, and a training that never starts needs none.
+        # Looked for and not imported: an import takes its time, and a training that never starts
+        # needs none.
         if tracker.extra and util.find_spec(tracker.package) is None:
-            raise MissingExtraError(tracker.package, tracker.extra, f"run.trackers = {tracker.name!r}")
+            raise MissingExtraError(
+                tracker.package, tracker.extra, f"run.trackers = {tracker.name!r}"
+            )
     return chosen
 
 
@@ -39,7 +46,8 @@ class Tracking:
     def _do(self, work: Callable[[Tracker], None]) -> None:
         if self.failed:
             return
-        # It has failed unless the end of this function is reached; the Future keeps what was raised.
+        # It has failed unless the end of this function is reached; the Future keeps what was
+        # raised.
         self.failed = True
         if self.tracker is None:
             # Not opened before there is something to write: that would delay the first step.
@@ -55,7 +63,10 @@ class Tracking:
         while self.waiting and self.waiting[0].done():
             error = self.waiting.popleft().exception()
             if error is not None:
-                yield f"{self.kind.name} failed and is switched off ({reason_of(error)}). The training is not affected."
+                yield (
+                    f"{self.kind.name} failed and is switched off ({reason_of(error)}). The "
+                    "training is not affected."
+                )
 
     def close(self, *, wait: bool = True) -> None:
         """End the record; once is enough. Without `wait`, what is still waiting is dropped."""

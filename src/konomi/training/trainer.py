@@ -1,7 +1,7 @@
 """The state of a run and the only training loop.
 
-`Trainer.run` is a generator of `Step` events: whoever iterates it draws, logs, saves and previews between two steps;
-closing it ends the run. It knows neither methods nor families.
+`Trainer.run` is a generator of `Step` events: whoever iterates it draws, logs, saves and previews
+between two steps; closing it ends the run. It knows neither methods nor families.
 """
 
 import math
@@ -40,7 +40,9 @@ from konomi.training.stop import Stop
 
 
 class BatchSource(Protocol):
-    """Where batches come from: a pure function of the step, so that resuming needs only its number."""
+    """Where batches come from: a pure function of the step, so that resuming needs only its
+    number.
+    """
 
     @property
     def steps_per_epoch(self) -> int: ...
@@ -77,7 +79,8 @@ class Trainer:
         self.step = 0
         self.samples_seen = 0
         self.accumulation = recipe.memory.accumulation
-        # fp16 has few exponent bits: the loss is scaled up so that small gradients do not vanish (Micikevicius 2018).
+        # fp16 has few exponent bits: the loss is scaled up so that small gradients do not vanish
+        # (Micikevicius 2018).
         self.scaler = GradScaler(processes.device.type, enabled=precision == torch.float16)
         self._begin_phase(0)
 
@@ -88,15 +91,24 @@ class Trainer:
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters of the phase at work, by name."""
-        return {name: p for group in self.phases[self.phase_index].groups for name, p in group.parameters.items()}
+        return {
+            name: p
+            for group in self.phases[self.phase_index].groups
+            for name, p in group.parameters.items()
+        }
 
     def run(
-        self, batches: BatchSource, *, stop: Stop, rest_at: Callable[[int], bool] = lambda step: False
+        self,
+        batches: BatchSource,
+        *,
+        stop: Stop,
+        rest_at: Callable[[int], bool] = lambda step: False,
     ) -> Iterator[Step | Warned]:
         """Train up to `total_steps`, or until `stop` is requested.
 
-        `rest_at(step)` names the steps after which the caller wants to work with the weights: when their event comes,
-        nothing is in flight. Raises RunError on a loss that is not finite, before any weight is changed by it.
+        `rest_at(step)` names the steps after which the caller wants to work with the weights: when
+        their event comes, nothing is in flight. Raises RunError on a loss that is not finite,
+        before any weight is changed by it.
         """
         readout = Readout(self.device)
         while self.step < self.total_steps and not self.processes.agree(stop.requested):
@@ -127,7 +139,11 @@ class Trainer:
                 now = time.perf_counter()
                 readout.put(self._event(batches, now - started), _files(passes), loss)
                 started = now
-                resting = rest_at(self.step) or self.step in (self.total_steps, self._phase_end()) or stopping
+                resting = (
+                    rest_at(self.step)
+                    or self.step in (self.total_steps, self._phase_end())
+                    or stopping
+                )
                 for event, files, value in readout.take(everything=resting):
                     if not math.isfinite(value):
                         raise RunError(_not_finite(event, files, value))
@@ -138,7 +154,9 @@ class Trainer:
                     return
 
     def _train_step(self, passes: tuple[Batch, ...]) -> Tensor:
-        """One optimiser step over this process's passes. Returns the mean loss over all processes, on the device."""
+        """One optimiser step over this process's passes. Returns the mean loss over all processes,
+        on the device.
+        """
         phase = self.phases[self.phase_index]
         rng = Rng.for_step(self.recipe.run.seed, self.step, device=self.device)
         loss = torch.zeros((), device=self.device)
@@ -203,21 +221,25 @@ class Trainer:
         )
 
     def _halve_micro_batch(self, full: torch.OutOfMemoryError) -> Warned:
-        """Same batch in twice as many passes; the step is done again. Raises RunError at one image a pass."""
+        """Same batch in twice as many passes; the step is done again. Raises RunError at one image
+        a pass.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        # Several processes would have to shrink together, and a peer that waits in a sum cannot be told.
+        # Several processes would have to shrink together, and a peer that waits in a sum cannot be
+        # told.
         if self.accumulation >= self.recipe.run.batch_size or self.processes.world > 1:
             raise RunError(
-                f"out of memory in step {self.step + 1}, batch in {self.accumulation} passes. Lower data.resolution, "
-                "raise memory.accumulation (up to run.batch_size), set memory.gradient_checkpointing = true, or lower "
-                "the method's rank; then: konomi resume."
+                f"out of memory in step {self.step + 1}, batch in {self.accumulation} passes. "
+                "Lower data.resolution, raise memory.accumulation (up to run.batch_size), set "
+                "memory.gradient_checkpointing = true, or lower the method's rank; then: konomi "
+                "resume."
             ) from full
         self.accumulation = min(self.accumulation * 2, self.recipe.run.batch_size)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return Warned(
-            f"out of memory in step {self.step + 1}: each batch is now computed in {self.accumulation} passes; "
-            "the result stays the same."
+            f"out of memory in step {self.step + 1}: each batch is now computed in "
+            f"{self.accumulation} passes; the result stays the same."
         )
 
     def _begin_phase(self, index: int) -> None:
@@ -238,7 +260,9 @@ class Trainer:
         set_training(self.optimizer, True)
 
     def _leave_phase(self) -> None:
-        """What a phase leaves behind is what would be saved: the average, or schedule-free's other weights."""
+        """What a phase leaves behind is what would be saved: the average, or schedule-free's other
+        weights.
+        """
         if self.average is None:
             set_training(self.optimizer, False)
             return
@@ -246,7 +270,9 @@ class Trainer:
             parameter.data.copy_(self.average.tensors[name])
 
     def _phase_at(self, step: int) -> int:
-        """Never one before the phase at work: a run that is made longer may move the end of one it is through with."""
+        """Never one before the phase at work: a run that is made longer may move the end of one it
+        is through with.
+        """
         reached = (index for index in range(len(self.phases)) if step < self._end_of(index))
         return max(next(reached, len(self.phases) - 1), self.phase_index)
 
@@ -258,17 +284,22 @@ class Trainer:
         if index == len(self.phases) - 1:
             return self.total_steps
         length = schedule_length(self.recipe.optimizer, self.total_steps)
-        return min(sum(phase.length(length) for phase in self.phases[: index + 1]), self.total_steps)
+        return min(
+            sum(phase.length(length) for phase in self.phases[: index + 1]), self.total_steps
+        )
 
     @contextmanager
     def weights_for_use(self) -> Iterator[None]:
-        """Inside, parameters hold what should be saved and shown: the average, or schedule-free's other weights."""
+        """Inside, parameters hold what should be saved and shown: the average, or schedule-free's
+        other weights.
+        """
         if self.average is not None:
             with self.average.swapped_in():
                 yield
             return
         switches = hasattr(self.optimizer, "eval")
-        # Switching schedule-free weights back and forth rounds; the trained ones are kept and put back bit for bit.
+        # Switching schedule-free weights back and forth rounds; the trained ones are kept and put
+        # back bit for bit.
         kept = [p.detach().clone() for p in self._trained] if switches else []
         set_training(self.optimizer, False)
         try:
@@ -280,7 +311,12 @@ class Trainer:
 
     def state(self) -> TrainState:
         """A view, not a copy: write it before the next step."""
-        weights = {n: p.detach() for phase in self.phases for g in phase.groups for n, p in g.parameters.items()}
+        weights = {
+            n: p.detach()
+            for phase in self.phases
+            for g in phase.groups
+            for n, p in g.parameters.items()
+        }
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.parameters.items()}
         tensors, numbers = optimizer_state(self.optimizer, names)
         files = {"weights": weights, "optimizer": tensors}
@@ -300,15 +336,21 @@ class Trainer:
         )
 
     def restore(self, state: TrainState) -> None:
-        """Go on from `state`. Raises RunError if its tensors are not those this recipe trains, or its numbers none."""
+        """Go on from `state`. Raises RunError if its tensors are not those this recipe trains, or
+        its numbers none.
+        """
         check_numbers(state.numbers, num_phases=len(self.phases))
         self._begin_phase(state.numbers["phase"])
-        weights = {n: p for phase in self.phases for g in phase.groups for n, p in g.parameters.items()}
+        weights = {
+            n: p for phase in self.phases for g in phase.groups for n, p in g.parameters.items()
+        }
         check_same_tensors(weights, state.tensors["weights"], "weights")
         for name, parameter in weights.items():
             parameter.data.copy_(state.tensors["weights"][name])
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.parameters.items()}
-        restore_optimizer(self.optimizer, names, state.tensors["optimizer"], state.numbers["optimizer"])
+        restore_optimizer(
+            self.optimizer, names, state.tensors["optimizer"], state.numbers["optimizer"]
+        )
         if self.average is not None:
             check_same_tensors(self.average.tensors, state.tensors.get("average", {}), "averages")
             for name, tensor in self.average.tensors.items():
@@ -333,7 +375,7 @@ def _samples(passes: tuple[Batch, ...]) -> int:
 
 def _not_finite(event: Step, files: tuple[str, ...], value: float) -> str:
     return (
-        f"the loss of step {event.step} is {value} (images: {', '.join(files[:8])}). No weight was changed by it; the "
-        f"last checkpoint is good. Lower optimizer.learning_rate (now {event.learning_rate:g}), or set "
-        "run.precision to bf16 or fp32; then: konomi resume."
+        f"the loss of step {event.step} is {value} (images: {', '.join(files[:8])}). No weight was "
+        "changed by it; the last checkpoint is good. Lower optimizer.learning_rate (now "
+        f"{event.learning_rate:g}), or set run.precision to bf16 or fp32; then: konomi resume."
     )

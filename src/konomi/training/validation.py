@@ -1,4 +1,6 @@
-"""The loss on held-out images, always with the same noise at the same timesteps, so that runs can be compared."""
+"""The loss on held-out images, always with the same noise at the same timesteps, so that runs can
+be compared.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol

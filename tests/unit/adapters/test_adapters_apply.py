@@ -34,7 +34,11 @@ class Base:
         return self.modules[key]
 
     def state(self) -> dict[str, Tensor]:
-        return {f"{k}.{n}": p.detach().clone() for k, m in self.modules.items() for n, p in m.named_parameters()}
+        return {
+            f"{k}.{n}": p.detach().clone()
+            for k, m in self.modules.items()
+            for n, p in m.named_parameters()
+        }
 
 
 def low_rank(seed: int, *, size: float = 1.0, name: str = "", family: str = "") -> Adapter:
@@ -63,11 +67,17 @@ def test_detach_restores_every_bit(dtype: torch.dtype, keep_on_cpu: bool) -> Non
     base = Base(dtype)
     before = base.state()
     pointers = {k: m.weight.data_ptr() for k, m in base.modules.items() if hasattr(m, "weight")}
-    with attach(base, [(low_rank(1), Strengths(0.7, 0.3)), (low_rank(2), Strengths())], keep_on_cpu=keep_on_cpu):
+    with attach(
+        base,
+        [(low_rank(1), Strengths(0.7, 0.3)), (low_rank(2), Strengths())],
+        keep_on_cpu=keep_on_cpu,
+    ):
         assert {n.rsplit(".", 1)[0] for n in same(before, base.state())} == set(KEYS)
     assert not list(same(before, base.state()))
     # Kept in place: graphs and other owners of the storage see the change.
-    assert pointers == {k: m.weight.data_ptr() for k, m in base.modules.items() if hasattr(m, "weight")}
+    assert pointers == {
+        k: m.weight.data_ptr() for k, m in base.modules.items() if hasattr(m, "weight")
+    }
 
 
 def test_weights_are_the_formula() -> None:
@@ -77,9 +87,15 @@ def test_weights_are_the_formula() -> None:
         for key, strength in zip(KEYS, (0.5, 0.5, -2.0), strict=True):
             update = adapter.layers[key]
             assert isinstance(update, LowRank)
-            product = update.up.double().flatten(1) @ update.down.double().flatten(1) * update.alpha / 2
-            wanted = before[f"{key}.weight"].double() + strength * product.view(before[f"{key}.weight"].shape)
-            torch.testing.assert_close(base.module(key).weight.double(), wanted, rtol=1e-6, atol=1e-6)
+            product = (
+                update.up.double().flatten(1) @ update.down.double().flatten(1) * update.alpha / 2
+            )
+            wanted = before[f"{key}.weight"].double() + strength * product.view(
+                before[f"{key}.weight"].shape
+            )
+            torch.testing.assert_close(
+                base.module(key).weight.double(), wanted, rtol=1e-6, atol=1e-6
+            )
 
 
 def test_strength_zero_is_the_identity_and_asks_for_nothing() -> None:
@@ -94,7 +110,11 @@ def test_strength_zero_is_the_identity_and_asks_for_nothing() -> None:
 def test_linear_in_strength_and_independent_of_order() -> None:
     one, two = low_rank(1), low_rank(2)
     results = []
-    for pairs in ([(one, 0.25), (two, 0.5)], [(two, 0.5), (one, 0.25)], [(one, 0.125), (two, 0.5), (one, 0.125)]):
+    for pairs in (
+        [(one, 0.25), (two, 0.5)],
+        [(two, 0.5), (one, 0.25)],
+        [(one, 0.125), (two, 0.5), (one, 0.125)],
+    ):
         base = Base()
         attach(base, [(adapter, Strengths(s, s)) for adapter, s in pairs])
         results.append(base.state())
@@ -116,7 +136,10 @@ def test_rounded_once_in_bfloat16() -> None:
 
 def test_several_adapters_all_refer_to_the_untouched_weight() -> None:
     weight = Base().module("denoiser.linear").weight.detach()
-    halves = [Adapter(layers={"denoiser.linear": Rescale(torch.full((16,), 0.5), on_input=False)}) for _ in range(2)]
+    halves = [
+        Adapter(layers={"denoiser.linear": Rescale(torch.full((16,), 0.5), on_input=False)})
+        for _ in range(2)
+    ]
     base = Base()
     attach(base, [(adapter, Strengths()) for adapter in halves])
     torch.testing.assert_close(base.module("denoiser.linear").weight.detach(), weight * 2.0)
@@ -126,11 +149,17 @@ def test_biases_and_norms() -> None:
     base = Base()
     before = base.state()
     update = Difference(weight=torch.ones(6), bias=torch.full((6,), 2.0))
-    adapter = Adapter(layers={"denoiser.norm": update, "denoiser.linear": Difference(bias=torch.ones(16))})
+    adapter = Adapter(
+        layers={"denoiser.norm": update, "denoiser.linear": Difference(bias=torch.ones(16))}
+    )
     with attach(base, [(adapter, Strengths(0.5))]):
-        assert torch.equal(base.module("denoiser.norm").weight, before["denoiser.norm.weight"] + 0.5)
+        assert torch.equal(
+            base.module("denoiser.norm").weight, before["denoiser.norm.weight"] + 0.5
+        )
         assert torch.equal(base.module("denoiser.norm").bias, before["denoiser.norm.bias"] + 1.0)
-        assert torch.equal(base.module("denoiser.linear").bias, before["denoiser.linear.bias"] + 0.5)
+        assert torch.equal(
+            base.module("denoiser.linear").bias, before["denoiser.linear.bias"] + 0.5
+        )
         assert torch.equal(base.module("denoiser.linear").weight, before["denoiser.linear.weight"])
     assert not list(same(before, base.state()))
     assert torch.equal(update.weight, torch.ones(6)), "the adapter itself must not change"  # type: ignore[arg-type]
@@ -159,15 +188,33 @@ def test_attachments_come_off_in_the_opposite_order() -> None:
 @pytest.mark.parametrize(
     ("key", "update", "words"),
     [
-        ("denoiser.linear", LowRank(torch.zeros(2, 9), torch.zeros(16, 2), 1.0), "denoiser.linear [16, 8]"),
+        (
+            "denoiser.linear",
+            LowRank(torch.zeros(2, 9), torch.zeros(16, 2), 1.0),
+            "denoiser.linear [16, 8]",
+        ),
         ("denoiser.linear", LowRank(torch.zeros(3, 8), torch.zeros(16, 2), 1.0), "rank 3, up 2"),
-        ("denoiser.conv", LowRank(torch.zeros(2, 4, 1, 1), torch.zeros(6, 2, 1, 1), 1.0), "[6, 4, 3, 3]"),
-        ("denoiser.nowhere", LowRank(torch.zeros(2, 8), torch.zeros(16, 2), 1.0), "no layer denoiser.nowhere"),
-        ("denoiser.act", LowRank(torch.zeros(2, 8), torch.zeros(16, 2), 1.0), "denoiser.act has no weight"),
+        (
+            "denoiser.conv",
+            LowRank(torch.zeros(2, 4, 1, 1), torch.zeros(6, 2, 1, 1), 1.0),
+            "[6, 4, 3, 3]",
+        ),
+        (
+            "denoiser.nowhere",
+            LowRank(torch.zeros(2, 8), torch.zeros(16, 2), 1.0),
+            "no layer denoiser.nowhere",
+        ),
+        (
+            "denoiser.act",
+            LowRank(torch.zeros(2, 8), torch.zeros(16, 2), 1.0),
+            "denoiser.act has no weight",
+        ),
         ("text_encoder.linear", Difference(bias=torch.zeros(8)), "this layer has none"),
     ],
 )
-def test_what_does_not_fit_names_layer_and_family_and_changes_nothing(put_on, key, update, words) -> None:  # type: ignore[no-untyped-def]
+def test_what_does_not_fit_names_layer_and_family_and_changes_nothing(
+    put_on, key, update, words
+) -> None:  # type: ignore[no-untyped-def]
     base = Base()
     before = base.state()
     good = low_rank(1, name="cat", family="sdxl")

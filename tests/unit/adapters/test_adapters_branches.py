@@ -1,4 +1,6 @@
-"""Adapters whose two halves act in different branches of guidance: each as if it had been attached alone."""
+"""Adapters whose two halves act in different branches of guidance: each as if it had been attached
+alone.
+"""
 
 import pytest
 import torch
@@ -22,7 +24,10 @@ def layers(base, seed, keys=KEYS):
     found = {}
     for key in keys:
         rows, columns = base.module(key).weight.shape
-        down, up = torch.randn(2, columns, generator=generator), torch.randn(rows, 2, generator=generator)
+        down, up = (
+            torch.randn(2, columns, generator=generator),
+            torch.randn(rows, 2, generator=generator),
+        )
         found[key] = LowRank(down * 0.1, up * 0.1, alpha=2.0)
     return found
 
@@ -50,7 +55,10 @@ def test_each_branch_is_what_its_own_adapter_makes(strength):
     base = random_base("sd1")
     untouched = weights(base)
     # The negative half touches other layers than the positive one, and one that both touch.
-    positive, negative = Adapter(layers=layers(base, 1, KEYS[:2])), Adapter(layers=layers(base, 2, KEYS[1:]))
+    positive, negative = (
+        Adapter(layers=layers(base, 1, KEYS[:2])),
+        Adapter(layers=layers(base, 2, KEYS[1:])),
+    )
     both = Adapter(layers=positive.layers, negative=negative)
     strengths = Strengths(strength, strength)
     above, below = seen(base, [(both, strengths)])
@@ -63,7 +71,9 @@ def test_a_plain_adapter_beside_it_acts_in_both_branches():
     base = random_base("sd1")
     positive, negative, plain = (Adapter(layers=layers(base, seed)) for seed in (1, 2, 3))
     both = Adapter(layers=positive.layers, negative=negative)
-    expected = [seen(base, [(one, Strengths()), (plain, Strengths())])[0] for one in (positive, negative)]
+    expected = [
+        seen(base, [(one, Strengths()), (plain, Strengths())])[0] for one in (positive, negative)
+    ]
     above, below = seen(base, [(both, Strengths()), (plain, Strengths())])
     assert same(above, expected[0]) and same(below, expected[1])
     # One attached after the other, in either order: the same to rounding.
@@ -99,7 +109,9 @@ def test_folded_for_good_both_branches_stay():
 def test_a_negative_half_of_another_base_is_refused_before_anything_changes():
     base = random_base("sd1")
     untouched = weights(base)
-    stranger = Adapter(layers={"denoiser.nowhere": LowRank(torch.ones(1, 4), torch.ones(4, 1), alpha=1.0)})
+    stranger = Adapter(
+        layers={"denoiser.nowhere": LowRank(torch.ones(1, 4), torch.ones(4, 1), alpha=1.0)}
+    )
     with pytest.raises(ModelError, match=r"has no layer denoiser\.nowhere"):
         attach(base, [(Adapter(layers=layers(base, 1), negative=stranger), Strengths())])
     assert same(weights(base), untouched) and base.negative_weights == {}

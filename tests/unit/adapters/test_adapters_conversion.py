@@ -69,7 +69,9 @@ def test_half_precision_weights_stay_bit_for_bit():
 
 @pytest.mark.parametrize("share", [0.1, 0.6, 0.9, 1.0])
 def test_compression_keeps_the_share_and_no_direction_more(share):
-    """The oracle is NumPy's decomposition and Eckart and Young: the error is the singular values left out."""
+    """The oracle is NumPy's decomposition and Eckart and Young: the error is the singular values
+    left out.
+    """
     import numpy as np
 
     change = random(20, 12)
@@ -95,5 +97,9 @@ def test_compressing_a_convolution_keeps_its_kernel(mid):
     down = random(3, 5, 3, 3) if mid is None else random(3, 5, 1, 1)
     update, weight = LowRank(down, random(7, 3, 1, 1, seed=1), 6.0, mid), random(7, 5, 3, 3, seed=2)
     found = compress({"x": update}, 1.0)["x"].as_low_rank()
-    assert found is not None and found.down.shape[1:] == (5, 3, 3) and found.up.shape == (7, found.rank, 1, 1)
+    assert (
+        found is not None
+        and found.down.shape[1:] == (5, 3, 3)
+        and found.up.shape == (7, found.rank, 1, 1)
+    )
     torch.testing.assert_close(delta(found, weight), delta(update, weight), rtol=1e-4, atol=1e-4)

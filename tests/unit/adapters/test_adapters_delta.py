@@ -37,7 +37,7 @@ def test_low_rank_convolution_is_one_after_the_other(kernel: int) -> None:
     torch.testing.assert_close(torch.nn.functional.conv2d(x, change), twice)
 
 
-def test_low_rank_factors_without_kernel_axes_fit_pointwise_convolutions_and_the_other_way_round() -> None:
+def test_low_rank_factors_without_kernel_axes_fit_pointwise_convolutions_and_back() -> None:
     down, up = draw(R, IN), draw(OUT, R)
     flat = delta(LowRank(down, up, alpha=1.0), draw(OUT, IN))
     assert delta(LowRank(down, up, alpha=1.0), draw(OUT, IN, 1, 1)).shape == (OUT, IN, 1, 1)
@@ -72,7 +72,12 @@ def test_dora_has_the_learned_lengths(axis: str, kernel: tuple[int, ...]) -> Non
 def test_dora_leaves_a_dead_row_at_zero() -> None:
     weight = draw(OUT, IN)
     weight[2] = 0
-    update = LowRank(draw(R, IN), torch.zeros(OUT, R, dtype=torch.float64), alpha=1.0, magnitude=draw(OUT, 1).abs())
+    update = LowRank(
+        draw(R, IN),
+        torch.zeros(OUT, R, dtype=torch.float64),
+        alpha=1.0,
+        magnitude=draw(OUT, 1).abs(),
+    )
     change = delta(update, weight)
     assert torch.isfinite(change).all()
     assert not change[2].any()
@@ -121,7 +126,14 @@ def test_kronecker_convolutions(form: str) -> None:
         update = Kronecker(w1=w1, w2=w2)
     else:
         a, b, core = draw(R, 3), draw(R, 2), draw(R, R, K, K)
-        w2 = sum(core[r, s] * torch.outer(a[r], b[s])[:, :, None, None] for r in range(R) for s in range(R)) / R
+        w2 = (
+            sum(
+                core[r, s] * torch.outer(a[r], b[s])[:, :, None, None]
+                for r in range(R)
+                for s in range(R)
+            )
+            / R
+        )
         update = Kronecker(w1=w1, w2_a=a, w2_b=b, t2=core, alpha=1.0)
     wanted = np.zeros((OUT, IN, K, K))
     for o in range(OUT):

@@ -1,4 +1,6 @@
-"""Hypernetworks on a base, against the formulas of web UIs written out in plain PyTorch and float64."""
+"""Hypernetworks on a base, against the formulas of web UIs written out in plain PyTorch and
+float64.
+"""
 
 from dataclasses import replace
 
@@ -8,7 +10,14 @@ import torch.nn.functional as F
 
 from konomi.adapters.adapter import Adapter, Hypernetwork, Perceptron
 from konomi.adapters.apply import Strengths, attach
-from konomi.adapters.hypernetwork import ACTIVATIONS, LiveHypernetwork, Network, build_network, check_fits, width_of
+from konomi.adapters.hypernetwork import (
+    ACTIVATIONS,
+    LiveHypernetwork,
+    Network,
+    build_network,
+    check_fits,
+    width_of,
+)
 from konomi.adapters.kinds.low_rank import LoraSpec
 from konomi.adapters.layers import inject
 from konomi.diffusion.random import Rng
@@ -34,7 +43,9 @@ FORMULAS = {
     "prelu": lambda x, t: torch.where(x > 0, x, t * x),
     "relu6": lambda x, t: x.clamp(0, 6),
     "rrelu": lambda x, t: torch.where(x > 0, x, (1 / 8 + 1 / 3) / 2 * x),
-    "selu": lambda x, t: 1.0507009873554805 * torch.where(x > 0, x, 1.6732632423543772 * (x.exp() - 1)),
+    "selu": lambda x, t: (
+        1.0507009873554805 * torch.where(x > 0, x, 1.6732632423543772 * (x.exp() - 1))
+    ),
     "silu": lambda x, t: x / (1 + (-x).exp()),
     "softplus": lambda x, t: (1 + x.exp()).log(),
     "softshrink": lambda x, t: torch.where(x > 0.5, x - 0.5, torch.where(x < -0.5, x + 0.5, 0.0)),
@@ -46,7 +57,12 @@ SPECS = [
     {"structure": (1, 2, 1)},
     {"structure": (1, 2, 2, 1), "activate_output": True},
     {"structure": (1, 1.5, 0.8, 1), "layer_norm": True},
-    {"structure": (1, 2, 3, 1), "layer_norm": True, "activate_output": True, "dropout": (0, 0.3, 0.3, 0)},
+    {
+        "structure": (1, 2, 3, 1),
+        "layer_norm": True,
+        "activate_output": True,
+        "dropout": (0, 0.3, 0.3, 0),
+    },
     {"structure": (1, 2, 2, 1), "dropout": (0, 0.3, 0, 0)},
 ]
 
@@ -54,12 +70,18 @@ SPECS = [
 def random_tensors(width, spec, seed):
     """Numbers large enough to reach every branch of an activation."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {f"linear.{name}": t.shape for name, t in build_network(width, spec).state_dict().items()}
-    return {n: torch.randn(s, generator=generator, dtype=torch.float64) * 0.4 for n, s in shapes.items()}
+    shapes = {
+        f"linear.{name}": t.shape for name, t in build_network(width, spec).state_dict().items()
+    }
+    return {
+        n: torch.randn(s, generator=generator, dtype=torch.float64) * 0.4 for n, s in shapes.items()
+    }
 
 
 def by_formula(x, tensors, spec):
-    """A web UI's network: Linear, activation, LayerNorm, Dropout, each taking one number of the row."""
+    """A web UI's network: Linear, activation, LayerNorm, Dropout, each taking one number of the
+    row.
+    """
     act = FORMULAS[spec.activation]
     position, count = 0, len(spec.structure) - 1
     for index in range(count):
@@ -82,19 +104,25 @@ def test_every_activation_has_a_formula_here():
     assert set(FORMULAS) == {"linear", *ACTIVATIONS}
 
 
-@pytest.mark.parametrize("shape", SPECS, ids=lambda s: "-".join(map(str, s["structure"])) + f"-{len(s)}")
+@pytest.mark.parametrize(
+    "shape", SPECS, ids=lambda s: "-".join(map(str, s["structure"])) + f"-{len(s)}"
+)
 @pytest.mark.parametrize("activation", FORMULAS)
 def test_a_network_computes_its_formula(activation, shape):
     spec = Hypernetwork(pairs={}, activation=activation, **shape)
     tensors = random_tensors(10, spec, seed=1)
     network = Network(10, spec).double().eval()
     network.load_state_dict(tensors)
-    x = torch.randn(2, 7, 10, generator=torch.Generator().manual_seed(2), dtype=torch.float64).requires_grad_(True)
+    x = torch.randn(
+        2, 7, 10, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    ).requires_grad_(True)
     torch.testing.assert_close(network(x), by_formula(x, tensors, spec), rtol=1e-9, atol=1e-9)
     ours = torch.autograd.grad(network(x).square().sum(), [x, *network.parameters()])
     leaves = {n: t.clone().requires_grad_(True) for n, t in tensors.items()}
     names = [name for name, _ in network.named_parameters()]
-    theirs = torch.autograd.grad(by_formula(x, leaves, spec).square().sum(), [x, *(leaves[n] for n in names)])
+    theirs = torch.autograd.grad(
+        by_formula(x, leaves, spec).square().sum(), [x, *(leaves[n] for n in names)]
+    )
     for one, other in zip(ours, theirs, strict=True):
         # torch's backward of hardsigmoid holds its 1/6 in float32.
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
@@ -103,7 +131,10 @@ def test_a_network_computes_its_formula(activation, shape):
 def make(widths, seed, **options):
     spec = Hypernetwork(pairs={}, **{"activation": "mish", **options})
     pairs = {
-        w: tuple(Perceptron({n: t.float() * 0.3 for n, t in random_tensors(w, spec, seed + h).items()}) for h in (0, 9))
+        w: tuple(
+            Perceptron({n: t.float() * 0.3 for n, t in random_tensors(w, spec, seed + h).items()})
+            for h in (0, 9)
+        )
         for w in widths
     }
     return replace(spec, pairs=pairs)
@@ -125,7 +156,10 @@ def answer(base):
     width = width_of(next(iter(base.targets("cross_attention.kv").values())))
     extra = None
     if base.family == "sdxl":
-        extra = {"text_embeds": torch.zeros(2, 32), "time_ids": torch.tensor([[64, 64, 0, 0, 64, 64]] * 2)}
+        extra = {
+            "text_embeds": torch.zeros(2, 32),
+            "time_ids": torch.tensor([[64, 64, 0, 0, 64, 64]] * 2),
+        }
     dtype = base.dtype
     with torch.no_grad():
         return base.denoiser(
@@ -137,14 +171,19 @@ def answer(base):
 
 
 def rewritten(base, chain):
-    """Every to_k and to_v of a copy computes the formula itself: what web UIs patch into attention."""
+    """Every to_k and to_v of a copy computes the formula itself: what web UIs patch into
+    attention.
+    """
     for key, layer in base.targets("attention.kv").items():
 
         def forward(x, layer=layer, key=key):
             c = x.double()
             for spec, strength in chain:
                 if c.shape[-1] in spec.pairs:
-                    tensors = {n: t.double() for n, t in spec.pairs[c.shape[-1]][key.endswith("to_v")].tensors.items()}
+                    tensors = {
+                        n: t.double()
+                        for n, t in spec.pairs[c.shape[-1]][key.endswith("to_v")].tensors.items()
+                    }
                     c = c + strength * by_formula(c, tensors, spec)
             return F.linear(c.to(layer.weight.dtype), layer.weight)
 
@@ -159,27 +198,41 @@ def test_two_chain_in_order_on_the_whole_denoiser(family):
 
     base = build()
     widths = widths_of(base)
-    one, two = make(widths, 1), make(widths[-1:], 5, activation="relu", structure=(1, 2, 2, 1), layer_norm=True)
-    first, second = (Adapter(hypernetwork=one), Strengths(0.7)), (Adapter(hypernetwork=two), Strengths(-0.4))
+    one, two = (
+        make(widths, 1),
+        make(widths[-1:], 5, activation="relu", structure=(1, 2, 2, 1), layer_norm=True),
+    )
+    first, second = (
+        (Adapter(hypernetwork=one), Strengths(0.7)),
+        (Adapter(hypernetwork=two), Strengths(-0.4)),
+    )
     plain = answer(base)
     with attach(base, [first, second]):
         both = answer(base)
     assert torch.equal(answer(base), plain)
     with attach(base, [second, first]):
         other_order = answer(base)
-    torch.testing.assert_close(both, answer(rewritten(build(), [(one, 0.7), (two, -0.4)])), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(other_order, answer(rewritten(build(), [(two, -0.4), (one, 0.7)])), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        both, answer(rewritten(build(), [(one, 0.7), (two, -0.4)])), rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(
+        other_order, answer(rewritten(build(), [(two, -0.4), (one, 0.7)])), rtol=1e-4, atol=1e-4
+    )
     assert not torch.allclose(both, other_order, atol=1e-3)
     assert not torch.allclose(both, plain, atol=1e-2)
 
 
-@pytest.mark.parametrize("build", [lambda: random_base("sd1"), fallback_base], ids=["own", "diffusers"])
+@pytest.mark.parametrize(
+    "build", [lambda: random_base("sd1"), fallback_base], ids=["own", "diffusers"]
+)
 def test_beside_a_lora_on_the_same_layers(build):
     """The LoRA, folded in or still in training, reads what the networks have changed."""
     base = build()
     net = make(widths_of(base), 1)
     keys = list(base.targets("attention.kv"))
-    layers = inject({key: base.module(key) for key in keys}, lambda key: LoraSpec(rank=2, alpha=2.0), seed=0)
+    layers = inject(
+        {key: base.module(key) for key in keys}, lambda key: LoraSpec(rank=2, alpha=2.0), seed=0
+    )
     with torch.no_grad():
         for parameter in layers.parameters.values():
             parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
@@ -192,7 +245,9 @@ def test_beside_a_lora_on_the_same_layers(build):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", SPECS, ids=lambda s: "-".join(map(str, s["structure"])) + f"-{len(s)}")
+@pytest.mark.parametrize(
+    "shape", SPECS, ids=lambda s: "-".join(map(str, s["structure"])) + f"-{len(s)}"
+)
 @pytest.mark.parametrize("activation", ["mish", "prelu", "softplus", "hardsigmoid"])
 def test_half_precision_follows(activation, shape, dtype):
     spec = Hypernetwork(pairs={}, activation=activation, **shape)

@@ -21,7 +21,9 @@ PLAIN = LoraSpec(rank=4, alpha=2.0)
 
 
 class Net(nn.Module):
-    """One of each kind: a 3x3 and a 1x1 convolution, and linear layers with few and with many rows."""
+    """One of each kind: a 3x3 and a 1x1 convolution, and linear layers with few and with
+    many rows.
+    """
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -80,7 +82,11 @@ def test_five_steps_equal_pefts(dora: bool, rs_lora: bool) -> None:
     layers = add(net, LoraSpec(rank=4, alpha=2.0, rs_lora=rs_lora, dora=dora))
     start = layers.export().layers
     config = LoraConfig(
-        r=4, lora_alpha=2, use_rslora=rs_lora, use_dora=dora, target_modules=["conv", "proj", "first", "last"]
+        r=4,
+        lora_alpha=2,
+        use_rslora=rs_lora,
+        use_dora=dora,
+        target_modules=["conv", "proj", "first", "last"],
     )
     theirs = get_peft_model(Net(), config)
     for key, update in start.items():
@@ -93,16 +99,26 @@ def test_five_steps_equal_pefts(dora: bool, rs_lora: bool) -> None:
     assert losses[-1] < losses[0]
     for key, update in layers.export().layers.items():
         module = theirs.base_model.model.get_submodule(key.removeprefix("denoiser."))
-        torch.testing.assert_close(update.down, module.lora_A["default"].weight.detach(), rtol=1e-4, atol=2e-5)
-        torch.testing.assert_close(update.up, module.lora_B["default"].weight.detach(), rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(
+            update.down, module.lora_A["default"].weight.detach(), rtol=1e-4, atol=2e-5
+        )
+        torch.testing.assert_close(
+            update.up, module.lora_B["default"].weight.detach(), rtol=1e-4, atol=2e-5
+        )
         if dora:
             assert update.magnitude is not None
             length = module.lora_magnitude_vector["default"].weight.detach()
-            torch.testing.assert_close(update.magnitude.flatten(), length.flatten(), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                update.magnitude.flatten(), length.flatten(), rtol=1e-5, atol=1e-5
+            )
 
 
-def as_a1111_reads_it(weight: Tensor, down: Tensor, up: Tensor, scale: float, dora_scale: Tensor) -> Tensor:
-    """W' as A1111 computes it from a kohya file: the lengths of W + dW over all axes but the second."""
+def as_a1111_reads_it(
+    weight: Tensor, down: Tensor, up: Tensor, scale: float, dora_scale: Tensor
+) -> Tensor:
+    """W' as A1111 computes it from a kohya file: the lengths of W + dW over all axes but the
+    second.
+    """
     merged = weight + (up.flatten(1) @ down.flatten(1)).reshape(weight.shape) * scale
     swapped = merged.transpose(0, 1)
     lengths = swapped.reshape(weight.shape[1], -1).norm(dim=1, keepdim=True).detach()
@@ -122,7 +138,9 @@ def test_five_steps_per_input_equal_those_of_a1111s_formula() -> None:
             for key in theirs.layers():
                 parts = [leaves[f"{key}.{part}"] for part in ("down", "up")]
                 name = f"{key.removeprefix('denoiser.')}.weight"
-                changed[name] = as_a1111_reads_it(plain[name], *parts, 0.5, leaves[f"{key}.magnitude"])
+                changed[name] = as_a1111_reads_it(
+                    plain[name], *parts, 0.5, leaves[f"{key}.magnitude"]
+                )
             out: Tensor = torch.func.functional_call(theirs, changed, (x,))
             return out
 
@@ -139,7 +157,9 @@ def test_five_steps_per_input_equal_those_of_a1111s_formula() -> None:
 
 def test_a_file_per_input_is_not_gone_on_with_per_output() -> None:
     exported = add(Net(), LoraSpec(rank=4, alpha=2.0, dora=True, dora_axis="input")).export().layers
-    with pytest.raises(ModelError, match=r"per input, this recipe learns them per output. Set method.dora_axis"):
+    with pytest.raises(
+        ModelError, match=r"per input, this recipe learns them per output. Set method.dora_axis"
+    ):
         add(Net(), LoraSpec(rank=4, alpha=2.0, dora=True)).load(exported)
 
 
@@ -167,7 +187,9 @@ def test_export_then_attach_reproduces_the_training_output(spec: LoraSpec) -> No
 
 def test_alpha_tells_the_scale_of_rank_stabilised_layers() -> None:
     exported = add(Net(), LoraSpec(rank=4, alpha=2.0, rs_lora=True)).export().layers
-    assert all(update.alpha / 4 == pytest.approx(2.0 / math.sqrt(4)) for update in exported.values())
+    assert all(
+        update.alpha / 4 == pytest.approx(2.0 / math.sqrt(4)) for update in exported.values()
+    )
 
 
 def test_the_base_is_never_touched() -> None:
@@ -195,10 +217,14 @@ def test_the_base_is_never_touched() -> None:
 
 def test_names_and_start_depend_on_key_and_seed_alone() -> None:
     first, second, other = add(Net()), add(Net(seed=1)), add(Net(), seed=4)
-    names = [f"denoiser.{n}.{half}" for n in ("conv", "proj", "first", "last") for half in ("down", "up")]
+    names = [
+        f"denoiser.{n}.{half}" for n in ("conv", "proj", "first", "last") for half in ("down", "up")
+    ]
     assert list(first.parameters) == names
     one = inject({"denoiser.first": Net().first}, lambda key: PLAIN, seed=3)
-    assert torch.equal(one.parameters["denoiser.first.down"], first.parameters["denoiser.first.down"])
+    assert torch.equal(
+        one.parameters["denoiser.first.down"], first.parameters["denoiser.first.down"]
+    )
     for name, value in first.parameters.items():
         assert torch.equal(value, second.parameters[name])
         if name.endswith(".down"):
@@ -221,7 +247,10 @@ def test_export_is_a_copy_and_load_goes_on_from_it() -> None:
     again = add(net, LoraSpec(rank=4, alpha=1.0, dora=True), seed=11)
     again.load(exported)
     torch.testing.assert_close(net(images()), wanted)
-    assert exported["denoiser.first"].down.data_ptr() != layers.parameters["denoiser.first.down"].data_ptr()
+    assert (
+        exported["denoiser.first"].down.data_ptr()
+        != layers.parameters["denoiser.first.down"].data_ptr()
+    )
 
 
 def test_load_refuses_what_it_would_lose() -> None:
@@ -232,7 +261,9 @@ def test_load_refuses_what_it_would_lose() -> None:
     small = add(Net(), LoraSpec(rank=2, alpha=2.0)).export().layers
     with pytest.raises(ModelError, match=r"denoiser\.conv\.down is \[2, 4, 3, 3\] .* another rank"):
         layers.load(small)
-    mid = LowRank(good["denoiser.conv"].down, good["denoiser.conv"].up, 1.0, mid=torch.zeros(4, 4, 3, 3))
+    mid = LowRank(
+        good["denoiser.conv"].down, good["denoiser.conv"].up, 1.0, mid=torch.zeros(4, 4, 3, 3)
+    )
     with pytest.raises(ModelError, match="Tucker"):
         layers.load({"denoiser.conv": mid})
     with pytest.raises(ModelError, match="DoRA"):
@@ -240,7 +271,9 @@ def test_load_refuses_what_it_would_lose() -> None:
 
 
 def test_too_large_a_rank_and_a_wrong_module_are_named() -> None:
-    with pytest.raises(RecipeError, match=r"rank of denoiser\.last is 7; this layer allows at most 6"):
+    with pytest.raises(
+        RecipeError, match=r"rank of denoiser\.last is 7; this layer allows at most 6"
+    ):
         inject({"denoiser.last": Net().last}, lambda key: LoraSpec(rank=7, alpha=1.0), seed=0)
     with pytest.raises(ModelError, match="GroupNorm"):
         inject({"denoiser.norm": nn.GroupNorm(2, 4)}, lambda key: PLAIN, seed=0)
@@ -252,8 +285,12 @@ DROPOUTS: dict[str, Callable[[], LoraSpec]] = {
     "input": lambda: LoraSpec(4, 4.0, dropout=0.5),
     "rank": lambda: LoraSpec(4, 4.0, rank_dropout=0.5),
     "module": lambda: LoraSpec(4, 4.0, module_dropout=0.5),
-    "all with dora": lambda: LoraSpec(4, 4.0, dropout=0.2, rank_dropout=0.2, module_dropout=0.2, dora=True),
-    "with dora per input": lambda: LoraSpec(4, 4.0, dropout=0.2, rank_dropout=0.2, dora=True, dora_axis="input"),
+    "all with dora": lambda: LoraSpec(
+        4, 4.0, dropout=0.2, rank_dropout=0.2, module_dropout=0.2, dora=True
+    ),
+    "with dora per input": lambda: LoraSpec(
+        4, 4.0, dropout=0.2, rank_dropout=0.2, dora=True, dora_axis="input"
+    ),
 }
 
 
@@ -321,7 +358,9 @@ def test_checkpointed_backward_equals_plain(kind: str | None) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dora", [False, True])
-def test_half_precision_bases_have_float32_masters(dtype: torch.dtype, autocast: bool, dora: bool) -> None:
+def test_half_precision_bases_have_float32_masters(
+    dtype: torch.dtype, autocast: bool, dora: bool
+) -> None:
     exact, net = Net(), Net() if autocast else Net().to(dtype)
     spec = LoraSpec(4, 4.0, dora=dora)
     results = []
@@ -332,7 +371,12 @@ def test_half_precision_bases_have_float32_masters(dtype: torch.dtype, autocast:
             out = model(images() if not half or autocast else images().to(dtype))
         out.float().square().mean().backward()
         assert all(p.dtype == torch.float32 for p in layers.parameters.values())
-        results.append((out.detach().float(), torch.cat([p.grad.flatten() for p in layers.parameters.values()])))  # type: ignore[union-attr]
+        results.append(
+            (
+                out.detach().float(),
+                torch.cat([p.grad.flatten() for p in layers.parameters.values()]),
+            )
+        )  # type: ignore[union-attr]
     for wanted, got in zip(*results, strict=True):
         assert got.dtype == torch.float32
         assert (got - wanted).norm() / wanted.norm() < 0.03

@@ -1,4 +1,6 @@
-"""The hand-written gradients against autograd's own, in float64, and what precision leaves of small updates."""
+"""The hand-written gradients against autograd's own, in float64, and what precision leaves of
+small updates.
+"""
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ SCALE = 0.7
 
 def draw(*shape: int, grad: bool = False, dtype: torch.dtype = torch.float64) -> Tensor:
     generator = torch.Generator().manual_seed(sum(shape) + len(shape))
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(grad)
+    return (
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(grad)
+    )
 
 
 @pytest.mark.parametrize("merge", [True, False])
@@ -42,7 +46,9 @@ def test_linear(merge: bool, lead: tuple[int, ...]) -> None:
     ],
 )
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_conv(merge: bool, batch: int, kernel: int, window: Window, layout: torch.memory_format) -> None:
+def test_conv(
+    merge: bool, batch: int, kernel: int, window: Window, layout: torch.memory_format
+) -> None:
     x = draw(batch, 3, 5, 4).to(memory_format=layout).requires_grad_()
     down, up = draw(2, 3, kernel, kernel, grad=True), draw(4, 2, 1, 1, grad=True)
     weight, bias = draw(4, 3, kernel, kernel), draw(4)
@@ -94,22 +100,32 @@ def test_only_the_input_and_thin_products_are_kept_for_the_backward_pass() -> No
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_small_updates_survive_half_precision(dtype: torch.dtype) -> None:
-    """An update of a thousandth of the weight is below half a unit of most bfloat16 weights: a merge would lose it."""
+    """An update of a thousandth of the weight is below half a unit of most bfloat16 weights: a
+    merge would lose it.
+    """
     x = draw(64, 128, dtype=dtype)
-    weight, down, up = draw(256, 128, dtype=dtype), draw(8, 128, dtype=torch.float32), draw(256, 8, dtype=torch.float32)
+    weight, down, up = (
+        draw(256, 128, dtype=dtype),
+        draw(8, 128, dtype=torch.float32),
+        draw(256, 8, dtype=torch.float32),
+    )
     up = up * 3e-4
     assert not merging_pays(10**9, 128, 256, dtype)
     with_update = low_rank_linear(x, weight, None, down, up, scale=1.0).double()
     without = F.linear(x, weight).double()
     change = x.double() @ (up.double() @ down.double()).t()
     got = with_update - without
-    # Single values are rounded with y; their projection on the true change shows what is left of it on average.
+    # Single values are rounded with y; their projection on the true change shows what is left of
+    # it on average.
     assert 0.9 < (got * change).sum() / (change * change).sum() < 1.1
 
 
 def test_gradients_of_float32_masters_under_bfloat16() -> None:
     x, weight = draw(64, 32, dtype=torch.bfloat16), draw(48, 32, dtype=torch.bfloat16)
-    down, up = draw(4, 32, dtype=torch.float32, grad=True), draw(48, 4, dtype=torch.float32, grad=True)
+    down, up = (
+        draw(4, 32, dtype=torch.float32, grad=True),
+        draw(48, 4, dtype=torch.float32, grad=True),
+    )
     low_rank_linear(x, weight, None, down, up, scale=SCALE).float().square().sum().backward()
     exact_down, exact_up = (t.detach().double().requires_grad_() for t in (down, up))
     (x.double() @ (weight.double() + SCALE * exact_up @ exact_down).t()).square().sum().backward()

@@ -1,4 +1,6 @@
-"""Learned words and hypernetworks on a base: there while attached, gone afterwards, refused where they do not fit."""
+"""Learned words and hypernetworks on a base: there while attached, gone afterwards, refused where
+they do not fit.
+"""
 
 import pytest
 import torch
@@ -34,7 +36,11 @@ def test_a_word_stands_for_its_vectors_until_it_is_taken_off():
         with torch.no_grad():
             table.weight[[300, 301]] = adapter.embeddings["<cat>"]["text_encoder"]
         tower = base.text_towers()[0]
-        start, end, pad = tower.tokenizer.bos_token_id, tower.tokenizer.eos_token_id, tower.tokenizer.pad_token_id
+        start, end, pad = (
+            tower.tokenizer.bos_token_id,
+            tower.tokenizer.eos_token_id,
+            tower.tokenizer.pad_token_id,
+        )
         row = [start, *ids, 300, 301, end]
         tokens = torch.tensor([row + [pad] * (77 - len(row))])
         with torch.no_grad():
@@ -69,8 +75,12 @@ def hypernetwork(width=32):
     halves = []
     for _ in range(2):
         network = build_network(width, spec)
-        halves.append(Perceptron({f"linear.{k}": v.clone() for k, v in network.state_dict().items()}))
-    return Hypernetwork(pairs={width: (halves[0], halves[1])}, structure=(1, 2, 1), activation="relu")
+        halves.append(
+            Perceptron({f"linear.{k}": v.clone() for k, v in network.state_dict().items()})
+        )
+    return Hypernetwork(
+        pairs={width: (halves[0], halves[1])}, structure=(1, 2, 1), activation="relu"
+    )
 
 
 def test_a_hypernetwork_changes_what_keys_and_values_read_and_comes_off():
@@ -84,7 +94,9 @@ def test_a_hypernetwork_changes_what_keys_and_values_read_and_comes_off():
     hidden = torch.relu(context @ t["linear.0.weight"].T + t["linear.0.bias"])
     changed = context + 0.5 * (hidden @ t["linear.2.weight"].T + t["linear.2.bias"])
     with attach(base, [(Adapter(hypernetwork=net), Strengths(denoiser=0.5))]):
-        torch.testing.assert_close(layer(context), torch.nn.functional.linear(changed, layer.weight))
+        torch.testing.assert_close(
+            layer(context), torch.nn.functional.linear(changed, layer.weight)
+        )
     assert torch.equal(layer(context), plain)
     with attach(base, [(Adapter(hypernetwork=net), Strengths(denoiser=0.0))]):
         assert torch.equal(layer(context), plain)

@@ -1,4 +1,6 @@
-"""The embedded base: its files, its vocabulary, and that it loads as any Stable Diffusion 1 checkpoint."""
+"""The embedded base: its files, its vocabulary, and that it loads as any Stable Diffusion 1
+checkpoint.
+"""
 
 import json
 from pathlib import Path
@@ -27,7 +29,9 @@ def test_weights_fit_and_are_half_precision() -> None:
 
 
 def test_vocabulary_is_numbered_as_clips() -> None:
-    """Bytes, bytes at a word's end, merges in order, start, end; the end token has the greatest id."""
+    """Bytes, bytes at a word's end, merges in order, start, end; the end token has the
+    greatest id.
+    """
     vocabulary = json.loads((TINY / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
     lines = (TINY / "tokenizer" / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
     in_order = sorted(vocabulary, key=vocabulary.__getitem__)
@@ -43,7 +47,10 @@ def test_rare_words_are_one_token_each() -> None:
     tokenizer = build_tokenizer(vocabulary, pad_token=pad)
     for word in (*RARE, "cat", "pizza", "noto", "twemoji", "background"):
         assert len(tokenizer.tokenize(word)) == 1, word
-    assert tokenizer.decode(tokenizer("a photo of sks dog").input_ids[1:-1]).strip() == "a photo of sks dog"
+    assert (
+        tokenizer.decode(tokenizer("a photo of sks dog").input_ids[1:-1]).strip()
+        == "a photo of sks dog"
+    )
 
 
 def test_loads_as_stable_diffusion_1() -> None:
@@ -53,19 +60,25 @@ def test_loads_as_stable_diffusion_1() -> None:
     states = base.encode_captions(["a cat, noto style", ""], TextConfig()).states
     assert states.shape == (2, 77, 192)
     noisy = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    answer = base.predict(noisy, torch.tensor([999, 10]), base.encode_captions(["a cat", "a dog"], TextConfig()))
+    answer = base.predict(
+        noisy, torch.tensor([999, 10]), base.encode_captions(["a cat", "a dog"], TextConfig())
+    )
     assert answer.shape == noisy.shape
     assert torch.isfinite(answer).all()
 
 
 def test_autoencoder_restores_the_mascot() -> None:
-    """Pictures that it has never seen: well above what a single colour reaches (about 10 dB here)."""
+    """Pictures that it has never seen: well above what a single colour reaches (about 10 dB
+    here).
+    """
     from PIL import Image
 
     base = konomi.load_base("tiny")
     for path in sorted((TINY.parent / "mascot").glob("*.png")):
         with Image.open(path) as image:
-            raw = torch.frombuffer(bytearray(image.convert("RGB").resize((128, 128)).tobytes()), dtype=torch.uint8)
+            raw = torch.frombuffer(
+                bytearray(image.convert("RGB").resize((128, 128)).tobytes()), dtype=torch.uint8
+            )
         pixels = raw.view(128, 128, 3).permute(2, 0, 1)[None].float() / 127.5 - 1
         with torch.no_grad():
             restored = base.decode_latents(base.encode_images(pixels).mean).clamp(-1, 1)
@@ -87,7 +100,16 @@ def test_sample_pictures_have_captions_with_the_identifier() -> None:
 
 def test_model_card_names_every_source() -> None:
     card = (TINY / "MODEL_CARD.md").read_text(encoding="utf-8")
-    for words in ("Noto Emoji", "Google", "Twemoji", "CC BY 4.0", "Twitter", "Blobmoji", "C1710", "Apache"):
+    for words in (
+        "Noto Emoji",
+        "Google",
+        "Twemoji",
+        "CC BY 4.0",
+        "Twitter",
+        "Blobmoji",
+        "C1710",
+        "Apache",
+    ):
         assert words in card
 
 

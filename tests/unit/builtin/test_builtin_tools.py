@@ -1,4 +1,6 @@
-"""What the embedded base is made with: scenes and captions as pure functions, and the mathematics of two shortcuts."""
+"""What the embedded base is made with: scenes and captions as pure functions, and the mathematics
+of two shortcuts.
+"""
 
 import itertools
 import json
@@ -17,7 +19,19 @@ ROOT = Path(__file__).parents[3]
 DATA = ROOT.parent / "shared" / "data"
 sys.path.insert(0, str(ROOT))
 
-from tools.tiny import captions, clip, dataset, mascot, norm, pack, scenes, second_thing, stage, tokenizer, vae  # noqa: E402
+from tools.tiny import (  # noqa: E402
+    captions,
+    clip,
+    dataset,
+    mascot,
+    norm,
+    pack,
+    scenes,
+    second_thing,
+    stage,
+    tokenizer,
+    vae,
+)
 
 
 def sprite(name: str, style: str, colour: str) -> scenes.Sprite:
@@ -70,7 +84,9 @@ def test_articles() -> None:
 
 
 def test_merges_join_the_most_frequent_neighbours_first() -> None:
-    """By hand: `ab</w>` comes 5 times, `a b` in `abc` twice, so (a, b</w>) is first, then c</w> after a+b."""
+    """By hand: `ab</w>` comes 5 times, `a b` in `abc` twice, so (a, b</w>) is first, then c</w>
+    after a+b.
+    """
     from collections import Counter
 
     merges = tokenizer.learn_merges(Counter({"ab": 5, "abc": 2}), 3)
@@ -110,7 +126,9 @@ def test_folding_the_scale_keeps_pictures_and_gives_unit_latents() -> None:
     scaled = latents.mean * vae.SCALING
     torch.testing.assert_close(scaled.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-3)
     torch.testing.assert_close(scaled.std((0, 2, 3)), torch.ones(4), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(latents.std, deviation * gain[None, :, None, None], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        latents.std, deviation * gain[None, :, None, None], rtol=1e-3, atol=1e-5
+    )
 
 
 def test_mascot_is_drawn_as_shipped(tmp_path: Path) -> None:
@@ -131,10 +149,19 @@ def test_a_band_holds_both_things_of_a_pair_whole(sprites: scenes.Sprites) -> No
         assert red[1][: scenes.SIDE // 2].any() and red[1][scenes.SIDE // 2 :].any()
 
 
-def test_the_mixture_has_as_many_scenes_of_each_kind_as_it_says(sprites: scenes.Sprites, tmp_path: Path) -> None:
+def test_the_mixture_has_as_many_scenes_of_each_kind_as_it_says(
+    sprites: scenes.Sprites, tmp_path: Path
+) -> None:
     folders = dataset.write_mixture(sprites, tmp_path, count=16, side=96, lot=1)
-    rows = {f.name: list(map(json.loads, (f / "metadata.jsonl").read_text("utf-8").splitlines())) for f in folders}
-    assert {name: len(found) for name, found in rows.items()} == {"all": 6, "favourites": 2, "pairs": 8}
+    rows = {
+        f.name: list(map(json.loads, (f / "metadata.jsonl").read_text("utf-8").splitlines()))
+        for f in folders
+    }
+    assert {name: len(found) for name, found in rows.items()} == {
+        "all": 6,
+        "favourites": 2,
+        "pairs": 8,
+    }
     names = [r["text"] for r in rows["pairs"]]
     assert all(sum(text.count(name) for name in sprites.names) == 2 for text in names)
     assert not any("key" in r["text"] or "glasses" in r["text"] for r in rows["favourites"])
@@ -145,7 +172,9 @@ def test_the_mixture_has_as_many_scenes_of_each_kind_as_it_says(sprites: scenes.
 
 
 def test_a_second_thing_is_found_after_the_first() -> None:
-    """In a caption's ids: `7 8` stands for a name of two tokens that also ends the other name, `6 7 8`."""
+    """In a caption's ids: `7 8` stands for a name of two tokens that also ends the other name, `6
+    7 8`.
+    """
     row = [0, 1, 6, 7, 8, 2, 1, 7, 8, 9]
     assert second_thing.find(row, [6, 7, 8]) == 2
     assert second_thing.find(row, [7, 8]) == 3
@@ -155,13 +184,17 @@ def test_a_second_thing_is_found_after_the_first() -> None:
 
 
 @pytest.mark.slow
-def test_a_second_thing_comes_to_mean_what_it_means_alone(sprites: scenes.Sprites, tmp_path: Path) -> None:
+def test_a_second_thing_comes_to_mean_what_it_means_alone(
+    sprites: scenes.Sprites, tmp_path: Path
+) -> None:
     tiny = ROOT / "src" / "konomi" / "builtin" / "tiny"
     words = CLIPTokenizer.from_pretrained(tiny / "tokenizer")
     torch.manual_seed(0)
     towers = pack.load_towers(tiny)
     # The packed tower has been taught; a random mixing of positions in its first layer undoes that.
-    torch.nn.init.normal_(towers.text.text_model.encoder.layers[0].self_attn.out_proj.weight, std=0.1)
+    torch.nn.init.normal_(
+        towers.text.text_model.encoder.layers[0].self_attn.out_proj.weight, std=0.1
+    )
     things = ("a cat", "an egg", "glasses", "an old key")
     texts = [f"{one} next to {other}" for one in things for other in things if one != other]
     alone = [other for one in things for other in things if one != other]
@@ -195,7 +228,9 @@ def test_novel_concepts_and_styles_are_never_seen() -> None:
     assert {s.style for s in trained.all} == set(scenes.STYLES)
 
 
-def test_a_stage_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_was_stopped_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def trained(folder: Path, *sittings: int) -> torch.Tensor:
         for steps in sittings:
             torch.manual_seed(0)
@@ -226,8 +261,13 @@ def test_the_clip_inside_names_drawings_among_all_names() -> None:
     drawings = scenes.load_sprites(DATA)
     seen = [scenes.describe(drawings, 987_000_000 + n, pair_share=0.0) for n in range(48)]
     clip = load_clip("tiny")
-    pictures = clip.image_features([Image.fromarray(scenes.render(drawings, scene)) for scene in seen])
+    pictures = clip.image_features(
+        [Image.fromarray(scenes.render(drawings, scene)) for scene in seen]
+    )
     names = clip.text_features([captions.with_article(name) for name in drawings.names])
     first = (pictures @ names.T).topk(5).indices.tolist()
-    right = [drawings.all[s.items[0].sprite].name in {drawings.names[n] for n in row} for s, row in zip(seen, first)]
+    right = [
+        drawings.all[s.items[0].sprite].name in {drawings.names[n] for n in row}
+        for s, row in zip(seen, first)
+    ]
     assert np.mean(right) > 0.6

@@ -1,4 +1,6 @@
-"""Messages in Japanese: values kept, unknown messages untouched, and no entry for a message that is not there."""
+"""Messages in Japanese: values kept, unknown messages untouched, and no entry for a message that
+is not there.
+"""
 
 import ast
 import itertools
@@ -29,7 +31,10 @@ def templates():
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield re.sub(r"\{\w+\}", "{}", node.value)
             elif isinstance(node, ast.JoinedStr):
-                text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+                text = "".join(
+                    str(part.value) if isinstance(part, ast.Constant) else "{}"
+                    for part in node.values
+                )
                 yield re.sub(r"\{\w+\}", "{}", text)
 
 
@@ -67,7 +72,10 @@ def test_no_message_has_two_entries():
 
 def test_a_reason_and_a_subject_are_translated_too(japanese):
     line = "run.epochs = 3 does nothing in this run: run.steps = 500 decides."
-    assert translated(line) == "run.epochs = 3 はこの学習では効果がありません: run.steps = 500 が優先されます。"
+    assert (
+        translated(line)
+        == "run.epochs = 3 はこの学習では効果がありません: run.steps = 500 が優先されます。"
+    )
     line = "2 captions are longer than 75 tokens (up to 90), and what follows is cut off: a.txt. "
     line += "Set text.max_tokens = 150, or shorten them."
     assert translated(line).startswith("2 件のキャプションが 75 トークンより長く")
@@ -87,20 +95,27 @@ def test_a_reason_and_a_subject_are_translated_too(japanese):
         ),
         (
             "0 of 84 layers used by A1111: PEFT's folders are not read; convert with --to kohya",
-            "84 層中 0 層を A1111 が使用: PEFT のフォルダは読まれません。--to kohya で変換してください",
+            (
+                "84 層中 0 層を A1111 が使用: PEFT のフォルダは読まれません。--to kohya "
+                "で変換してください"
+            ),
         ),
         # Reasons in brackets, after names that have brackets of their own.
         (
-            "2 files are left out: b (x).png (the file is empty), c.png (a link; links are not followed). "
-            "`konomi check` lists all of them.",
-            "2 個のファイルを除外しました: b (x).png (ファイルが空です), c.png (リンクです。リンクはたどりません)。"
+            "2 files are left out: b (x).png (the file is empty), c.png (a link; links are not "
+            "followed). `konomi check` lists all of them.",
+            "2 個のファイルを除外しました: b (x).png (ファイルが空です), c.png (リンクです。"
+            "リンクはたどりません)。"
             "すべての一覧は `konomi check` で確認できます。",
         ),
         # Times, and several messages in one.
         (
             "previews: 4 pictures take 12 min each time, at the start and at the end. "
             "run.preview_every sets how often; 0 draws none.",
-            "プレビュー: 4 枚、毎回 12 分(開始時と終了時)。頻度は run.preview_every で変わり、0 にすると描きません。",
+            (
+                "プレビュー: 4 枚、毎回 12 分(開始時と終了時)。頻度は run.preview_every で変わり、"
+                "0 にすると描きません。"
+            ),
         ),
         (
             "  step 3: saved a.png\n  1 of 1 layer used by x",
@@ -121,8 +136,9 @@ def test_messages_within_messages_are_translated(english, japanese_text, japanes
             "画像 1 枚 × 繰り返し 1 回 × 2 エポック ÷ バッチ 1 = 2 ステップ",
         ),
         (
-            "5 images (9 with their repeats) / batch 2 = 6 steps an epoch (3 buckets; 1 short batch in each epoch); "
-            "20 steps = about 3.33 epochs; beside each image one of 40 prior images",
+            "5 images (9 with their repeats) / batch 2 = 6 steps an epoch (3 buckets; 1 short "
+            "batch in each epoch); 20 steps = about 3.33 epochs; beside each image one of 40 prior "
+            "images",
             "画像 5 枚(繰り返しを含めて 9 枚) ÷ バッチ 2 = 1 エポック 6 ステップ"
             "(バケット 3 個、端数のバッチがエポックごとに 1 個)、"
             "20 ステップ = 約 3.33 エポック、画像 1 枚につき、40 枚のクラス画像から 1 枚",
@@ -157,7 +173,10 @@ def test_the_language_is_asked_for_or_the_locales(variables, expected, monkeypat
 
 
 def test_values_stay_and_unknown_messages_pass(japanese):
-    english = "runs/a {b}: is not a run folder (no recipe.toml in it). Name the folder that `train` wrote to."
+    english = (
+        "runs/a {b}: is not a run folder (no recipe.toml in it). Name the folder that "
+        "`train` wrote to."
+    )
     target = "runs/a {b}: 学習のフォルダではありません(recipe.toml がありません)。"
     target += "`train` が書いたフォルダを指定してください。"
     assert translated(english) == target
@@ -168,7 +187,9 @@ def test_values_stay_and_unknown_messages_pass(japanese):
 
 
 def test_the_most_literal_entry_wins(japanese):
-    assert translated("Wrote r.toml. Next: konomi check r.toml").endswith("次は: konomi check r.toml")
+    assert translated("Wrote r.toml. Next: konomi check r.toml").endswith(
+        "次は: konomi check r.toml"
+    )
 
 
 def test_a_hostile_text_takes_no_time(japanese):

@@ -1,4 +1,6 @@
-"""The command line as a user meets it: exit codes, one line for each mistake, and what reaches the verbs."""
+"""The command line as a user meets it: exit codes, one line for each mistake, and what reaches the
+verbs.
+"""
 
 import json
 import os
@@ -58,7 +60,9 @@ def test_help_names_every_command_and_none_that_is_not_there(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(command in text for command, _, _ in COMMANDS)
-    assert not any(word in text.split() for word in ("extract", "bake", "evaluate", "compare", "ui"))
+    assert not any(
+        word in text.split() for word in ("extract", "bake", "evaluate", "compare", "ui")
+    )
 
 
 @pytest.mark.parametrize("command", [command for command, _, _ in COMMANDS])
@@ -68,7 +72,16 @@ def test_every_command_has_help(command, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["trian"], ["generate"], ["generate", "--base", "tiny"], ["new"], ["check"], ["train", "--nope"]]
+    "arguments",
+    [
+        [],
+        ["trian"],
+        ["generate"],
+        ["generate", "--base", "tiny"],
+        ["new"],
+        ["check"],
+        ["train", "--nope"],
+    ],
 )
 def test_wrong_usage_is_2(arguments, capsys):
     assert main(arguments) == 2
@@ -88,7 +101,10 @@ def test_near_command_is_suggested(capsys):
             ["train", "lora", "--images", "photoz", "--base", "tiny"],
             "--images photoz: no such file or folder. Did you mean photos?",
         ),
-        (["train", "lorra", "--images", "photos", "--base", "tiny"], 'method.kind is "lorra"; it takes one of'),
+        (
+            ["train", "lorra", "--images", "photos", "--base", "tiny"],
+            'method.kind is "lorra"; it takes one of',
+        ),
         (["train", "lora", "--base", "tiny"], "data.sources: no images."),
         (["train", "lora", "--images", "photos"], "base: must be set. Name it with --base"),
         (
@@ -100,7 +116,10 @@ def test_near_command_is_suggested(capsys):
             "run.stepz: no such setting. Did you mean run.steps?",
         ),
         (["train", "no.toml"], "no.toml: no such recipe."),
-        (["train", "away/no.toml"], "away/no.toml: no such recipe. There is no folder away either."),
+        (
+            ["train", "away/no.toml"],
+            "away/no.toml: no such recipe. There is no folder away either.",
+        ),
         (["check", "no.toml"], "no.toml: no such recipe."),
         (["new", "lorra"], 'method.kind is "lorra"'),
         (["new", "lora", "-o", "away/r.toml"], "away: no such folder."),
@@ -120,7 +139,8 @@ class Unsayable(Exception):
 
 
 @pytest.mark.parametrize(
-    "error", [TypeError("a\nb"), RecursionError("deep"), MemoryError(), OSError(5, "odd"), Unsayable()]
+    "error",
+    [TypeError("a\nb"), RecursionError("deep"), MemoryError(), OSError(5, "odd"), Unsayable()],
 )
 def test_an_unexpected_error_is_one_line_and_a_file(monkeypatch, capsys, tmp_path, error):
     def broken(arguments):
@@ -160,13 +180,42 @@ def test_debug_keeps_the_traceback(photos, monkeypatch):
 
 def test_flags_and_recipe_file_are_the_same_run(photos, monkeypatch, capsys):
     calls = fake(monkeypatch, "train", iter(()))
-    flags = ["--images", "photos", "--base", "tiny", "--trigger", "sks", "--class", "dog", "--output", "out"]
-    assert main(["train", "lora", *flags, "--steps", "20", "method.rank=8", "--seed", "3", "run.batch_size=2"]) == 0
+    flags = [
+        "--images",
+        "photos",
+        "--base",
+        "tiny",
+        "--trigger",
+        "sks",
+        "--class",
+        "dog",
+        "--output",
+        "out",
+    ]
+    assert (
+        main(
+            [
+                "train",
+                "lora",
+                *flags,
+                "--steps",
+                "20",
+                "method.rank=8",
+                "--seed",
+                "3",
+                "run.batch_size=2",
+            ]
+        )
+        == 0
+    )
     Path("r.toml").write_text(
         'base = "tiny"\n[method]\nkind = "lora"\n[run]\nsteps = 9\nbatch_size = 2\noutput = "out"\n'
         '[[data.sources]]\npath = "photos"\ntrigger = "sks"\nclass_noun = "dog"\n'
     )
-    assert main(["train", "r.toml", "method.rank=8", "--steps", "20", "--seed", "3", "--overwrite"]) == 0
+    assert (
+        main(["train", "r.toml", "method.rank=8", "--steps", "20", "--seed", "3", "--overwrite"])
+        == 0
+    )
     (by_flags,), options = calls[0]
     (by_file,), overwriting = calls[1]
     assert by_flags == by_file
@@ -201,7 +250,10 @@ def test_finished_and_interrupted_runs(photos, monkeypatch, capsys):
 def test_resume_and_convert_pass_everything_on(monkeypatch, capsys):
     calls = fake(monkeypatch, "resume", iter(()))
     assert main(["resume", "runs/x", "--steps", "9", "--allow-changes"]) == 0
-    assert calls[0] == ((Path("runs/x"),), {"steps": 9, "epochs": None, "keep_schedule": False, "allow_changes": True})
+    assert calls[0] == (
+        (Path("runs/x"),),
+        {"steps": 9, "epochs": None, "keep_schedule": False, "allow_changes": True},
+    )
     fake(monkeypatch, "where_it_works", ("9 of 9 layers used by ComfyUI",))
     calls = fake(monkeypatch, "convert", Path("b"))
     assert main(["convert", "a", "b", "--to", "peft"]) == 0
@@ -209,14 +261,37 @@ def test_resume_and_convert_pass_everything_on(monkeypatch, capsys):
     assert calls == [((Path("a"), Path("b")), {"to": "peft", **unsaid, "tell": tell})]
     assert main(["convert", "a", "b", "--base", "tiny", "--compress", "0.6"]) == 0
     assert calls[1][1] == {**unsaid, "to": None, "base": "tiny", "compress": 0.6, "tell": tell}
-    assert capsys.readouterr().out.splitlines()[-2:] == ["Wrote b", "  9 of 9 layers used by ComfyUI"]
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "Wrote b",
+        "  9 of 9 layers used by ComfyUI",
+    ]
 
 
 def test_merge_passes_everything_on(monkeypatch, capsys):
     from konomi.tasks import CustomMerge
 
-    calls = fake(monkeypatch, "merge_custom", CustomMerge(Path("o"), ("<a>",), ("a <a>",), 240, 1e-7))
-    assert main(["merge", "custom", "x", "y", "--base", "tiny", "-o", "o", "--prompt", "a <a>", "--to", "custom"]) == 0
+    calls = fake(
+        monkeypatch, "merge_custom", CustomMerge(Path("o"), ("<a>",), ("a <a>",), 240, 1e-7)
+    )
+    assert (
+        main(
+            [
+                "merge",
+                "custom",
+                "x",
+                "y",
+                "--base",
+                "tiny",
+                "-o",
+                "o",
+                "--prompt",
+                "a <a>",
+                "--to",
+                "custom",
+            ]
+        )
+        == 0
+    )
     options = {"base": "tiny", "prompts": ["a <a>"], "captions": None, "to": "custom", "tell": tell}
     assert calls == [((["x", "y"], Path("o")), options)]
     assert capsys.readouterr().out.splitlines()[-1] == "Wrote o"
@@ -243,7 +318,12 @@ def test_generate_passes_everything_on(monkeypatch, capsys):
     assert main(words) == 0
     ((prompts,), options) = calls[0]
     assert prompts == ["a dog", "a cat"]
-    assert (options["add"], options["size"], options["grid"], options["seed"]) == (["x:0.5", "y"], "64x96", True, None)
+    assert (options["add"], options["size"], options["grid"], options["seed"]) == (
+        ["x:0.5", "y"],
+        "64x96",
+        True,
+        None,
+    )
     assert capsys.readouterr().out == "images/a.png\n"
 
 
@@ -280,11 +360,17 @@ def test_inspect_goes_on_after_a_bad_file(monkeypatch, capsys):
 
 
 def test_inspect_says_the_verdict_first_and_the_rest_on_request(monkeypatch, capsys):
-    works = (Reading("ComfyUI", 2, 2, place="models/loras"), Reading("A1111", 1, 2, ignored=("x: why",)))
+    works = (
+        Reading("ComfyUI", 2, 2, place="models/loras"),
+        Reading("A1111", 1, 2, ignored=("x: why",)),
+    )
     report = FileReport(
-        "good", "lora", "kohya", "sdxl", "good", 10, layer_kinds={"lora": 2}, ranks={"16": 2}, layers={"denoiser": 2},
-        metadata={"modelspec.trigger_phrase": "sks", "modelspec.prediction_type": "v", "ss_x": "kept back"},
-        health=Health(True, zero=tuple(f"layer{n}" for n in range(9))), notes=("a note",), readers=works,
+        "good", "lora", "kohya", "sdxl", "good", 10, layer_kinds={"lora": 2}, ranks={"16": 2},
+        layers={"denoiser": 2},
+        metadata={"modelspec.trigger_phrase": "sks", "modelspec.prediction_type": "v",
+        "ss_x": "kept back"},
+        health=Health(True, zero=tuple(f"layer{n}" for n in range(9))), notes=("a note",),
+        readers=works,
     )  # fmt: skip
     monkeypatch.setattr(konomi.tasks, "inspect", lambda path: report, raising=False)
     assert main(["inspect", "good"]) == 0
@@ -297,11 +383,18 @@ def test_inspect_says_the_verdict_first_and_the_rest_on_request(monkeypatch, cap
         "works 2 of 2 layers used by ComfyUI",
     ]
     text = "\n".join(lines)
-    assert "1 of 2 layers used by A1111: x: why" in text and "9 tensors are all zero (layer0" in text
+    assert (
+        "1 of 2 layers used by A1111: x: why" in text and "9 tensors are all zero (layer0" in text
+    )
     assert "ComfyUI: models/loras" in text and "a note" in text and "kept back" not in text
     assert main(["inspect", "good", "--all"]) == 0
     text = capsys.readouterr().out
-    assert "kept back" in text and "layer4" in text and "layer5" not in text and "4 more (9 in all)" in text
+    assert (
+        "kept back" in text
+        and "layer4" in text
+        and "layer5" not in text
+        and "4 more (9 in all)" in text
+    )
 
 
 @pytest.mark.parametrize("ok", [True, False])
@@ -340,7 +433,9 @@ def test_check_lines_up_and_cuts_long_tables(photos, monkeypatch, capsys):
     assert len(rows) == 40
     assert len({cell_len(line[: line.index("[name]")]) for line in rows}) == 1
     assert "photo090.png" in text and "damaged" in text and "... and 60 more images" in text
-    assert all(part in text for part in ("left out: x.gif: too small", "note: a note", "the sentence"))
+    assert all(
+        part in text for part in ("left out: x.gif: too small", "note: a note", "the sentence")
+    )
     main(["check", "--images", "photos", "--all"])
     assert capsys.readouterr().out.count("64x64") == 100
     main(["check", "--images", "photos", "--json"])
@@ -352,7 +447,9 @@ def test_ctrl_c_outside_a_run_is_130(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(
-        cli, "importlib", types.SimpleNamespace(import_module=lambda _: types.SimpleNamespace(doctor=stop))
+        cli,
+        "importlib",
+        types.SimpleNamespace(import_module=lambda _: types.SimpleNamespace(doctor=stop)),
     )
     assert main(["doctor"]) == 130
     assert capsys.readouterr().err == "Interrupted.\n"
@@ -360,7 +457,9 @@ def test_ctrl_c_outside_a_run_is_130(monkeypatch, capsys):
 
 def test_a_reader_that_leaves_is_no_error_to_see():
     command = [sys.executable, "-m", "konomi", "new", "lora"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ
+    )
     process.stdout.close()
     errors = process.stderr.read()
     process.stderr.close()
@@ -368,7 +467,9 @@ def test_a_reader_that_leaves_is_no_error_to_see():
     assert b"Traceback" not in errors and b"BrokenPipe" not in errors
 
 
-@pytest.mark.parametrize("command", ["demo", "new", "check", "train", "resume", "generate", "convert", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["demo", "new", "check", "train", "resume", "generate", "convert", "doctor"]
+)
 def test_a_misspelt_option_is_answered_with_the_nearest(command, capsys):
     words = {"demo": [], "doctor": [], "convert": ["a", "b"]}.get(command, ["lora"])
     slips = {

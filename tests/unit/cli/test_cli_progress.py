@@ -124,12 +124,41 @@ def test_a_narrow_terminal_shows_step_speed_and_time_left(monkeypatch):
 
     written = StringIO()
     monkeypatch.setattr(
-        "konomi.cli.screen.screen", lambda: Console(file=written, width=60, force_terminal=True, color_system=None)
+        "konomi.cli.screen.screen",
+        lambda: Console(file=written, width=60, force_terminal=True, color_system=None),
     )
     with LiveBar() as bar:
         bar.show(Started(0, 200, 10, 1000, "cpu", "float32"))
-        bar.show(Step(step=20, epoch=2, loss=0.1234, learning_rate=1e-4, seconds=0.5, samples_seen=20, memory=494.0))
-        bar.show(Step(step=21, epoch=2, loss=0.1234, learning_rate=1e-4, seconds=0.5, samples_seen=21, memory=494.0))
+        bar.show(
+            Step(
+                step=20,
+                epoch=2,
+                loss=0.1234,
+                learning_rate=1e-4,
+                seconds=0.5,
+                samples_seen=20,
+                memory=494.0,
+            )
+        )
+        bar.show(
+            Step(
+                step=21,
+                epoch=2,
+                loss=0.1234,
+                learning_rate=1e-4,
+                seconds=0.5,
+                samples_seen=21,
+                memory=494.0,
+            )
+        )
         bar.progress.refresh()
-    for shown in ("training", "21/200", "loss 0.1234", "lr 0.0001", "2 images/s", "494 MiB", "90 s left"):
+    for shown in (
+        "training",
+        "21/200",
+        "loss 0.1234",
+        "lr 0.0001",
+        "2 images/s",
+        "494 MiB",
+        "90 s left",
+    ):
         assert shown in written.getvalue()

@@ -80,10 +80,16 @@ def test_least_recipe_is_all_defaults():
 
 def test_types_are_kept():
     recipe = parse(
-        data={"sources": [{"path": "a", "repeats": 3}, {"path": "b", "role": "prior"}], "resolution": 512},
+        data={
+            "sources": [{"path": "a", "repeats": 3}, {"path": "b", "role": "prior"}],
+            "resolution": 512,
+        },
         optimizer={"betas": [0.8, 0.9], "learning_rate": 1},
     )
-    assert recipe.data.sources == (SourceConfig(path="a", repeats=3), SourceConfig(path="b", role="prior"))
+    assert recipe.data.sources == (
+        SourceConfig(path="a", repeats=3),
+        SourceConfig(path="b", role="prior"),
+    )
     assert recipe.data.resolution == "512"
     assert recipe.optimizer.betas == (0.8, 0.9)
     assert isinstance(recipe.optimizer.learning_rate, float)
@@ -100,31 +106,58 @@ def test_types_are_kept():
         ({"run": {"steps": "many"}}, 'run.steps is "many"; it takes a whole number.'),
         ({"run": {"steps": 1.5}}, "run.steps is 1.5; it takes a whole number."),
         ({"run": {"steps": True}}, "run.steps is true; it takes a whole number."),
-        ({"optimizer": {"weight_decay": True}}, "optimizer.weight_decay is true; it takes a number."),
-        ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate is NaN; it takes a finite number."),
+        (
+            {"optimizer": {"weight_decay": True}},
+            "optimizer.weight_decay is true; it takes a number.",
+        ),
+        (
+            {"optimizer": {"learning_rate": float("nan")}},
+            "optimizer.learning_rate is NaN; it takes a finite number.",
+        ),
         ({"memory": {"compile": 1}}, "memory.compile is 1; it takes true or false."),
-        ({"data": {"resolution": "big"}}, 'data.resolution is "big"; it looks like 512 or 768x512.'),
-        ({"data": {"sources": [{"path": "a", "repeats": 0}]}}, "data.sources.0.repeats is 0; at least 1."),
+        (
+            {"data": {"resolution": "big"}},
+            'data.resolution is "big"; it looks like 512 or 768x512.',
+        ),
+        (
+            {"data": {"sources": [{"path": "a", "repeats": 0}]}},
+            "data.sources.0.repeats is 0; at least 1.",
+        ),
         ({"data": 3}, "data is 3; it takes a section."),
         ({"optimizer": {"betas": [0.9]}}, "optimizer.betas is [0.9]; it takes a list of 2 values."),
-        ({"optimizer": {"betas": [0.9, 0.9, 0.9]}}, "optimizer.betas is [0.9, 0.9, 0.9]; it takes a list of 2 values."),
+        (
+            {"optimizer": {"betas": [0.9, 0.9, 0.9]}},
+            "optimizer.betas is [0.9, 0.9, 0.9]; it takes a list of 2 values.",
+        ),
         ({"preview": {"prompts": ["a", 3]}}, "preview.prompts.1 is 3; it takes text."),
         ({"text": {"max_tokens": 100}}, "text.max_tokens is 100; a multiple of 75."),
         (
             {"method": {"kind": "small", "width": "x"}},
             'method.width is "x"; it takes a whole number or a list of whole numbers.',
         ),
-        ({"method": {"kind": "small", "block_rates": {"mid": -1}}}, "method.block_rates.mid is -1; at least 0."),
+        (
+            {"method": {"kind": "small", "block_rates": {"mid": -1}}},
+            "method.block_rates.mid is -1; at least 0.",
+        ),
         ({"method": {"kind": "small", "rank": 13}}, "method: rank 13 brings bad luck."),
         (
             {"run": {"precision": "bfloat16"}},
-            'run.precision is "bfloat16"; it takes one of auto, fp32, bf16, fp16. Did you mean bf16?',
+            (
+                'run.precision is "bfloat16"; it takes one of auto, fp32, bf16, fp16. Did you mean '
+                "bf16?"
+            ),
         ),
         (
             {"method": {"kind": "small", "targets": ["atention"]}},
-            'method.targets.0 is "atention"; it takes one of attention, conv. Did you mean attention?',
+            (
+                'method.targets.0 is "atention"; it takes one of attention, conv. Did you mean '
+                "attention?"
+            ),
         ),
-        ({"method": {"kind": "smal"}}, 'method.kind is "smal"; it takes one of small, large. Did you mean small?'),
+        (
+            {"method": {"kind": "smal"}},
+            'method.kind is "smal"; it takes one of small, large. Did you mean small?',
+        ),
         ({"method": {}}, "method.kind: must be set; it takes one of small, large."),
         (
             {"objective": {"min_timestep": 9, "max_timestep": 3}},
@@ -138,7 +171,9 @@ def test_each_mistake_is_one_line(sections, line):
 
 def test_a_missing_setting_says_what_belongs_there():
     assert complaint(base="").startswith("base: must be set. The model to start from")
-    assert complaint(data={"sources": [{"repeats": 2}]}).startswith("data.sources.0.path: must be set. A folder")
+    assert complaint(data={"sources": [{"repeats": 2}]}).startswith(
+        "data.sources.0.path: must be set. A folder"
+    )
 
 
 def test_every_problem_is_named_at_once():
@@ -174,7 +209,11 @@ def test_every_problem_is_named_at_once():
         ("data.resolution=512", lambda r: r.data.resolution, "512"),
         ("data.sources.0.repeats=10", lambda r: r.data.sources[0].repeats, 10),
         ("data.sources.1.path=more", lambda r: r.data.sources[1].path, "more"),
-        ("preview.prompts=a dog, in snow,a cat", lambda r: r.preview.prompts, ("a dog, in snow", "a cat")),
+        (
+            "preview.prompts=a dog, in snow,a cat",
+            lambda r: r.preview.prompts,
+            ("a dog, in snow", "a cat"),
+        ),
         ("preview.prompts=", lambda r: r.preview.prompts, ()),
     ],
 )
@@ -188,13 +227,22 @@ def test_override_is_read_as_the_setting_wants_it(override, read, value):
     [
         ("run.stepz=3", "run.stepz: no such setting. Did you mean run.steps?"),
         ("rank=3", "rank: no such setting. Did you mean method.rank?"),
-        ("data.sources.0.repeat=3", "data.sources.0.repeat: no such setting. Did you mean data.sources.0.repeats?"),
+        (
+            "data.sources.0.repeat=3",
+            "data.sources.0.repeat: no such setting. Did you mean data.sources.0.repeats?",
+        ),
         ("run.steps=abc", 'run.steps is "abc"; it takes a whole number.'),
-        ("run.steps", "'run.steps': a setting is changed by name=value, for example run.steps=500."),
+        (
+            "run.steps",
+            "'run.steps': a setting is changed by name=value, for example run.steps=500.",
+        ),
         ("run=3", "run: holds several settings; set them one by one, for example run.output=..."),
         (
             "data.sources=x",
-            "data.sources: holds several settings; set them one by one, for example data.sources.0.path=...",
+            (
+                "data.sources: holds several settings; set them one by one, for example "
+                "data.sources.0.path=..."
+            ),
         ),
         ("data.sources.2.path=x", "data.sources.2: there are 0 so far; the next one is number 0."),
         ("zzz.qqq=1", "zzz.qqq: no such setting."),
@@ -231,7 +279,9 @@ recipes = st.builds(
     ),
     data=st.builds(
         DataConfig,
-        sources=st.lists(st.builds(SourceConfig, path=texts, trigger=texts, repeats=st.integers(1, 99))).map(tuple),
+        sources=st.lists(
+            st.builds(SourceConfig, path=texts, trigger=texts, repeats=st.integers(1, 99))
+        ).map(tuple),
         resolution=st.none() | st.sampled_from(("64", "768x512")),
     ),
     optimizer=st.builds(OptimizerConfig, learning_rate=st.none() | st.floats(0, 10)),
@@ -248,10 +298,16 @@ def test_what_is_written_reads_back_the_same(recipe):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_commented_recipe_loads_to_the_defaults(config):
     text = commented_recipe(config, base="tiny", images="photos")
-    expected = Recipe(base="tiny", method=config(), data=DataConfig(sources=(SourceConfig(path="photos"),)))
+    expected = Recipe(
+        base="tiny", method=config(), data=DataConfig(sources=(SourceConfig(path="photos"),))
+    )
     assert parse_recipe(tomllib.loads(text), CONFIGS) == expected
-    # Every default written as a comment is that default: with all of them taken in, nothing changes.
-    lines = (line[1:] if line.startswith("#") and line[1:2] not in (" ", "") else line for line in text.splitlines())
+    # Every default written as a comment is that default: with all of them taken in, nothing
+    # changes.
+    lines = (
+        line[1:] if line.startswith("#") and line[1:2] not in (" ", "") else line
+        for line in text.splitlines()
+    )
     uncommented = "\n".join(line for line in lines if not line.endswith(" ="))
     assert uncommented.count("\n") > 100
     assert parse_recipe(tomllib.loads(uncommented), CONFIGS) == expected
@@ -277,7 +333,8 @@ def test_flags_and_file_are_the_same_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = Path("recipe.toml")
     path.write_text(
-        'base = "tiny"\n[method]\nkind = "small"\nrank = 8\n[run]\nsteps = 20\nseed = 3\noutput = "out"\n'
+        'base = "tiny"\n[method]\nkind = "small"\nrank = 8\n[run]\nsteps = 20\nseed = 3\noutput = '
+        '"out"\n'
         '[[data.sources]]\npath = "photos"\ntrigger = "sks"\nclass_noun = "dog"\n'
         '[[data.sources]]\npath = "dogs"\nrole = "prior"\nclass_noun = "dog"\n'
     )
@@ -306,7 +363,9 @@ def test_flags_need_images_and_a_known_method():
 
 def test_change_recipe_checks_bounds():
     recipe = parse()
-    assert change_recipe(recipe, ["run.steps=9"]) == replace(recipe, run=replace(recipe.run, steps=9))
+    assert change_recipe(recipe, ["run.steps=9"]) == replace(
+        recipe, run=replace(recipe.run, steps=9)
+    )
     with pytest.raises(RecipeError, match=r"run\.steps is -9; at least 0"):
         change_recipe(recipe, ["run.steps=-9"])
     # A recipe built in Python has not been checked yet.

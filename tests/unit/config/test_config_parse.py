@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 from konomi.config.parse import MAX_DEPTH, parse_json, parse_toml
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=10,
 )
@@ -97,7 +101,8 @@ def test_millions_of_values_stay_below_a_gigabyte(piece):
         "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         # Linux hands the peak of the process that started this one down to it; its own is in /proc.
         "if sys.platform == 'linux':\n"
-        "    peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1]\n"
+        "    peak = next(line for line in open('/proc/self/status') if "
+        "line.startswith('VmHWM')).split()[1]\n"
         "print(peak)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,6 @@
-"""Relative paths start where a person expects: in a file at its folder, on the command line at the current one."""
+"""Relative paths start where a person expects: in a file at its folder, on the command line at the
+current one.
+"""
 
 from pathlib import Path
 

@@ -30,7 +30,11 @@ class ToyConfig:
 def test_flatten_gives_path_type_default_bounds_help():
     settings = {setting.path: setting for setting in flatten(ToyConfig, prefix="method.")}
     rank = settings["method.rank"]
-    assert (rank.type, rank.default, rank.bounds) == ("a whole number", 16, ("at least 1", "at most 1024"))
+    assert (rank.type, rank.default, rank.bounds) == (
+        "a whole number",
+        16,
+        ("at least 1", "at most 1024"),
+    )
     assert rank.help == "Width | height. Two lines."
     assert (rank.name, rank.section) == ("rank", "method")
     assert settings["method.needed"].required and not rank.required
@@ -39,7 +43,13 @@ def test_flatten_gives_path_type_default_bounds_help():
 
 def test_recipe_settings_hold_the_method_and_list_items():
     paths = [setting.path for setting in recipe_settings(ToyConfig)]
-    assert {"base", "method.rank", "data.sources", "data.sources.N.repeats", "data.captions.shuffle"} <= set(paths)
+    assert {
+        "base",
+        "method.rank",
+        "data.sources",
+        "data.sources.N.repeats",
+        "data.captions.shuffle",
+    } <= set(paths)
     assert len(paths) == len(set(paths))
     assert not any(path.startswith("method") for path in (s.path for s in recipe_settings()))
 
@@ -57,7 +67,13 @@ def test_help_equals_what_pydantic_reads(config):
 
 def test_choices_and_optional():
     settings = {setting.path: setting for setting in flatten(OptimizerConfig)}
-    assert settings["schedule"].choices == ("constant", "linear", "cosine", "cosine_restarts", "polynomial")
+    assert settings["schedule"].choices == (
+        "constant",
+        "linear",
+        "cosine",
+        "cosine_restarts",
+        "polynomial",
+    )
     assert settings["learning_rate"].shape.optional
     assert settings["learning_rate"].bounds == ("at least 0", "at most 10")
     assert settings["betas"].type == "a list of 2 values"
@@ -104,7 +120,10 @@ def test_docs_table_is_markdown_with_one_row_a_setting():
     settings = flatten(ToyConfig, prefix="method.")
     lines = docs_table(settings).splitlines()
     assert len(lines) == 2 + len(settings)
-    row = "| `method.rank` | a whole number, at least 1, at most 1024 | `16` | Width \\| height. Two lines. |"
+    row = (
+        "| `method.rank` | a whole number, at least 1, at most 1024 | `16` | Width \\| height. "
+        "Two lines. |"
+    )
     assert row in lines
     assert "(must be set)" in lines[-1]
 
@@ -112,6 +131,10 @@ def test_docs_table_is_markdown_with_one_row_a_setting():
 def test_defaults_obey_their_own_bounds():
     for name in dir(sections):
         config = getattr(sections, name)
-        if isinstance(config, type) and hasattr(config, "__pydantic_config__") and name != "SourceConfig":
+        if (
+            isinstance(config, type)
+            and hasattr(config, "__pydantic_config__")
+            and name != "SourceConfig"
+        ):
             default = config()
             TypeAdapter(config).validate_json(TypeAdapter(config).dump_json(default), strict=True)

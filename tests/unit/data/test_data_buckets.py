@@ -3,19 +3,41 @@
 import pytest
 
 from konomi.config.sections import BucketConfig
-from konomi.data.buckets import Bucket, area_buckets, assign, buckets_for, novelai_buckets, parse_size
+from konomi.data.buckets import (
+    Bucket,
+    area_buckets,
+    assign,
+    buckets_for,
+    novelai_buckets,
+    parse_size,
+)
 from konomi.data.manifest import Record
 from konomi.errors import RecipeError
 
 
 def record(width: int, height: int, name: str = "x.png") -> Record:
     return Record(
-        locator=f"/images/{name}", name=name, role="train", repeats=1, width=width, height=height, content="00"
+        locator=f"/images/{name}",
+        name=name,
+        role="train",
+        repeats=1,
+        width=width,
+        height=height,
+        content="00",
     )
 
 
 def test_novelai_list_is_the_published_one() -> None:
-    half = {(256, 1024), (320, 1024), (384, 1024), (384, 960), (384, 896), (448, 832), (512, 768), (512, 704)}
+    half = {
+        (256, 1024),
+        (320, 1024),
+        (384, 1024),
+        (384, 960),
+        (384, 896),
+        (448, 832),
+        (512, 768),
+        (512, 704),
+    }
     half |= {(576, 640)}
     expected = half | {(height, width) for width, height in half} | {(512, 512)}
     assert len(expected) == 19
@@ -26,7 +48,9 @@ def test_novelai_list_is_the_published_one() -> None:
 
 @pytest.mark.parametrize("side", [128, 256, 512, 768, 1024])
 def test_area_buckets_are_all_maximal_sizes(side: int) -> None:
-    """Oracle: of all sizes on the grid, those that cannot grow in height (or, transposed, in width)."""
+    """Oracle: of all sizes on the grid, those that cannot grow in height (or, transposed, in
+    width).
+    """
     step, low, high = min(64, side // 8), side // 2, side * 2
     grid = range(low, high + 1, step)
     fits = {(w, h) for w in grid for h in grid if w * h <= side * side}
@@ -49,9 +73,17 @@ def test_area_of_a_rectangle_has_its_own_square() -> None:
 
 @pytest.mark.parametrize(
     ("size", "bucket"),
-    [((512, 512), (512, 512)), ((1000, 1000), (512, 512)), ((768, 512), (768, 512)), ((1500, 1000), (768, 512)),
-     ((640, 576), (640, 576)), ((2000, 1700), (640, 576)), ((100, 390), (256, 1024)), ((5000, 1000), (1024, 256))],
-)  # fmt: skip
+    [
+        ((512, 512), (512, 512)),
+        ((1000, 1000), (512, 512)),
+        ((768, 512), (768, 512)),
+        ((1500, 1000), (768, 512)),
+        ((640, 576), (640, 576)),
+        ((2000, 1700), (640, 576)),
+        ((100, 390), (256, 1024)),
+        ((5000, 1000), (1024, 256)),
+    ],
+)
 def test_assignment_takes_the_nearest_ratio(size: Bucket, bucket: Bucket) -> None:
     assignment = assign([record(*size)], (768, 512), BucketConfig(kind="novelai"))
     assert assignment.buckets == (bucket,)
@@ -69,20 +101,34 @@ def test_an_exact_size_wins_over_an_equal_ratio() -> None:
 
 
 def test_extreme_ratio_is_excluded_with_the_reason() -> None:
-    records = [record(8000, 1000, "panorama.png"), record(7999, 1000, "nearly.png"), record(1000, 8000, "tower.png")]
+    records = [
+        record(8000, 1000, "panorama.png"),
+        record(7999, 1000, "nearly.png"),
+        record(1000, 8000, "tower.png"),
+    ]
     assignment = assign(records, (768, 512), BucketConfig(kind="novelai"))
     # The widest bucket has ratio 4; at an error of exactly 4 the image is left out.
     assert [excluded.name for excluded in assignment.excluded] == ["panorama.png"]
-    assert "8.00" in assignment.excluded[0].reason and "max_ratio_error" in assignment.excluded[0].reason
+    assert (
+        "8.00" in assignment.excluded[0].reason
+        and "max_ratio_error" in assignment.excluded[0].reason
+    )
     assert [kept.name for kept in assignment.records] == ["nearly.png", "tower.png"]
     assert assignment.buckets == ((1024, 256), (256, 1024))
 
 
 @pytest.mark.parametrize(
     ("size", "bucket"),
-    [((300, 200), (256, 192)), ((64, 64), (64, 64)), ((130, 70), (128, 64)), ((512, 512), (512, 512)),
-     ((1024, 1024), (512, 512)), ((2000, 1000), (640, 320)), ((1000, 2000), (320, 640))],
-)  # fmt: skip
+    [
+        ((300, 200), (256, 192)),
+        ((64, 64), (64, 64)),
+        ((130, 70), (128, 64)),
+        ((512, 512), (512, 512)),
+        ((1024, 1024), (512, 512)),
+        ((2000, 1000), (640, 320)),
+        ((1000, 2000), (320, 640)),
+    ],
+)
 def test_without_upscaling_an_image_keeps_its_own_size(size: Bucket, bucket: Bucket) -> None:
     assignment = assign([record(*size)], (512, 512), BucketConfig(upscale=False))
     assert assignment.buckets == (bucket,)
@@ -104,7 +150,9 @@ def test_every_record_is_kept_or_excluded() -> None:
     records = [record(1 + 37 * i % 4001, 1 + 91 * i % 3001, f"{i}.png") for i in range(500)]
     for config in (BucketConfig(), BucketConfig(kind="novelai"), BucketConfig(upscale=False)):
         assignment = assign(records, (512, 512), config)
-        names = [kept.name for kept in assignment.records] + [excluded.name for excluded in assignment.excluded]
+        names = [kept.name for kept in assignment.records] + [
+            excluded.name for excluded in assignment.excluded
+        ]
         assert sorted(names) == sorted(one.name for one in records)
         assert all(side % 8 == 0 and side > 0 for bucket in assignment.buckets for side in bucket)
 
@@ -114,11 +162,17 @@ def test_every_record_is_kept_or_excluded() -> None:
     [
         ((512, 512), BucketConfig(step=60), "data.buckets.step is 60"),
         ((512, 512), BucketConfig(min_side=700, max_side=600), "data.buckets.min_side is 700"),
-        ((512, 512), BucketConfig(kind="novelai", min_side=640, max_side=704, step=512), "data.buckets.min_side"),
+        (
+            (512, 512),
+            BucketConfig(kind="novelai", min_side=640, max_side=704, step=512),
+            "data.buckets.min_side",
+        ),
         ((500, 500), BucketConfig(kind="fixed"), "data.resolution is 500x500"),
     ],
 )
-def test_impossible_settings_are_named(resolution: Bucket, config: BucketConfig, words: str) -> None:
+def test_impossible_settings_are_named(
+    resolution: Bucket, config: BucketConfig, words: str
+) -> None:
     with pytest.raises(RecipeError, match=words):
         buckets_for(resolution, config)
 

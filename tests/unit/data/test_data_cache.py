@@ -38,7 +38,10 @@ class Encoder:
         self.images += len(pixels)
         self.batches.append(len(pixels))
         mean = functional.avg_pool2d(pixels, 8)
-        return Latents(torch.cat([mean, mean[:, :1] * 2], dim=1), torch.full((len(pixels), 4, *mean.shape[2:]), 0.125))
+        return Latents(
+            torch.cat([mean, mean[:, :1] * 2], dim=1),
+            torch.full((len(pixels), 4, *mean.shape[2:]), 0.125),
+        )
 
 
 def no_encoder(_: Tensor) -> Latents:
@@ -50,11 +53,19 @@ def no_image(*_: object) -> object:
 
 
 def save_image(path: Path, width: int, height: int, seed: int, *, alpha: bool = False) -> Record:
-    values = np.random.default_rng(seed).integers(0, 256, (height, width, 4 if alpha else 3), dtype=np.uint8)
+    values = np.random.default_rng(seed).integers(
+        0, 256, (height, width, 4 if alpha else 3), dtype=np.uint8
+    )
     Image.fromarray(values).save(path)
     content = hashlib.sha256(path.read_bytes()).hexdigest()
     return Record(
-        locator=str(path), name=path.name, role="train", repeats=1, width=width, height=height, content=content
+        locator=str(path),
+        name=path.name,
+        role="train",
+        repeats=1,
+        width=width,
+        height=height,
+        content=content,
     )
 
 
@@ -70,12 +81,18 @@ def assigned(records: Sequence[Record]) -> Assignment:
     return assign(records, (64, 64), BucketConfig())
 
 
-def make(folder: Path | None, *, fingerprint: str = "vae", images: ImageConfig = IMAGES) -> LatentCache:
+def make(
+    folder: Path | None, *, fingerprint: str = "vae", images: ImageConfig = IMAGES
+) -> LatentCache:
     return LatentCache(fingerprint, images, folder=folder)
 
 
 def build(
-    cache: LatentCache, records: Sequence[Record], encode: object = None, prepare: Prepare | None = None, **options: int
+    cache: LatentCache,
+    records: Sequence[Record],
+    encode: object = None,
+    prepare: Prepare | None = None,
+    **options: int,
 ) -> list[Progress | Notice]:
     encode = encode or Encoder()
     prepare = prepare or preparing(cache.images)
@@ -132,7 +149,9 @@ def test_second_run_opens_no_image(records: list[Record], tmp_path: Path) -> Non
     other_process = make(tmp_path)
     assert other_process.open() == []
     row = other_process.get(assignment.records[0], assignment.buckets[0], Variant())
-    torch.testing.assert_close(row.mean, cache.get(assignment.records[0], assignment.buckets[0], Variant()).mean)
+    torch.testing.assert_close(
+        row.mean, cache.get(assignment.records[0], assignment.buckets[0], Variant()).mean
+    )
 
 
 def test_flips_crops_and_masks(tmp_path: Path) -> None:
@@ -183,7 +202,9 @@ def test_another_encoder_or_transform_shares_nothing(
     assert notices(events) == [], "a changed recipe is not a changed image"
 
 
-def test_changed_image_is_encoded_again_with_a_warning(records: list[Record], tmp_path: Path) -> None:
+def test_changed_image_is_encoded_again_with_a_warning(
+    records: list[Record], tmp_path: Path
+) -> None:
     build(make(tmp_path / "cache"), records)
     records[2] = save_image(Path(records[2].locator), 64, 64, seed=99)
     encoder = Encoder()
@@ -218,15 +239,23 @@ def damage(path: Path, kind: str) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("kind", ["cut", "empty", "zeros", "length", "keys", "tensor", "checksum", "page"])
-def test_damaged_shard_is_rebuilt_with_a_warning(records: list[Record], tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["cut", "empty", "zeros", "length", "keys", "tensor", "checksum", "page"]
+)
+def test_damaged_shard_is_rebuilt_with_a_warning(
+    records: list[Record], tmp_path: Path, kind: str
+) -> None:
     build(make(tmp_path / "cache"), records)
     victim = shards(tmp_path / "cache")[0]
     damage(victim, kind)
     encoder = Encoder()
     cache = make(tmp_path / "cache")
     events = build(cache, records, encoder)
-    assert len(notices(events)) == 1 and "damaged" in notices(events)[0] and victim.name in notices(events)[0]
+    assert (
+        len(notices(events)) == 1
+        and "damaged" in notices(events)[0]
+        and victim.name in notices(events)[0]
+    )
     assert 0 < encoder.images < 6, "only what lay in the damaged shard"
     check_exact(cache, records)
     again = make(tmp_path / "cache")
@@ -235,12 +264,18 @@ def test_damaged_shard_is_rebuilt_with_a_warning(records: list[Record], tmp_path
 
 
 def test_no_single_flipped_bit_reaches_training(records: list[Record], tmp_path: Path) -> None:
-    """Every bit of the header's bytes in turn is too many; a spread over header, checksums and data."""
+    """Every bit of the header's bytes in turn is too many; a spread over header, checksums and
+    data.
+    """
     build(make(tmp_path / "cache"), records[:1])
     (path,) = shards(tmp_path / "cache")
     intact = path.read_bytes()
     header = 8 + int.from_bytes(intact[:8], "little")
-    positions = [*range(0, header, 7), *range(header, len(intact), len(intact) // 25), len(intact) - 1]
+    positions = [
+        *range(0, header, 7),
+        *range(header, len(intact), len(intact) // 25),
+        len(intact) - 1,
+    ]
     for number, position in enumerate(positions):
         data = bytearray(intact)
         data[position] ^= 1 << number % 8
@@ -251,7 +286,9 @@ def test_no_single_flipped_bit_reaches_training(records: list[Record], tmp_path:
         assert len(shards(tmp_path / "cache")) == 1
 
 
-def test_damage_found_while_training_names_the_file_and_the_way_out(records: list[Record], tmp_path: Path) -> None:
+def test_damage_found_while_training_names_the_file_and_the_way_out(
+    records: list[Record], tmp_path: Path
+) -> None:
     build(make(tmp_path / "cache"), records)
     late = make(tmp_path / "cache")
     assert late.open() == []
@@ -292,10 +329,14 @@ def test_interrupted_build_goes_on(records: list[Record], tmp_path: Path, how: s
     events = build(again, records, rest)
     assert rest.images == 3 and events[0] == Progress(3, 6)
     check_exact(again, records)
-    assert all(path.suffix == ".safetensors" for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert all(
+        path.suffix == ".safetensors" for path in (tmp_path / "cache").rglob("*") if path.is_file()
+    )
 
 
-def test_a_full_disk_is_one_clear_line(records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_clear_line(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -310,7 +351,9 @@ def test_a_full_disk_is_one_clear_line(records: list[Record], tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_names_the_image_and_is_never_kept(records: list[Record], tmp_path: Path, value: float) -> None:
+def test_nan_names_the_image_and_is_never_kept(
+    records: list[Record], tmp_path: Path, value: float
+) -> None:
     def poisoned(pixels: Tensor) -> Latents:
         latents = Encoder()(pixels)
         if pixels.shape[2:] == (80, 48):
@@ -363,7 +406,9 @@ def test_half_precision_rows(records: list[Record], tmp_path: Path) -> None:
     row = cache.get(assignment.records[0], assignment.buckets[0], Variant())
     image = preparing(IMAGES)(assignment.records[0], assignment.buckets[0], Variant())
     assert row.mean.dtype == torch.float16
-    torch.testing.assert_close(row.mean.float(), Encoder()(image.pixels[None]).mean[0], rtol=5e-4, atol=1e-6)
+    torch.testing.assert_close(
+        row.mean.float(), Encoder()(image.pixels[None]).mean[0], rtol=5e-4, atol=1e-6
+    )
 
 
 def test_an_image_that_was_not_built_is_an_error(records: list[Record]) -> None:
@@ -373,7 +418,9 @@ def test_an_image_that_was_not_built_is_an_error(records: list[Record]) -> None:
         cache.get(records[1], (64, 64), Variant())
 
 
-def test_many_rows_make_few_files_and_publish_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_make_few_files_and_publish_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("konomi.data.shards._SHARD_ROWS", 4)
     records = [save_image(tmp_path / f"{i}.png", 64, 64, seed=i) for i in range(10)]
     cache = make(tmp_path / "cache")

@@ -24,7 +24,9 @@ BARE = Record(locator="x.png", name="x.png", role="train", repeats=1, width=8, h
 PLAIN = CaptionConfig()
 JAPANESE = "1girl、赤い帽子の少女, sksの写真 ﾈｺ"
 
-tags = st.lists(st.sampled_from(["red hat", "blue sky", "dog", "犬", "a b c", "solo"]), unique=True, min_size=1)
+tags = st.lists(
+    st.sampled_from(["red hat", "blue sky", "dog", "犬", "a b c", "solo"]), unique=True, min_size=1
+)
 keys = st.integers(-(2**63), 2**63 - 1)
 
 
@@ -111,7 +113,8 @@ def test_what_makes_no_sense_is_refused(data: bytes) -> None:
 
 
 @given(
-    st.sampled_from(["euc_jp", "gbk", "cp932"]), st.lists(st.sampled_from("赤青白黒花女子猫犬空海帽子服"), min_size=2)
+    st.sampled_from(["euc_jp", "gbk", "cp932"]),
+    st.lists(st.sampled_from("赤青白黒花女子猫犬空海帽子服"), min_size=2),
 )
 def test_short_captions_are_right_or_refused(codec: str, characters: list[str]) -> None:
     text = "".join(characters)
@@ -124,10 +127,13 @@ def test_short_captions_are_right_or_refused(codec: str, characters: list[str]) 
     assert found in (text, data.decode("utf-8", "ignore"))
 
 
-# Half-width kana in a row are what Chinese and Korean bytes look like; they are read as those where that makes sense.
+# Half-width kana in a row are what Chinese and Korean bytes look like; they are read as those
+# where that makes sense.
 @given(
     st.text(
-        st.characters(codec="cp932", exclude_characters="\0¢£¬‖−〜" + "".join(map(chr, range(0xFF61, 0xFFA0)))),
+        st.characters(
+            codec="cp932", exclude_characters="\0¢£¬‖−〜" + "".join(map(chr, range(0xFF61, 0xFFA0)))
+        ),
         max_size=40,
     )
 )
@@ -169,13 +175,28 @@ def test_trigger_is_a_whole_word() -> None:
         ({"trigger": "sks", "class_noun": "dog"}, "sks dog"),
         ({"class_noun": "dog"}, "dog"),
         ({"captions": ("on grass",), "trigger": "sks", "class_noun": "dog"}, "sks dog, on grass"),
-        ({"captions": ("a dog on grass",), "trigger": "sks", "class_noun": "dog"}, "sks, a dog on grass"),
+        (
+            {"captions": ("a dog on grass",), "trigger": "sks", "class_noun": "dog"},
+            "sks, a dog on grass",
+        ),
         ({"captions": ("a SKS dog",), "trigger": "sks", "class_noun": "dog"}, "a SKS dog"),
-        ({"template": "a photo of [name]", "trigger": "sks", "class_noun": "dog"}, "a photo of sks dog"),
-        ({"template": "a photo of [name]", "trigger": "sks", "captions": ("sks sits",)}, "sks sits"),
-        ({"template": "[name] as [filewords]", "trigger": "sks", "captions": ("it sits",)}, "sks as it sits"),
+        (
+            {"template": "a photo of [name]", "trigger": "sks", "class_noun": "dog"},
+            "a photo of sks dog",
+        ),
+        (
+            {"template": "a photo of [name]", "trigger": "sks", "captions": ("sks sits",)},
+            "sks sits",
+        ),
+        (
+            {"template": "[name] as [filewords]", "trigger": "sks", "captions": ("it sits",)},
+            "sks as it sits",
+        ),
         ({"template": "[filewords]", "captions": ("a [name] b",)}, "a [name] b"),
-        ({"template": "a photo of [filewords]", "name": "x/05_red-panda (2).png"}, "a photo of red panda"),
+        (
+            {"template": "a photo of [filewords]", "name": "x/05_red-panda (2).png"},
+            "a photo of red panda",
+        ),
         ({"template": "a photo of the sea", "trigger": "sks"}, "sks, a photo of the sea"),
     ],
 )
@@ -192,7 +213,9 @@ def test_file_words() -> None:
 
 
 @given(tags, keys, st.integers(0, 4), st.floats(0, 1), st.booleans())
-def test_variation_keeps_what_it_must(words: list[str], key: int, keep: int, drop: float, shuffle: bool) -> None:
+def test_variation_keeps_what_it_must(
+    words: list[str], key: int, keep: int, drop: float, shuffle: bool
+) -> None:
     record = replace(BARE, captions=(", ".join(words),), trigger="sks", keep_tokens=keep)
     config = CaptionConfig(shuffle=shuffle, tag_dropout=drop, keep_tokens=1)
     caption = final_caption(record, config, key)
@@ -225,10 +248,22 @@ def test_frequencies() -> None:
         assert seen[caption] == pytest.approx(2000, abs=160)
     tagged = replace(BARE, captions=("a, b, c",))
     orders = Counter(final_caption(tagged, CaptionConfig(shuffle=True), key) for key in range(6000))
-    assert len(orders) == 6 and all(count == pytest.approx(1000, abs=130) for count in orders.values())
-    kept = Counter(final_caption(tagged, CaptionConfig(tag_dropout=0.3), key).count("b") for key in range(6000))
+    assert len(orders) == 6 and all(
+        count == pytest.approx(1000, abs=130) for count in orders.values()
+    )
+    kept = Counter(
+        final_caption(tagged, CaptionConfig(tag_dropout=0.3), key).count("b") for key in range(6000)
+    )
     assert kept[1] == pytest.approx(4200, abs=150)
-    assert len({final_caption(tagged, CaptionConfig(shuffle=True), key) for key in (5, -5, 2**62, -(2**62))}) > 1
+    assert (
+        len(
+            {
+                final_caption(tagged, CaptionConfig(shuffle=True), key)
+                for key in (5, -5, 2**62, -(2**62))
+            }
+        )
+        > 1
+    )
 
 
 def test_draws_never_change_between_versions() -> None:

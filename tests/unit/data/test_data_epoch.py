@@ -33,7 +33,9 @@ def test_every_image_is_seen_exactly_its_repeats(
     plan = plan_epoch(buckets, repeats, batch_size, seed, epoch)
     counts = draws_per_bucket(buckets, repeats)
     assert len(plan) == len(list(plan)) == steps_per_epoch(counts.values(), batch_size)
-    seen = Counter((sample, repeat) for step in plan for sample, repeat in zip(step.samples, step.repeats))
+    seen = Counter(
+        (sample, repeat) for step in plan for sample, repeat in zip(step.samples, step.repeats)
+    )
     assert seen == Counter((i, r) for i, repeat in enumerate(repeats) for r in range(repeat))
     short = 0
     before = 0
@@ -58,7 +60,9 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 
 
 def test_order_does_not_change_between_versions() -> None:
-    """A resumed run may be continued by a later version: the very numbers are part of the format."""
+    """A resumed run may be continued by a later version: the very numbers are part of the
+    format.
+    """
     plan = plan_epoch([(512, 512)] * 4 + [(576, 448)] * 3, [1, 2, 1, 1, 1, 1, 1], 2, 42, 3)
     assert [(step.samples, step.repeats) for step in plan] == [
         ((2,), (0,)),
@@ -84,7 +88,8 @@ def test_sequences_of_buckets_are_as_likely_as_novelai_draws_them() -> None:
     sequences = set(permutations("aabbc"))
     uniform = Fraction(prod(factorial(n) for n in batches.values()), factorial(5))
     assert all(probability(sequence) == uniform for sequence in sequences)
-    # And ours are uniform: chi-square over 30 sequences, 99.9 % point for 29 degrees of freedom is 58.3.
+    # And ours are uniform: chi-square over 30 sequences, 99.9 % point for 29 degrees of freedom is
+    # 58.3.
     names = {(512, 512): "a", (576, 448): "b", (448, 576): "c"}
     samples = [bucket for bucket, name in names.items() for _ in range(batches[name] * 2)]
     count = 1500
@@ -107,14 +112,20 @@ def test_parts_of_a_step_cover_it_once(count: int, world: int, accumulation: int
     assert all(weight == len(step[part]) / count for part, weight in parts)
     sizes = [len(step[part]) for part, _ in parts]
     assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
-    assert all(len(split_step(step, rank, world, accumulation)) <= accumulation for rank in range(world))
+    assert all(
+        len(split_step(step, rank, world, accumulation)) <= accumulation for rank in range(world)
+    )
 
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.lists(st.integers(1, 3), min_size=1, max_size=12), st.integers(1, 6), st.lists(st.integers(1, 6), max_size=30)
+    st.lists(st.integers(1, 3), min_size=1, max_size=12),
+    st.integers(1, 6),
+    st.lists(st.integers(1, 6), max_size=30),
 )
-def test_prior_images_of_one_bucket_are_cycled(repeats: list[int], batch_size: int, counts: list[int]) -> None:
+def test_prior_images_of_one_bucket_are_cycled(
+    repeats: list[int], batch_size: int, counts: list[int]
+) -> None:
     order = PriorOrder([(512, 512)] * len(repeats), repeats, batch_size, 7)
     position, drawn = 0, []
     for count in counts:

@@ -1,4 +1,6 @@
-"""What is noticed about data: files that nobody reads, names that mean something elsewhere, unusual pictures."""
+"""What is noticed about data: files that nobody reads, names that mean something elsewhere,
+unusual pictures.
+"""
 
 import io
 import json
@@ -35,7 +37,9 @@ def write(root: Path, files: dict[str, str | bytes]) -> Path:
 
 
 def scanned(path: Path, *, captions: CaptionConfig | None = None, **source: object) -> Manifest:
-    config = DataConfig(sources=(SourceConfig(path=str(path), **source),), captions=captions or CaptionConfig())
+    config = DataConfig(
+        sources=(SourceConfig(path=str(path), **source),), captions=captions or CaptionConfig()
+    )
     return scan(config)
 
 
@@ -50,7 +54,17 @@ def the_finding(manifest: Manifest, words: str) -> Finding:
 
 @pytest.mark.parametrize(
     "caption",
-    ["p.txt", "p.TXT", "p.caption", "p.text", "p.tags", "p.png.txt", "P.txt", "captions/p.txt", "captions/p.png.txt"],
+    [
+        "p.txt",
+        "p.TXT",
+        "p.caption",
+        "p.text",
+        "p.tags",
+        "p.png.txt",
+        "P.txt",
+        "captions/p.txt",
+        "captions/p.png.txt",
+    ],
 )
 def test_a_caption_is_found_wherever_tools_put_it(tmp_path: Path, caption: str) -> None:
     manifest = scanned(write(tmp_path / "set", {"p.png": picture(), caption: "sks fox"}))
@@ -102,7 +116,9 @@ def test_text_files_that_nobody_reads_are_named(tmp_path: Path, packed: bool) ->
 
 def test_a_file_that_a_table_replaces_is_named(tmp_path: Path) -> None:
     row = json.dumps({"file_name": "p.png", "text": "from the table"})
-    manifest = scanned(write(tmp_path, {"p.png": picture(), "p.txt": "from the file", "metadata.jsonl": row}))
+    manifest = scanned(
+        write(tmp_path, {"p.png": picture(), "p.txt": "from the file", "metadata.jsonl": row})
+    )
     assert captions_of(manifest) == {"p.png": ("from the table",)}
     assert "comes from metadata.jsonl: p.txt" in the_finding(manifest, "not read").message
 
@@ -110,14 +126,20 @@ def test_a_file_that_a_table_replaces_is_named(tmp_path: Path) -> None:
 def test_all_names_are_kept_and_the_line_is_short(tmp_path: Path) -> None:
     write(tmp_path, {"p.png": picture(), **{f"stray {n}.txt": "x" for n in range(300)}})
     finding = the_finding(scanned(tmp_path), "belong to no image")
-    assert len(finding.names) == 300 and "and 290 more" in finding.message and len(finding.message) < 600
+    assert (
+        len(finding.names) == 300
+        and "and 290 more" in finding.message
+        and len(finding.message) < 600
+    )
 
 
 def test_a_wrapped_sentence_is_one_caption(tmp_path: Path) -> None:
     text = "sks fox, grass\n\nThe picture shows a fox that\r\nsits in high grass.\n"
     write(tmp_path, {"p.png": picture(), "p.txt": text})
     manifest = scanned(tmp_path)
-    assert captions_of(manifest) == {"p.png": ("sks fox, grass The picture shows a fox that sits in high grass.",)}
+    assert captions_of(manifest) == {
+        "p.png": ("sks fox, grass The picture shows a fox that sits in high grass.",)
+    }
     assert 'data.captions.lines = "alternatives"' in the_finding(manifest, "several lines").message
     manifest = scanned(tmp_path, captions=CaptionConfig(lines="alternatives"))
     assert len(captions_of(manifest)["p.png"]) == 3
@@ -134,9 +156,17 @@ def test_a_dataset_toml_with_wildcards_takes_a_line_each_time(tmp_path: Path) ->
 
 def test_an_encoding_is_told(tmp_path: Path) -> None:
     files: dict[str, str | bytes] = {f"{n}.png": picture(n) for n in range(3)}
-    files |= {"0.txt": "一个女孩".encode("gbk"), "1.txt": "赤い帽子".encode("euc_jp"), "2.txt": "plain"}
+    files |= {
+        "0.txt": "一个女孩".encode("gbk"),
+        "1.txt": "赤い帽子".encode("euc_jp"),
+        "2.txt": "plain",
+    }
     manifest = scanned(write(tmp_path, files))
-    assert captions_of(manifest) == {"0.png": ("一个女孩",), "1.png": ("赤い帽子",), "2.png": ("plain",)}
+    assert captions_of(manifest) == {
+        "0.png": ("一个女孩",),
+        "1.png": ("赤い帽子",),
+        "2.png": ("plain",),
+    }
     assert the_finding(manifest, "read as GBK").names == ("0.txt",)
     assert the_finding(manifest, "read as EUC-JP").names == ("1.txt",)
 
@@ -147,7 +177,9 @@ def test_a_thousand_repeats_are_a_name(tmp_path: Path) -> None:
     assert {record.repeats for record in manifest.records} == {1}
     assert "set repeats = 1000" in the_finding(manifest, "1000_sks dog counts as a name").message
     assert not any("2023_holiday counts" in finding.message for finding in manifest.findings)
-    assert "set repeats = 1000" in " ".join(scanned(tmp_path / "1000_sks dog", trigger="sks").problems)
+    assert "set repeats = 1000" in " ".join(
+        scanned(tmp_path / "1000_sks dog", trigger="sks").problems
+    )
 
 
 def test_class_images_that_would_be_trained_as_the_subject(tmp_path: Path) -> None:
@@ -157,8 +189,13 @@ def test_class_images_that_would_be_trained_as_the_subject(tmp_path: Path) -> No
     told = the_finding(scanned(tmp_path / "photos", trigger="sks"), "--prior")
     assert f"{tmp_path / 'reg'} lies beside it and is not used" in told.message
     # Inside a kohya project the name has its meaning.
-    write(tmp_path / "other" / "project", {"img/5_sks dog/p.png": picture(1), "reg/1_dog/q.png": picture(2)})
-    assert not any("--prior" in problem for problem in scanned(tmp_path / "other" / "project").problems)
+    write(
+        tmp_path / "other" / "project",
+        {"img/5_sks dog/p.png": picture(1), "reg/1_dog/q.png": picture(2)},
+    )
+    assert not any(
+        "--prior" in problem for problem in scanned(tmp_path / "other" / "project").problems
+    )
 
 
 def test_own_pictures_as_training_data(tmp_path: Path) -> None:
@@ -199,7 +236,9 @@ def test_less_common_pictures_are_read(tmp_path: Path, kind: str) -> None:
         ("art.kra", b"PK\x03\x04", "not a readable image"),
     ],
 )
-def test_pictures_of_other_kinds_are_named(tmp_path: Path, name: str, data: bytes, words: str) -> None:
+def test_pictures_of_other_kinds_are_named(
+    tmp_path: Path, name: str, data: bytes, words: str
+) -> None:
     write(tmp_path, {"good.png": picture(), name: data})
     manifest = scanned(tmp_path, trigger="sks")
     assert [record.name for record in manifest.records] == ["good.png"]
@@ -227,7 +266,9 @@ def test_heic_is_read_where_its_package_is_installed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_phones_heic_is_turned_once(tmp_path: Path, orientation: int) -> None:
-    """Phones write the rotation twice, in EXIF and as the container's own (irot, imir), which the reader applies."""
+    """Phones write the rotation twice, in EXIF and as the container's own (irot, imir), which the
+    reader applies.
+    """
     pytest.importorskip("pillow_heif")
     assert heif_format() == "HEIF"
     lying = Image.new("RGB", (64, 32), "white")
@@ -240,7 +281,9 @@ def test_a_phones_heic_is_turned_once(tmp_path: Path, orientation: int) -> None:
     content = data.getvalue()
     tiff = content[content.rindex(b"Exif\0\0") + 6 :]
     written = int.from_bytes(tiff[18:20], "big" if tiff.startswith(b"MM") else "little")
-    assert (b"irot" in content or b"imir" in content) == (orientation > 1) and written == orientation
+    assert (b"irot" in content or b"imir" in content) == (
+        orientation > 1
+    ) and written == orientation
     write(tmp_path, {"phone.heic": content})
     (record,) = scanned(tmp_path, trigger="sks").records
     pixels = read_image(record.locator).pixels
@@ -249,13 +292,17 @@ def test_a_phones_heic_is_turned_once(tmp_path: Path, orientation: int) -> None:
     assert abs(pixels.astype(int) - expected).mean() < 6
 
 
-def test_without_the_package_the_message_names_the_extra(tmp_path: Path, without_heif: None) -> None:
+def test_without_the_package_the_message_names_the_extra(
+    tmp_path: Path, without_heif: None
+) -> None:
     write(tmp_path, {"good.png": picture(), "phone.heic": b"\0\0\0\x18ftypheic\0\0\0\0"})
     (bad,) = scanned(tmp_path, trigger="sks").excluded
     assert "pip install 'konomi[heif]'" in bad.reason
 
 
-def test_an_image_refused_by_other_readers_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_refused_by_other_readers_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heif = pytest.importorskip("pillow_heif")
     data = io.BytesIO()
     heif.from_pillow(Image.new("RGB", (64, 48))).save(data)
@@ -279,7 +326,9 @@ def replace_by_a_copy(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [swap, replace_by_a_copy])
-def test_a_changed_file_of_the_same_size_and_time_is_noticed(tmp_path: Path, change: Callable[[Path], None]) -> None:
+def test_a_changed_file_of_the_same_size_and_time_is_noticed(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
     import os
 
     path = tmp_path / "set" / "p.bmp"
@@ -298,7 +347,9 @@ def test_train_says_a_bounded_number_of_lines() -> None:
     findings = [Finding(f"number {n}") for n in range(MAX_SPOKEN + 5)]
     excluded = [Excluded(name=f"{n}.png", reason="damaged") for n in range(9)]
     lines = spoken(findings, excluded)
-    assert lines[0].startswith("9 files are left out: 0.png (damaged), 1.png (damaged), 2.png (damaged) and 6 more")
+    assert lines[0].startswith(
+        "9 files are left out: 0.png (damaged), 1.png (damaged), 2.png (damaged) and 6 more"
+    )
     assert lines[-1].startswith("and 5 more notes") and len(lines) == MAX_SPOKEN + 2
 
 

@@ -39,7 +39,10 @@ TURNS = {
     8: lambda a: np.rot90(a, 1),
 }
 LOSSLESS = {"png": {}, "webp": {"lossless": True, "exact": True}, "tiff": {}}
-LOSSY = {"jpeg": {"quality": 100, "subsampling": 0}, "avif": {"quality": 100, "subsampling": "4:4:4"}}
+LOSSY = {
+    "jpeg": {"quality": 100, "subsampling": 0},
+    "avif": {"quality": 100, "subsampling": "4:4:4"},
+}
 
 
 def picture(width: int = 40, height: int = 24) -> np.ndarray:
@@ -53,7 +56,9 @@ def picture(width: int = 40, height: int = 24) -> np.ndarray:
 
 
 def record(path: Path) -> Record:
-    return Record(locator=str(path), name=path.name, role="train", repeats=1, width=1, height=1, content="")
+    return Record(
+        locator=str(path), name=path.name, role="train", repeats=1, width=1, height=1, content=""
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -84,7 +89,9 @@ def test_png_exif_after_the_pixels_turns_too(tmp_path: Path) -> None:
     size = struct.unpack(">I", data[start : start + 4])[0] + 12
     end = data.index(b"IEND") - 4
     path = tmp_path / "late.png"
-    path.write_bytes(data[:start] + data[start + size : end] + data[start : start + size] + data[end:])
+    path.write_bytes(
+        data[:start] + data[start + size : end] + data[start : start + size] + data[end:]
+    )
     assert read_size(str(path)) == (24, 40)
     np.testing.assert_array_equal(read_image(str(path)).pixels, TURNS[6](picture()))
 
@@ -186,7 +193,9 @@ def test_transparency_is_laid_on_the_background(tmp_path: Path, mode: str) -> No
         palette.save(path, transparency=bytes([0, 128, 255]))
     else:
         colour, opacity = (200, 100, 50), np.where(opacity == 128, 255, opacity).astype(np.uint8)
-        pixels = np.where(opacity[..., None] > 0, np.array(colour, np.uint8), np.array((1, 2, 3), np.uint8))
+        pixels = np.where(
+            opacity[..., None] > 0, np.array(colour, np.uint8), np.array((1, 2, 3), np.uint8)
+        )
         Image.fromarray(pixels).save(path, transparency=(1, 2, 3))
     share = opacity[..., None] / 255
     wanted = share * np.array(colour) + (1 - share) * np.array([0x10, 0x80, 0xF0])
@@ -226,7 +235,9 @@ def test_the_first_frame_of_an_animation(tmp_path: Path, suffix: str) -> None:
 
 def test_mpo(tmp_path: Path) -> None:
     path = tmp_path / "phone.jpg"
-    Image.fromarray(picture()).save(path, "MPO", save_all=True, append_images=[Image.new("RGB", (40, 24))])
+    Image.fromarray(picture()).save(
+        path, "MPO", save_all=True, append_images=[Image.new("RGB", (40, 24))]
+    )
     assert np.abs(read_image(str(path)).pixels[3, 3].astype(int) - (250, 20, 30)).max() < 12
 
 
@@ -320,14 +331,20 @@ def test_the_largest_allowed_image_stays_under_a_gibibyte(tmp_path: Path, mode: 
     )
     # Not ru_maxrss: a child takes over what its parent had at the fork.
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("(8192, 8192)")
     assert int(done.stdout.split()[-1]) < 2**20
     assert time.monotonic() - start < 30
 
 
 def test_mask_image(tmp_path: Path) -> None:
-    image, mask, wrong = tmp_path / "a.png", tmp_path / "a-masklabel.png", tmp_path / "b-masklabel.png"
+    image, mask, wrong = (
+        tmp_path / "a.png",
+        tmp_path / "a-masklabel.png",
+        tmp_path / "b-masklabel.png",
+    )
     Image.fromarray(picture()).save(image)
     weights = np.zeros((24, 40), np.uint8)
     weights[4:20, 4:20] = 255
@@ -365,8 +382,17 @@ def test_attention_mask(tmp_path: Path) -> None:
     np.testing.assert_array_equal(nothing_said, np.ones((24, 40)))
 
 
-@given(st.integers(8, 90), st.integers(8, 90), st.integers(1, 10), st.integers(1, 10), st.floats(0, 1), st.floats(0, 1))
-def test_a_crop_is_the_scaled_image_cut(width: int, height: int, w8: int, h8: int, x: float, y: float) -> None:
+@given(
+    st.integers(8, 90),
+    st.integers(8, 90),
+    st.integers(1, 10),
+    st.integers(1, 10),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_a_crop_is_the_scaled_image_cut(
+    width: int, height: int, w8: int, h8: int, x: float, y: float
+) -> None:
     bucket = (8 * w8, 8 * h8)
     rng = np.random.default_rng(width * 1000 + height)
     coarse = rng.integers(0, 256, (3, 3, 3), np.uint8)

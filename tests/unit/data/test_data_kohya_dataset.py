@@ -66,20 +66,28 @@ def toml(tmp_path: Path, text: str) -> Path:
 
 @pytest.fixture
 def example(tmp_path: Path) -> Path:
-    for number, name in enumerate(("hoge/5_cat/no.png", "hoge/a.png", "hoge/b.png", "fuga/a.png", "reg/a.png")):
+    for number, name in enumerate(
+        ("hoge/5_cat/no.png", "hoge/a.png", "hoge/b.png", "fuga/a.png", "reg/a.png")
+    ):
         picture(tmp_path / name, number)
     for number, name in enumerate(("p.png", "q.png", "r.png"), start=10):
         picture(tmp_path / "piyo" / name, number)
     (tmp_path / "hoge" / "b.txt").write_text("x, y, z, w", encoding="utf-8")
     (tmp_path / "hoge" / "a.caption").write_text("not read", encoding="utf-8")
-    rows = {"p": {"caption": "a p", "tags": "t1, t2"}, str(tmp_path / "piyo" / "q.png"): {"tags": "t3"}, "gone": {}}
+    rows = {
+        "p": {"caption": "a p", "tags": "t1, t2"},
+        str(tmp_path / "piyo" / "q.png"): {"tags": "t3"},
+        "gone": {},
+    }
     (tmp_path / "piyo_md.json").write_text(json.dumps(rows), encoding="utf-8")
     return toml(tmp_path, EXAMPLE)
 
 
 def test_the_documented_example(example: Path) -> None:
     manifest = scan(DataConfig(sources=(SourceConfig(path=str(example), repeats=2),)))
-    seen = [(r.name, r.role, r.repeats, r.captions, r.keep_tokens, r.shuffle) for r in manifest.records]
+    seen = [
+        (r.name, r.role, r.repeats, r.captions, r.keep_tokens, r.shuffle) for r in manifest.records
+    ]
     assert seen == [
         ("a.png", "train", 10, ("hoge girl",), 2, True),
         ("b.png", "train", 10, ("x, y, z, w",), 2, True),
@@ -163,10 +171,14 @@ SUBSET = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "x"\n'
     [
         (
             SUBSET + "num_repeat = 5",
-            r"datasets\[0\]\.subsets\[0\]\.num_repeat is not a setting .*did you mean num_repeats\?",
+            r"datasets\[0\]\.subsets\[0\]\.num_repeat is not a setting "
+            r".*did you mean num_repeats\?",
         ),
         (SUBSET + "resolution = 512", r"subsets\[0\]\.resolution does not belong in this section"),
-        ('[general]\nimage_dir = "x"\n' + SUBSET, r"general\.image_dir does not belong in this section"),
+        (
+            '[general]\nimage_dir = "x"\n' + SUBSET,
+            r"general\.image_dir does not belong in this section",
+        ),
         (SUBSET + 'num_repeats = "5"', r"num_repeats is '5': wrong kind"),
         (SUBSET + "num_repeats = true", "num_repeats is True: wrong kind"),
         (SUBSET + "num_repeats = 0", "num_repeats is 0; at least 1"),
@@ -174,7 +186,10 @@ SUBSET = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "x"\n'
         ("[general]\nkeep_tokens = 1", r"no \[\[datasets.subsets\]\]"),
         ("[generals]", "generals: unknown section"),
         ("[datasets]\nx = 1", r"datasets must be written \[\[datasets\]\]"),
-        ("[[datasets]]\nresolution = [1, 2, 3]\n" + SUBSET.replace("[[datasets]]\n", ""), "resolution is .*write 512"),
+        (
+            "[[datasets]]\nresolution = [1, 2, 3]\n" + SUBSET.replace("[[datasets]]\n", ""),
+            "resolution is .*write 512",
+        ),
         ("a = ", "not valid TOML"),
     ],
 )

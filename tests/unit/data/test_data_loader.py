@@ -33,7 +33,9 @@ from konomi.errors import DataError
 SQUARE, WIDE = (64, 64), (80, 48)
 
 
-def record(index: int, *, repeats: int = 1, role: str = "train", captions: tuple[str, ...] = ()) -> Record:
+def record(
+    index: int, *, repeats: int = 1, role: str = "train", captions: tuple[str, ...] = ()
+) -> Record:
     return Record(
         locator=f"/images/{role}/{index}.png",
         name=f"{role}/{index}.png",
@@ -47,7 +49,10 @@ def record(index: int, *, repeats: int = 1, role: str = "train", captions: tuple
 
 
 def assignment(
-    buckets: Sequence[Bucket], *, repeats: Sequence[int] | None = None, priors: Sequence[Bucket] = ()
+    buckets: Sequence[Bucket],
+    *,
+    repeats: Sequence[int] | None = None,
+    priors: Sequence[Bucket] = (),
 ) -> Assignment:
     repeats = repeats or [1] * len(buckets)
     records = [record(i, repeats=repeat) for i, repeat in enumerate(repeats)]
@@ -59,8 +64,14 @@ def fake_image(one: Record, bucket: Bucket, variant: Variant) -> PreparedImage:
     """Pixels that tell image and cut."""
     values = torch.tensor([int(one.content[:6], 16) / 2**24, variant.x, variant.y - variant.flip])
     pixels = values[:, None, None].expand(3, bucket[1], bucket[0])
-    mask = torch.full((1, bucket[1] // 8, bucket[0] // 8), 0.5) if one.content[0] in "01234567" else None
-    return PreparedImage(pixels, (one.height, one.width, round(variant.y * 10), 0, bucket[1], bucket[0]), mask)
+    mask = (
+        torch.full((1, bucket[1] // 8, bucket[0] // 8), 0.5)
+        if one.content[0] in "01234567"
+        else None
+    )
+    return PreparedImage(
+        pixels, (one.height, one.width, round(variant.y * 10), 0, bucket[1], bucket[0]), mask
+    )
 
 
 def encode(pixels: Tensor) -> Latents:
@@ -69,12 +80,19 @@ def encode(pixels: Tensor) -> Latents:
 
 
 def encode_captions(captions: Sequence[str]) -> Conditioning:
-    codes = torch.tensor([list(hashlib.sha256(caption.encode()).digest()) for caption in captions]).float()
+    codes = torch.tensor(
+        [list(hashlib.sha256(caption.encode()).digest()) for caption in captions]
+    ).float()
     return Conditioning(codes.view(-1, 4, 8), codes[:, :5])
 
 
 def stream(
-    data: Assignment, config: DataConfig | None = None, *, batch_size: int = 2, seed: int = 5, cached: bool = True
+    data: Assignment,
+    config: DataConfig | None = None,
+    *,
+    batch_size: int = 2,
+    seed: int = 5,
+    cached: bool = True,
 ) -> BatchStream:
     config = config or DataConfig(workers=0)
     latents = text = None
@@ -83,7 +101,15 @@ def stream(
         list(latents.build(data, fake_image, encode))
         text = TextCache("clip", TextConfig(), folder=None)
         list(text.build(static_captions(data.records, config)[0], encode_captions))
-    return BatchStream(data, config, batch_size=batch_size, seed=seed, latents=latents, text=text, prepare=fake_image)
+    return BatchStream(
+        data,
+        config,
+        batch_size=batch_size,
+        seed=seed,
+        latents=latents,
+        text=text,
+        prepare=fake_image,
+    )
 
 
 def flat(examples: Examples | None) -> list[object]:
@@ -93,7 +119,11 @@ def flat(examples: Examples | None) -> list[object]:
     tensors = [examples.sample_ids, examples.sizes, examples.pixels, examples.loss_mask]
     tensors += [examples.latents.mean, examples.latents.std] if examples.latents else []
     tensors += [examples.text.states, examples.text.pooled] if examples.text else []
-    return [examples.names, examples.captions, *(None if tensor is None else tensor.tolist() for tensor in tensors)]
+    return [
+        examples.names,
+        examples.captions,
+        *(None if tensor is None else tensor.tolist() for tensor in tensors),
+    ]
 
 
 def content(batches: Sequence[Batch]) -> list[object]:
@@ -105,7 +135,9 @@ VARIED = DataConfig(
     captions=CaptionConfig(shuffle=True, tag_dropout=0.2, dropout=0.1),
     images=ImageConfig(crop="random", crops=3, flip=True),
 )
-MIXED = assignment([SQUARE, SQUARE, WIDE, SQUARE, WIDE], repeats=[1, 3, 2, 1, 1], priors=[SQUARE] * 3 + [WIDE] * 2)
+MIXED = assignment(
+    [SQUARE, SQUARE, WIDE, SQUARE, WIDE], repeats=[1, 3, 2, 1, 1], priors=[SQUARE] * 3 + [WIDE] * 2
+)
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -148,7 +180,10 @@ def test_processes_and_passes_share_out_the_same_steps(world: int, accumulation:
     for number in range(2 * one.steps_per_epoch):
         (whole,) = one.step(number)
         assert whole.weight == 1.0
-        by_rank = [many[rank].step(number, rank=rank, world=world, accumulation=accumulation) for rank in range(world)]
+        by_rank = [
+            many[rank].step(number, rank=rank, world=world, accumulation=accumulation)
+            for rank in range(world)
+        ]
         parts = [batches[i] for i in range(accumulation) for batches in by_rank if i < len(batches)]
         assert joined([part.subject for part in parts]) == joined([whole.subject])
         assert joined([part.prior for part in parts]) == joined([whole.prior])
@@ -158,15 +193,23 @@ def test_processes_and_passes_share_out_the_same_steps(world: int, accumulation:
 
 def test_two_then_one_then_two_processes_keep_the_order() -> None:
     total = 18
-    expected = [joined([batch.subject for batch in step]) for step in stream(MIXED).iterate(0, total)]
+    expected = [
+        joined([batch.subject for batch in step]) for step in stream(MIXED).iterate(0, total)
+    ]
     got = []
     for start, stop, world in ((0, 5, 2), (5, 11, 1), (11, total, 2)):
-        ranks = [stream(MIXED).iterate(start, stop, rank=rank, world=world) for rank in range(world)]
-        got += [joined([batch.subject for batches in step for batch in batches]) for step in zip(*ranks)]
+        ranks = [
+            stream(MIXED).iterate(start, stop, rank=rank, world=world) for rank in range(world)
+        ]
+        got += [
+            joined([batch.subject for batches in step for batch in batches]) for step in zip(*ranks)
+        ]
     assert got == expected
 
 
-buckets_and_repeats = st.lists(st.tuples(st.sampled_from([SQUARE, WIDE]), st.integers(1, 4)), min_size=1, max_size=9)
+buckets_and_repeats = st.lists(
+    st.tuples(st.sampled_from([SQUARE, WIDE]), st.integers(1, 4)), min_size=1, max_size=9
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -186,11 +229,17 @@ def test_predicted_steps_are_the_actual_ones(
     accumulation: int,
     epochs: int,
 ) -> None:
-    """Counted from the drawn batches alone: steps until every image was seen `repeats` times in each epoch."""
+    """Counted from the drawn batches alone: steps until every image was seen `repeats` times in
+    each epoch.
+    """
     repeats = [repeat for _, repeat in data]
     images = assignment([bucket for bucket, _ in data], repeats=repeats, priors=priors)
-    summary = dataset_summary(Manifest(images.records), images, DataConfig(), batch_size=batch_size, epochs=epochs)
-    batches = BatchStream(images, DataConfig(workers=0), batch_size=batch_size, seed=1, prepare=fake_image)
+    summary = dataset_summary(
+        Manifest(images.records), images, DataConfig(), batch_size=batch_size, epochs=epochs
+    )
+    batches = BatchStream(
+        images, DataConfig(workers=0), batch_size=batch_size, seed=1, prepare=fake_image
+    )
     seen: Counter[str] = Counter()
     steps = 0
     while sum(seen.values()) < epochs * sum(repeats):
@@ -213,7 +262,10 @@ def test_predicted_steps_are_the_actual_ones(
 def test_samples_have_stable_and_distinct_ids() -> None:
     batches = stream(MIXED, batch_size=1)
     epochs = [
-        [int(batch.subject.sample_ids[0]) for (batch,) in batches.iterate(start, start + batches.steps_per_epoch)]
+        [
+            int(batch.subject.sample_ids[0])
+            for (batch,) in batches.iterate(start, start + batches.steps_per_epoch)
+        ]
         for start in (0, batches.steps_per_epoch)
     ]
     assert len(set(epochs[0])) == sum(one.repeats for one in MIXED.records if one.role == "train")
@@ -239,10 +291,14 @@ def test_batches_hold_one_bucket_and_their_own_data() -> None:
                     one, bucket = by_name[name]
                     height, width = examples.latents.mean.shape[2:]
                     assert (width * 8, height * 8) == bucket
-                    assert examples.latents.mean[i, 0, 0, 0] == torch.tensor(int(one.content[:6], 16) / 2**24)
+                    assert examples.latents.mean[i, 0, 0, 0] == torch.tensor(
+                        int(one.content[:6], 16) / 2**24
+                    )
                     assert examples.sizes[i, 4:].tolist() == [bucket[1], bucket[0]]
                     masked = one.content[0] in "01234567"
-                    weight = 1.0 if examples.loss_mask is None else float(examples.loss_mask[i].mean())
+                    weight = (
+                        1.0 if examples.loss_mask is None else float(examples.loss_mask[i].mean())
+                    )
                     assert weight == (0.5 if masked else 1.0)
 
 
@@ -260,10 +316,14 @@ def test_crops_flips_and_captions_vary_between_epochs() -> None:
 def test_text_comes_from_the_cache_only_where_it_can_come_again() -> None:
     steady = stream(MIXED).step(0)[0].subject
     assert steady.text is not None
-    torch.testing.assert_close(steady.text.states, encode_captions(steady.captions).states, rtol=0, atol=0)
+    torch.testing.assert_close(
+        steady.text.states, encode_captions(steady.captions).states, rtol=0, atol=0
+    )
     shuffled = stream(MIXED, VARIED)
     texts = [batch.subject for (batch,) in shuffled.iterate(0, 30)]
-    assert all((examples.text is not None) == (set(examples.captions) == {""}) for examples in texts)
+    assert all(
+        (examples.text is not None) == (set(examples.captions) == {""}) for examples in texts
+    )
 
 
 def test_static_captions_are_those_that_training_sees() -> None:
@@ -290,10 +350,14 @@ def test_without_a_cache_pixels_come_with_fresh_cuts() -> None:
 def test_latents_and_pixels_show_the_same_cut() -> None:
     cache = LatentCache("vae", VARIED.images, folder=None)
     list(cache.build(MIXED, fake_image, encode))
-    batches = BatchStream(MIXED, VARIED, batch_size=2, seed=0, latents=cache, pixels=True, prepare=fake_image)
+    batches = BatchStream(
+        MIXED, VARIED, batch_size=2, seed=0, latents=cache, pixels=True, prepare=fake_image
+    )
     for (batch,) in batches.iterate(0, 10):
         assert batch.subject.latents is not None and batch.subject.pixels is not None
-        torch.testing.assert_close(batch.subject.latents.mean, encode(batch.subject.pixels).mean, rtol=0, atol=0)
+        torch.testing.assert_close(
+            batch.subject.latents.mean, encode(batch.subject.pixels).mean, rtol=0, atol=0
+        )
 
 
 def test_real_images(tmp_path: Path) -> None:
@@ -328,7 +392,8 @@ def test_batches_are_pinned_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert content(batches) == expected
     for examples in (batch.subject, batch.prior):
         assert examples is not None and examples.latents is not None and examples.text is not None
-        for tensor in (examples.sample_ids, examples.sizes, examples.latents.mean, examples.latents.std,
+        for tensor in (examples.sample_ids, examples.sizes, examples.latents.mean,
+        examples.latents.std,
                        examples.text.states, examples.text.pooled):  # fmt: skip
             assert tensor is not None and tensor.data_ptr() in pinned
 
@@ -348,18 +413,24 @@ def test_nothing_to_train_on_is_an_error() -> None:
 
 def test_sentence_of_the_issue() -> None:
     data = assignment([SQUARE] * 14, repeats=[10] * 14)
-    assert steps_sentence(data, batch_size=2, epochs=10) == "14 images x 10 repeats x 10 epochs / batch 2 = 700 steps"
     assert (
-        steps_sentence(data, batch_size=2, steps=700) == "14 images x 10 repeats / batch 2 = 70 steps an epoch; "
+        steps_sentence(data, batch_size=2, epochs=10)
+        == "14 images x 10 repeats x 10 epochs / batch 2 = 700 steps"
+    )
+    assert (
+        steps_sentence(data, batch_size=2, steps=700)
+        == "14 images x 10 repeats / batch 2 = 70 steps an epoch; "
         "700 steps = 10 epochs"
     )
 
 
 def test_sentence_stays_true_where_the_division_leaves_a_rest() -> None:
-    data = assignment([SQUARE, SQUARE, SQUARE, WIDE, WIDE], repeats=[1, 1, 1, 2, 3], priors=[SQUARE] * 2)
+    data = assignment(
+        [SQUARE, SQUARE, SQUARE, WIDE, WIDE], repeats=[1, 1, 1, 2, 3], priors=[SQUARE] * 2
+    )
     assert steps_sentence(data, batch_size=2, epochs=1) == (
-        "5 images (8 with their repeats) x 1 epoch / batch 2 = 5 steps (2 buckets; 2 short batches in each epoch); "
-        "beside each image one of 2 prior images"
+        "5 images (8 with their repeats) x 1 epoch / batch 2 = 5 steps (2 buckets; 2 short batches "
+        "in each epoch); beside each image one of 2 prior images"
     )
     assert steps_sentence(data, batch_size=2, steps=7).endswith(
         "; 7 steps = about 1.40 epochs; beside each image one of 2 prior images"
@@ -367,13 +438,21 @@ def test_sentence_stays_true_where_the_division_leaves_a_rest() -> None:
 
 
 def test_summary_tells_each_image() -> None:
-    one = replace(record(0, captions=("a dog, red",)), width=1000, height=500, trigger="sks", repeats=4)
+    one = replace(
+        record(0, captions=("a dog, red",)), width=1000, height=500, trigger="sks", repeats=4
+    )
     data = Assignment((one,), ((80, 48),))
-    summary = dataset_summary(Manifest((one,), findings=(Finding("odd"),)), data, DataConfig(), batch_size=3, epochs=2)
+    summary = dataset_summary(
+        Manifest((one,), findings=(Finding("odd"),)), data, DataConfig(), batch_size=3, epochs=2
+    )
     (image,) = summary.images
     assert image.caption == "sks, a dog, red"
     assert image.bucket == (80, 48) and image.repeats == 4 and image.size == (1000, 500)
     # 80:48 of 1000x500 keeps the height, and 833 of the width, from the middle.
     assert image.crop == (83, 0, 917, 500)
     assert summary.bucket_counts == {(80, 48): 4}
-    assert summary.steps_per_epoch == 2 and summary.steps == 4 and summary.findings == (Finding("odd"),)
+    assert (
+        summary.steps_per_epoch == 2
+        and summary.steps == 4
+        and summary.findings == (Finding("odd"),)
+    )

@@ -25,7 +25,9 @@ def picture(path: Path, colour: tuple[int, int, int] = (9, 9, 9)) -> None:
 
 
 def data_of(*paths: Path, **source: object) -> DataConfig:
-    return DataConfig(sources=tuple(SourceConfig(path=str(path), trigger="sks", **source) for path in paths))
+    return DataConfig(
+        sources=tuple(SourceConfig(path=str(path), trigger="sks", **source) for path in paths)
+    )
 
 
 @pytest.fixture
@@ -47,7 +49,9 @@ def never_scans(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remembered, "scan", forbidden)
 
 
-def test_an_unchanged_set_is_not_read_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_set_is_not_read_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = tmp_path / "more.zip"
     with zipfile.ZipFile(archive, "w") as target:
         target.write(folder / "1.png", "z.png")
@@ -57,7 +61,9 @@ def test_an_unchanged_set_is_not_read_again(folder: Path, tmp_path: Path, monkey
     never_scans(monkeypatch)
     opened: list[str] = []
     really_open = os.open
-    monkeypatch.setattr(os, "open", lambda path, *rest: opened.append(str(path)) or really_open(path, *rest))
+    monkeypatch.setattr(
+        os, "open", lambda path, *rest: opened.append(str(path)) or really_open(path, *rest)
+    )
     warm = remembered_scan(data, cache)
     assert warm == cold and warm.memory == cold.memory
     assert all(isinstance(record.captions, tuple) for record in warm.records)
@@ -94,7 +100,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_whatever_changes_is_noticed(folder: Path, tmp_path: Path, change: Callable[[Path], object]) -> None:
+def test_whatever_changes_is_noticed(
+    folder: Path, tmp_path: Path, change: Callable[[Path], object]
+) -> None:
     data, cache = data_of(folder), tmp_path / "cache"
     before = remembered_scan(data, cache)
     time.sleep(0.01)  # The clock of the file system has steps of some milliseconds.
@@ -114,7 +122,9 @@ def test_settings_that_change_what_is_read(folder: Path, tmp_path: Path) -> None
 
 def test_what_a_dataset_toml_names_is_watched(folder: Path, tmp_path: Path) -> None:
     toml = tmp_path / "d.toml"
-    toml.write_text(f'[[datasets]]\n[[datasets.subsets]]\nimage_dir = "{folder.as_posix()}"\n', encoding="utf-8")
+    toml.write_text(
+        f'[[datasets]]\n[[datasets.subsets]]\nimage_dir = "{folder.as_posix()}"\n', encoding="utf-8"
+    )
     data, cache = data_of(toml), tmp_path / "cache"
     assert len(remembered_scan(data, cache).records) == 3
     picture(folder / "new.png")
@@ -129,7 +139,12 @@ def test_damaged_memory_counts_as_none(folder: Path, tmp_path: Path, damage: byt
     cold = remembered_scan(data, cache)
     (path,) = (cache / "scans").iterdir()
     good = path.read_bytes()
-    for bad in (damage, good.replace(b'"fox', b'"cat', 1), good[:-1], good.replace(b"fox", b"cat", 1)):
+    for bad in (
+        damage,
+        good.replace(b'"fox', b'"cat', 1),
+        good[:-1],
+        good.replace(b"fox", b"cat", 1),
+    ):
         path.write_bytes(bad)
         assert remembered_scan(data, cache) == cold
     assert path.read_bytes() == good
@@ -162,14 +177,18 @@ def test_what_was_worked_out_belongs_to_its_scan_and_facts(folder: Path, tmp_pat
     assert unknown.get() is None
 
 
-def test_whole_images_are_decoded_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_images_are_decoded_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     records = scan(data_of(folder)).records
     cut = (folder / "1.png").read_bytes()
     (folder / "1.png").write_bytes(cut[:-30])
     decoded: list[str] = []
     really = images.read_image
     monkeypatch.setattr(
-        images, "read_image", lambda locator, **rest: decoded.append(Path(locator).name) or really(locator, **rest)
+        images,
+        "read_image",
+        lambda locator, **rest: decoded.append(Path(locator).name) or really(locator, **rest),
     )
     records = scan(data_of(folder)).records
     for wanted in (["0.png", "1.png", "2.png", "0.png"], ["1.png"]):
@@ -191,10 +210,15 @@ def test_whole_images_are_decoded_once(folder: Path, tmp_path: Path, monkeypatch
 def test_the_manifest_file_has_every_field(folder: Path, tmp_path: Path) -> None:
     manifest = scan(data_of(folder))
     write_manifest(manifest, tmp_path / "manifest.jsonl")
-    rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     text = (tmp_path / "manifest.jsonl").read_text(encoding="utf-8")
     assert text == "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    back = [Record(**row | {"captions": tuple(row["captions"])}) for row in rows if "content" in row]
+    back = [
+        Record(**row | {"captions": tuple(row["captions"])}) for row in rows if "content" in row
+    ]
     assert tuple(back) == manifest.records
     assert [row["name"] for row in rows if "reason" in row] == ["bad.jpg"]
 
@@ -213,4 +237,8 @@ def test_what_killed_processes_left_in_the_memory_goes(folder: Path, tmp_path: P
     os.utime(left[0], (0, 0))
     unreadable(manifest.records, whole=WholeImages(cache))
     assert not left[0].exists()
-    assert sorted(path.name for path in cache.iterdir()) == ["images.jsonl", "scans", "whole-images"]
+    assert sorted(path.name for path in cache.iterdir()) == [
+        "images.jsonl",
+        "scans",
+        "whole-images",
+    ]

@@ -12,7 +12,9 @@ from konomi.data.shards import ShardStore
 
 @pytest.mark.slow
 def test_a_killed_build_leaves_nothing_half(tmp_path: Path) -> None:
-    """kill -9 in the middle of writing the second shard: the first stays, the temporary file goes."""
+    """kill -9 in the middle of writing the second shard: the first stays, the temporary file
+    goes.
+    """
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
@@ -30,7 +32,9 @@ def test_a_killed_build_leaves_nothing_half(tmp_path: Path) -> None:
         "store.flush()\n"
     )
     folder = tmp_path / "store"
-    ended = subprocess.run([sys.executable, "-c", script, str(folder)], check=False, capture_output=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], check=False, capture_output=True
+    )
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert len(list(folder.iterdir())) == 2
     store = ShardStore(folder)

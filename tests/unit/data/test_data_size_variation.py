@@ -33,7 +33,9 @@ def test_two_in_three_are_shrunk_to_a_third_at_least_the_others_enlarged_by_a_fi
     near = [c for c in changes if c.factor > 1]
     assert min(c.factor for c in near) >= 1.2 and max(c.factor for c in near) < 1.4
     for change in changes:
-        assert change.prefix in (FAR if change.factor < 0.6 else NEAR if change.factor > 1 else ("",))
+        assert change.prefix in (
+            FAR if change.factor < 0.6 else NEAR if change.factor > 1 else ("",)
+        )
     assert {c.prefix for c in changes} == {*FAR, *NEAR, ""}
 
 
@@ -46,19 +48,28 @@ def test_draws_follow_the_sample_not_the_batch():
 @pytest.mark.parametrize("factor", [0.34, 0.5, 0.77, 1.0])
 def test_shrunk_it_is_pillows_picture_on_an_empty_canvas(factor):
     given = examples()
-    out = with_sizes_varied(given, (SizeChange(factor, 0.5, 0.25, "very small "),), latent_factor=CELL)
+    out = with_sizes_varied(
+        given, (SizeChange(factor, 0.5, 0.25, "very small "),), latent_factor=CELL
+    )
     size = round(SIDE * factor)
     top, left = int(0.5 * (SIDE - size + 1)), int(0.25 * (SIDE - size + 1))
-    channel = Image.fromarray(given.pixels[0, 0].numpy(), mode="F").resize((size, size), Image.Resampling.BILINEAR)
+    channel = Image.fromarray(given.pixels[0, 0].numpy(), mode="F").resize(
+        (size, size), Image.Resampling.BILINEAR
+    )
     torch.testing.assert_close(
-        out.pixels[0, 0, top : top + size, left : left + size], torch.from_numpy(np.array(channel)), rtol=0, atol=1e-4
+        out.pixels[0, 0, top : top + size, left : left + size],
+        torch.from_numpy(np.array(channel)),
+        rtol=0,
+        atol=1e-4,
     )
     outside = out.pixels.clone()
     outside[..., top : top + size, left : left + size] = 0
     assert not outside.any()
     # The authors' formula: the pasted cells less one at either end.
     mask = torch.zeros(SIDE // CELL, SIDE // CELL)
-    mask[top // CELL + 1 : (top + size) // CELL - 1, left // CELL + 1 : (left + size) // CELL - 1] = 1
+    mask[
+        top // CELL + 1 : (top + size) // CELL - 1, left // CELL + 1 : (left + size) // CELL - 1
+    ] = 1
     torch.testing.assert_close(out.loss_mask[0, 0], mask / mask.mean())
     assert out.captions == ("very small a photo of sks",) and torch.equal(out.sizes, given.sizes)
 
@@ -75,7 +86,9 @@ def test_enlarged_it_is_cut_and_all_of_it_counts():
 def test_the_pictures_own_mask_goes_where_the_picture_goes():
     own = torch.zeros(1, 1, 16, 16)
     own[..., :8] = 1
-    out = with_sizes_varied(examples(mask=own), (SizeChange(0.5, 0.0, 0.0, ""),), latent_factor=CELL)
+    out = with_sizes_varied(
+        examples(mask=own), (SizeChange(0.5, 0.0, 0.0, ""),), latent_factor=CELL
+    )
     pasted = torch.zeros(16, 16)
     pasted[1:7, 1:7] = 1
     # Half as large, its left half ends at column 4.

@@ -1,4 +1,6 @@
-"""From folders, zips, tables and shards to a manifest: what is found, in which order, what is said of the rest."""
+"""From folders, zips, tables and shards to a manifest: what is found, in which order, what is said
+of the rest.
+"""
 
 import io
 import json
@@ -52,7 +54,9 @@ def scanned(path: Path | str, **source: object) -> Manifest:
 
 
 def table(manifest: Manifest) -> dict[str, tuple[str, int, tuple[str, ...]]]:
-    return {record.name: (record.role, record.repeats, record.captions) for record in manifest.records}
+    return {
+        record.name: (record.role, record.repeats, record.captions) for record in manifest.records
+    }
 
 
 def both(tmp_path: Path, files: dict[str, str | bytes]) -> list[Path]:
@@ -87,7 +91,11 @@ def test_plain_folder_and_zip(tmp_path: Path) -> None:
         assert (manifest.records[0].width, manifest.records[0].height) == (30, 20)
         assert not manifest.excluded
         for record in manifest.records:
-            assert read_size(record.locator) == read_image(record.locator).size == (record.width, record.height)
+            assert (
+                read_size(record.locator)
+                == read_image(record.locator).size
+                == (record.width, record.height)
+            )
     assert sorted(item.name for item in tmp_path.iterdir()) == ["as folder", "set.zip"]
 
 
@@ -207,7 +215,9 @@ def test_metadata_csv_in_subfolders(tmp_path: Path) -> None:
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, row: str, words: str) -> None:
-    write(tmp_path, {"a.png": png(), "metadata.jsonl": '{"file_name": "a.png", "text": "x"}\n' + row})
+    write(
+        tmp_path, {"a.png": png(), "metadata.jsonl": '{"file_name": "a.png", "text": "x"}\n' + row}
+    )
     with pytest.raises(DataError, match=rf"metadata\.jsonl, {words}"):
         scanned(tmp_path)
 
@@ -231,7 +241,9 @@ def test_masks_belong_to_their_images(tmp_path: Path) -> None:
         ]
         assert [bool(r.attention) for r in manifest.records] == [True, False, False]
         assert {bad.name for bad in manifest.excluded} == {"b_att.jpg", "lost-masklabel.png"}
-        assert read_image(manifest.records[0].locator, mask=manifest.records[0].mask).mask is not None
+        assert (
+            read_image(manifest.records[0].locator, mask=manifest.records[0].mask).mask is not None
+        )
 
 
 def test_every_file_trains_or_is_listed(tmp_path: Path) -> None:
@@ -277,7 +289,8 @@ def test_pipes_sockets_devices_and_links(tmp_path: Path) -> None:
     }
     reasons = {bad.name: bad.reason for bad in manifest.excluded}
     assert set(reasons) == {
-        "pipe.png", "a.txt", "zero.png", "outside.png", "deep/b.txt", "loop", "self.png", "elsewhere", "socket.png",
+        "pipe.png", "a.txt", "zero.png", "outside.png", "deep/b.txt", "loop", "self.png",
+        "elsewhere", "socket.png",
     }  # fmt: skip
     assert "leads out" in reasons["outside.png"] and "leads out" in reasons["zero.png"]
     with pytest.raises(DataError, match="not a regular file"):
@@ -285,7 +298,15 @@ def test_pipes_sockets_devices_and_links(tmp_path: Path) -> None:
 
 
 def test_odd_names(tmp_path: Path) -> None:
-    names = ["a b.png", "new\nline.png", "☂️.png", "x" * 200 + ".png", "a::b.png", "quote'\".png", "[0].png"]
+    names = [
+        "a b.png",
+        "new\nline.png",
+        "☂️.png",
+        "x" * 200 + ".png",
+        "a::b.png",
+        "quote'\".png",
+        "[0].png",
+    ]
     write(tmp_path, {name: png(number) for number, name in enumerate(names)})
     raw = os.fsencode(tmp_path) + b"/bad\xff\xfename.png"
     Path(os.fsdecode(raw)).write_bytes(png(99))
@@ -297,7 +318,18 @@ def test_odd_names(tmp_path: Path) -> None:
 
 
 def test_natural_order_whatever_the_locale(tmp_path: Path) -> None:
-    names = ["B.png", "a.png", "a1.png", "a02.png", "a2.png", "a10.png", "é.png", "d-1/a.png", "d/a.png", "d/a/x.png"]
+    names = [
+        "B.png",
+        "a.png",
+        "a1.png",
+        "a02.png",
+        "a2.png",
+        "a10.png",
+        "é.png",
+        "d-1/a.png",
+        "d/a.png",
+        "d/a/x.png",
+    ]
     write(tmp_path, {name: png(number) for number, name in enumerate(reversed(names))})
     got = [record.name for record in scanned(tmp_path).records]
     assert got == [
@@ -320,7 +352,9 @@ def test_several_sources(tmp_path: Path) -> None:
         DataConfig(
             sources=(
                 SourceConfig(path=str(tmp_path / "hat"), trigger="abc", repeats=4),
-                SourceConfig(path=str(tmp_path / "class"), role="prior", class_noun="dog", trigger="sks"),
+                SourceConfig(
+                    path=str(tmp_path / "class"), role="prior", class_noun="dog", trigger="sks"
+                ),
                 SourceConfig(path=str(tmp_path / "dog"), trigger="sks", class_noun="dog"),
             )
         )
@@ -331,28 +365,48 @@ def test_several_sources(tmp_path: Path) -> None:
 
 def test_what_is_odd_is_said(tmp_path: Path) -> None:
     captions = {f"img/{n}.txt": f"a hat {n}" for n in range(3)}
-    write(tmp_path, captions | {f"img/{n}.png": png(n) for n in range(4)} | {"img/copy.png": png(1)})
+    write(
+        tmp_path, captions | {f"img/{n}.png": png(n) for n in range(4)} | {"img/copy.png": png(1)}
+    )
     problems = " | ".join(scanned(tmp_path / "img").problems)
-    assert "2 of 5 images have no caption and would train on empty text: 3.png, copy.png" in problems
+    assert (
+        "2 of 5 images have no caption and would train on empty text: 3.png, copy.png" in problems
+    )
     assert "1 images are byte-identical" in problems and "1.png = copy.png" in problems
     problems = " | ".join(scanned(tmp_path / "img", trigger="sks").problems)
     assert "'sks' is in none of the 3 captions; it is put in front of each" in problems
     assert "2 of 5 images have no caption file and use the trigger" in problems
-    assert scanned(tmp_path / "img", trigger="hat").problems[-1].startswith("1 images are byte-identical")
+    assert (
+        scanned(tmp_path / "img", trigger="hat")
+        .problems[-1]
+        .startswith("1 images are byte-identical")
+    )
 
 
 def test_a_kohya_trigger_that_no_caption_holds(tmp_path: Path) -> None:
     write(tmp_path, {"5_sks dog/1.png": png(1), "5_sks dog/1.txt": "a dog"})
-    assert any("'sks' is in none of its 1 captions" in problem for problem in scanned(tmp_path).problems)
-    assert not any("in none of its" in problem for problem in scanned(tmp_path, trigger="sks").problems)
+    assert any(
+        "'sks' is in none of its 1 captions" in problem for problem in scanned(tmp_path).problems
+    )
+    assert not any(
+        "in none of its" in problem for problem in scanned(tmp_path, trigger="sks").problems
+    )
 
 
 def test_one_level_too_high_or_low(tmp_path: Path) -> None:
-    write(tmp_path, {"dogs/rex/1.png": png(1), "dogs/bello/1.png": png(2), "dogs/rex/captions/2.txt": "x"})
+    write(
+        tmp_path,
+        {"dogs/rex/1.png": png(1), "dogs/bello/1.png": png(2), "dogs/rex/captions/2.txt": "x"},
+    )
     stray, problem = scanned(tmp_path / "dogs", trigger="sks").problems
     assert "1 caption file belongs to no image and is not read: rex/captions/2.txt" in stray
-    assert "2 folders (bello, rex)" in problem and f"give that folder: {tmp_path / 'dogs'}/bello" in problem
-    with pytest.raises(DataError, match=r"captions: no images here; they lie one folder higher\. Give .*rex$"):
+    assert (
+        "2 folders (bello, rex)" in problem
+        and f"give that folder: {tmp_path / 'dogs'}/bello" in problem
+    )
+    with pytest.raises(
+        DataError, match=r"captions: no images here; they lie one folder higher\. Give .*rex$"
+    ):
         scanned(tmp_path / "dogs" / "rex" / "captions")
 
 
@@ -362,7 +416,10 @@ def test_one_level_too_high_or_low(tmp_path: Path) -> None:
         ({}, "empty"),
         ({"deep/notes.txt": "x"}, "1 files, none of them an image"),
         ({"set.zip": b"PK"}, r"no images, but \.zip files"),
-        ({"a.png": b"", "b.jpg": b"<html>"}, r"no image can be read.*a\.png: the file is empty.*b\.jpg: a web page"),
+        (
+            {"a.png": b"", "b.jpg": b"<html>"},
+            r"no image can be read.*a\.png: the file is empty.*b\.jpg: a web page",
+        ),
     ],
 )
 def test_nothing_found(tmp_path: Path, files: dict[str, str | bytes], words: str) -> None:
@@ -384,7 +441,17 @@ def test_paths_that_do_not_exist(tmp_path: Path) -> None:
 
 def test_bad_captions_are_named_together(tmp_path: Path) -> None:
     bad = "crée".encode("cp1252")
-    write(tmp_path, {"a.png": png(1), "a.txt": bad, "b.png": png(2), "b.txt": bad, "c.png": png(3), "c.txt": "fine"})
+    write(
+        tmp_path,
+        {
+            "a.png": png(1),
+            "a.txt": bad,
+            "b.png": png(2),
+            "b.txt": bad,
+            "c.png": png(3),
+            "c.txt": "fine",
+        },
+    )
     with pytest.raises(DataError, match=r"a\.txt: byte 2 .*b\.txt: byte 2 "):
         scanned(tmp_path)
 
@@ -398,7 +465,9 @@ def declare_size(path: Path, size: int) -> None:
 
 
 def test_hostile_zips(tmp_path: Path) -> None:
-    path = zipped(tmp_path / "set.zip", {"good.png": png(1), "../../evil.png": png(2), "/abs.png": png(3)})
+    path = zipped(
+        tmp_path / "set.zip", {"good.png": png(1), "../../evil.png": png(2), "/abs.png": png(3)}
+    )
     with zipfile.ZipFile(path, "a") as target:
         link = zipfile.ZipInfo("link.png")
         link.external_attr = 0o120777 << 16
@@ -435,7 +504,11 @@ def test_zip_names_in_cp932(tmp_path: Path) -> None:
     path = zipped(tmp_path / "set.zip", {"NN/AA.png": png(1), "NN/AA.txt": "x"})
     data = path.read_bytes()
     # Same lengths, so that offsets stay: two ASCII letters become one kanji.
-    path.write_bytes(data.replace(b"NN/", "犬".encode("cp932") + b"/").replace(b"AA.", "猫".encode("cp932") + b"."))
+    path.write_bytes(
+        data.replace(b"NN/", "犬".encode("cp932") + b"/").replace(
+            b"AA.", "猫".encode("cp932") + b"."
+        )
+    )
     assert table(scanned(path)) == {"犬/猫.png": ("train", 1, ("x",))}
 
 
@@ -452,11 +525,18 @@ def shard(path: Path, files: dict[str, str | bytes]) -> Path:
 def test_shards(tmp_path: Path) -> None:
     pytest.importorskip("webdataset")
     shard(
-        tmp_path / "s-000.tar", {"b.jpg": png(1), "b.txt": "one", "a.png": png(2, (9, 5)), "a.json": '{"caption": "2"}'}
+        tmp_path / "s-000.tar",
+        {"b.jpg": png(1), "b.txt": "one", "a.png": png(2, (9, 5)), "a.json": '{"caption": "2"}'},
     )
     shard(
         tmp_path / "s-001.tar",
-        {"a.png": png(3), "a.cls": "7", "x.txt": "no image", "c.left.png": png(4), "c.mask.png": png(5)},
+        {
+            "a.png": png(3),
+            "a.cls": "7",
+            "x.txt": "no image",
+            "c.left.png": png(4),
+            "c.mask.png": png(5),
+        },
     )
     manifest = scanned(tmp_path / "s-{000..001}.tar", repeats=2)
     assert table(manifest) == {
@@ -475,9 +555,13 @@ def test_shards_agree_with_the_library_that_writes_them(tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     with webdataset.TarWriter(str(tmp_path / "s.tar"), encoder=False) as writer:
         for number in range(20):
-            writer.write({"__key__": f"{number:04}", "png": png(number), "txt": f"caption {number}".encode()})
+            writer.write(
+                {"__key__": f"{number:04}", "png": png(number), "txt": f"caption {number}".encode()}
+            )
     manifest = scanned(tmp_path / "s.tar")
-    assert [record.captions for record in manifest.records] == [(f"caption {n}",) for n in range(20)]
+    assert [record.captions for record in manifest.records] == [
+        (f"caption {n}",) for n in range(20)
+    ]
 
 
 def test_damaged_and_remote_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,7 +570,9 @@ def test_damaged_and_remote_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     data = bytearray(path.read_bytes())
     data[1024 + 148] ^= 0xFF
     (tmp_path / "flipped.tar").write_bytes(data)
-    with pytest.raises(DataError, match=r"flipped\.tar: not a readable \.tar .damaged at byte 1024"):
+    with pytest.raises(
+        DataError, match=r"flipped\.tar: not a readable \.tar .damaged at byte 1024"
+    ):
         scanned(tmp_path / "flipped.tar")
     (tmp_path / "cut.tar").write_bytes(path.read_bytes()[: 3 * 1024 + 540])
     with pytest.raises(DataError, match=r"cut\.tar: not a readable \.tar"):
@@ -503,7 +589,8 @@ def test_damaged_and_remote_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_second_scan_opens_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write(
-        tmp_path / "set", {f"{n}.png": png(n) for n in range(50)} | {"7.txt": "x", "bad.jpg": b"no", "what": b"?"}
+        tmp_path / "set",
+        {f"{n}.png": png(n) for n in range(50)} | {"7.txt": "x", "bad.jpg": b"no", "what": b"?"},
     )
     archive = zipped(tmp_path / "set.zip", {"a.png": png(200)})
     data = DataConfig(sources=(SourceConfig(path=str(root)), SourceConfig(path=str(archive))))
@@ -512,7 +599,9 @@ def test_the_second_scan_opens_no_image(tmp_path: Path, monkeypatch: pytest.Monk
     opened: list[str] = []
     monkeypatch.setattr(sources, "read_bytes", lambda locator: opened.append(locator))
     really_open = os.open
-    monkeypatch.setattr(os, "open", lambda path, *rest: opened.append(str(path)) or really_open(path, *rest))
+    monkeypatch.setattr(
+        os, "open", lambda path, *rest: opened.append(str(path)) or really_open(path, *rest)
+    )
     assert scan(data, index=index) == first
     assert [Path(path).name for path in opened] == ["7.txt"]
     monkeypatch.undo()
@@ -529,9 +618,12 @@ def test_a_damaged_index_is_rebuilt_aloud(tmp_path: Path, damage: str) -> None:
     data = DataConfig(sources=(SourceConfig(path=str(root), trigger="sks"),))
     first = scan(data, index=index)
     good = index.read_bytes()
-    bad = {"cut": good[:-40], "flip": good.replace(b", 16, 8", b", 32, 8", 1), "garbage": b"\xff\0", "empty": b""}[
-        damage
-    ]
+    bad = {
+        "cut": good[:-40],
+        "flip": good.replace(b", 16, 8", b", 32, 8", 1),
+        "garbage": b"\xff\0",
+        "empty": b"",
+    }[damage]
     assert bad != good
     index.write_bytes(bad)
     second = scan(data, index=index)
@@ -570,7 +662,8 @@ def test_memory_grows_with_the_images_and_slowly(tmp_path: Path) -> None:
         scan(data, measure=lambda entry: Measured(entry.name * 8, 8, 8))
         peaks.append(tracemalloc.get_traced_memory()[1] / count)
         tracemalloc.stop()
-    # 100,000 images stay under 500 MB; the second folder may cost no more for each image than the first.
+    # 100,000 images stay under 500 MB; the second folder may cost no more for each image than the
+    # first.
     assert peaks[1] < 4000 and peaks[1] < 1.3 * peaks[0]
 
 
@@ -595,7 +688,9 @@ def zip_with_a_name_that_is_no_text(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [lzma_zip_with_a_broken_stream, zip_with_a_name_that_is_no_text])
-def test_damage_inside_a_zip_is_one_line_that_names_it(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_damage_inside_a_zip_is_one_line_that_names_it(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
     path = tmp_path / "set.zip"
     make(path)
     with pytest.raises(DataError, match=r"set\.zip"):
@@ -605,16 +700,34 @@ def test_damage_inside_a_zip_is_one_line_that_names_it(tmp_path: Path, make: Cal
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("m.json", '{"a.png": {"caption": ' + "[" * 100_000, r"m\.json: not valid JSON \(nested too deeply\)"),
-        ("metadata.jsonl", '{"file_name": ' + "[" * 100_000, r"jsonl, line 1: not valid JSON \(nested too deeply\)"),
-        ("metadata.jsonl", '{"file_name": "a.png", "text": 1' + "0" * 400 + "}", r"line 1: .*more than 300 digits"),
+        (
+            "m.json",
+            '{"a.png": {"caption": ' + "[" * 100_000,
+            r"m\.json: not valid JSON \(nested too deeply\)",
+        ),
+        (
+            "metadata.jsonl",
+            '{"file_name": ' + "[" * 100_000,
+            r"jsonl, line 1: not valid JSON \(nested too deeply\)",
+        ),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "text": 1' + "0" * 400 + "}",
+            r"line 1: .*more than 300 digits",
+        ),
         ("d.toml", "x = " + "[" * 100_000, r"d\.toml: not valid TOML \(nested too deeply\)"),
         ("d.toml", "x = 1" + "0" * 5_000, r"d\.toml: not valid TOML"),
         ("d.toml", "[general]\nkeep_tokens = 1" + "0" * 400, r"d\.toml: .*more than 300 digits"),
-        ("d.toml", '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "~nosuchuser/x"', r"~nosuchuser/x: no such file"),
+        (
+            "d.toml",
+            '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "~nosuchuser/x"',
+            r"~nosuchuser/x: no such file",
+        ),
     ],
 )
-def test_absurd_values_are_one_line_that_names_the_file(tmp_path: Path, name: str, content: str, words: str) -> None:
+def test_absurd_values_are_one_line_that_names_the_file(
+    tmp_path: Path, name: str, content: str, words: str
+) -> None:
     write(tmp_path, {"a.png": png(1), name: content})
     with pytest.raises(DataError, match=words) as error:
         scanned(tmp_path / name)
@@ -624,7 +737,10 @@ def test_absurd_values_are_one_line_that_names_the_file(tmp_path: Path, name: st
 def test_a_name_that_no_file_can_have_is_a_row_without_image(tmp_path: Path) -> None:
     write(
         tmp_path,
-        {"a.png": png(1), "metadata.jsonl": '{"file_name": "\\ud800.png"}\n{"file_name": "a.png", "text": "x"}'},
+        {
+            "a.png": png(1),
+            "metadata.jsonl": '{"file_name": "\\ud800.png"}\n{"file_name": "a.png", "text": "x"}',
+        },
     )
     manifest = scanned(tmp_path)
     assert [bad.name for bad in manifest.excluded] == ["\\ud800.png"]

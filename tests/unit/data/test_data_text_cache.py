@@ -23,7 +23,9 @@ class TextEncoder:
 
     def __call__(self, captions: Sequence[str]) -> Conditioning:
         self.seen += captions
-        codes = torch.tensor([list(hashlib.sha256(caption.encode()).digest()) for caption in captions]).float()
+        codes = torch.tensor(
+            [list(hashlib.sha256(caption.encode()).digest()) for caption in captions]
+        ).float()
         return Conditioning(codes.view(-1, 4, 8), codes[:, :6] if self.pooled else None)
 
 

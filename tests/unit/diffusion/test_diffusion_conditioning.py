@@ -44,9 +44,15 @@ def test_a_field_missing_in_one_part_is_a_mistake():
 
 def test_text_with_a_mask_is_padded_by_positions_that_do_not_count():
     short = Conditioning(torch.ones(1, 2, 3), mask=torch.ones(1, 2, dtype=torch.bool))
-    long = Conditioning(2 * torch.ones(2, 5, 3), mask=torch.tensor([[True] * 5, [True] * 4 + [False]]))
+    long = Conditioning(
+        2 * torch.ones(2, 5, 3), mask=torch.tensor([[True] * 5, [True] * 4 + [False]])
+    )
     joined = concatenate([short, long])
-    assert joined.mask.tolist() == [[True, True, False, False, False], [True] * 5, [True] * 4 + [False]]
+    assert joined.mask.tolist() == [
+        [True, True, False, False, False],
+        [True] * 5,
+        [True] * 4 + [False],
+    ]
     assert torch.equal(joined.states[0], torch.cat([torch.ones(2, 3), torch.zeros(3, 3)]))
     assert joined[1:].mask.shape == (2, 5)
     assert joined.to("cpu", torch.float16).mask.dtype == torch.bool

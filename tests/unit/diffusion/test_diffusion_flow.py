@@ -52,7 +52,8 @@ def test_dpmpp_2m_is_diffusers():
     from diffusers import DPMSolverMultistepScheduler
 
     theirs = DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, lower_order_final=False,
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0,
+        lower_order_final=False,
         final_sigmas_type="zero", euler_at_final=True,
     )  # fmt: skip
     theirs.set_timesteps(7)
@@ -74,7 +75,9 @@ def test_a_perfect_network_arrives_at_the_image_along_a_straight_line(name, stre
     sampler = FLOW.sampler(name, num_steps=6, strength=strength)
     x = sampler.first_latents(NOISE) if strength == 1 else sampler.add_noise(CLEAN, NOISE)
     for i, t in enumerate(sampler.timesteps):
-        torch.testing.assert_close(x, FLOW.add_noise(CLEAN, NOISE, t.expand(4)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            x, FLOW.add_noise(CLEAN, NOISE, t.expand(4)), atol=1e-5, rtol=1e-5
+        )
         if sampler.steps[i] == i or name != "heun":
             x = sampler.step(FLOW.target(CLEAN, NOISE, t.expand(4)), i, x, [])
         else:
@@ -102,7 +105,9 @@ def test_logit_normal_times_have_their_quantiles(mean, std, shift):
 
 
 def test_uniform_times_within_bounds_and_the_bases_own_shift():
-    objective = ObjectiveConfig(min_timestep=200, max_timestep=599, timesteps=TimestepConfig(distribution="uniform"))
+    objective = ObjectiveConfig(
+        min_timestep=200, max_timestep=599, timesteps=TimestepConfig(distribution="uniform")
+    )
     drawn = FlowMatching().draw_timesteps(Rng(torch.arange(4000)), objective)
     assert drawn.min() >= 0.2 and drawn.max() <= 0.6
     assert float(drawn.mean()) == pytest.approx(0.4, abs=0.01)
@@ -125,12 +130,17 @@ def test_cosmap_is_diffusers():
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in FLOW_SAMPLERS])
 def test_samplers_that_do_not_know_flow_are_refused(name):
-    with pytest.raises(RecipeError, match=f"{name} does not know flow matching.*euler, heun, dpmpp_2m"):
+    with pytest.raises(
+        RecipeError, match=f"{name} does not know flow matching.*euler, heun, dpmpp_2m"
+    ):
         FLOW.sampler(name, num_steps=4)
 
 
 def test_settings_of_the_other_process_are_refused_or_named():
-    for objective in (ObjectiveConfig(weighting="min_snr"), ObjectiveConfig(zero_terminal_snr=True)):
+    for objective in (
+        ObjectiveConfig(weighting="min_snr"),
+        ObjectiveConfig(zero_terminal_snr=True),
+    ):
         with pytest.raises(RecipeError, match="flow matching"):
             FLOW.for_objective(objective, "toy")
     with pytest.raises(RecipeError, match="cosmap"):

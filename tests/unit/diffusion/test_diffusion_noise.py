@@ -31,7 +31,9 @@ def reference():
 @pytest.fixture
 def pair():
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(6, 4, 3, 5, generator=generator), torch.randn(6, 4, 3, 5, generator=generator)
+    return torch.randn(6, 4, 3, 5, generator=generator), torch.randn(
+        6, 4, 3, 5, generator=generator
+    )
 
 
 def test_schedule_and_noising_equal_diffusers(schedule, reference, pair):
@@ -45,7 +47,9 @@ def test_schedule_and_noising_equal_diffusers(schedule, reference, pair):
 
 
 def test_snr_equals_diffusers(schedule, reference):
-    torch.testing.assert_close(schedule.snr(STEPS), compute_snr(reference, STEPS), rtol=2e-5, atol=0)
+    torch.testing.assert_close(
+        schedule.snr(STEPS), compute_snr(reference, STEPS), rtol=2e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])

@@ -1,4 +1,6 @@
-"""The counter-based generator: published SplitMix64 values, statistics, and independence of how a batch is cut."""
+"""The counter-based generator: published SplitMix64 values, statistics, and independence of how a
+batch is cut.
+"""
 
 import math
 
@@ -19,7 +21,9 @@ def largest_gap(values, cumulative):
     n = len(values)
     expected = cumulative(values.double().sort().values)
     steps = torch.arange(n + 1, dtype=torch.float64) / n
-    return max((expected - steps[:-1]).max().item(), (steps[1:] - expected).max().item()) * math.sqrt(n)
+    return max(
+        (expected - steps[:-1]).max().item(), (steps[1:] - expected).max().item()
+    ) * math.sqrt(n)
 
 
 def test_bits_are_splitmix64():
@@ -72,7 +76,10 @@ def test_samples_steps_seeds_and_purposes_are_uncorrelated():
         Rng.for_step(0, 0).for_samples(torch.tensor([0, 1, 2])).normal((COUNT // 10,)),
         Rng.for_step(0, 1).for_samples(torch.tensor([0, 1, 2])).normal((COUNT // 10,)),
         Rng.for_step(1, 0).for_samples(torch.tensor([0, 1, 2])).normal((COUNT // 10,)),
-        Rng.for_step(0, 0).for_samples(torch.tensor([0, 1, 2])).fork("other").normal((COUNT // 10,)),
+        Rng.for_step(0, 0)
+        .for_samples(torch.tensor([0, 1, 2]))
+        .fork("other")
+        .normal((COUNT // 10,)),
     ]
     correlation = torch.corrcoef(torch.cat(streams))
     assert (correlation - torch.eye(12)).abs().max() < 4.5 / math.sqrt(COUNT // 10)
@@ -82,7 +89,11 @@ def test_a_cut_batch_draws_what_the_whole_batch_draws():
     ids = torch.tensor([5, 9, 2, 40])
     whole = Rng.for_step(1, 2).for_samples(ids).fork("noise")
     parts = [Rng.for_step(1, 2).for_samples(part).fork("noise") for part in (ids[:1], ids[1:])]
-    for draw in (lambda r: r.normal((4, 3, 3)), lambda r: r.uniform(), lambda r: r.integers(0, 1000)):
+    for draw in (
+        lambda r: r.normal((4, 3, 3)),
+        lambda r: r.uniform(),
+        lambda r: r.integers(0, 1000),
+    ):
         assert torch.equal(draw(whole), torch.cat([draw(part) for part in parts]))
     assert torch.equal(whole.normal((4, 3, 3)), whole.normal((4, 3, 3)))
 

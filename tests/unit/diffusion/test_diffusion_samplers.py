@@ -1,5 +1,6 @@
-"""Samplers against diffusers' schedulers, and on the noise process they are given. Whole pictures against diffusers'
-pipelines are tested with generation."""
+"""Samplers against diffusers' schedulers, and on the noise process they are given. Whole pictures
+against diffusers' pipelines are tested with generation.
+"""
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ SCHEDULE = scaled_linear_schedule()
 
 
 def trajectories(name, prediction, *, num_steps, strength=1.0, zero_terminal_snr=False):
-    """Ours and diffusers' latents after each evaluation, with a denoiser that is a smooth function of its input."""
+    """Ours and diffusers' latents after each evaluation, with a denoiser that is a smooth function
+    of its input.
+    """
     schedule = zero_terminal_snr_of(SCHEDULE) if zero_terminal_snr else SCHEDULE
     ours = make_sampler(name, schedule, prediction, num_steps=num_steps, strength=strength)
     theirs = diffusers_scheduler(name, prediction, zero_terminal_snr=zero_terminal_snr)
@@ -23,7 +26,8 @@ def trajectories(name, prediction, *, num_steps, strength=1.0, zero_terminal_snr
     skipped = (num_steps - int(num_steps * strength)) * theirs.order
     timesteps = theirs.timesteps[skipped:]
     if name == "pndm" and skipped:
-        # diffusers leaves out evaluations here, not levels: from then on it tells its denoiser the wrong level.
+        # diffusers leaves out evaluations here, not levels: from then on it tells its denoiser the
+        # wrong level.
         timesteps = ours.timesteps
     if hasattr(theirs, "set_begin_index"):
         theirs.set_begin_index(skipped)
@@ -38,7 +42,9 @@ def trajectories(name, prediction, *, num_steps, strength=1.0, zero_terminal_snr
     if skipped:
         a, b = ours.add_noise(clean, noise), theirs.add_noise(clean, noise, timesteps[:1].expand(2))
     pairs = [(a, b)]
-    our_chance, their_chance = ([torch.Generator().manual_seed(i) for i in range(2)] for _ in range(2))
+    our_chance, their_chance = (
+        [torch.Generator().manual_seed(i) for i in range(2)] for _ in range(2)
+    )
     chance = {"generator": their_chance} if ours.adds_noise else {}
     for i, timestep in enumerate(timesteps):
         a = ours.step(denoise(ours.model_input(a, i), timestep), i, a, our_chance)
@@ -49,7 +55,8 @@ def trajectories(name, prediction, *, num_steps, strength=1.0, zero_terminal_snr
 
 
 BIT_FOR_BIT = [name for name in SAMPLERS if name not in ("lms", "unipc")]
-"""lms: diffusers wants SciPy to integrate polynomials. unipc: diffusers solves two equations by a matrix."""
+"""lms: diffusers wants SciPy to integrate polynomials. unipc: diffusers solves two equations by a
+matrix."""
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])
@@ -72,12 +79,15 @@ def test_equals_diffusers_from_pure_noise(name, prediction):
     if prediction == "sample" and name == "euler_a":
         pytest.skip("diffusers has no such thing")
     for ours, theirs in trajectories(name, prediction, num_steps=20, zero_terminal_snr=True):
-        # diffusers rescales betas and multiplies them up again: its levels are off by a few roundings.
+        # diffusers rescales betas and multiplies them up again: its levels are off by a few
+        # roundings.
         torch.testing.assert_close(ours, theirs, rtol=3e-6, atol=3e-6 * float(theirs.abs().max()))
 
 
 def test_lms_integrates_a_cubic_slope_exactly():
-    """Adams-Bashforth of order 4: for a slope that is a cubic of sigma, x is its integral, from the 4th step on."""
+    """Adams-Bashforth of order 4: for a slope that is a cubic of sigma, x is its integral, from
+    the 4th step on.
+    """
     sampler = make_sampler("lms", SCHEDULE, "epsilon", num_steps=12)
     sigmas = [float(sampler.add_noise(torch.zeros(1), torch.ones(1), i)) for i in range(12)]
     slope = lambda sigma: 1 - 0.5 * sigma + 0.03 * sigma**2 - 0.002 * sigma**3
@@ -89,24 +99,34 @@ def test_lms_integrates_a_cubic_slope_exactly():
         visited.append(float(latents))
     for i in range(3, 12):
         end = sigmas[i + 1] if i < 11 else 0.0
-        assert visited[i] - visited[i - 1] == pytest.approx(integral(end) - integral(sigmas[i]), abs=1e-5)
+        assert visited[i] - visited[i - 1] == pytest.approx(
+            integral(end) - integral(sigmas[i]), abs=1e-5
+        )
 
 
 def sample(name, schedule, prediction, clean, num_steps=20, seed=0):
     """With a denoiser that always knows the clean latents."""
     sampler = make_sampler(name, schedule, prediction, num_steps=num_steps)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(clean))]
-    latents = sampler.first_latents(torch.cat([torch.randn(1, *clean.shape[1:], generator=g) for g in generators]))
+    latents = sampler.first_latents(
+        torch.cat([torch.randn(1, *clean.shape[1:], generator=g) for g in generators])
+    )
     alphas = schedule.alphas_cumprod.clamp(min=2.0**-24)
     for step, timestep in enumerate(sampler.timesteps):
         scaled = sampler.model_input(latents, step)
         # Fractional timesteps of Euler samplers lie between two trained ones.
         low, share = int(timestep), float(timestep) % 1
         high = min(low + 1, 999)
-        sigma = torch.lerp(((1 - alphas[low]) / alphas[low]).sqrt(), ((1 - alphas[high]) / alphas[high]).sqrt(), share)
+        sigma = torch.lerp(
+            ((1 - alphas[low]) / alphas[low]).sqrt(),
+            ((1 - alphas[high]) / alphas[high]).sqrt(),
+            share,
+        )
         alpha = (1 / (1 + sigma**2)).sqrt()
         noise = (scaled - alpha * clean) / (sigma * alpha)
-        answer = {"epsilon": noise, "v": alpha * noise - sigma * alpha * clean, "sample": clean}[prediction]
+        answer = {"epsilon": noise, "v": alpha * noise - sigma * alpha * clean, "sample": clean}[
+            prediction
+        ]
         latents = sampler.step(answer, step, latents, generators)
     return latents
 
@@ -142,7 +162,9 @@ def test_only_ancestral_samplers_draw_noise_and_each_image_its_own():
     both = sample("euler_a", SCHEDULE, "epsilon", clean + 1, num_steps=3)
     second = sample("euler_a", SCHEDULE, "epsilon", clean[:1] + 1, num_steps=3, seed=1)
     torch.testing.assert_close(both[1:], second)
-    drawing = [name for name in SAMPLERS if make_sampler(name, SCHEDULE, "epsilon", num_steps=2).adds_noise]
+    drawing = [
+        name for name in SAMPLERS if make_sampler(name, SCHEDULE, "epsilon", num_steps=2).adds_noise
+    ]
     assert drawing == ["euler_a", "dpmpp_2m_sde", "dpmpp_2m_sde_karras"]
 
 
@@ -166,4 +188,6 @@ def test_the_target_of_training_is_the_answer_in_sampling():
         noisy = add_noise(SCHEDULE, clean, noise, timestep)
         answer = target(SCHEDULE, prediction, clean, noise, timestep)
         stepped = sampler.step(answer, 3, noisy, [])
-        torch.testing.assert_close(stepped, add_noise(SCHEDULE, clean, noise, following), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            stepped, add_noise(SCHEDULE, clean, noise, following), rtol=1e-4, atol=1e-4
+        )

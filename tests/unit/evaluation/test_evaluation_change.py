@@ -2,7 +2,13 @@
 
 import torch
 
-from konomi.evaluation.change import class_finding, likeness, subject_finding, subject_rise, unrelated_finding
+from konomi.evaluation.change import (
+    class_finding,
+    likeness,
+    subject_finding,
+    subject_rise,
+    unrelated_finding,
+)
 
 SUBJECT = torch.tensor([[1.0, 0, 0], [1.0, 0, 0]])
 
@@ -14,7 +20,10 @@ def towards(cosine: float, count: int = 3) -> torch.Tensor:
 
 def test_likeness_is_the_mean_cosine():
     assert abs(likeness(towards(0.6), SUBJECT) - 0.6) < 1e-6
-    assert abs(subject_rise([towards(0.1), towards(0.0)], [towards(0.5), towards(0.4)], SUBJECT) - 0.4) < 1e-6
+    assert (
+        abs(subject_rise([towards(0.1), towards(0.0)], [towards(0.5), towards(0.4)], SUBJECT) - 0.4)
+        < 1e-6
+    )
 
 
 def test_a_subject_that_was_learned_and_one_that_was_not():
@@ -25,7 +34,9 @@ def test_a_subject_that_was_learned_and_one_that_was_not():
 
 
 def test_a_class_that_became_the_subject_is_said_to_be_lost():
-    """0.06 to 0.44 is what a LoRA alone did to "a creature" in the demo, while its word rose by 0.28."""
+    """0.06 to 0.44 is what a LoRA alone did to "a creature" in the demo, while its word rose by
+    0.28.
+    """
     lost = class_finding("a creature", towards(0.06), towards(0.44), SUBJECT, rise=0.28)
     assert not lost.good and "not kept" in lost.text and "by 0.38" in lost.text
     kept = class_finding("a creature", towards(0.06), towards(0.08), SUBJECT, rise=0.28)

@@ -1,4 +1,6 @@
-"""The report page: complete in one file, safe with any text, and a curve that says what the numbers say."""
+"""The report page: complete in one file, safe with any text, and a curve that says what the
+numbers say.
+"""
 
 import re
 import xml.etree.ElementTree as ElementTree

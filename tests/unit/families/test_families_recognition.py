@@ -1,10 +1,17 @@
-"""One recogniser: what a base loads as, `inspect` says, whatever its widths; and what families say of themselves."""
+"""One recogniser: what a base loads as, `inspect` says, whatever its widths; and what families say
+of themselves.
+"""
 
 import pytest
 import torch
 
 from konomi.families import FAMILIES, known_family, published_config, titles
-from konomi.families.foreign_names import embedding_names, is_convolution, kohya_prefix, part_of_folder
+from konomi.families.foreign_names import (
+    embedding_names,
+    is_convolution,
+    kohya_prefix,
+    part_of_folder,
+)
 from konomi.families.recognition import (
     family_of_kohya_names,
     family_of_layers,
@@ -35,7 +42,10 @@ def test_a_base_is_of_one_family_for_loading_and_for_inspect(name, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES, ids=NAMES)
 def test_what_a_family_says_is_what_its_published_configs_say(family):
-    denoiser, vae = published_config(family, family.denoiser.folder), published_config(family, family.vae.folder)
+    denoiser, vae = (
+        published_config(family, family.denoiser.folder),
+        published_config(family, family.vae.folder),
+    )
     assert family.denoiser.context_width == denoiser["cross_attention_dim"]
     assert sum(encoder.width for encoder in family.text_encoders) == denoiser["cross_attention_dim"]
     assert family.vae.latent_channels == vae["latent_channels"] == denoiser["in_channels"]
@@ -48,14 +58,21 @@ def test_what_a_family_says_is_what_its_published_configs_say(family):
     )
     for encoder in family.text_encoders:
         config = published_config(family, encoder.folder)
-        assert (encoder.width, encoder.max_length) == (config["hidden_size"], config["max_position_embeddings"])
+        assert (encoder.width, encoder.max_length) == (
+            config["hidden_size"],
+            config["max_position_embeddings"],
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=NAMES)
 def test_a_family_knows_the_words_that_it_writes(family):
     for variant in family.variants:
         for word in ("ss_base_model_version", "modelspec.architecture"):
-            value = variant.base_model_version if word.startswith("ss_") else f"{variant.architecture}/lora"
+            value = (
+                variant.base_model_version
+                if word.startswith("ss_")
+                else f"{variant.architecture}/lora"
+            )
             assert family_of_metadata({word: value}) is family
             assert family_of_metadata({word: value, "ss_v2": str(family.ss_v2)}) is family
 
@@ -108,5 +125,8 @@ def test_what_others_call_the_parts():
     assert kohya_prefix("text_encoder_2", "") == "lora_te2"
     assert embedding_names(["text_encoder"]) == {"text_encoder": "emb_params"}
     assert set(embedding_names(["text_encoder", "text_encoder_2"]).values()) == {"clip_l", "clip_g"}
-    assert [is_convolution("mid_block.attentions.0.proj_in", name) for name in (*NAMES, "")] == [True, *[False] * 3]
+    assert [is_convolution("mid_block.attentions.0.proj_in", name) for name in (*NAMES, "")] == [
+        True,
+        *[False] * 3,
+    ]
     assert titles("and") == "Stable Diffusion 1, 2 and XL"

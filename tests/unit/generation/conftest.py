@@ -30,14 +30,20 @@ class LetterTokenizer:
 
 def ours(theirs: Any) -> TextEncoder:
     """Our text encoder with the weights of transformers'."""
-    encoder = TextEncoder(theirs.config.to_dict(), projection=hasattr(theirs, "text_projection")).eval()
-    named = {n if n.startswith("text_") else f"text_model.{n}": w for n, w in theirs.state_dict().items()}
+    encoder = TextEncoder(
+        theirs.config.to_dict(), projection=hasattr(theirs, "text_projection")
+    ).eval()
+    named = {
+        n if n.startswith("text_") else f"text_model.{n}": w for n, w in theirs.state_dict().items()
+    }
     encoder.load_state_dict(named)
     return encoder
 
 
 class SmallBase:
-    """A BaseModel of about 100,000 weights (SD1, or SDXL with two text encoders; 4 or 9 input channels)."""
+    """A BaseModel of about 100,000 weights (SD1, or SDXL with two text encoders; 4 or 9 input
+    channels).
+    """
 
     name = "small"
     resolution = 32
@@ -59,7 +65,8 @@ class SmallBase:
         self.zero_terminal_snr, self.guidance_rescale = False, 0.0
         self.device, self.dtype = torch.device("cpu"), torch.float32
         text = transformers.CLIPTextConfig(
-            vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+            vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=3,
+            num_attention_heads=2,
             projection_dim=16, eos_token_id=99, bos_token_id=98, pad_token_id=99,
         )  # fmt: skip
         self.theirs = [transformers.CLIPTextModel(text).eval()]
@@ -67,9 +74,16 @@ class SmallBase:
         extra = {}
         if sdxl:
             self.theirs.append(transformers.CLIPTextModelWithProjection(text).eval())
-            first = TextTower("text_encoder", LetterTokenizer(), self.towers[0].module, layer=2, final_norm=False)
+            first = TextTower(
+                "text_encoder", LetterTokenizer(), self.towers[0].module, layer=2, final_norm=False
+            )
             pooling = TextTower(
-                "text_encoder_2", LetterTokenizer(0), ours(self.theirs[1]), layer=2, final_norm=False, pooled=True
+                "text_encoder_2",
+                LetterTokenizer(0),
+                ours(self.theirs[1]),
+                layer=2,
+                final_norm=False,
+                pooled=True,
             )
             self.towers = [first, pooling]
             extra = {
@@ -77,15 +91,18 @@ class SmallBase:
                 "projection_class_embeddings_input_dim": 16 + 6 * 8, "use_linear_projection": True,
             }  # fmt: skip
         self.denoiser = diffusers.UNet2DConditionModel(
-            sample_size=16, in_channels=9 if inpainting else 4, out_channels=4, block_out_channels=(16, 32),
+            sample_size=16, in_channels=9 if inpainting else 4, out_channels=4,
+            block_out_channels=(16, 32),
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            layers_per_block=1, cross_attention_dim=16 * len(self.towers), attention_head_dim=2, norm_num_groups=8,
+            layers_per_block=1, cross_attention_dim=16 * len(self.towers), attention_head_dim=2,
+            norm_num_groups=8,
             **extra,
         ).eval()  # fmt: skip
         self.vae = diffusers.AutoencoderKL(
             block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4, sample_size=32,
+            up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4,
+            sample_size=32,
             scaling_factor=0.18215,
         ).eval()  # fmt: skip
         self.text_encoders = {tower.part: tower.module for tower in self.towers}
@@ -143,19 +160,28 @@ def oracle() -> Any:
 
     def parts(base: SmallBase, scheduler: Any) -> dict[str, Any]:
         return {
-            "vae": base.vae, "text_encoder": base.theirs[0], "tokenizer": None, "unet": base.denoiser,
-            "scheduler": scheduler, "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False,
+            "vae": base.vae, "text_encoder": base.theirs[0], "tokenizer": None,
+            "unet": base.denoiser,
+            "scheduler": scheduler, "safety_checker": None, "feature_extractor": None,
+            "requires_safety_checker": False,
         }  # fmt: skip
 
     def sdxl(base: SmallBase, scheduler: Any) -> Any:
         return diffusers.StableDiffusionXLPipeline(
-            vae=base.vae, text_encoder=None, text_encoder_2=base.theirs[1], tokenizer=None, tokenizer_2=None,
+            vae=base.vae, text_encoder=None, text_encoder_2=base.theirs[1], tokenizer=None,
+            tokenizer_2=None,
             unet=base.denoiser, scheduler=scheduler, add_watermarker=False,
         )  # fmt: skip
 
     return SimpleNamespace(
-        text=lambda base, scheduler: silent(diffusers.StableDiffusionPipeline(**parts(base, scheduler))),
-        image=lambda base, scheduler: silent(diffusers.StableDiffusionImg2ImgPipeline(**parts(base, scheduler))),
-        inpaint=lambda base, scheduler: silent(diffusers.StableDiffusionInpaintPipeline(**parts(base, scheduler))),
+        text=lambda base, scheduler: silent(
+            diffusers.StableDiffusionPipeline(**parts(base, scheduler))
+        ),
+        image=lambda base, scheduler: silent(
+            diffusers.StableDiffusionImg2ImgPipeline(**parts(base, scheduler))
+        ),
+        inpaint=lambda base, scheduler: silent(
+            diffusers.StableDiffusionInpaintPipeline(**parts(base, scheduler))
+        ),
         sdxl=lambda base, scheduler: silent(sdxl(base, scheduler)),
     )

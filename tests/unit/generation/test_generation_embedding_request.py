@@ -8,7 +8,11 @@ from safetensors.torch import save_file
 
 from konomi.adapters.adapter import Adapter
 from konomi.formats import read_adapter, write_adapter
-from konomi.generation.embedding_request import embeddings_of_prompt, named_as_trained, named_by_file
+from konomi.generation.embedding_request import (
+    embeddings_of_prompt,
+    named_as_trained,
+    named_by_file,
+)
 from konomi.generation.infotext import write_infotext
 from konomi.generation.request import Origin, Request, UsedAdapter
 
@@ -39,7 +43,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_words_of_prompt_and_negative_prompt_in_their_order(folder: Path) -> None:
-    assert called(["a my-cat, (MY-CAT:1.2)", "bad-hands"], folder) == ["my-cat.safetensors", "bad-hands.pt"]
+    assert called(["a my-cat, (MY-CAT:1.2)", "bad-hands"], folder) == [
+        "my-cat.safetensors",
+        "bad-hands.pt",
+    ]
     assert called(["deep in the woods"], folder) == ["deep.safetensors"]
     assert called(["my-cats and a lora of text in a picture", ""], folder) == []
     assert called(["<lora:my-cat:1>"], folder) == []
@@ -68,11 +75,20 @@ def test_a_large_file_is_not_looked_at(folder: Path) -> None:
 
 
 def test_one_word_may_be_called_by_the_files_name(tmp_path: Path) -> None:
-    write_adapter(Adapter(embeddings={"<cat>": {"text_encoder": VECTORS}}), tmp_path / "toy.safetensors", "diffusers")
+    write_adapter(
+        Adapter(embeddings={"<cat>": {"text_encoder": VECTORS}}),
+        tmp_path / "toy.safetensors",
+        "diffusers",
+    )
     adapter = read_adapter(tmp_path / "toy.safetensors")
-    assert named_by_file(adapter, tmp_path / "toy.safetensors").embeddings.keys() == {"<cat>", "toy"}
+    assert named_by_file(adapter, tmp_path / "toy.safetensors").embeddings.keys() == {
+        "<cat>",
+        "toy",
+    }
     assert named_as_trained(adapter) == adapter
-    two = Adapter(embeddings={"a": {"text_encoder": VECTORS}, "b": {"text_encoder": VECTORS}}, name="x")
+    two = Adapter(
+        embeddings={"a": {"text_encoder": VECTORS}, "b": {"text_encoder": VECTORS}}, name="x"
+    )
     assert named_by_file(two, Path("x.pt")) is two
 
 

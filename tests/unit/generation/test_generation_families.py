@@ -12,7 +12,9 @@ from konomi.generation.request import Request
 from konomi.models.scratch import random_base
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-REQUEST = Request(prompt="a (dog:1.2) | a cat", negative="", seed=1, steps=2, guidance=4.0, width=72, height=64)
+REQUEST = Request(
+    prompt="a (dog:1.2) | a cat", negative="", seed=1, steps=2, guidance=4.0, width=72, height=64
+)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
@@ -24,7 +26,9 @@ def test_every_family(family, inpainting):
         base,
         [
             REQUEST,
-            replace(REQUEST, init=Image.new("RGB", (72, 64), "red"), mask=Image.new("L", (72, 64), 255)),
+            replace(
+                REQUEST, init=Image.new("RGB", (72, 64), "red"), mask=Image.new("L", (72, 64), 255)
+            ),
             REQUEST,
         ],
         batch=3,
@@ -38,6 +42,8 @@ def test_every_family(family, inpainting):
 def test_half_precision_is_close_to_full():
     full, half = (random_base("sd1") for _ in range(2))
     half.place("cpu", torch.bfloat16)
-    one, other = (np.asarray(next(generate(base, [REQUEST])).image).astype(float) for base in (full, half))
+    one, other = (
+        np.asarray(next(generate(base, [REQUEST])).image).astype(float) for base in (full, half)
+    )
     assert np.abs(one - other).mean() < 8
     assert not np.array_equal(one, other)

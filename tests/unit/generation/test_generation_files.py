@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
 from konomi.errors import DataError, RecipeError
-from konomi.generation.adapter_request import AdapterRequest, adapters_of_prompt, find_adapter, format_tag, parse_add
+from konomi.generation.adapter_request import (
+    AdapterRequest,
+    adapters_of_prompt,
+    find_adapter,
+    format_tag,
+    parse_add,
+)
 from konomi.generation.grid import _wrap, make_grid
 from konomi.generation.prompt_file import parse_prompt_line, read_prompt_file
 from konomi.generation.request import Request, UsedAdapter
@@ -17,10 +23,13 @@ DEFAULT = Request(prompt="", negative="ugly", seed=1, steps=30, guidance=6.0)
 
 
 def test_kohya_lines():
-    line = "a dog -- running, best-quality --n low quality, bad --w 512 --h 768 --d 7 --s 28 --l 7.5"
+    line = (
+        "a dog -- running, best-quality --n low quality, bad --w 512 --h 768 --d 7 --s 28 --l 7.5"
+    )
     request = parse_prompt_line(line, DEFAULT)
     assert request == Request(
-        prompt="a dog -- running, best-quality", negative="low quality, bad", width=512, height=768, seed=7, steps=28,
+        prompt="a dog -- running, best-quality", negative="low quality, bad", width=512, height=768,
+        seed=7, steps=28,
         guidance=7.5,
     )  # fmt: skip
     assert parse_prompt_line("  a cat ", DEFAULT) == Request(
@@ -32,7 +41,10 @@ def test_kohya_lines():
 def test_a_prompt_file(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeff# kohya's\r\na dog --d 3\r\n\r\n  # no\r\n犬\r\n".encode())
-    assert [(r.prompt, r.seed) for r in read_prompt_file(path, DEFAULT)] == [("a dog", 3), ("犬", 1)]
+    assert [(r.prompt, r.seed) for r in read_prompt_file(path, DEFAULT)] == [
+        ("a dog", 3),
+        ("犬", 1),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +124,10 @@ def test_names_are_found_in_the_folders(folders):
 
 def test_tags_of_a_prompt(folders):
     a, b, _ = folders
-    prompt = "x <lora:dog> <lora:cat.pt:0.8> <lora:dog:0.5:0.9> <lora:dog:te=0:unet=0.7> <hypernet:cat:2>"
+    prompt = (
+        "x <lora:dog> <lora:cat.pt:0.8> <lora:dog:0.5:0.9> <lora:dog:te=0:unet=0.7> "
+        "<hypernet:cat:2>"
+    )
     assert adapters_of_prompt(prompt, folders) == (
         AdapterRequest(a / "dog.safetensors", 1.0, 1.0, "lora"),
         AdapterRequest(b / "cat.pt", 0.8, 0.8, "lora"),
@@ -154,24 +169,33 @@ def test_words_of_a_label_do_not_run_together():
 
 
 def test_captions_stand_under_their_pictures():
-    sheet = make_grid([Image.new("RGB", (64, 64), "red")] * 4, columns=2, captions=["seed 1", "seed 2", "3", "4"])
+    sheet = make_grid(
+        [Image.new("RGB", (64, 64), "red")] * 4, columns=2, captions=["seed 1", "seed 2", "3", "4"]
+    )
     under = (sheet.height - 128) // 2
     assert sheet.width == 128 and under > 10
     assert sheet.crop((0, 0, 128, 64)).getcolors() == [(128 * 64, (255, 0, 0))]
     for top in (64, 128 + under):
         for left in (0, 64):
-            assert sheet.crop((left, top, left + 64, top + under)).convert("L").getextrema()[0] < 128
+            assert (
+                sheet.crop((left, top, left + 64, top + under)).convert("L").getextrema()[0] < 128
+            )
 
 
 def test_labels_have_their_own_room():
     images = [Image.new("RGB", (64, 64), "red")] * 4
     labelled = make_grid(
-        images, columns=2, column_labels=["before", "a very long label that has to be wrapped"], row_labels=["0", "100"]
+        images,
+        columns=2,
+        column_labels=["before", "a very long label that has to be wrapped"],
+        row_labels=["0", "100"],
     )
     left, top = labelled.width - 128, labelled.height - 128
     assert left > 0
     assert top > 0
-    assert labelled.crop((left, top, left + 128, top + 128)).getcolors() == [(128 * 128, (255, 0, 0))]
+    assert labelled.crop((left, top, left + 128, top + 128)).getcolors() == [
+        (128 * 128, (255, 0, 0))
+    ]
     for edge in ((left, 0, labelled.width, top), (0, top, left, labelled.height)):
         darkest = labelled.crop(edge).convert("L").getextrema()[0]
         assert darkest < 128

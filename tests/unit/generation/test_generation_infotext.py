@@ -13,12 +13,14 @@ from konomi.generation.infotext import parse_infotext, read_infotext, save_png, 
 from konomi.generation.request import Origin, Picture, Request, UsedAdapter
 
 REQUEST = Request(
-    prompt="a (dog:1.2), BREAK\nsecond line", negative="bad, worse", seed=42, steps=25, guidance=7.5,
+    prompt="a (dog:1.2), BREAK\nsecond line", negative="bad, worse", seed=42, steps=25,
+    guidance=7.5,
     sampler="dpmpp_2m_karras", width=512, height=768, clip_skip=2,
 )  # fmt: skip
 ORIGIN = Origin(
     model="my model, v1", model_hash="0123456789",
-    adapters=(UsedAdapter("dog", 0.8, 0.8, "abcdef123456"), UsedAdapter("cat", 1.0, 0.5, "fedcba654321")),
+    adapters=(UsedAdapter("dog", 0.8, 0.8, "abcdef123456"),
+    UsedAdapter("cat", 1.0, 0.5, "fedcba654321")),
 )  # fmt: skip
 
 
@@ -32,7 +34,8 @@ def test_the_text_is_a_web_uis():
     assert lines[1] == "second line <lora:dog:0.8> <lora:cat:0.5:1>"
     assert lines[2] == "Negative prompt: bad, worse"
     assert lines[3].startswith(
-        "Steps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 42, Size: 512x768, "
+        "Steps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 42, Size: "
+        "512x768, "
         'Model hash: 0123456789, Model: "my model, v1", Clip skip: 2, '
         'Lora hashes: "dog: abcdef123456, cat: fedcba654321", Version: konomi '
     )
@@ -54,11 +57,16 @@ def test_a_tag_in_the_prompt_is_not_written_twice():
 
 
 def test_a_web_uis_own_text_is_read():
-    """As web UIs wrote it in 2023 (sampler and schedule in one word) with an extension's quoted entry."""
+    """As web UIs wrote it in 2023 (sampler and schedule in one word) with an extension's quoted
+    entry.
+    """
     text = (
-        "masterpiece, 1girl: smiling\nNegative prompt: lowres\nbad hands\nSteps: 28, Sampler: DPM++ 2M Karras, "
-        "CFG scale: 11, Seed: 1328687449, Size: 512x640, Model hash: 84d76a0328, Model: anything-v4.5, "
-        'Denoising strength: 0.45, Clip skip: 2, ENSD: 31337, Hires upscale: 2, Lora hashes: "a: 1, b: 2"'
+        "masterpiece, 1girl: smiling\nNegative prompt: lowres\nbad hands\nSteps: 28, Sampler: "
+        "DPM++ 2M Karras, "
+        "CFG scale: 11, Seed: 1328687449, Size: 512x640, Model hash: 84d76a0328, Model: "
+        "anything-v4.5, "
+        'Denoising strength: 0.45, Clip skip: 2, ENSD: 31337, Hires upscale: 2, Lora hashes: "a: '
+        '1, b: 2"'
     )
     info = parse_infotext(text)
     assert info.prompt == "masterpiece, 1girl: smiling"
@@ -68,7 +76,9 @@ def test_a_web_uis_own_text_is_read():
     assert (request.sampler, request.seed, request.height) == ("dpmpp_2m_karras", 1328687449, 640)
     assert request.strength == 1, "it belongs to a picture to start from, and there is none"
     assert parse_infotext("only words: here, and: there").prompt == "only words: here, and: there"
-    assert parse_infotext(text.replace("DPM++ 2M Karras", "Restart")).request().sampler == "dpmpp_2m"
+    assert (
+        parse_infotext(text.replace("DPM++ 2M Karras", "Restart")).request().sampler == "dpmpp_2m"
+    )
     with pytest.raises(DataError, match="infotext"):
         parse_infotext(text.replace("Seed: 1328687449", "Seed: many")).request()
 
@@ -91,7 +101,9 @@ def test_the_png_holds_it_also_in_japanese(tmp_path):
     assert info is not None
     assert info.prompt.startswith("犬 好み")
     with Image.open(path) as image:
-        assert image.text["parameters"].endswith(parse_infotext(picture().infotext).settings["Version"])
+        assert image.text["parameters"].endswith(
+            parse_infotext(picture().infotext).settings["Version"]
+        )
         assert image.getpixel((0, 0)) == (255, 0, 0)
     Image.new("RGB", (1, 1)).save(tmp_path / "bare.png")
     assert read_infotext(tmp_path / "bare.png") is None

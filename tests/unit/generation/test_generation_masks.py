@@ -89,7 +89,14 @@ def test_a_large_picture_is_fitted_to_the_area_of_the_base(size, expected):
 def draw(tmp_path, **options):
     told = []
     (path,) = tasks.generate(
-        ["a cat"], base="tiny", steps=2, seed=1, guidance=1, output=tmp_path / "out", tell=told.append, **options
+        ["a cat"],
+        base="tiny",
+        steps=2,
+        seed=1,
+        guidance=1,
+        output=tmp_path / "out",
+        tell=told.append,
+        **options,
     )
     with Image.open(path) as image:
         return np.asarray(image).astype(int), told
@@ -103,7 +110,9 @@ def test_generate_changes_what_is_painted_and_nothing_else(tmp_path):
     pixels = np.full((128, 128, 4), 255, np.uint8)
     pixels[..., 3] = area * 255
     Image.fromarray(pixels).save(tmp_path / "mask.png")
-    drawn, told = draw(tmp_path, init=tmp_path / "init.png", mask=tmp_path / "mask.png", strength=1.0)
+    drawn, told = draw(
+        tmp_path, init=tmp_path / "init.png", mask=tmp_path / "mask.png", strength=1.0
+    )
     changed = (drawn != ground).any(-1)
     assert not changed[~area].any()
     assert changed[area].mean() > 0.9
@@ -116,10 +125,14 @@ def test_a_large_picture_is_drawn_at_the_bases_size_and_that_is_said(tmp_path):
     Image.linear_gradient("L").resize((600, 300)).save(tmp_path / "photo.jpg", exif=exif)
     drawn, told = draw(tmp_path, init=tmp_path / "photo.jpg", strength=0.5)
     assert drawn.shape == (184, 88, 3)
-    assert told == ["The picture to start from is 300x600; it is drawn at 88x184. --size decides otherwise."]
+    assert told == [
+        "The picture to start from is 300x600; it is drawn at 88x184. --size decides otherwise."
+    ]
     drawn, told = draw(tmp_path, init=tmp_path / "photo.jpg", strength=0.5, size="64x64")
     assert drawn.shape == (64, 64, 3)
-    assert told == ["The picture to start from is 300x600 and is stretched to 64x64, a size of another shape."]
+    assert told == [
+        "The picture to start from is 300x600 and is stretched to 64x64, a size of another shape."
+    ]
 
 
 def test_what_cannot_be_meant_is_refused(tmp_path):
@@ -128,4 +141,6 @@ def test_what_cannot_be_meant_is_refused(tmp_path):
         draw(tmp_path, init=tmp_path / "init.png", mask=tmp_path / "init.png")
     with pytest.raises(RecipeError, match="--mask is given without --init"):
         draw(tmp_path, mask=tmp_path / "init.png")
-    assert draw(tmp_path, strength=0.5, size="64")[1] == ["--strength has no effect without --init."]
+    assert draw(tmp_path, strength=0.5, size="64")[1] == [
+        "--strength has no effect without --init."
+    ]

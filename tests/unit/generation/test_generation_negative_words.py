@@ -31,7 +31,10 @@ def words(base, *names):
     widths = {part: table.shape[1] for part, table in base.token_vectors("x").items()}
     return Adapter(
         embeddings={
-            name: {part: torch.randn(2, width, generator=generator) for part, width in widths.items()} for name in names
+            name: {
+                part: torch.randn(2, width, generator=generator) for part, width in widths.items()
+            }
+            for name in names
         }
     )
 
@@ -88,13 +91,19 @@ def two_branches(base, seed):
     found = {}
     for key in keys:
         rows, columns = base.module(key).weight.shape
-        found[key] = LowRank(torch.randn(2, columns, generator=generator), torch.randn(rows, 2, generator=generator), 2)
+        found[key] = LowRank(
+            torch.randn(2, columns, generator=generator),
+            torch.randn(rows, 2, generator=generator),
+            2,
+        )
     return Adapter(layers=found)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_the_negative_adapter_acts_in_the_negative_branch_alone(family, monkeypatch):
-    """The oracle: each branch asked with only its own adapter on the base, text encoder included."""
+    """The oracle: each branch asked with only its own adapter on the base, text encoder
+    included.
+    """
     base = base_of(family)
     positive, negative = two_branches(base, 1), two_branches(base, 2)
     request = replace(REQUEST, prompt="a dog", negative="bad")

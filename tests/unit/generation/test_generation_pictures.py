@@ -1,4 +1,6 @@
-"""What `generate` promises: same request, same picture; clear refusals; modules left as they were."""
+"""What `generate` promises: same request, same picture; clear refusals; modules left as they
+were.
+"""
 
 from dataclasses import replace
 
@@ -27,7 +29,10 @@ def gradient(size=(32, 32)):
 @pytest.mark.parametrize("sampler", ["euler_a", "dpmpp_2m", "pndm"])
 @pytest.mark.kernels
 def test_a_picture_does_not_depend_on_its_batch(small, sampler):
-    requests = [*count_on(replace(PLAIN, sampler=sampler), 3), replace(PLAIN, sampler=sampler, guidance=5.0)]
+    requests = [
+        *count_on(replace(PLAIN, sampler=sampler), 3),
+        replace(PLAIN, sampler=sampler, guidance=5.0),
+    ]
     alone = pixels(generate(small, requests, batch=1))
     together = pixels(generate(small, requests, batch=4))
     assert [p.request.seed for p in generate(small, requests, batch=4)] == [5, 6, 7, 5]
@@ -42,13 +47,22 @@ def test_a_picture_does_not_depend_on_its_batch(small, sampler):
 
 @pytest.mark.kernels
 def test_long_and_short_prompts_of_one_call_do_not_touch_each_other(small):
-    requests = [PLAIN, replace(PLAIN, prompt="cat " * 40), replace(PLAIN, width=48), replace(PLAIN, seed=9)]
+    requests = [
+        PLAIN,
+        replace(PLAIN, prompt="cat " * 40),
+        replace(PLAIN, width=48),
+        replace(PLAIN, seed=9),
+    ]
     steps = []
-    mixed = list(generate(small, requests, batch=4, on_step=lambda done, total: steps.append((done, total))))
+    mixed = list(
+        generate(small, requests, batch=4, on_step=lambda done, total: steps.append((done, total)))
+    )
     assert [picture.image.size for picture in mixed] == [(32, 32), (32, 32), (48, 32), (32, 32)]
     assert steps == [(1, 3), (2, 3), (3, 3)] * 4
     for request, picture in zip(requests, mixed):
-        np.testing.assert_array_equal(np.asarray(picture.image), *pixels(generate(small, [request])))
+        np.testing.assert_array_equal(
+            np.asarray(picture.image), *pixels(generate(small, [request]))
+        )
 
 
 @pytest.mark.kernels
@@ -111,8 +125,12 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_drawn(small, change, me
 @pytest.mark.parametrize("part", ["denoiser", "VAE"])
 def test_a_picture_of_nan_is_an_error_with_advice(small, monkeypatch, part):
     module = small.vae.decoder.conv_out if part == "VAE" else small.denoiser.conv_out
-    monkeypatch.setitem(module._parameters, "bias", torch.nn.Parameter(torch.full_like(module.bias, float("nan"))))
-    with pytest.raises(ModelError, match=f"seed 5 .* the {part} overflowed in float32. Lower the guidance"):
+    monkeypatch.setitem(
+        module._parameters, "bias", torch.nn.Parameter(torch.full_like(module.bias, float("nan")))
+    )
+    with pytest.raises(
+        ModelError, match=f"seed 5 .* the {part} overflowed in float32. Lower the guidance"
+    ):
         list(generate(small, [PLAIN]))
 
 

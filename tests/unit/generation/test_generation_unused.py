@@ -38,7 +38,10 @@ TEXT = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
         ({"negative": "<wlr:y:1>"}, "<wlr:y:1> in the negative prompt is drawn as text"),
         ({"negative": "bad <lora:x:1>"}, "Tags in the negative prompt add no adapter"),
         ({"negative": "bad", "guidance": 1.0}, "The negative prompt has no effect with guidance 1"),
-        ({"guidance_rescale": 0.5, "guidance": 1.0}, "Guidance rescale has no effect with guidance 1"),
+        (
+            {"guidance_rescale": 0.5, "guidance": 1.0},
+            "Guidance rescale has no effect with guidance 1",
+        ),
         ({"strength": 0.5}, "Strength has no effect without a picture"),
     ],
 )
@@ -48,9 +51,13 @@ def test_what_a_request_says_in_vain(change, said):
 
 
 def adapter(*keys, words=(), up=1.0, **metadata):
-    layers = {key: LowRank(down=torch.ones(1, 2), up=torch.full((2, 1), up), alpha=1.0) for key in keys}
+    layers = {
+        key: LowRank(down=torch.ones(1, 2), up=torch.full((2, 1), up), alpha=1.0) for key in keys
+    }
     return Adapter(
-        layers=layers, embeddings={word: {"text_encoder": torch.ones(1, 2)} for word in words}, metadata=metadata
+        layers=layers,
+        embeddings={word: {"text_encoder": torch.ones(1, 2)} for word in words},
+        metadata=metadata,
     )
 
 
@@ -59,16 +66,40 @@ def adapter(*keys, words=(), up=1.0, **metadata):
     [
         (adapter(ATTENTION), {}, None),
         (adapter(ATTENTION), {"denoiser_weight": 0.0}, "x.safetensors is at strength 0"),
-        (adapter(ATTENTION), {"text_weight": 0.5}, "holds nothing for the text encoder: its weight 0.5 has no effect"),
-        (adapter(TEXT), {"denoiser_weight": 0.5}, "holds nothing for the denoiser: its weight 0.5 has no effect"),
+        (
+            adapter(ATTENTION),
+            {"text_weight": 0.5},
+            "holds nothing for the text encoder: its weight 0.5 has no effect",
+        ),
+        (
+            adapter(TEXT),
+            {"denoiser_weight": 0.5},
+            "holds nothing for the denoiser: its weight 0.5 has no effect",
+        ),
         (adapter(ATTENTION, TEXT), {"denoiser_weight": 0.0}, None),
-        (adapter(ATTENTION, TEXT), {"denoiser_weight": 0.0, "text_weight": 0.0}, "is at strength 0"),
-        (adapter(ATTENTION, TEXT, up=0.0), {}, "all its 2 layers are zero, as before any training: they do nothing"),
+        (
+            adapter(ATTENTION, TEXT),
+            {"denoiser_weight": 0.0, "text_weight": 0.0},
+            "is at strength 0",
+        ),
+        (
+            adapter(ATTENTION, TEXT, up=0.0),
+            {},
+            "all its 2 layers are zero, as before any training: they do nothing",
+        ),
         (adapter(words=["sks"]), {}, "brings sks, which no prompt contains: it has no effect"),
         (adapter(words=["dog", "dog-neg"]), {}, None),
-        (adapter(ATTENTION, **{"modelspec.trigger_phrase": "sks"}), {}, "was trained with the trigger sks"),
+        (
+            adapter(ATTENTION, **{"modelspec.trigger_phrase": "sks"}),
+            {},
+            "was trained with the trigger sks",
+        ),
         (adapter(ATTENTION, **{"modelspec.trigger_phrase": "dog"}), {}, None),
-        (adapter(ATTENTION), {"unused": ("start=0.2",), "kind": "lora"}, "<lora:x:...>: start=0.2 has no effect here"),
+        (
+            adapter(ATTENTION),
+            {"unused": ("start=0.2",), "kind": "lora"},
+            "<lora:x:...>: start=0.2 has no effect here",
+        ),
     ],
 )
 def test_what_an_adapter_is_added_for_in_vain(content, weights, said):
@@ -105,7 +136,9 @@ def test_tags_that_mean_nothing_are_refused(folder, tag, message):
         adapters_of_prompt(f"a dog {tag}", [folder])
 
 
-@pytest.mark.parametrize(("family", "layout"), [("sd1", published_layout("sd1")), ("sdxl", published_layout("sdxl"))])
+@pytest.mark.parametrize(
+    ("family", "layout"), [("sd1", published_layout("sd1")), ("sdxl", published_layout("sdxl"))]
+)
 def test_blocks_are_those_of_the_original_implementation(family, layout):
     """By the independent table that single files are read with."""
     ends = {"input_blocks": "IN", "output_blocks": "OUT"}
@@ -149,13 +182,33 @@ EPSILON = {"modelspec.prediction_type": "epsilon"}
         ({}, ("epsilon", False), None),
         ({}, ("v", True), None),
         (V, ("v", False), None),
-        (V, ("epsilon", False), "base that predicts v (velocity), and this one predicts noise (epsilon)"),
-        (EPSILON, ("v", False), "base that predicts noise (epsilon), and this one predicts v (velocity)"),
+        (
+            V,
+            ("epsilon", False),
+            "base that predicts v (velocity), and this one predicts noise (epsilon)",
+        ),
+        (
+            EPSILON,
+            ("v", False),
+            "base that predicts noise (epsilon), and this one predicts v (velocity)",
+        ),
         ({"ss_base_model_version": "sd_v2_v"}, ("epsilon", False), "base that predicts v"),
-        ({"modelspec.architecture": "stable-diffusion-v2-768-v/lora"}, ("epsilon", False), "base that predicts v"),
+        (
+            {"modelspec.architecture": "stable-diffusion-v2-768-v/lora"},
+            ("epsilon", False),
+            "base that predicts v",
+        ),
         (EPSILON | {"ss_v_parameterization": "True"}, ("v", False), None),
-        ({"ss_zero_terminal_snr": "True"}, ("v", False), "with zero terminal SNR, and this base has none"),
-        ({"ss_zero_terminal_snr": "False"}, ("v", True), "without zero terminal SNR, and this base has it"),
+        (
+            {"ss_zero_terminal_snr": "True"},
+            ("v", False),
+            "with zero terminal SNR, and this base has none",
+        ),
+        (
+            {"ss_zero_terminal_snr": "False"},
+            ("v", True),
+            "without zero terminal SNR, and this base has it",
+        ),
         ({"ss_zero_terminal_snr": "maybe", "modelspec.prediction_type": "?"}, ("v", True), None),
     ],
 )
@@ -164,6 +217,8 @@ def test_an_adapter_of_another_noise_process_is_named(metadata, base, said):
     drawn = SimpleNamespace(process=SimpleNamespace(prediction=prediction), zero_terminal_snr=zero)
     lora = replace(adapter(ATTENTION), metadata=metadata)
     notes = trained_otherwise("x.safetensors", lora, drawn)
-    assert [note.startswith("x.safetensors says") and said in note for note in notes] == ([True] if said else [])
+    assert [note.startswith("x.safetensors says") and said in note for note in notes] == (
+        [True] if said else []
+    )
     # A word lives in the text encoder, which has no noise process.
     assert trained_otherwise("x.pt", Adapter(embeddings={"w": {}}, metadata=metadata), drawn) == []

@@ -28,13 +28,22 @@ def test_a_slow_format_is_told_with_its_measured_factor(monkeypatch: pytest.Monk
 
 def test_the_factor_is_that_of_the_kernels_in_use() -> None:
     assert slowdown(torch.bfloat16, CPU) > 0
-    limited = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    limited = os.environ | {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "OMP_NUM_THREADS": "1",
+    }
     code = (
         "import torch; from konomi.hardware.precision import slowdown;"
         "print(slowdown(torch.bfloat16, torch.device('cpu')))"
     )
-    if torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
-        done = subprocess.run([sys.executable, "-c", code], env=limited, capture_output=True, text=True, check=True)
+    if torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in (
+        "AVX2",
+        "AVX512",
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=limited, capture_output=True, text=True, check=True
+        )
         assert float(done.stdout) > precision.SLOW
 
 
@@ -57,7 +66,11 @@ print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_large_blocks_stay_where_they_are_and_can_be_left_to_the_system() -> None:
     def run(**environment: str) -> tuple[bool, int]:
         done = subprocess.run(
-            [sys.executable, "-c", FAULTS], env=os.environ | environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", FAULTS],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         kept, faults = map(int, done.stdout.split())
         return bool(kept), faults

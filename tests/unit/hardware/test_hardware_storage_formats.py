@@ -1,4 +1,6 @@
-"""Frozen weights kept in half precision, beside the same layers with rounded weights: the same bits."""
+"""Frozen weights kept in half precision, beside the same layers with rounded weights: the same
+bits.
+"""
 
 from typing import Any
 
@@ -54,7 +56,10 @@ def prediction(base: LatentDiffusion) -> Any:
     config = base.source.configs["unet"]
     pooled = None
     if base.family == "sdxl":
-        pooled = drawn(1, config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"])
+        pooled = drawn(
+            1,
+            config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"],
+        )
     text = Conditioning(drawn(1, 77, config["cross_attention_dim"], seed=3), pooled)
     text = base.with_sizes(text, torch.full((1, 6), 64))
     return lambda latents: base.predict(latents, torch.tensor([301]), text)
@@ -79,23 +84,39 @@ def test_a_base_computes_as_with_rounded_weights(family: str, loaded: bool) -> N
     assert {p.dtype for e in ours.text_encoders.values() for p in e.parameters()} == {torch.float32}
     theirs = rounded(random_base(family), torch.bfloat16)
     latents = drawn(1, 4, 8, 8)
-    assert_same(answer_and_gradients(prediction(ours), latents), answer_and_gradients(prediction(theirs), latents))
+    assert_same(
+        answer_and_gradients(prediction(ours), latents),
+        answer_and_gradients(prediction(theirs), latents),
+    )
 
 
-@pytest.mark.parametrize("spec", [LoraSpec(2, 2.0), LoraSpec(2, 2.0, dora=True), LoraSpec(2, 2.0, rank_dropout=0.5)])
+@pytest.mark.parametrize(
+    "spec", [LoraSpec(2, 2.0), LoraSpec(2, 2.0, dora=True), LoraSpec(2, 2.0, rank_dropout=0.5)]
+)
 def test_low_rank_layers_on_kept_weights(spec: LoraSpec) -> None:
     """On linear layers and convolutions, of few rows and of many (where the update is merged)."""
     found = []
     for keep in (True, False):
         torch.manual_seed(4)
-        modules: dict[str, Any] = {"a": Linear(16, 8), "b": Convolution(6, 8, 3, padding=1), "c": Convolution(6, 8, 1)}
+        modules: dict[str, Any] = {
+            "a": Linear(16, 8),
+            "b": Convolution(6, 8, 3, padding=1),
+            "c": Convolution(6, 8, 1),
+        }
         for module in modules.values():
-            module.weight.data = module.weight.data.bfloat16() if keep else module.weight.data.bfloat16().float()
+            module.weight.data = (
+                module.weight.data.bfloat16() if keep else module.weight.data.bfloat16().float()
+            )
         layers = inject(modules, lambda key: spec, seed=1)
         for parameter in layers.parameters.values():
             parameter.data = parameter.data + 0.1
         layers.begin_step(Rng.for_step(3, 1).for_samples(torch.tensor([5])))
-        for key, shape in (("a", (1, 3, 16)), ("a", (1, 99, 16)), ("b", (1, 6, 4, 4)), ("c", (1, 6, 9, 9))):
+        for key, shape in (
+            ("a", (1, 3, 16)),
+            ("a", (1, 99, 16)),
+            ("b", (1, 6, 4, 4)),
+            ("c", (1, 6, 9, 9)),
+        ):
             found.append(answer_and_gradients(modules[key], drawn(*shape)))
         found.append([p.grad for p in layers.parameters.values() if p.grad is not None])
     half = len(found) // 2
@@ -114,7 +135,9 @@ def test_only_the_small_form_is_kept_for_the_way_back() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor):
         prediction(base)(drawn(1, 4, 8, 8).requires_grad_())
-    weights = {tuple(parameter.shape) for parameter in base.denoiser.parameters() if parameter.dim() > 1}
+    weights = {
+        tuple(parameter.shape) for parameter in base.denoiser.parameters() if parameter.dim() > 1
+    }
     weights |= {shape[::-1] for shape in weights if len(shape) == 2}
     formats = {tensor.dtype for tensor in kept if tuple(tensor.shape) in weights}
     assert formats == {torch.float16}

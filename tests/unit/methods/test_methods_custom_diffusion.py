@@ -8,7 +8,14 @@ import torch
 from torch.nn import functional
 
 from konomi.config.recipe import Recipe
-from konomi.config.sections import DataConfig, ObjectiveConfig, OptimizerConfig, RunConfig, SourceConfig, TextConfig
+from konomi.config.sections import (
+    DataConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RunConfig,
+    SourceConfig,
+    TextConfig,
+)
 from konomi.data.batch import Batch, Examples, Latents
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
@@ -17,7 +24,9 @@ from konomi.models.memory import enable_gradient_checkpointing
 from konomi.models.scratch import random_base
 
 
-def make_examples(caption="a photo of a <a> dog next to <b>", count=2, pixels=False, dtype=torch.float32):
+def make_examples(
+    caption="a photo of a <a> dog next to <b>", count=2, pixels=False, dtype=torch.float32
+):
     g = torch.Generator().manual_seed(0)
     side = 8
     return Examples(
@@ -25,7 +34,9 @@ def make_examples(caption="a photo of a <a> dog next to <b>", count=2, pixels=Fa
         sample_ids=torch.arange(count),
         captions=(caption,) * count,
         sizes=torch.tensor([[64, 64, 0, 0, 64, 64]] * count),
-        latents=Latents(torch.randn(count, 4, side, side, generator=g), torch.full((count, 4, side, side), 0.01)),
+        latents=Latents(
+            torch.randn(count, 4, side, side, generator=g), torch.full((count, 4, side, side), 0.01)
+        ),
         pixels=torch.rand(count, 3, 64, 64, generator=g) * 2 - 1 if pixels else None,
     )
 
@@ -39,7 +50,9 @@ def words_of(method):
     return found
 
 
-def make_method(family="sd1", words=("<a>", "<b>"), base=None, dtype=torch.float32, objective=None, **config):
+def make_method(
+    family="sd1", words=("<a>", "<b>"), base=None, dtype=torch.float32, objective=None, **config
+):
     base = base or random_base(family)
     base.place("cpu", dtype)
     recipe = Recipe(
@@ -112,7 +125,9 @@ def test_loss_and_gradients_equal_a_plain_formulation_in_float64(family):
     timesteps = keys.fork("timestep").integers(0, 1000)
     alphas = other.process.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
-    text = other.with_sizes(other.encode_captions(examples.captions, TextConfig(), words=words), examples.sizes)
+    text = other.with_sizes(
+        other.encode_captions(examples.captions, TextConfig(), words=words), examples.sizes
+    )
     velocity = alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
     wanted = noise.double() if other.process.prediction == "epsilon" else velocity
     expected = functional.mse_loss(other.predict(noisy, timesteps, text), wanted)
@@ -125,15 +140,21 @@ def test_loss_and_gradients_equal_a_plain_formulation_in_float64(family):
         torch.testing.assert_close(ours, change.grad, rtol=1e-4, atol=1e-8)
     for name, parts in words.items():
         for part, vectors in parts.items():
-            torch.testing.assert_close(words_of(method)[name][part].grad, vectors.grad, rtol=1e-4, atol=1e-8)
+            torch.testing.assert_close(
+                words_of(method)[name][part].grad, vectors.grad, rtol=1e-4, atol=1e-8
+            )
 
 
 def test_the_first_position_alone_would_teach_nothing():
-    """Gradients of weights and text states leave out what the layers answer there, and nothing else."""
+    """Gradients of weights and text states leave out what the layers answer there, and nothing
+    else.
+    """
     base, _, parameters = make_method()
     moved(parameters)
     key, module = next(iter(base.targets("cross_attention.kv").items()))
-    states = torch.randn(2, 77, module.in_features, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    states = torch.randn(
+        2, 77, module.in_features, generator=torch.Generator().manual_seed(1), requires_grad=True
+    )
     answer = module(states)
     upstream = torch.randn(answer.shape, generator=torch.Generator().manual_seed(2))
     answer.backward(upstream)
@@ -174,7 +195,8 @@ def test_words_start_as_rare_tokens_of_the_base():
     # CLIP takes `ktn` apart, so the first is the authors' second.
     for name, token in (("<a>", "pll"), ("<b>", "ucd")):
         torch.testing.assert_close(
-            words_of(method)[name]["text_encoder"].detach(), base.token_vectors(token)["text_encoder"]
+            words_of(method)[name]["text_encoder"].detach(),
+            base.token_vectors(token)["text_encoder"],
         )
     _, method, _ = make_method(words=("<a>",), initial=("dog",))
     torch.testing.assert_close(
@@ -196,7 +218,9 @@ def test_words_that_cannot_be(config, said):
 
 
 def test_each_source_brings_its_word_and_must():
-    sources = tuple(SourceConfig(path=f"p{i}", trigger=t) for i, t in enumerate(("<a>", "<b>", "<a>")))
+    sources = tuple(
+        SourceConfig(path=f"p{i}", trigger=t) for i, t in enumerate(("<a>", "<b>", "<a>"))
+    )
     data = DataConfig(sources=(*sources, SourceConfig(path="q", role="prior")))
     recipe = Recipe(base="random", method=CustomDiffusionConfig(), data=data)
     assert CustomDiffusion(recipe.method, random_base("sd1"), recipe).names == ("<a>", "<b>")
@@ -206,7 +230,9 @@ def test_each_source_brings_its_word_and_must():
 
 
 def test_only_what_was_pasted_counts_and_the_caption_says_how_large():
-    """The oracle: pixels pasted by hand, encoded by the base's own VAE, and the mean over the cells that count."""
+    """The oracle: pixels pasted by hand, encoded by the base's own VAE, and the mean over the
+    cells that count.
+    """
     base, method, _ = make_method(objective=ObjectiveConfig(masked=False))
     examples = replace(make_examples(pixels=True), loss_mask=torch.zeros(2, 1, 8, 8))
     from konomi.data.size_variation import draw_size_changes, with_sizes_varied
@@ -214,18 +240,24 @@ def test_only_what_was_pasted_counts_and_the_caption_says_how_large():
     step = next(
         s for s in range(50) if all(
             c.factor < 0.99
-            for c in draw_size_changes(Rng.for_step(1, s).for_samples(examples.sample_ids).fork("size"))
+            for c in draw_size_changes(Rng.for_step(1,
+            s).for_samples(examples.sample_ids).fork("size"))
         )
     )  # fmt: skip
     rng = Rng.for_step(1, step)
     loss = method.loss(Batch(examples), rng)
 
     keys = rng.for_samples(examples.sample_ids)
-    varied = with_sizes_varied(replace(examples, loss_mask=None), draw_size_changes(keys.fork("size")), latent_factor=8)
+    varied = with_sizes_varied(
+        replace(examples, loss_mask=None), draw_size_changes(keys.fork("size")), latent_factor=8
+    )
     with torch.no_grad():
         encoded = base.encode_images(varied.pixels)
         latents = encoded.mean + encoded.std * keys.fork("latents").normal((4, 8, 8))
-        noise, timesteps = keys.fork("noise").normal((4, 8, 8)), keys.fork("timestep").integers(0, 1000)
+        noise, timesteps = (
+            keys.fork("noise").normal((4, 8, 8)),
+            keys.fork("timestep").integers(0, 1000),
+        )
         alphas = base.process.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1).float()
         noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
         answer = base.predict(noisy, timesteps, base.encode_captions(varied.captions, TextConfig()))
@@ -276,7 +308,9 @@ def test_the_gradient_is_the_same_by_every_way_to_compute(how):
     for name, parameter in parameters.items():
         assert parameter.dtype == torch.float32
         if how == "bf16":
-            cosine = functional.cosine_similarity(parameter.grad.flatten(), expected[name].flatten(), dim=0)
+            cosine = functional.cosine_similarity(
+                parameter.grad.flatten(), expected[name].flatten(), dim=0
+            )
             assert cosine > 0.98, name
         else:
             torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-6)
@@ -296,10 +330,14 @@ def test_latents_are_cached_where_sizes_stay():
     recipe = method.recipe
     needs = CustomDiffusion.needs(method.config, base, recipe)
     assert not needs.pixels and needs.trains_text
-    assert CustomDiffusion.needs(replace(method.config, size_augmentation=True), base, recipe).pixels
+    assert CustomDiffusion.needs(
+        replace(method.config, size_augmentation=True), base, recipe
+    ).pixels
     with_pixels, without = make_examples(pixels=True), make_examples()
     rng = Rng.for_step(0, 0)
-    torch.testing.assert_close(method.loss(Batch(with_pixels), rng), method.loss(Batch(without), rng))
+    torch.testing.assert_close(
+        method.loss(Batch(with_pixels), rng), method.loss(Batch(without), rng)
+    )
 
 
 def test_closing_gives_the_base_back():

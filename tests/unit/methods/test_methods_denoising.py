@@ -1,4 +1,6 @@
-"""The loss and its options against formulas written out in float64, with a denoiser that answers a known function."""
+"""The loss and its options against formulas written out in float64, with a denoiser that answers a
+known function.
+"""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -49,7 +51,9 @@ def examples(count=3, mask=None):
         sample_ids=torch.arange(count),
         captions=("",) * count,
         sizes=torch.zeros(count, 6, dtype=torch.int64),
-        latents=Latents(torch.randn(count, 4, 6, 6, generator=g), torch.full((count, 4, 6, 6), 0.3)),
+        latents=Latents(
+            torch.randn(count, 4, 6, 6, generator=g), torch.full((count, 4, 6, 6), 0.3)
+        ),
         text=Conditioning(torch.zeros(count, 77, 8)),
         loss_mask=mask,
     )
@@ -73,7 +77,9 @@ def expected(base, objective, batch, step=0):
     a, s = a2.sqrt(), (1 - a2).sqrt()
     inputs = noise
     if objective.input_perturbation:
-        inputs = noise + objective.input_perturbation * rng.fork("perturbation").normal(shape).double()
+        inputs = (
+            noise + objective.input_perturbation * rng.fork("perturbation").normal(shape).double()
+        )
     answer = torch.tanh(a * z0 + s * inputs)
     wanted = {"epsilon": noise, "v": a * noise - s * z0, "sample": z0}[base.process.prediction]
     difference = (answer - wanted).abs()
@@ -81,7 +87,9 @@ def expected(base, objective, batch, step=0):
     loss = {
         "mse": difference**2,
         "l1": difference,
-        "huber": torch.where(difference < delta, difference**2, 2 * delta * (difference - delta / 2)),
+        "huber": torch.where(
+            difference < delta, difference**2, 2 * delta * (difference - delta / 2)
+        ),
     }[objective.loss]
     if batch.loss_mask is not None and objective.masked:
         loss = loss * batch.loss_mask
@@ -113,7 +121,9 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())) or "plain")
+@pytest.mark.parametrize(
+    "options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())) or "plain"
+)
 def test_equals_its_definition(options, prediction):
     base, objective = FakeBase(prediction), ObjectiveConfig(**options)
     for step in range(4):
@@ -131,10 +141,15 @@ def test_mask_weighs_cells_and_can_be_ignored():
     mask[0] = 0.25
     base, batch = FakeBase(), examples(mask=mask)
     torch.testing.assert_close(
-        loss_of(base, ObjectiveConfig(), batch).double(), expected(base, ObjectiveConfig(), batch), rtol=1e-4, atol=1e-6
+        loss_of(base, ObjectiveConfig(), batch).double(),
+        expected(base, ObjectiveConfig(), batch),
+        rtol=1e-4,
+        atol=1e-6,
     )
     ignored = loss_of(base, ObjectiveConfig(masked=False), batch)
-    torch.testing.assert_close(ignored, loss_of(base, ObjectiveConfig(), replace(batch, loss_mask=None)))
+    torch.testing.assert_close(
+        ignored, loss_of(base, ObjectiveConfig(), replace(batch, loss_mask=None))
+    )
 
 
 def test_a_sample_draws_the_same_alone_and_in_a_batch():
@@ -149,7 +164,9 @@ def test_a_sample_draws_the_same_alone_and_in_a_batch():
             latents=Latents(batch.latents.mean[i : i + 1], batch.latents.std[i : i + 1]),
             text=batch.text[i : i + 1],
         )
-        assert torch.equal(loss_of(base, ObjectiveConfig(noise_offset=0.1), one), together[i : i + 1])
+        assert torch.equal(
+            loss_of(base, ObjectiveConfig(noise_offset=0.1), one), together[i : i + 1]
+        )
 
 
 @pytest.mark.parametrize(
@@ -166,7 +183,10 @@ def test_subjects_and_class_images_share_a_pass_where_they_can(change, passes):
     """Each loss is the one it has alone, from the same draws."""
     mask = torch.linspace(0, 1, 36).view(1, 1, 6, 6).expand(3, 1, 6, 6)
     base, objective = FakeBase(), ObjectiveConfig(weighting="min_snr", noise_offset=0.1)
-    subject, prior = examples(3, mask), replace(examples(2), sample_ids=torch.tensor([7, 8]), **change)
+    subject, prior = (
+        examples(3, mask),
+        replace(examples(2), sample_ids=torch.tensor([7, 8]), **change),
+    )
     rng = Rng.for_step(0, 5)
     recipe = Recipe(base="fake", method=LoraConfig(), objective=objective, text=TextConfig())
     denoising = DenoisingLoss(base, recipe)
@@ -188,7 +208,10 @@ def test_timesteps_stay_in_range_and_reach_both_ends():
 
 def test_an_inpainting_base_gets_a_hole_and_the_masked_image():
     def encode(pixels):
-        return Latents(torch.nn.functional.avg_pool2d(pixels, 8)[:, :1].expand(-1, 4, -1, -1), torch.zeros(3, 4, 6, 6))
+        return Latents(
+            torch.nn.functional.avg_pool2d(pixels, 8)[:, :1].expand(-1, 4, -1, -1),
+            torch.zeros(3, 4, 6, 6),
+        )
 
     base = FakeBase(encode_images=encode)
     base.inpainting = True
@@ -224,7 +247,9 @@ def test_zero_terminal_snr_is_trained_on_and_leaves_the_base_its_schedule():
     last = {"min_timestep": 999, "max_timestep": 999}
     loss = loss_of(ours, ObjectiveConfig(zero_terminal_snr=True, **last), examples())
     torch.testing.assert_close(loss, loss_of(rescaled, ObjectiveConfig(**last), examples()))
-    assert not torch.allclose(loss, loss_of(FakeBase("v"), ObjectiveConfig(**last), examples()), rtol=1e-4)
+    assert not torch.allclose(
+        loss, loss_of(FakeBase("v"), ObjectiveConfig(**last), examples()), rtol=1e-4
+    )
     assert ours.process.schedule is SCHEDULE
 
 

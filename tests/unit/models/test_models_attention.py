@@ -18,17 +18,26 @@ def inputs(queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
 def answer_and_gradients(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
     leaves = [tensor.to(dtype).requires_grad_(True) for tensor in tensors]
     answer = mix(*leaves)
-    (answer.double() * torch.linspace(-1, 1, answer.numel(), dtype=torch.float64).view(answer.shape)).sum().backward()
+    (
+        answer.double()
+        * torch.linspace(-1, 1, answer.numel(), dtype=torch.float64).view(answer.shape)
+    ).sum().backward()
     return [answer.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
 
 @pytest.mark.parametrize("keys", [7, 77])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_answer_and_gradients_are_those_of_float64(keys: int, dtype: torch.dtype, tolerance: float) -> None:
+def test_answer_and_gradients_are_those_of_float64(
+    keys: int, dtype: torch.dtype, tolerance: float
+) -> None:
     tensors = inputs(64, keys)
     query, key, value = (tensor.double().requires_grad_(True) for tensor in tensors)
-    wanted = torch.einsum("bhnt,bhtc->bhnc", (query @ key.transpose(-1, -2) / 8**0.5).softmax(-1), value)
-    (wanted * torch.linspace(-1, 1, wanted.numel(), dtype=torch.float64).view(wanted.shape)).sum().backward()
+    wanted = torch.einsum(
+        "bhnt,bhtc->bhnc", (query @ key.transpose(-1, -2) / 8**0.5).softmax(-1), value
+    )
+    (
+        wanted * torch.linspace(-1, 1, wanted.numel(), dtype=torch.float64).view(wanted.shape)
+    ).sum().backward()
     expected = [wanted.detach(), query.grad, key.grad, value.grad]
     found = answer_and_gradients(tensors, dtype)
     assert len(found) == 4
@@ -39,7 +48,9 @@ def test_answer_and_gradients_are_those_of_float64(keys: int, dtype: torch.dtype
 
 
 def test_many_positions_are_left_to_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whose memory does not grow with the square of positions; so is all that needs no gradient, and float32."""
+    """Whose memory does not grow with the square of positions; so is all that needs no gradient,
+    and float32.
+    """
     fused: list[tuple[int, torch.dtype]] = []
     real = torch.nn.functional.scaled_dot_product_attention
 

@@ -14,8 +14,10 @@ from konomi.models.parts import build_part
 from twins import assert_same_gradients, listed
 
 SMALL: dict[str, Any] = {
-    "in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": [8, 16, 16], "norm_num_groups": 4,
-    "down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3, "layers_per_block": 2,
+    "in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": [8, 16, 16],
+    "norm_num_groups": 4,
+    "down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "layers_per_block": 2,
     "scaling_factor": 0.13025,
 }  # fmt: skip
 
@@ -23,17 +25,22 @@ SMALL: dict[str, Any] = {
 def oracle_for(config: dict[str, Any]) -> Any:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    return AutoencoderKL.from_config({name: value for name, value in config.items() if not name.startswith("_")})
+    return AutoencoderKL.from_config(
+        {name: value for name, value in config.items() if not name.startswith("_")}
+    )
 
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"use_quant_conv": False, "use_post_quant_conv": False}, {"mid_block_add_attention": False},
+    [{}, {"use_quant_conv": False, "use_post_quant_conv": False},
+    {"mid_block_add_attention": False},
      {"latent_channels": 16, "layers_per_block": 1, "block_out_channels": [8, 8, 16]}],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [(32, 48), (44, 20)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_same_bits_as_diffusers(change: dict[str, Any], size: tuple[int, int], layout: torch.memory_format) -> None:
+def test_same_bits_as_diffusers(
+    change: dict[str, Any], size: tuple[int, int], layout: torch.memory_format
+) -> None:
     config = SMALL | change
     theirs = oracle_for(config).eval().to(memory_format=layout)
     ours = Autoencoder(config).eval().to(memory_format=layout)
@@ -60,7 +67,10 @@ def test_same_names_order_and_shapes_at_full_size(family: str) -> None:
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"act_fn": "gelu"}, "act_fn = gelu"), ({"up_block_types": ["AttnUpDecoderBlock2D"] * 3}, "up_block_types")],
+    [
+        ({"act_fn": "gelu"}, "act_fn = gelu"),
+        ({"up_block_types": ["AttnUpDecoderBlock2D"] * 3}, "up_block_types"),
+    ],
 )
 def test_other_kinds_are_refused(change: dict[str, Any], named: str) -> None:
     with pytest.raises(ModelError, match=f"config of vae .*unlike Stable Diffusion's: {named}"):

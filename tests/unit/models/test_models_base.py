@@ -26,7 +26,9 @@ def conditioning_for(base: LatentDiffusion, batch: int = 2) -> Conditioning:
     states = torch.randn(batch, 77, width, generator=generator)
     pooled = sizes = inpaint = None
     if base.spec.denoiser.reads_sizes:
-        pooled = torch.randn(batch, base.source.configs["text_encoder_2"]["projection_dim"], generator=generator)
+        pooled = torch.randn(
+            batch, base.source.configs["text_encoder_2"]["projection_dim"], generator=generator
+        )
         sizes = torch.tensor([[64, 48, 3, 5, 64, 64]] * batch)
     if base.inpainting:
         inpaint = torch.randn(batch, 5, 8, 8, generator=generator)
@@ -44,14 +46,18 @@ def test_predict_equals_diffusers(family: str, inpainting: bool) -> None:
     conditioning = conditioning_for(base)
     noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     timesteps = torch.tensor([3, 977])
-    inputs = noisy if conditioning.inpaint is None else torch.cat([noisy, conditioning.inpaint], dim=1)
+    inputs = (
+        noisy if conditioning.inpaint is None else torch.cat([noisy, conditioning.inpaint], dim=1)
+    )
     added: dict[str, Any] | None = None
     if family == "sdxl":
         assert conditioning.sizes is not None
         added = {"text_embeds": conditioning.pooled, "time_ids": conditioning.sizes.float()}
     with torch.no_grad():
         ours = base.predict(noisy, timesteps, conditioning)
-        theirs = oracle(inputs, timesteps, encoder_hidden_states=conditioning.states, added_cond_kwargs=added).sample
+        theirs = oracle(
+            inputs, timesteps, encoder_hidden_states=conditioning.states, added_cond_kwargs=added
+        ).sample
     assert ours.std() > 0.05
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
@@ -59,15 +65,20 @@ def test_predict_equals_diffusers(family: str, inpainting: bool) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_captions_equal_transformers(family: str) -> None:
     base = random_base(family)
-    # No exclamation mark: what transformers makes of it where it pads is not what other programs do.
+    # No exclamation mark: what transformers makes of it where it pads is not what other programs
+    # do.
     captions = ["a photo of a cat", "", "東京 café, it's 1999."]
     with torch.no_grad():
         ours = base.encode_captions(captions, TextConfig())
         states, pooled = [], None
         for tower in base.text_towers():
-            vocabulary, pad = base.source.vocabulary(tower.part.replace("text_encoder", "tokenizer"))
+            vocabulary, pad = base.source.vocabulary(
+                tower.part.replace("text_encoder", "tokenizer")
+            )
             tokenizer = build_tokenizer(vocabulary, pad_token=pad)
-            ids = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+            ids = tokenizer(
+                captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+            )
             theirs = transformers_text(tower.module, base.source.configs[tower.part])
             output = theirs(ids.input_ids, output_hidden_states=True)
             if family == "sdxl":
@@ -93,13 +104,17 @@ def test_images_equal_diffusers() -> None:
         distribution = theirs.encode(pixels).latent_dist
         assert torch.equal(latents.mean, distribution.mean * 0.13025)
         assert torch.equal(latents.std, distribution.std * 0.13025)
-        assert torch.equal(base.decode_latents(latents.mean), theirs.decode(latents.mean / 0.13025).sample)
+        assert torch.equal(
+            base.decode_latents(latents.mean), theirs.decode(latents.mean / 0.13025).sample
+        )
     assert latents.mean.shape == (2, 4, 8, 6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_vae_keeps_its_precision_inside_autocast(dtype: torch.dtype) -> None:
-    """A whole model is trained inside autocast, which would take SDXL's float32 VAE back to half precision."""
+    """A whole model is trained inside autocast, which would take SDXL's float32 VAE back to half
+    precision.
+    """
     base = random_base("sdxl")
     pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     alone = base.encode_images(pixels)
@@ -157,7 +172,15 @@ def test_random_bases_repeat_and_leave_the_generator_alone() -> None:
 
 
 def counts(base: BaseModel) -> dict[str, int]:
-    words = ("attention", "attention.kv", "cross_attention", "cross_attention.kv", "feed_forward", "projection", "text")
+    words = (
+        "attention",
+        "attention.kv",
+        "cross_attention",
+        "cross_attention.kv",
+        "feed_forward",
+        "projection",
+        "text",
+    )
     return {word: len(base.targets(word)) for word in (*words, "transformer", "conv")}
 
 
@@ -172,7 +195,9 @@ def test_target_words_count_what_the_architecture_has() -> None:
     assert found["cross_attention.kv"] == transformers * 2
     assert found["feed_forward"] == found["projection"] == transformers * 2
     assert found["transformer"] == transformers * (8 + 2 + 2)
-    shortcuts = 1 + 3 * 2  # one where a down block widens, and every block of an up path takes a skip
+    shortcuts = (
+        1 + 3 * 2
+    )  # one where a down block widens, and every block of an up path takes a skip
     assert found["conv"] == resnets * 3 + shortcuts + 2 + 2
     assert found["text"] == 3 * 6
     assert counts(random_base("sdxl"))["text"] == 2 * 3 * 6
@@ -199,7 +224,9 @@ def test_full_size_targets_are_kohyas_counts() -> None:
             module = _empty_module(base.spec.denoiser, base.source.configs["unet"], "test")
         pattern = base.spec.denoiser.selectors["transformer"]
         linear = [
-            path for path, layer in module.named_modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+            path
+            for path, layer in module.named_modules()
+            if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
         ]
         assert sum(pattern.fullmatch(path) is not None for path in linear) == expected
 
@@ -234,7 +261,10 @@ def test_place_keeps_sdxls_vae_and_trained_parts_in_float32() -> None:
         "text_encoder": torch.float32,
         "text_encoder_2": torch.bfloat16,
     }
-    assert base.predict(torch.zeros(2, 4, 8, 8), torch.tensor([1, 2]), conditioning_for(base)).dtype == torch.bfloat16
+    assert (
+        base.predict(torch.zeros(2, 4, 8, 8), torch.tensor([1, 2]), conditioning_for(base)).dtype
+        == torch.bfloat16
+    )
     assert not any(parameter.requires_grad for parameter in base.denoiser.parameters())
 
 

@@ -1,4 +1,6 @@
-"""The plain text encoder against transformers' class: the same numbers forward and backward, the same names."""
+"""The plain text encoder against transformers' class: the same numbers forward and backward, the
+same names.
+"""
 
 import json
 from typing import Any
@@ -15,7 +17,8 @@ from konomi.models.parts import build_part, random_part
 from twins import assert_same_gradients, transformers_text
 
 SMALL: dict[str, Any] = {
-    "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "projection_dim": 10,
+    "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3,
+    "projection_dim": 10,
     "vocab_size": 100, "eos_token_id": 99, "bos_token_id": 98, "pad_token_id": 99,
 }  # fmt: skip
 IDS = torch.tensor([[98, 5, 7, 9, 99, 99], [98, 99, 99, 99, 99, 99]])
@@ -24,7 +27,10 @@ IDS = torch.tensor([[98, 5, 7, 9, 99, 99], [98, 99, 99, 99, 99, 99]])
 def through(encoder: TextEncoder, ids: torch.Tensor) -> torch.Tensor:
     """States of the last layer, normed."""
     model = encoder.text_model
-    states = model.embeddings.token_embedding(ids) + model.embeddings.position_embedding.weight[: ids.shape[1]]
+    states = (
+        model.embeddings.token_embedding(ids)
+        + model.embeddings.position_embedding.weight[: ids.shape[1]]
+    )
     for number in range(len(model.encoder.layers)):
         states = encoder.run_layer(number, states)
     normed: torch.Tensor = model.final_layer_norm(states)
@@ -50,7 +56,8 @@ def test_same_bits_as_transformers(bend: str, checkpointing: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "part"), [("sd1", "text_encoder"), ("sd2", "text_encoder"), ("sdxl", "text_encoder_2")]
+    ("family", "part"),
+    [("sd1", "text_encoder"), ("sd2", "text_encoder"), ("sdxl", "text_encoder_2")],
 )
 def test_same_names_and_shapes_at_full_size(family: str, part: str) -> None:
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
@@ -67,8 +74,12 @@ def test_same_names_and_shapes_at_full_size(family: str, part: str) -> None:
 
 def test_random_weights_are_of_clips_sizes() -> None:
     tensors = random_part(SDXL.text_encoders[1], SMALL, seed=1)
-    assert tensors["text_model.embeddings.token_embedding.weight"].std().item() == pytest.approx(0.02, rel=0.1)
-    assert tensors["text_model.encoder.layers.0.mlp.fc1.weight"].std().item() == pytest.approx(48**-0.5, rel=0.1)
+    assert tensors["text_model.embeddings.token_embedding.weight"].std().item() == pytest.approx(
+        0.02, rel=0.1
+    )
+    assert tensors["text_model.encoder.layers.0.mlp.fc1.weight"].std().item() == pytest.approx(
+        48**-0.5, rel=0.1
+    )
     assert tensors["text_model.encoder.layers.0.mlp.fc1.bias"].count_nonzero() == 0
     assert tensors["text_model.final_layer_norm.weight"].eq(1).all()
     again = random_part(SDXL.text_encoders[1], SMALL, seed=1)

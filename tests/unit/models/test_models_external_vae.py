@@ -25,10 +25,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_single_file(random_base("sd2", seed=1), folder / "whole.safetensors", dtype=torch.float32)
     save_folder(random_base("sd2", seed=1), folder / "folder", dtype=torch.float32)
     save_single_file(random_base("sd2"), folder / "own.safetensors", dtype=torch.float32)
-    tensors, metadata = read_tensors(folder / "own.safetensors"), read_header(folder / "own.safetensors").metadata
+    tensors, metadata = (
+        read_tensors(folder / "own.safetensors"),
+        read_header(folder / "own.safetensors").metadata,
+    )
     bare = {name: tensor for name, tensor in tensors.items() if not name.startswith(VAE)}
     write_tensors(folder / "bare.safetensors", bare, metadata)
-    alone = {n: t for n, t in read_tensors(folder / "whole.safetensors").items() if n.startswith(VAE)}
+    alone = {
+        n: t for n, t in read_tensors(folder / "whole.safetensors").items() if n.startswith(VAE)
+    }
     stripped = {name.removeprefix(VAE): tensor for name, tensor in alone.items()}
     write_tensors(folder / "ldm.safetensors", stripped)
     torch.save({"state_dict": {**stripped, "loss.logvar": torch.zeros(1)}}, folder / "ldm.ckpt")
@@ -37,7 +42,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-FORMS = ("whole.safetensors", "ldm.safetensors", "ldm.ckpt", "diffusers.safetensors", "folder", "folder/vae")
+FORMS = (
+    "whole.safetensors",
+    "ldm.safetensors",
+    "ldm.ckpt",
+    "diffusers.safetensors",
+    "folder",
+    "folder/vae",
+)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -64,7 +76,9 @@ def test_it_also_stands_in_for_a_vae_that_is_there(files: Path) -> None:
 
 
 def test_a_missing_vae_is_an_error_only_where_one_is_needed(files: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"bare\.safetensors: holds no VAE\. Give one with --vae FILE"):
+    with pytest.raises(
+        ModelError, match=r"bare\.safetensors: holds no VAE\. Give one with --vae FILE"
+    ):
         load_base(files / "bare.safetensors")
     base = load_base(files / "bare.safetensors", needs_vae=False)
     assert base.targets("attention")
@@ -82,19 +96,28 @@ def test_a_missing_vae_is_an_error_only_where_one_is_needed(files: Path, tmp_pat
 def test_a_vae_of_another_scale_is_spoken_of(files: Path, tmp_path: Path) -> None:
     config = json.loads((files / "folder" / "vae" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "scaling_factor": 0.13025}))
-    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes((files / "diffusers.safetensors").read_bytes())
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(
+        (files / "diffusers.safetensors").read_bytes()
+    )
     (note,) = load_base(files / "bare.safetensors", vae=tmp_path).notes
     assert "scaled by 0.13025, those of Stable Diffusion 2 by 0.18215" in note
 
 
 def test_files_of_a_vae_on_the_hub() -> None:
-    names = ["README.md", "config.json", "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"]
+    names = [
+        "README.md",
+        "config.json",
+        "diffusion_pytorch_model.bin",
+        "diffusion_pytorch_model.safetensors",
+    ]
     assert wanted_vae_files(names) == ["config.json", "diffusion_pytorch_model.safetensors"]
     assert wanted_vae_files([f"vae/{name}" for name in names])[0] == "vae/config.json"
     assert wanted_vae_files(["model.safetensors"]) == []
 
 
-@pytest.mark.parametrize("form", ["ldm.safetensors", "ldm.ckpt", "diffusers.safetensors", "folder/vae"])
+@pytest.mark.parametrize(
+    "form", ["ldm.safetensors", "ldm.ckpt", "diffusers.safetensors", "folder/vae"]
+)
 def test_convert_says_what_takes_a_vae_alone(form: str, files: Path, tmp_path: Path) -> None:
     assert inspect_file(files / form).kind == "vae"
     with pytest.raises(RecipeError, match=r"is a VAE alone, .*--vae"):
@@ -102,12 +125,17 @@ def test_convert_says_what_takes_a_vae_alone(form: str, files: Path, tmp_path: P
     # What it says works, into either form.
     for target in ("out.safetensors", "folder"):
         convert(files / "bare.safetensors", tmp_path / target, vae=files / form)
-        found, expected = load_base(tmp_path / target).state("vae"), random_base("sd2", seed=1).state("vae")
+        found, expected = (
+            load_base(tmp_path / target).state("vae"),
+            random_base("sd2", seed=1).state("vae"),
+        )
         assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
 @pytest.mark.parametrize(("part", "kind"), [("unet", "denoiser"), ("text_encoder", "text encoder")])
-def test_convert_says_what_takes_another_part_alone(part: str, kind: str, files: Path, tmp_path: Path) -> None:
+def test_convert_says_what_takes_another_part_alone(
+    part: str, kind: str, files: Path, tmp_path: Path
+) -> None:
     assert inspect_file(files / "folder" / part).kind == kind
     with pytest.raises(RecipeError, match=f"is a {kind} alone.*folder above it"):
         convert(files / "folder" / part, tmp_path / "out.safetensors")

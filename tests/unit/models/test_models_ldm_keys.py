@@ -65,9 +65,14 @@ def test_vae_names_equal_the_measured_map(family: str) -> None:
 
 @pytest.mark.parametrize(
     ("family", "ldm_prefix", "our_prefix", "width"),
-    [("sd2", "cond_stage_model.model.", "te_", 1024), ("sdxl", "conditioner.embedders.1.model.", "te1_", 1280)],
+    [
+        ("sd2", "cond_stage_model.model.", "te_", 1024),
+        ("sdxl", "conditioner.embedders.1.model.", "te1_", 1280),
+    ],
 )
-def test_openclip_names_equal_the_measured_map(family: str, ldm_prefix: str, our_prefix: str, width: int) -> None:
+def test_openclip_names_equal_the_measured_map(
+    family: str, ldm_prefix: str, our_prefix: str, width: int
+) -> None:
     data = reference(family)
     measured = {
         ldm.removeprefix(ldm_prefix): {theirs.removeprefix(our_prefix)}
@@ -76,7 +81,9 @@ def test_openclip_names_equal_the_measured_map(family: str, ldm_prefix: str, our
     }
     for ldm, operation in data["ldm_diffusers_operator_map"].items():
         if ldm.startswith(ldm_prefix):
-            measured[ldm.removeprefix(ldm_prefix)] = {name.removeprefix(our_prefix) for name in operation["cat"]}
+            measured[ldm.removeprefix(ldm_prefix)] = {
+                name.removeprefix(our_prefix) for name in operation["cat"]
+            }
     assert len(measured) > 200
     for name, theirs in measured.items():
         wide = 3 if "in_proj" in name else 1
@@ -114,7 +121,9 @@ def test_flattened_names_of_kohya_sdxl() -> None:
         ),
         "input_blocks_1_0_in_layers_2": "down_blocks.0.resnets.0.conv1",
         "input_blocks_3_0_op": "down_blocks.0.downsamplers.0.conv",
-        "middle_block_1_transformer_blocks_9_ff_net_2": "mid_block.attentions.0.transformer_blocks.9.ff.net.2",
+        "middle_block_1_transformer_blocks_9_ff_net_2": (
+            "mid_block.attentions.0.transformer_blocks.9.ff.net.2"
+        ),
         "output_blocks_2_2_conv": "up_blocks.0.upsamplers.0.conv",
         "output_blocks_0_1_proj_in": "up_blocks.0.attentions.0.proj_in",
         "output_blocks_8_0_skip_connection": "up_blocks.2.resnets.2.conv_shortcut",
@@ -129,14 +138,25 @@ def test_flattened_names_of_kohya_sdxl() -> None:
         assert ldm_unet_module_to_diffusers(dotted) == path
 
 
-@pytest.mark.parametrize("name", ["input_blocks_40_1_proj_in", "input_blocks_4_1_transformer_blocks_0_attn3_to_q", ""])
+@pytest.mark.parametrize(
+    "name", ["input_blocks_40_1_proj_in", "input_blocks_4_1_transformer_blocks_0_attn3_to_q", ""]
+)
 def test_unknown_names_give_none(name: str) -> None:
     assert ldm_unet_module_to_diffusers(name) is None
 
 
 def test_every_name_of_an_odd_layout_has_a_way_back() -> None:
     layout = UNetLayout.from_config(
-        {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"], "layers_per_block": [1, 3, 2]}
+        {
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+            "layers_per_block": [1, 3, 2],
+        }
     )
-    assert unet_to_ldm("up_blocks.1.upsamplers.0.conv.weight", layout) == "output_blocks.6.2.conv.weight"
-    assert unet_to_ldm("down_blocks.2.resnets.1.conv1.bias", layout) == "input_blocks.8.0.in_layers.2.bias"
+    assert (
+        unet_to_ldm("up_blocks.1.upsamplers.0.conv.weight", layout)
+        == "output_blocks.6.2.conv.weight"
+    )
+    assert (
+        unet_to_ldm("down_blocks.2.resnets.1.conv1.bias", layout)
+        == "input_blocks.8.0.in_layers.2.bias"
+    )

@@ -27,7 +27,10 @@ REFERENCE = Path(__file__).parents[4] / "shared" / "reference"
 def same(first: LatentDiffusion, second: LatentDiffusion) -> bool:
     return all(
         first.state(part).keys() == second.state(part).keys()
-        and all(torch.equal(tensor, second.state(part)[name]) for name, tensor in first.state(part).items())
+        and all(
+            torch.equal(tensor, second.state(part)[name])
+            for name, tensor in first.state(part).items()
+        )
         for part in first.parts
     )
 
@@ -47,11 +50,17 @@ def sd1_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("inpainting", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("family", ["sd1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd2", "sdxl"))])
-def test_folder_to_file_to_folder_is_bit_exact(family: str, inpainting: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "family", ["sd1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd2", "sdxl"))]
+)
+def test_folder_to_file_to_folder_is_bit_exact(
+    family: str, inpainting: bool, tmp_path: Path
+) -> None:
     base = random_base(family, inpainting=inpainting)
     save_folder(base, tmp_path / "first", dtype=torch.float32)
-    save_single_file(load_base(tmp_path / "first"), tmp_path / "file.safetensors", dtype=torch.float32)
+    save_single_file(
+        load_base(tmp_path / "first"), tmp_path / "file.safetensors", dtype=torch.float32
+    )
     save_folder(load_base(tmp_path / "file.safetensors"), tmp_path / "second", dtype=torch.float32)
     for path in (tmp_path / "first", tmp_path / "file.safetensors", tmp_path / "second"):
         found = load_base(path)
@@ -63,7 +72,10 @@ def test_folder_to_file_to_folder_is_bit_exact(family: str, inpainting: bool, tm
     weights = sorted((tmp_path / "first").glob("*/*.safetensors"))
     assert weights
     for file in weights:
-        assert file.read_bytes() == (tmp_path / "second" / file.relative_to(tmp_path / "first")).read_bytes()
+        assert (
+            file.read_bytes()
+            == (tmp_path / "second" / file.relative_to(tmp_path / "first")).read_bytes()
+        )
 
 
 def test_v_and_epsilon_survive_both_layouts(tmp_path: Path) -> None:
@@ -107,7 +119,9 @@ def test_ckpt_of_both_kinds(sd1: Path, tmp_path: Path, legacy: bool) -> None:
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_ckpt_of_published_norms(tmp_path: Path, legacy: bool) -> None:
-    """With 32 groups and heads by the family's rule nothing needs to be said, so a pickle is enough."""
+    """With 32 groups and heads by the family's rule nothing needs to be said, so a pickle is
+    enough.
+    """
     unet = {"norm_num_groups": 32, "block_out_channels": [32, 64, 64], "attention_head_dim": 8}
     vae = {"norm_num_groups": 32, "block_out_channels": [32] * 4}
     text = {"hidden_size": 64, "num_attention_heads": 1}
@@ -134,7 +148,10 @@ def test_half_precision_files(sd1: Path, tmp_path: Path, dtype: torch.dtype) -> 
 
 def test_file_with_running_averages_only(sd1: Path, tmp_path: Path) -> None:
     tensors = read_tensors(sd1)
-    averaged: dict[str, Tensor] = {"model_ema.decay": torch.tensor(0.999), "model_ema.num_updates": torch.tensor(5)}
+    averaged: dict[str, Tensor] = {
+        "model_ema.decay": torch.tensor(0.999),
+        "model_ema.num_updates": torch.tensor(5),
+    }
     for name, tensor in tensors.items():
         if name.startswith("model."):
             averaged["model_ema." + name.removeprefix("model.").replace(".", "")] = tensor
@@ -151,7 +168,9 @@ def test_every_published_name_is_found_from_its_running_average(family: str) -> 
     if not path.is_file():
         pytest.skip("the measured key maps (../shared/reference) are not here")
     prefix = "model.diffusion_model."
-    names = [name.removeprefix(prefix) for name in json.loads(path.read_text())["ldm_diffusers_keymap"]]
+    names = [
+        name.removeprefix(prefix) for name in json.loads(path.read_text())["ldm_diffusers_keymap"]
+    ]
     names = [name for name in names if not name.startswith(("cond", "first"))]
     assert len(names) > 600
     for name in names:
@@ -159,12 +178,20 @@ def test_every_published_name_is_found_from_its_running_average(family: str) -> 
     assert ema_name_to_dotted("something0else") is None
 
 
-def test_file_without_vae_takes_one_from_elsewhere(sd1: Path, sd1_folder: Path, tmp_path: Path) -> None:
+def test_file_without_vae_takes_one_from_elsewhere(
+    sd1: Path, sd1_folder: Path, tmp_path: Path
+) -> None:
     tensors = read_tensors(sd1)
     pruned = tmp_path / "pruned.safetensors"
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("first_stage_model.")}
+    kept = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith("first_stage_model.")
+    }
     write_tensors(pruned, kept, read_header(sd1).metadata)
-    with pytest.raises(ModelError, match=r"pruned\.safetensors: holds no VAE\. Give one with --vae"):
+    with pytest.raises(
+        ModelError, match=r"pruned\.safetensors: holds no VAE\. Give one with --vae"
+    ):
         load_base(pruned)
     assert same(load_base(pruned, vae=sd1_folder), random_base("sd1"))
     assert same(load_base(pruned, vae=sd1_folder / "vae"), random_base("sd1"))
@@ -183,7 +210,9 @@ def test_folder_of_fp16_variants_shards_and_old_names(sd1_folder: Path, tmp_path
     for shard, part in shards.items():
         write_tensors(folder / "unet" / shard, {name: tensors[name] for name in part})
     index = {"weight_map": {name: shard for shard, part in shards.items() for name in part}}
-    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps(index)
+    )
     vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     renamed = {}
@@ -194,7 +223,10 @@ def test_folder_of_fp16_variants_shards_and_old_names(sd1_folder: Path, tmp_path
     torch.save(renamed, vae.with_suffix(".bin"))
     vae.unlink()
     text = folder / "text_encoder" / "model.safetensors"
-    bare = {name.removeprefix("text_model."): tensor.clone() for name, tensor in read_tensors(text).items()}
+    bare = {
+        name.removeprefix("text_model."): tensor.clone()
+        for name, tensor in read_tensors(text).items()
+    }
     text.unlink()
     write_tensors(text.with_name("model.fp16.safetensors"), bare)
     assert same(load_base(folder), random_base("sd1"))
@@ -209,7 +241,9 @@ def test_published_shapes_give_the_published_configs() -> None:
         base = random_base(family.name, size="full")
         shapes: dict[str, tuple[int, ...]] = {}
         with torch.device("meta"):
-            unet = _empty_module(base.spec.denoiser, base.source.configs["unet"], "test").state_dict()
+            unet = _empty_module(
+                base.spec.denoiser, base.source.configs["unet"], "test"
+            ).state_dict()
             vae = _empty_module(base.spec.vae, base.source.configs["vae"], "test").state_dict()
         layout = UNetLayout.from_config(base.source.configs["unet"])
         for name, tensor in unet.items():
@@ -221,16 +255,28 @@ def test_published_shapes_give_the_published_configs() -> None:
         assert infer_vae(family, shapes, {}) == published_config(family, "vae")
         for tower in family.text_encoders:
             published = published_config(family, tower.part)
-            width, layers = published["hidden_size"], published["num_hidden_layers"] + tower.file_extra_layers
+            width, layers = (
+                published["hidden_size"],
+                published["num_hidden_layers"] + tower.file_extra_layers,
+            )
             if tower.open_clip:
-                text = {"token_embedding.weight": (49408, width), "positional_embedding": (77, width)}
-                text |= {f"transformer.resblocks.{i}.mlp.c_fc.weight": (4 * width, width) for i in range(layers)}
+                text = {
+                    "token_embedding.weight": (49408, width),
+                    "positional_embedding": (77, width),
+                }
+                text |= {
+                    f"transformer.resblocks.{i}.mlp.c_fc.weight": (4 * width, width)
+                    for i in range(layers)
+                }
                 text["text_projection"] = (width, width)
             else:
                 root = "text_model."
                 text = {f"{root}embeddings.token_embedding.weight": (49408, width)}
                 text[f"{root}embeddings.position_embedding.weight"] = (77, width)
-                text |= {f"{root}encoder.layers.{i}.mlp.fc1.weight": (4 * width, width) for i in range(layers)}
+                text |= {
+                    f"{root}encoder.layers.{i}.mlp.fc1.weight": (4 * width, width)
+                    for i in range(layers)
+                }
             named = {tower.file_prefix + name: shape for name, shape in text.items()}
             assert infer_text(family, tower, named, {}) == published
 
@@ -242,7 +288,10 @@ def foreign(*names: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        (foreign("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"), "Stable Diffusion 3"),
+        (
+            foreign("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"),
+            "Stable Diffusion 3",
+        ),
         (foreign("model.diffusion_model.double_blocks.0.img_attn.qkv.weight"), "FLUX"),
         (foreign("double_blocks.0.img_attn.qkv.weight"), "FLUX"),
         (foreign("lora_unet_down_blocks_0.lora_up.weight"), "a LoRA, not a base model"),
@@ -252,7 +301,10 @@ def foreign(*names: str) -> dict[str, Tensor]:
         (foreign("down_blocks.0.attentions.0.proj_in.weight"), "a diffusers UNet alone"),
         (foreign("encoder.down_blocks.0.resnets.0.conv1.weight"), "a VAE alone"),
         (foreign("conditioner.embedders.0.model.ln_final.weight"), "the SDXL refiner"),
-        (foreign("model.diffusion_model.input_blocks.0.0.weight"), "holds a UNet but no text encoder"),
+        (
+            foreign("model.diffusion_model.input_blocks.0.0.weight"),
+            "holds a UNet but no text encoder",
+        ),
         (foreign("something"), "no Stable Diffusion 1, 2 or XL model that konomi recognises"),
         ({}, "it holds no tensors"),
     ],
@@ -284,7 +336,9 @@ def broken(kind: str, sd1: Path, path: Path) -> None:
         told = json.loads(metadata["konomi.configs"])
         metadata = {
             **metadata,
-            "konomi.configs": json.dumps({**told, "unet": {**told["unet"], "attention_head_dim": 1e30}}),
+            "konomi.configs": json.dumps(
+                {**told, "unet": {**told["unet"], "attention_head_dim": 1e30}}
+            ),
         }
     write_tensors(path, tensors, metadata)
 
@@ -292,9 +346,21 @@ def broken(kind: str, sd1: Path, path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", "1 of the .* tensors of denoiser are missing, first down_blocks.0.resnets.0.conv1.weight"),
+        (
+            "missing",
+            (
+                "1 of the .* tensors of denoiser are missing, first "
+                "down_blocks.0.resnets.0.conv1.weight"
+            ),
+        ),
         ("shape", r"denoiser.down_blocks.0.resnets.0.conv1.weight has shape"),
-        ("unknown", "have no place in the model, first model.diffusion_model.input_blocks.1.0.surprise.weight"),
+        (
+            "unknown",
+            (
+                "have no place in the model, first "
+                "model.diffusion_model.input_blocks.1.0.surprise.weight"
+            ),
+        ),
         ("channels", "takes 8 channels: an image-editing model"),
         ("metadata", "metadata konomi.configs is damaged"),
         ("absurd", "attention_head_dim = 1e"),
@@ -345,7 +411,11 @@ def edited(folder: Path, tmp_path: Path, component: str, changes: dict[str, Any]
         ("unet", {"addition_embed_type": "image"}, "belongs to no family that konomi knows"),
         ("text_encoder", {"model_type": "t5"}, "its text_encoder is a t5, not CLIP"),
         ("text_encoder", {"num_hidden_layers": 10**8}, "num_hidden_layers = 100000000"),
-        ("text_encoder", {"auto_map": {"AutoModel": "evil.py"}, "hidden_act": "evil"}, "describes no model"),
+        (
+            "text_encoder",
+            {"auto_map": {"AutoModel": "evil.py"}, "hidden_act": "evil"},
+            "describes no model",
+        ),
     ],
 )
 def test_hostile_configs(
@@ -375,10 +445,14 @@ def test_incomplete_folders_and_wrong_paths(sd1_folder: Path, tmp_path: Path) ->
 
 def test_hub_asks_for_each_weight_once() -> None:
     names = [
-        "README.md", "v1-5.ckpt", "v1-5.safetensors", "model_index.json", "scheduler/scheduler_config.json",
-        "unet/config.json", "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.safetensors",
-        "unet/diffusion_pytorch_model.fp16.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.bin",
-        "text_encoder/config.json", "text_encoder/model.fp16.safetensors", "safety_checker/model.safetensors",
+        "README.md", "v1-5.ckpt", "v1-5.safetensors", "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json", "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors", "vae/config.json",
+        "vae/diffusion_pytorch_model.bin",
+        "text_encoder/config.json", "text_encoder/model.fp16.safetensors",
+        "safety_checker/model.safetensors",
         "tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/evil.py",
     ]  # fmt: skip
     assert sorted(wanted_files(names)) == [
@@ -406,11 +480,15 @@ def test_hub_offline_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match=r"owner/name: no such file or folder here, not in the hub's local cache"):
+    with pytest.raises(
+        ModelError, match=r"owner/name: no such file or folder here, not in the hub's local cache"
+    ):
         load_base("owner/name")
 
 
-def test_hub_cache_is_used_without_network(sd1_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_cache_is_used_without_network(
+    sd1_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
 
     from huggingface_hub import constants

@@ -1,4 +1,6 @@
-"""What a model says of its prediction and its noise process, and what other programs make of what konomi writes."""
+"""What a model says of its prediction and its noise process, and what other programs make of what
+konomi writes.
+"""
 
 import json
 import warnings
@@ -18,14 +20,20 @@ from konomi.storage.tensor_file import read_header, read_tensors, write_tensors
 
 
 def marked_as(names: Collection[str]) -> tuple[str, bool]:
-    """The rule by which ComfyUI takes an SDXL file for a v model and for one of zero terminal SNR, as NoobAI documents
-    it: the keys `v_pred` and, beside it, `ztsnr` are in the table of tensors."""
+    """The rule by which ComfyUI takes an SDXL file for a v model and for one of zero terminal SNR,
+    as NoobAI documents
+    it: the keys `v_pred` and, beside it, `ztsnr` are in the table of tensors.
+    """
     return ("v_prediction", "ztsnr" in names) if "v_pred" in names else ("epsilon", False)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-@pytest.mark.parametrize(("prediction", "zero_snr"), [("epsilon", False), ("v", False), ("v", True)])
-def test_files_say_what_they_predict(family: str, prediction: Any, zero_snr: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("prediction", "zero_snr"), [("epsilon", False), ("v", False), ("v", True)]
+)
+def test_files_say_what_they_predict(
+    family: str, prediction: Any, zero_snr: bool, tmp_path: Path
+) -> None:
     base = random_base(family, prediction=prediction)
     if zero_snr:
         base.use_zero_terminal_snr()
@@ -33,10 +41,15 @@ def test_files_say_what_they_predict(family: str, prediction: Any, zero_snr: boo
     save_single_file(base, file, dtype=torch.float16)
     save_folder(base, folder, dtype=torch.float16)
     header = read_header(file)
-    assert marked_as(header.tensors) == ({"v": "v_prediction"}.get(prediction, prediction), zero_snr)
+    assert marked_as(header.tensors) == (
+        {"v": "v_prediction"}.get(prediction, prediction),
+        zero_snr,
+    )
     assert all(
         tensor.numel() == 0
-        for tensor in read_tensors(file, [n for n in ("v_pred", "ztsnr") if n in header.tensors]).values()
+        for tensor in read_tensors(
+            file, [n for n in ("v_pred", "ztsnr") if n in header.tensors]
+        ).values()
     )
     assert header.metadata["modelspec.prediction_type"] == prediction
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
@@ -51,7 +64,9 @@ def test_files_say_what_they_predict(family: str, prediction: Any, zero_snr: boo
     for path in (file, folder, *((bare,) if prediction == "v" else ())):
         found = load_base(path)
         assert (found.process.prediction, found.zero_terminal_snr) == (prediction, zero_snr)
-        assert torch.equal(found.process.schedule.alphas_cumprod, base.process.schedule.alphas_cumprod)
+        assert torch.equal(
+            found.process.schedule.alphas_cumprod, base.process.schedule.alphas_cumprod
+        )
         assert found.guidance_rescale == (0.7 if zero_snr else 0.0)
 
 
@@ -70,7 +85,9 @@ def test_diffusers_takes_the_folder_for_what_it_is(family: str, tmp_path: Path) 
     assert type(scheduler).__name__ == name == scheduler.config["_class_name"]
     assert scheduler.config.prediction_type == "v_prediction"
     # diffusers' Euler puts 2^-24 for zero, which an infinite noise level stands for.
-    torch.testing.assert_close(scheduler.alphas_cumprod, base.process.schedule.alphas_cumprod, rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        scheduler.alphas_cumprod, base.process.schedule.alphas_cumprod, rtol=0, atol=2e-6
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # theirs, about numpy 2
         scheduler.set_timesteps(20)
@@ -103,12 +120,18 @@ def test_zero_terminal_snr_is_lin_et_als_algorithm(tmp_path: Path) -> None:
     base.use_zero_terminal_snr()
     root = before.sqrt()
     shifted = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    torch.testing.assert_close(base.process.schedule.alphas_cumprod.double(), shifted.square(), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(
+        base.process.schedule.alphas_cumprod.double(), shifted.square(), rtol=1e-5, atol=1e-9
+    )
     assert base.process.schedule.snr(torch.tensor([999])) == 0
-    assert base.process.schedule.alphas_cumprod[0].item() == pytest.approx(before[0].item(), rel=1e-6)
+    assert base.process.schedule.alphas_cumprod[0].item() == pytest.approx(
+        before[0].item(), rel=1e-6
+    )
     betas = 1 - before / torch.cat([torch.ones(1, dtype=before.dtype), before[:-1]])
     theirs = torch.cumprod(1 - rescale_zero_terminal_snr(betas), dim=0)
-    torch.testing.assert_close(base.process.schedule.alphas_cumprod.double(), theirs, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(
+        base.process.schedule.alphas_cumprod.double(), theirs, rtol=1e-4, atol=1e-7
+    )
     again = base.process.schedule.alphas_cumprod.clone()
     base.use_zero_terminal_snr()
     assert torch.equal(base.process.schedule.alphas_cumprod, again)

@@ -15,8 +15,10 @@ from konomi.models.tokenizer import (
 )
 
 TEXTS = [
-    "a photo of a cat", "", " ", "It's 1999!  we've", "東京 café, naïve", "cafe\u0301", "(masterpiece:1.2), <lora:x:1>",
-    "!", "a !!! b!", "<|endoftext|> in <|startoftext|>text", "🦊🦊 ﷺ ½", "tab\tand\nline", "A" * 300,
+    "a photo of a cat", "", " ", "It's 1999!  we've", "東京 café, naïve", "cafe\u0301",
+    "(masterpiece:1.2), <lora:x:1>",
+    "!", "a !!! b!", "<|endoftext|> in <|startoftext|>text", "🦊🦊 ﷺ ½", "tab\tand\nline",
+    "A" * 300,
     "it's we'll İstanbul", "\u200b\ufeffx", "\x00\x01", "1girl,solo,(:", "a" * 3000 + " b",
 ]  # fmt: skip
 
@@ -26,7 +28,10 @@ def test_ids_are_those_of_transformers(pad):
     """With the padding token a word like any other, as OpenCLIP and OpenAI's CLIP read it."""
     ours, theirs = Tokenizer(clip_vocabulary(), pad_token=pad), build_tokenizer(clip_vocabulary())
     for text in TEXTS:
-        assert ours.ids(text) == theirs(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        assert (
+            ours.ids(text)
+            == theirs(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        )
         assert ours.pieces(text) == theirs.tokenize(text)
     padding = build_tokenizer(clip_vocabulary(), pad_token=pad)
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -42,7 +47,12 @@ def test_an_exclamation_mark_is_a_word_where_it_pads():
     assert tokenizer.ids("a !!! b") == Tokenizer(clip_vocabulary()).ids("a !!! b")
     assert tokenizer.pad_token_id == 0
     # transformers takes the mark for padding in the text as well.
-    assert build_tokenizer(clip_vocabulary(), pad_token="!")("wow!", add_special_tokens=False).input_ids[-1] == 0
+    assert (
+        build_tokenizer(clip_vocabulary(), pad_token="!")(
+            "wow!", add_special_tokens=False
+        ).input_ids[-1]
+        == 0
+    )
 
 
 def test_half_a_character_pair_becomes_a_replacement_character():

@@ -25,10 +25,14 @@ def run(module: Any, sample: torch.Tensor, config: dict[str, Any]) -> torch.Tens
     text = torch.randn(2, 77, config["cross_attention_dim"], generator=generator)
     added = None
     if config.get("addition_embed_type"):
-        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        pooled = (
+            config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        )
         sizes = torch.tensor([[1024, 768, 0, 13, 1024, 1024]] * 2)
         added = {"text_embeds": torch.randn(2, pooled, generator=generator), "time_ids": sizes}
-    answer: torch.Tensor = module(sample, torch.tensor([1, 801]), text, added_cond_kwargs=added).sample
+    answer: torch.Tensor = module(
+        sample, torch.tensor([1, 801]), text, added_cond_kwargs=added
+    ).sample
     return answer
 
 
@@ -62,11 +66,16 @@ def test_same_names_order_and_shapes_at_full_size(family: str) -> None:
 
 
 def test_uneven_levels() -> None:
-    """Other numbers of layers, depths and heads in each level, and attention in the middle level only."""
+    """Other numbers of layers, depths and heads in each level, and attention in the middle level
+    only.
+    """
     config = {
-        "in_channels": 4, "out_channels": 4, "block_out_channels": [8, 16, 24], "layers_per_block": [1, 2, 3],
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"], "attention_head_dim": [1, 2, 3],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "transformer_layers_per_block": [1, 2, 3],
+        "in_channels": 4, "out_channels": 4, "block_out_channels": [8, 16, 24],
+        "layers_per_block": [1, 2, 3],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "attention_head_dim": [1, 2, 3],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "transformer_layers_per_block": [1, 2, 3],
         "norm_num_groups": 4, "cross_attention_dim": 12, "use_linear_projection": True,
     }  # fmt: skip
     assert is_plain(config)
@@ -103,7 +112,10 @@ from konomi.diffusion.conditioning import Conditioning
 from konomi.models.scratch import random_base
 base = random_base("sd1")
 base.predict(torch.zeros(1, 4, 8, 8), torch.tensor([1]), Conditioning(torch.zeros(1, 77, 32)))
-print(sorted({"diffusers", "transformers", "accelerate", "peft", "torch._dynamo"} & set(sys.modules)))
+print(sorted({"diffusers", "transformers", "accelerate", "peft", "torch._dynamo"}
+             & set(sys.modules)))
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
     assert result.stdout.strip() == "[]", result.stdout

@@ -29,9 +29,14 @@ def notes(base: Any, extra: dict[str, Tensor], tmp_path: Path) -> tuple[str, ...
 def test_a_plain_file_has_no_notes(family: str, tmp_path: Path) -> None:
     """Nor have the buffers of LDM's noise process, of its text encoders, or the markers."""
     schedule = scaled_linear_schedule().alphas_cumprod
-    extra = {"alphas_cumprod": schedule, "sqrt_one_minus_alphas_cumprod": (1 - schedule).sqrt(), "betas": schedule}
+    extra = {
+        "alphas_cumprod": schedule,
+        "sqrt_one_minus_alphas_cumprod": (1 - schedule).sqrt(),
+        "betas": schedule,
+    }
     towers = {"sd1": "cond_stage_model.transformer.text_model.embeddings.position_ids",
-              "sd2": "cond_stage_model.model.attn_mask", "sdxl": "conditioner.embedders.1.model.attn_mask"}  # fmt: skip
+              "sd2": "cond_stage_model.model.attn_mask",
+              "sdxl": "conditioner.embedders.1.model.attn_mask"}  # fmt: skip
     if family == "sd1":
         extra[towers[family]] = torch.arange(77)[None]
     assert notes(random_base(family), extra, tmp_path) == ()
@@ -45,15 +50,25 @@ def test_a_plain_file_has_no_notes(family: str, tmp_path: Path) -> None:
             ["model_ema.diffusion_modelinput_blocks00weight", "model_ema.decay"],
             "2 of running averages of the UNet",
         ),
-        ("sd1", ["lora_unet_x.lora_up.weight"], "1 of a LoRA beside the model, which is not applied"),
+        (
+            "sd1",
+            ["lora_unet_x.lora_up.weight"],
+            "1 of a LoRA beside the model, which is not applied",
+        ),
         ("sd1", ["first_stage_model.loss.logvar"], "1 of what trained the VAE"),
         ("sdxl", ["control_model.zero_convs.0.0.weight"], "1 of a ControlNet"),
         ("sd1", ["something.\x1b[31mnew.weight"], r"1 of something.\x1b[31mnew"),
         ("sd2", ["cond_stage_model.model.transformer.resblocks.4.ln_1.weight"], "resblocks.4"),
-        ("sd1", ["cond_stage_model.transformer.text_model.encoder.layers.3.mlp.fc1.bias"], "encoder.layers"),
+        (
+            "sd1",
+            ["cond_stage_model.transformer.text_model.encoder.layers.3.mlp.fc1.bias"],
+            "encoder.layers",
+        ),
     ],
 )
-def test_what_is_left_over_is_named_in_one_line(family: str, names: list[str], words: str, tmp_path: Path) -> None:
+def test_what_is_left_over_is_named_in_one_line(
+    family: str, names: list[str], words: str, tmp_path: Path
+) -> None:
     (note,) = notes(random_base(family), {name: torch.zeros(2) for name in names}, tmp_path)
     assert note.startswith(f"{tmp_path / 'a.safetensors'}: {len(names)} tensors are not used: ")
     assert words in note
@@ -101,8 +116,12 @@ def test_settings_of_a_folder_that_nothing_applies_are_named(
 def test_schedulers_of_another_process_are_refused(tmp_path: Path) -> None:
     save_folder(random_base("sdxl"), tmp_path / "a", dtype=torch.float32)
     path = tmp_path / "a" / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": "EDMEulerScheduler"}))
-    with pytest.raises(ModelError, match="its scheduler is EDMEulerScheduler: another noise process"):
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "_class_name": "EDMEulerScheduler"})
+    )
+    with pytest.raises(
+        ModelError, match="its scheduler is EDMEulerScheduler: another noise process"
+    ):
         load_base(tmp_path / "a")
 
 

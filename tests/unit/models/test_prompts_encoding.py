@@ -41,7 +41,8 @@ def second():
 
 
 CONFIG = {
-    "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "projection_dim": 10,
+    "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3,
+    "projection_dim": 10,
     "vocab_size": 49408, "eos_token_id": END, "bos_token_id": START, "pad_token_id": END,
 }  # fmt: skip
 
@@ -67,7 +68,9 @@ def their_second(second):
 
 def tokens(tower, caption):
     theirs = their_tokenizer("!" if tower.tokenizer.pad_token_id == 0 else "<|endoftext|>")
-    return theirs(caption, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    return theirs(
+        caption, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 def by_hand(theirs, *chunks, pad=END):
@@ -98,7 +101,9 @@ def test_plain_captions_equal_transformers(tower, theirs):
 def test_clip_skip_norms_the_chosen_layer(tower, theirs, skip):
     out = theirs(tokens(tower, "a dog"), output_hidden_states=True)
     expected = tower.module.text_model.final_layer_norm(out.hidden_states[-skip])
-    torch.testing.assert_close(encode_text([tower], ["a dog"], TextConfig(clip_skip=skip)).states, expected)
+    torch.testing.assert_close(
+        encode_text([tower], ["a dog"], TextConfig(clip_skip=skip)).states, expected
+    )
 
 
 def test_clip_skip_beyond_the_layers(tower):
@@ -107,19 +112,25 @@ def test_clip_skip_beyond_the_layers(tower):
 
 
 @torch.no_grad()
-def test_sdxl_takes_the_layer_before_the_last_and_the_projected_end(tower, second, theirs, their_second):
+def test_sdxl_takes_the_layer_before_the_last_and_the_projected_end(
+    tower, second, theirs, their_second
+):
     first = TextTower("text_encoder", tower.tokenizer, tower.module, layer=2, final_norm=False)
     captions = ["a dog", "a cat with <|endoftext|> in it"]
     encoded = encode_text([first, second], captions, TextConfig())
     out_1 = theirs(tokens(first, captions[0]), output_hidden_states=True)
     out_2 = their_second(tokens(second, captions[0]), output_hidden_states=True)
-    torch.testing.assert_close(encoded.states[0], torch.cat([out_1.hidden_states[-2], out_2.hidden_states[-2]], -1)[0])
+    torch.testing.assert_close(
+        encoded.states[0], torch.cat([out_1.hidden_states[-2], out_2.hidden_states[-2]], -1)[0]
+    )
     torch.testing.assert_close(encoded.pooled[0], out_2.text_embeds[0])
     # An end token inside the text is not the end.
     ids_NL = tokens(second, captions[1])
     last = their_second(ids_NL).last_hidden_state
     length = len(ids(second, captions[1]))
-    torch.testing.assert_close(encoded.pooled[1], second.module.text_projection(last[0, length + 1]))
+    torch.testing.assert_close(
+        encoded.pooled[1], second.module.text_projection(last[0, length + 1])
+    )
 
 
 @torch.no_grad()
@@ -139,10 +150,14 @@ def test_long_captions_are_chunks_encoded_alone(tower, theirs, max_tokens, posit
 @torch.no_grad()
 def test_sd_scripts_chunking_strips_inner_ends(tower, theirs):
     numbers = ids(tower, " ".join(["dog cat"] * 50))
-    encoded = states(tower, " ".join(["dog cat"] * 50), TextConfig(max_tokens=225, chunking="sd_scripts"))
+    encoded = states(
+        tower, " ".join(["dog cat"] * 50), TextConfig(max_tokens=225, chunking="sd_scripts")
+    )
     parts = by_hand(theirs, numbers[:75], numbers[75:], [])
     assert encoded.shape[0] == 227
-    expected = torch.cat([parts[0, :1], parts[0, 1:76], parts[1, 1:76], parts[2, 1:76], parts[2, 76:]])
+    expected = torch.cat(
+        [parts[0, :1], parts[0, 1:76], parts[1, 1:76], parts[2, 1:76], parts[2, 76:]]
+    )
     torch.testing.assert_close(encoded, expected)
 
 
@@ -215,7 +230,9 @@ def test_mixing_blends_states_and_pooled(second):
 
 
 def rows_of(tower, text):
-    return tower.module.text_model.embeddings.token_embedding.weight[ids(tower, text)].detach().clone()
+    return (
+        tower.module.text_model.embeddings.token_embedding.weight[ids(tower, text)].detach().clone()
+    )
 
 
 @torch.no_grad()
@@ -224,7 +241,9 @@ def test_a_learned_word_with_known_rows_equals_those_words(tower):
     for prompt in ("a {} runs", "a ({}:1.3) runs", "cat " * 73 + "{}", "{}, {}"):
         text = TextConfig(emphasis=True, max_tokens=150)
         expected = states(tower, prompt.replace("{}", "brown dog"), text)
-        torch.testing.assert_close(states(tower, prompt.replace("{}", "mypet"), text, words=words), expected)
+        torch.testing.assert_close(
+            states(tower, prompt.replace("{}", "mypet"), text, words=words), expected
+        )
 
 
 @torch.no_grad()
@@ -238,7 +257,9 @@ def test_a_learned_word_is_never_torn_apart(tower):
 
 
 def test_gradients_reach_learned_words_and_the_encoder(tower, second):
-    vectors = {part: torch.randn(2, 24, requires_grad=True) for part in ("text_encoder", "text_encoder_2")}
+    vectors = {
+        part: torch.randn(2, 24, requires_grad=True) for part in ("text_encoder", "text_encoder_2")
+    }
     encoded = encode_text([tower, second], ["a (<s1>:1.2)"], EMPHASIS, words={"<s1>": vectors})
     (encoded.states.square().sum() + encoded.pooled.square().sum()).backward()
     assert all(v.grad.abs().sum(1).min() > 0 for v in vectors.values())
@@ -246,12 +267,20 @@ def test_gradients_reach_learned_words_and_the_encoder(tower, second):
     assert weight.grad.abs().sum() > 0
     # Only rows of real tokens receive gradient, none of a learned word's placeholder.
     used = {START, END, *ids(tower, "a")}
-    touched = tower.module.text_model.embeddings.token_embedding.weight.grad.abs().sum(1).nonzero().flatten().tolist()
+    touched = (
+        tower.module.text_model.embeddings.token_embedding.weight.grad.abs()
+        .sum(1)
+        .nonzero()
+        .flatten()
+        .tolist()
+    )
     assert set(touched) == used
 
 
 def test_a_learned_word_of_another_family_is_refused(tower):
-    with pytest.raises(ModelError, match=r"'sks' is 16 wide; text_encoder of this base has width 24"):
+    with pytest.raises(
+        ModelError, match=r"'sks' is 16 wide; text_encoder of this base has width 24"
+    ):
         states(tower, "sks", words={"sks": {"text_encoder": torch.randn(1, 16)}})
     with pytest.raises(ModelError, match="80 vectors; at most 75"):
         states(tower, "sks", words={"sks": {"text_encoder": torch.randn(80, 24)}})

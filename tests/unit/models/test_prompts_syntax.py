@@ -66,7 +66,9 @@ def test_break_divides_sections_also_within_emphasis():
 @given(TRICKY)
 def test_emphasis_never_raises_and_keeps_the_words(prompt):
     text = "".join(span.text for section in parse_emphasis(prompt) for span in section)
-    removed = set("()[]{}\\:.-+ \n0123456789")  # Brackets, weights, escapes and the blanks around BREAK.
+    removed = set(
+        "()[]{}\\:.-+ \n0123456789"
+    )  # Brackets, weights, escapes and the blanks around BREAK.
     assert [c for c in text.replace("BREAK", "") if c not in removed] == [
         c for c in prompt.replace("BREAK", "") if c not in removed
     ]
@@ -156,7 +158,9 @@ def test_mixtures_are_shares_of_one():
 
 
 def test_tags():
-    prompt, tags = extract_tags("a dog <lora:my name:0.8>, <s1> <LORA:b:0.5:1> <hypernet:h> <lora:c:te=0:unet=1>")
+    prompt, tags = extract_tags(
+        "a dog <lora:my name:0.8>, <s1> <LORA:b:0.5:1> <hypernet:h> <lora:c:te=0:unet=1>"
+    )
     assert prompt == "a dog , <s1>"
     assert tags == (
         Tag("lora", "my name", ("0.8",)),
@@ -180,4 +184,8 @@ def test_words_are_found_whole_in_any_case_the_longest_first():
         ("c++", "c++"),
     ]
     assert find_words("plain", []) == [("plain", None)]
-    assert find_words("可愛いsksの写真", ["sks"]) == [("可愛い", None), ("sks", "sks"), ("の写真", None)]
+    assert find_words("可愛いsksの写真", ["sks"]) == [
+        ("可愛い", None),
+        ("sks", "sks"),
+        ("の写真", None),
+    ]

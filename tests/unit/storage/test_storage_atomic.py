@@ -85,12 +85,16 @@ def test_a_folder_is_published_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-000100"] and names(final) == ["b"]
 
 
-def test_everything_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_is_synced_before_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events: list[str] = []
     monkeypatch.setattr(atomic, "sync_file", lambda path: events.append(f"file {path.name}"))
     monkeypatch.setattr(atomic, "sync_folder", lambda path: events.append(f"folder {path.name}"))
     rename = Path.rename
-    monkeypatch.setattr(Path, "rename", lambda self, to: (events.append("rename"), rename(self, to))[1])
+    monkeypatch.setattr(
+        Path, "rename", lambda self, to: (events.append("rename"), rename(self, to))[1]
+    )
     source = tmp_path / "t"
     (source / "inner").mkdir(parents=True)
     (source / "inner" / "a").touch()

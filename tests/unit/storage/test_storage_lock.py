@@ -25,7 +25,9 @@ def with_and_without_flock(request: pytest.FixtureRequest, monkeypatch: pytest.M
     return bool(request.param)
 
 
-def test_the_second_run_is_told_who_holds_the_folder(tmp_path: Path, with_and_without_flock: bool) -> None:
+def test_the_second_run_is_told_who_holds_the_folder(
+    tmp_path: Path, with_and_without_flock: bool
+) -> None:
     with RunLock(tmp_path), pytest.raises(RunError, match=f"process {os.getpid()} on "):
         RunLock(tmp_path).acquire()
     assert not (tmp_path / "run.lock").exists()
@@ -34,7 +36,9 @@ def test_the_second_run_is_told_who_holds_the_folder(tmp_path: Path, with_and_wi
 
 
 def test_another_process_holds_until_it_is_killed(tmp_path: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert child.stdout is not None and child.stdout.readline() == "held\n"
         with pytest.raises(RunError, match=f"process {child.pid} "):
@@ -51,8 +55,12 @@ def test_another_process_holds_until_it_is_killed(tmp_path: Path) -> None:
         child.stdout.close()
 
 
-@pytest.mark.parametrize("change", [{"pid": 2**22 + 1}, {"started": "1"}], ids=["dead", "number reused"])
-def test_a_stale_lock_is_recovered(tmp_path: Path, with_and_without_flock: bool, change: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"pid": 2**22 + 1}, {"started": "1"}], ids=["dead", "number reused"]
+)
+def test_a_stale_lock_is_recovered(
+    tmp_path: Path, with_and_without_flock: bool, change: dict[str, object]
+) -> None:
     with RunLock(tmp_path):
         stale = json.loads((tmp_path / "run.lock").read_text())
     (tmp_path / "run.lock").write_text(json.dumps(stale | change))
@@ -61,11 +69,15 @@ def test_a_stale_lock_is_recovered(tmp_path: Path, with_and_without_flock: bool,
 
 
 def test_a_lock_that_an_orphan_still_holds_is_recovered(tmp_path: Path) -> None:
-    program = HOLD.replace("time.sleep(60)", "import os\nif os.fork() == 0: time.sleep(60)\nelse: os._exit(0)")
+    program = HOLD.replace(
+        "time.sleep(60)", "import os\nif os.fork() == 0: time.sleep(60)\nelse: os._exit(0)"
+    )
     program = program.replace("print('held', flush=True); ", "")
     program = program.replace("import os\n", "import os, sys\nprint(os.getpid(), flush=True)\n")
     child = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         child.wait(timeout=20)
@@ -75,7 +87,9 @@ def test_a_lock_that_an_orphan_still_holds_is_recovered(tmp_path: Path) -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def test_a_lock_of_another_host_is_respected_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_of_another_host_is_respected_without_flock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lock_module, "_flock", lambda descriptor: None)
     holder = {"pid": 1, "host": "elsewhere", "started": "1", "since": "2026-01-01 00:00:00"}
     (tmp_path / "run.lock").write_text(json.dumps(holder))

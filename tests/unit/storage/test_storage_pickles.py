@@ -38,7 +38,9 @@ class Call:
         return self.call
 
 
-def rewritten(path: Path, program: bytes, compression: int = zipfile.ZIP_STORED, **more: bytes) -> Path:
+def rewritten(
+    path: Path, program: bytes, compression: int = zipfile.ZIP_STORED, **more: bytes
+) -> Path:
     """A torch zip file with another pickle in it."""
     save(path, {"a": torch.ones(4)})
     with zipfile.ZipFile(path) as archive:
@@ -46,13 +48,20 @@ def rewritten(path: Path, program: bytes, compression: int = zipfile.ZIP_STORED,
     root = next(iter(entries)).partition("/")[0]
     entries[f"{root}/data.pkl"] = program
     with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, content in (entries | {f"{root}/{name}": content for name, content in more.items()}).items():
+        for name, content in (
+            entries | {f"{root}/{name}": content for name, content in more.items()}
+        ).items():
             archive.writestr(name, content)
     return path
 
 
 def storage_program(
-    *, count: int, sizes: tuple[int, ...], strides: tuple[int, ...], key: str = "0", kind: str = "FloatStorage"
+    *,
+    count: int,
+    sizes: tuple[int, ...],
+    strides: tuple[int, ...],
+    key: str = "0",
+    kind: str = "FloatStorage",
 ) -> bytes:
     """The pickle of one tensor with any claims."""
 
@@ -66,9 +75,23 @@ def storage_program(
     def numbers(values: tuple[int, ...]) -> bytes:
         return b"(" + b"".join(map(number, values)) + b"t"
 
-    storage = b"(" + word("storage") + f"ctorch\n{kind}\n".encode() + word(key) + word("cpu") + number(count) + b"tQ"
+    storage = (
+        b"("
+        + word("storage")
+        + f"ctorch\n{kind}\n".encode()
+        + word(key)
+        + word("cpu")
+        + number(count)
+        + b"tQ"
+    )
     hooks = b"ccollections\nOrderedDict\n)R"
-    call = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00" + numbers(sizes) + numbers(strides)
+    call = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + b"K\x00"
+        + numbers(sizes)
+        + numbers(strides)
+    )
     return b"\x80\x02" + call + b"\x89" + hooks + b"tR."
 
 
@@ -86,8 +109,10 @@ def test_model_files_are_read_like_torch_reads_them(tmp_path: Path, zipped: bool
         "view": shared[1:3, ::2],
         "transposed": shared.t(),
         "parameter": torch.nn.Parameter(torch.ones(2)),
-        "epoch": 3, "lr": 0.5, "name": "好み", "none": None, "yes": True, "bytes": b"\x00\xff", "big": 2**40,
-        "nested": [1, (2, "x"), {"k": [torch.ones(1)]}], "set": {1, 2}, "size": torch.Size([1, 2]), 320: (1, 2),
+        "epoch": 3, "lr": 0.5, "name": "好み", "none": None, "yes": True, "bytes": b"\x00\xff",
+        "big": 2**40,
+        "nested": [1, (2, "x"), {"k": [torch.ones(1)]}], "set": {1, 2}, "size": torch.Size([1, 2]),
+        320: (1, 2),
     }  # fmt: skip
     path = save(tmp_path / "x.png", value, zipped=zipped)
     ours, theirs = read_pickle(path), torch.load(path, weights_only=True)
@@ -95,7 +120,11 @@ def test_model_files_are_read_like_torch_reads_them(tmp_path: Path, zipped: bool
     for name, item in theirs.items():
         if isinstance(item, torch.Tensor):
             assert torch.equal(ours[name], item) and ours[name].dtype == item.dtype
-    plain = [name for name, item in theirs.items() if not isinstance(item, torch.Tensor) and name != "nested"]
+    plain = [
+        name
+        for name, item in theirs.items()
+        if not isinstance(item, torch.Tensor) and name != "nested"
+    ]
     assert {name: ours[name] for name in plain if name != "state_dict"} == {
         name: theirs[name] for name in plain if name != "state_dict"
     }
@@ -104,12 +133,19 @@ def test_model_files_are_read_like_torch_reads_them(tmp_path: Path, zipped: bool
 
 def test_a_2022_textual_inversion_keeps_its_parameter_dict(tmp_path: Path) -> None:
     vectors = torch.nn.Parameter(torch.randn(2, 768))
-    value = {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": torch.nn.ParameterDict({"*": vectors})}
+    value = {
+        "string_to_token": {"*": torch.tensor(265)},
+        "string_to_param": torch.nn.ParameterDict({"*": vectors}),
+    }
     read = read_pickle(save(tmp_path / "x.pt", value))
     assert type(read["string_to_param"]) is dict
     assert torch.equal(read["string_to_param"]["*"], vectors)
     assert not any("ParameterDict" in str(item) for item in torch.serialization.get_safe_globals())
-    for elsewhere in ({"x": value["string_to_param"]}, value | {"again": torch.nn.ParameterDict()}, [value]):
+    for elsewhere in (
+        {"x": value["string_to_param"]},
+        value | {"again": torch.nn.ParameterDict()},
+        [value],
+    ):
         with pytest.raises(FileFormatError, match="ParameterDict"):
             read_pickle(save(tmp_path / "y.pt", elsewhere))
 
@@ -117,7 +153,9 @@ def test_a_2022_textual_inversion_keeps_its_parameter_dict(tmp_path: Path) -> No
 @BOTH
 @pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
 @pytest.mark.parametrize("suffix", ["ckpt", "pt", "bin", "safetensors"])
-def test_malicious_pickles_do_nothing_and_are_named(tmp_path: Path, zipped: bool, nested: bool, suffix: str) -> None:
+def test_malicious_pickles_do_nothing_and_are_named(
+    tmp_path: Path, zipped: bool, nested: bool, suffix: str
+) -> None:
     prize = tmp_path / "pwned"
     attack: object = Call(os.system, f"touch {prize}")
     if nested:
@@ -125,7 +163,9 @@ def test_malicious_pickles_do_nothing_and_are_named(tmp_path: Path, zipped: bool
         torch.save(attack, inner)
         attack = {"state_dict": [Call(torch.storage._load_from_bytes, inner.getvalue())]}
     path = save(tmp_path / f"x.{suffix}", {"w": torch.ones(2), "x": attack}, zipped=zipped)
-    with pytest.raises(FileFormatError, match=r"torch\.storage\._load_from_bytes" if nested else r"posix\.system"):
+    with pytest.raises(
+        FileFormatError, match=r"torch\.storage\._load_from_bytes" if nested else r"posix\.system"
+    ):
         read_pickle(path)
     assert not prize.exists()
 
@@ -147,7 +187,9 @@ FORBIDDEN: dict[str, tuple[object, str]] = {
 
 @BOTH
 @pytest.mark.parametrize("case", FORBIDDEN)
-def test_whatever_a_model_does_not_need_is_refused_by_name(tmp_path: Path, zipped: bool, case: str) -> None:
+def test_whatever_a_model_does_not_need_is_refused_by_name(
+    tmp_path: Path, zipped: bool, case: str
+) -> None:
     value, message = FORBIDDEN[case]
     with pytest.raises(FileFormatError, match=message):
         read_pickle(save(tmp_path / "x.pt", {"a": value}, zipped=zipped))
@@ -174,11 +216,14 @@ CLAIMS = {
     "a missing record": storage_program(count=4, sizes=(4,), strides=(1,), key="7"),
     "a record outside": storage_program(count=4, sizes=(4,), strides=(1,), key="../version"),
     "an unknown storage": storage_program(count=4, sizes=(4,), strides=(1,), kind="QInt8Storage"),
-    "wider numbers than the record": storage_program(count=4, sizes=(4,), strides=(1,), kind="DoubleStorage"),
+    "wider numbers than the record": storage_program(
+        count=4, sizes=(4,), strides=(1,), kind="DoubleStorage"
+    ),
     "many views of one storage": b"\x80\x02]("
     + storage_program(count=4, sizes=(4,), strides=(1,))[2:-1] * 1000
     + b"e.",
-    "a stored module": b"\x80\x02(X\x06\x00\x00\x00moduleX\x01\x00\x00\x00aX\x01\x00\x00\x00bX\x01\x00\x00\x00ctQ.",
+    "a stored module": b"\x80\x02(X\x06\x00\x00\x00module"
+    b"X\x01\x00\x00\x00aX\x01\x00\x00\x00bX\x01\x00\x00\x00ctQ.",
     "deeply nested keys": b"\x80\x02}" + b")" + b"\x85" * 100_000 + b"K\x01s.",
     "a wild memo index": b"\x80\x02Nr\xff\xff\xff\xffj\xfe\xff\xff\xff.",
     "a long string that is not there": b"\x80\x02X\xff\xff\xff\xffab.",
@@ -213,22 +258,34 @@ def inflating(path: Path, program: bytes, record: str, size_mib: int) -> Path:
 
 @pytest.mark.slow
 def test_bombs_stay_under_a_gigabyte(tmp_path: Path) -> None:
-    inflating(tmp_path / "unused.pt", storage_program(count=4, sizes=(4,), strides=(1,)), "data/1", 1100)
-    inflating(tmp_path / "used.pt", storage_program(count=2**28, sizes=(2**28,), strides=(1,)), "data/0", 1100)
+    inflating(
+        tmp_path / "unused.pt", storage_program(count=4, sizes=(4,), strides=(1,)), "data/1", 1100
+    )
+    inflating(
+        tmp_path / "used.pt",
+        storage_program(count=2**28, sizes=(2**28,), strides=(1,)),
+        "data/0",
+        1100,
+    )
     inflating(tmp_path / "program.pt", b"", "data.pkl", 100)
     for claim in ("a storage of 10^12 numbers", "a view of 10^12 numbers"):
         rewritten(tmp_path / f"{len(claim)}.pt", CLAIMS[claim])
     legacy = save(tmp_path / "legacy.pt", torch.ones(4), zipped=False).read_bytes()
-    (tmp_path / "legacy.pt").write_bytes(legacy.replace(b"K\x04N", b"\x8a\x06\x00\x00\x00\x00\x00\x01N"))
+    (tmp_path / "legacy.pt").write_bytes(
+        legacy.replace(b"K\x04N", b"\x8a\x06\x00\x00\x00\x00\x00\x01N")
+    )
     watch = (
         "import re, sys\nfrom pathlib import Path\nfrom konomi.errors import FileFormatError\n"
         "from konomi.storage.pickles import read_pickle\nrefused = 0\n"
         "for path in Path(sys.argv[1]).glob('*.pt'):\n"
         "    try: read_pickle(path)\n"
         "    except FileFormatError: refused += 1\n"
-        "print(refused, re.search(r'VmHWM:\\s*(\\d+) kB', Path('/proc/self/status').read_text())[1])\n"
+        "print(refused, re.search(r'VmHWM:\\s*(\\d+) kB', "
+        "Path('/proc/self/status').read_text())[1])\n"
     )
-    answer = subprocess.run([sys.executable, "-c", watch, str(tmp_path)], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", watch, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     refused, peak_kib = map(int, answer.stdout.split())
     assert refused == len(list(tmp_path.glob("*.pt"))) == 6
     assert peak_kib < 2**20
@@ -244,7 +301,9 @@ def test_any_damage_is_one_clear_line(tmp_path: Path, zipped: bool) -> None:
         damaged = bytearray(raw)
         for place in generator.integers(0, len(raw), 3):
             damaged[place] = generator.integers(0, 256)
-        path.write_bytes(damaged[: generator.integers(1, len(raw))] if round_number % 2 else damaged)
+        path.write_bytes(
+            damaged[: generator.integers(1, len(raw))] if round_number % 2 else damaged
+        )
         try:
             read_pickle(path)
         except FileFormatError as error:
@@ -268,7 +327,9 @@ def test_nothing_in_the_source_loads_unsafely() -> None:
 
 
 def lightning_callback(monkeypatch):
-    """A class with the name that the first Stable Diffusion checkpoints hold; gone again before the file is read."""
+    """A class with the name that the first Stable Diffusion checkpoints hold; gone again before
+    the file is read.
+    """
     import sys
     import types
 
@@ -284,7 +345,10 @@ def test_the_name_of_a_trainers_callback_is_read_as_a_key_and_nothing_else(tmp_p
     with monkeypatch.context() as patch:
         callback = lightning_callback(patch)
         weights = {"weight": torch.arange(4.0)}
-        torch.save({"state_dict": weights, "callbacks": {callback: {"monitor": "loss"}}}, tmp_path / "model.ckpt")
+        torch.save(
+            {"state_dict": weights, "callbacks": {callback: {"monitor": "loss"}}},
+            tmp_path / "model.ckpt",
+        )
         torch.save({"state_dict": weights, "hook": callback()}, tmp_path / "object.ckpt")
     value = read_pickle(tmp_path / "model.ckpt")
     assert torch.equal(value["state_dict"]["weight"], torch.arange(4.0))

@@ -68,16 +68,22 @@ CONTENTS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "content"), [(kind, item) for kind, items in CONTENTS.items() for item in items])
+@pytest.mark.parametrize(
+    ("kind", "content"), [(kind, item) for kind, items in CONTENTS.items() for item in items]
+)
 @pytest.mark.parametrize("suffix", [".safetensors", ".png"])
-def test_content_decides_not_the_extension(tmp_path: Path, kind: FileKind, content: bytes, suffix: str) -> None:
+def test_content_decides_not_the_extension(
+    tmp_path: Path, kind: FileKind, content: bytes, suffix: str
+) -> None:
     path = tmp_path / f"x{suffix}"
     path.write_bytes(content)
     assert sniff(path) is kind
 
 
 @pytest.mark.parametrize("length", [0x80, 0x0280, 0x8B1F, 0x4D42, 0xD8FF, 0x5A4D])
-def test_a_header_length_that_looks_like_a_magic_number_does_not_mislead(tmp_path: Path, length: int) -> None:
+def test_a_header_length_that_looks_like_a_magic_number_does_not_mislead(
+    tmp_path: Path, length: int
+) -> None:
     header = b'{"__metadata__":{"a":"b"}}'
     (tmp_path / "x").write_bytes(struct.pack("<Q", length) + header + b" " * (length - len(header)))
     assert sniff(tmp_path / "x") is FileKind.SAFETENSORS

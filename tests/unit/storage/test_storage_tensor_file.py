@@ -15,7 +15,8 @@ from konomi.storage.hashing import sha256_file, short_hash, tensors_hash
 from konomi.storage.tensor_file import read_header, read_tensors, serialised, write_tensors
 
 DTYPES = [
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int64,
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
+    torch.float8_e5m2, torch.int64,
     torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 ]  # fmt: skip
 
@@ -51,7 +52,9 @@ def test_files_read_by_the_library_and_laid_out_as_the_library_does(tmp_path: Pa
     assert loaded.keys() == tensors.keys()
     assert all(same_bits(loaded[name], tensors[name]) for name in tensors)
     header, data = split((tmp_path / "x.safetensors").read_bytes())
-    expected_header, expected_data = split(save({k: t.contiguous() for k, t in tensors.items()}, {"a": "1", "b": "é"}))
+    expected_header, expected_data = split(
+        save({k: t.contiguous() for k, t in tensors.items()}, {"a": "1", "b": "é"})
+    )
     assert header == expected_header
     assert data == expected_data
 
@@ -81,7 +84,9 @@ def test_reading_what_the_library_wrote(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
-def test_broken_numbers_are_never_published(tmp_path: Path, value: float, dtype: torch.dtype) -> None:
+def test_broken_numbers_are_never_published(
+    tmp_path: Path, value: float, dtype: torch.dtype
+) -> None:
     write_tensors(tmp_path / "x", {"good": torch.ones(2)})
     before = (tmp_path / "x").read_bytes()
     bad = torch.ones(3, 4)
@@ -97,7 +102,9 @@ def test_types_the_format_lacks_are_named(tmp_path: Path) -> None:
         write_tensors(tmp_path / "x", {"z": torch.zeros(1, dtype=torch.complex128)})
 
 
-def entry(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict[str, object]:
+def entry(
+    dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8)
+) -> dict[str, object]:
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
@@ -137,7 +144,10 @@ def test_lying_headers_are_refused_by_name(tmp_path: Path, lie: str) -> None:
 def test_a_damaged_file_is_refused_or_read_like_the_library(data: st.DataObject) -> None:
     import tempfile
 
-    good = b"".join(bytes(block) for block in serialised({"a": torch.arange(6.0), "b": torch.ones(2, 2)}, {"m": "x"}))
+    good = b"".join(
+        bytes(block)
+        for block in serialised({"a": torch.arange(6.0), "b": torch.ones(2, 2)}, {"m": "x"})
+    )
     raw = bytearray(good)
     for _ in range(data.draw(st.integers(1, 3))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
@@ -150,7 +160,9 @@ def test_a_damaged_file_is_refused_or_read_like_the_library(data: st.DataObject)
         except FileFormatError:
             return
         theirs = load(bytes(raw))
-        assert ours.keys() == theirs.keys() and all(same_bits(ours[name], theirs[name]) for name in ours)
+        assert ours.keys() == theirs.keys() and all(
+            same_bits(ours[name], theirs[name]) for name in ours
+        )
 
 
 def test_file_hashes(tmp_path: Path) -> None:

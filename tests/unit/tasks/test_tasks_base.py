@@ -31,12 +31,16 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(base: Path, images: Path, *changes: str, method: str = "full") -> Job:
     flags: dict[str, Any] = {"images": [images], "base": str(base), "trigger": "sks"}
     cached = f"data.cache.folder={base.parent / 'cache'}"
-    return prepare(recipe_from_flags(method, **flags, overrides=[cached, "run.device=cpu", *changes]))
+    return prepare(
+        recipe_from_flags(method, **flags, overrides=[cached, "run.device=cpu", *changes])
+    )
 
 
 def test_zero_snr_training_is_drawn_and_saved_as_such(images: Path, tmp_path: Path) -> None:
     save_folder(random_base("sd1", prediction="v"), tmp_path / "v", dtype=torch.float32)
-    job = prepared(tmp_path / "v", images, "objective.zero_terminal_snr=true", "save.precision=fp32")
+    job = prepared(
+        tmp_path / "v", images, "objective.zero_terminal_snr=true", "save.precision=fp32"
+    )
     assert job.base.zero_terminal_snr
     assert job.base.process.schedule.ends_in_pure_noise
     path = save_result(job, Weights({}), tmp_path, step=1, when="end")
@@ -52,7 +56,14 @@ def test_offloaded_parts_go_again_after_a_preview(images: Path, tmp_path: Path) 
     """Each time: the VAE and the text encoder come back for the picture, and for nothing else."""
     save_folder(random_base("sd1"), tmp_path / "a", dtype=torch.float32)
     for method, changes in (("lora", ()), ("full", ("method.text_encoder=false",))):
-        job = prepared(tmp_path / "a", images, "preview.steps=1", "preview.prompts=['x']", *changes, method=method)
+        job = prepared(
+            tmp_path / "a",
+            images,
+            "preview.steps=1",
+            "preview.prompts=['x']",
+            *changes,
+            method=method,
+        )
         for _ in open_stream(job):
             pass
         job.method.plan()
@@ -64,10 +75,16 @@ def test_offloaded_parts_go_again_after_a_preview(images: Path, tmp_path: Path) 
         job.method.close()
 
 
-def test_recipes_and_verbs_take_a_vae_and_a_prediction(images: Path, tmp_path: Path, capsys: Any) -> None:
+def test_recipes_and_verbs_take_a_vae_and_a_prediction(
+    images: Path, tmp_path: Path, capsys: Any
+) -> None:
     whole, bare = tmp_path / "whole.safetensors", tmp_path / "bare.safetensors"
     save_single_file(random_base("sd1"), whole, dtype=torch.float32)
-    kept = {name: t for name, t in read_tensors(whole).items() if not name.startswith("first_stage_model.")}
+    kept = {
+        name: t
+        for name, t in read_tensors(whole).items()
+        if not name.startswith("first_stage_model.")
+    }
     extra = {"model_ema.x": torch.zeros(1)}
     write_tensors(bare, {**kept, **extra}, read_header(whole).metadata)
     with pytest.raises(ModelError, match="holds no VAE"):
@@ -85,7 +102,17 @@ def test_recipes_and_verbs_take_a_vae_and_a_prediction(images: Path, tmp_path: P
     assert main(["check", "lora", "--base", str(bare), *common, *flags, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert any("are not used" in problem for problem in said["problems"])
-    drawn = ["a", "--steps", "1", "--size", "64x64", "--seed", "1", "--output", str(tmp_path / "out")]
+    drawn = [
+        "a",
+        "--steps",
+        "1",
+        "--size",
+        "64x64",
+        "--seed",
+        "1",
+        "--output",
+        str(tmp_path / "out"),
+    ]
     assert main(["generate", *drawn, "--base", str(bare), *common]) == 0
     assert "are not used" in capsys.readouterr().err
     assert main(["convert", str(bare), str(tmp_path / "converted"), *common]) == 0
@@ -93,10 +120,14 @@ def test_recipes_and_verbs_take_a_vae_and_a_prediction(images: Path, tmp_path: P
     assert "are not used" in capsys.readouterr().err
     capsys.readouterr()
     assert main(["inspect", str(bare), "--json"]) == 0
-    assert any("running averages" in note for note in json.loads(capsys.readouterr().out)[0]["notes"])
+    assert any(
+        "running averages" in note for note in json.loads(capsys.readouterr().out)[0]["notes"]
+    )
 
 
 def test_a_vae_in_a_recipe_lies_beside_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"")
-    (tmp_path / "recipe.toml").write_text('base = "tiny"\nvae = "x.safetensors"\n[method]\nkind = "lora"\n')
+    (tmp_path / "recipe.toml").write_text(
+        'base = "tiny"\nvae = "x.safetensors"\n[method]\nkind = "lora"\n'
+    )
     assert read_recipe(tmp_path / "recipe.toml").vae == str(tmp_path / "x.safetensors")

@@ -21,7 +21,9 @@ def images(folder: Path, captions: dict[str, str], size: tuple[int, int] = (64, 
     folder.mkdir(parents=True, exist_ok=True)
     draws = np.random.default_rng(0)
     for name, caption in captions.items():
-        Image.fromarray(draws.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(folder / f"{name}.png")
+        Image.fromarray(draws.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(
+            folder / f"{name}.png"
+        )
         if caption:
             (folder / f"{name}.txt").write_text(caption, encoding="utf-8")
     return folder
@@ -66,7 +68,11 @@ def test_train_says_what_check_finds(tmp_path: Path) -> None:
     assert {"stray.txt", "q.txt"} <= {name for finding in report.findings for name in finding.names}
     notes = first_notes(recipe)
     assert [finding.message for finding in report.findings] == notes[1 : 1 + len(report.findings)]
-    assert "2 files are left out" in notes[0] and "broken.png" in notes[0] and "panorama.png" in notes[0]
+    assert (
+        "2 files are left out" in notes[0]
+        and "broken.png" in notes[0]
+        and "panorama.png" in notes[0]
+    )
     rows = (tmp_path / "run" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     assert sum('"reason"' in row for row in rows) == 2
     assert [row for row in rows if '"panorama.png"' in row and "width / height" in row]
@@ -74,7 +80,9 @@ def test_train_says_what_check_finds(tmp_path: Path) -> None:
 
 
 def test_a_trigger_beyond_the_last_token_comes_to_the_front(tmp_path: Path) -> None:
-    folder = images(tmp_path / "set", {"p": f"{LONG}, sks fox", "q": f"sks fox, {LONG}", "r": "sks fox"})
+    folder = images(
+        tmp_path / "set", {"p": f"{LONG}, sks fox", "q": f"sks fox, {LONG}", "r": "sks fox"}
+    )
     job = prepare(recipe_for(folder))
     first = {r.name: final_caption(r, job.recipe.data.captions, None) for r in job.manifest.records}
     assert first["p.png"] == f"sks, {LONG}, sks fox"
@@ -110,7 +118,10 @@ def test_a_learned_word_of_many_vectors_needs_more_room(tmp_path: Path) -> None:
 
 
 def stopped(report: CheckReport, words: str) -> bool:
-    return any(words in problem for problem in report.stops) and report.stops == report.problems[: len(report.stops)]
+    return (
+        any(words in problem for problem in report.stops)
+        and report.stops == report.problems[: len(report.stops)]
+    )
 
 
 def test_check_tells_what_would_stop_the_run(tmp_path: Path) -> None:
@@ -125,7 +136,9 @@ def test_check_tells_what_would_stop_the_run(tmp_path: Path) -> None:
     assert stopped(check(recipe), "is not a folder")
     (tmp_path / "run").unlink()
     (tmp_path / "run" / "checkpoints" / "step-000001").mkdir(parents=True)
-    (tmp_path / "run" / "checkpoints" / "step-000001" / "manifest.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "run" / "checkpoints" / "step-000001" / "manifest.json").write_text(
+        "{}", encoding="utf-8"
+    )
     assert stopped(check(recipe), "holds a run already")
     narrow = images(tmp_path / "narrow", {"p": "sks"}, size=(1600, 16))
     assert stopped(check(recipe_for(narrow)), "no image to train on")
@@ -150,6 +163,11 @@ def test_held_out_images_of_an_odd_shape_are_left_out_aloud(tmp_path: Path) -> N
 def test_images_enlarged_for_training_are_named(tmp_path: Path) -> None:
     folder = images(tmp_path / "set", {"fine": "sks fox"}, size=(60, 60))
     images(folder, {"small": "sks fox"}, size=(30, 30))
-    said = [finding for finding in check(recipe_for(folder)).findings if "enlarged" in finding.message]
+    said = [
+        finding for finding in check(recipe_for(folder)).findings if "enlarged" in finding.message
+    ]
     assert [finding.names for finding in said] == [("small.png",)]
-    assert any("1 image is enlarged more than 1.5 times" in note for note in first_notes(recipe_for(folder)))
+    assert any(
+        "1 image is enlarged more than 1.5 times" in note
+        for note in first_notes(recipe_for(folder))
+    )

@@ -37,11 +37,17 @@ def lora(path, width, **metadata):
     write_adapter(Adapter(layers, family="sd1", metadata=metadata), path)
 
 
-def test_an_adapter_of_a_later_prompt_that_does_not_fit_is_refused_before_the_first_picture(tmp_path, monkeypatch):
+def test_an_adapter_of_a_later_prompt_that_does_not_fit_is_refused_before_the_first_picture(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     lora(tmp_path / "wide.safetensors", 1280)
     with pytest.raises(ModelError, match=r"wide does not fit"):
-        list(tasks.generate(["a cat", "a dog <lora:wide:1>"], base="tiny", steps=1, size="64", output="out"))
+        list(
+            tasks.generate(
+                ["a cat", "a dog <lora:wide:1>"], base="tiny", steps=1, size="64", output="out"
+            )
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -50,13 +56,24 @@ def test_a_lora_for_another_noise_process_is_told(tmp_path):
     told = []
     options = {"base": "tiny", "steps": 1, "size": "64", "output": tmp_path, "tell": told.append}
     list(tasks.generate(["a cat"], add=[str(tmp_path / "v.safetensors")], **options))
-    assert any("v.safetensors says that it was trained with zero terminal SNR" in line for line in told)
+    assert any(
+        "v.safetensors says that it was trained with zero terminal SNR" in line for line in told
+    )
 
 
 def test_what_the_base_does_by_itself_and_a_sheet_of_one_picture_are_named(tmp_path):
     told = []
     options = {"base": "tiny", "steps": 1, "size": "64", "output": tmp_path, "tell": told.append}
-    assert len(list(tasks.generate(["a cat"], clip_skip=open_base("tiny").clip_layer, grid=True, **options))) == 1
+    assert (
+        len(
+            list(
+                tasks.generate(
+                    ["a cat"], clip_skip=open_base("tiny").clip_layer, grid=True, **options
+                )
+            )
+        )
+        == 1
+    )
     assert any("--clip-skip" in note and "no effect" in note for note in told)
     assert any("--grid has no effect" in note for note in told)
     told.clear()

@@ -1,4 +1,6 @@
-"""Identifiers: never a word that splits, ranked by measured reactions; and what is said of a bad one."""
+"""Identifiers: never a word that splits, ranked by measured reactions; and what is said of a bad
+one.
+"""
 
 import json
 import re
@@ -47,7 +49,11 @@ def test_no_candidate_splits_or_is_an_ordinary_word(family):
     tables = [clip_vocabulary()] * len(base.text_encoders)
     for vocabulary in tables:
         tokenizer = CLIPTokenizer(vocab=vocabulary.tokens, merges=list(vocabulary.merges))
-        split = [word for word in words if len(tokenizer(word, add_special_tokens=False)["input_ids"]) != 1]
+        split = [
+            word
+            for word in words
+            if len(tokenizer(word, add_special_tokens=False)["input_ids"]) != 1
+        ]
         assert split == []
     assert all(re.fullmatch("[a-z]{3,5}", word) for word in words)
     assert not set(words) & set(everyday_nouns())
@@ -71,9 +77,14 @@ def test_words_come_with_their_reactions_best_first(small, family, class_noun):
         assert all(len(pieces) == 1 for pieces in base.tokens(one.word).values())
     # By hand, for the best: relative change of the text states.
     with torch.no_grad():
-        prompts = [f"a photo of a {found[0].word} {class_noun}".strip(), f"a photo of a {class_noun}".strip()]
+        prompts = [
+            f"a photo of a {found[0].word} {class_noun}".strip(),
+            f"a photo of a {class_noun}".strip(),
+        ]
         with_word, without = base.encode_captions(prompts, TextConfig()).states.double()
-    assert found[0].text == pytest.approx(((with_word - without).norm() / without.norm()).item(), rel=1e-4)
+    assert found[0].text == pytest.approx(
+        ((with_word - without).norm() / without.norm()).item(), rel=1e-4
+    )
 
 
 def test_a_base_does_not_react_to_nothing_and_reacts_the_same_alone_and_in_company(small):
@@ -87,7 +98,9 @@ def test_a_base_does_not_react_to_nothing_and_reacts_the_same_alone_and_in_compa
 
 
 def test_tiny_offers_the_words_that_its_captions_left_without_meaning():
-    """`sks` and the like came with captions by chance: the base should react to them less than to names of things."""
+    """`sks` and the like came with captions by chance: the base should react to them less than to
+    names of things.
+    """
     *_, found = identifiers("tiny", count=30, device="cpu")
     words = {one.word for one in found}
     sys.path.insert(0, str(Path(__file__).parents[3]))

@@ -14,7 +14,12 @@ FIXED = Phase("word", (), print, num_steps=5)
 @pytest.mark.parametrize(
     ("phases", "at_work", "then", "said"),
     [
-        ((WORD, LORA), 0, 100, ["the phase 'word' ends after step 60, and was to end after step 30. --keep-schedule"]),
+        (
+            (WORD, LORA),
+            0,
+            100,
+            ["the phase 'word' ends after step 60, and was to end after step 30. --keep-schedule"],
+        ),
         ((WORD, LORA), 0, 200, []),
         ((WORD, LORA), 1, 100, []),
         ((FIXED, LORA), 0, 100, []),

@@ -1,4 +1,6 @@
-"""What a result says of its training, and what files saved on the way are called: as sd-scripts has both."""
+"""What a result says of its training, and what files saved on the way are called: as sd-scripts
+has both.
+"""
 
 import json
 from pathlib import Path
@@ -34,9 +36,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(place: Path, *changes: str) -> Any:
-    flags: dict[str, Any] = {"images": [place / "x", place / "y"], "base": str(place / "v"), "trigger": "sks"}
+    flags: dict[str, Any] = {
+        "images": [place / "x", place / "y"],
+        "base": str(place / "v"),
+        "trigger": "sks",
+    }
     cached = f"data.cache.folder={place / 'cache'}"
-    return recipe_from_flags("lora", **flags, overrides=[cached, "run.device=cpu", "run.preview_every=0", *changes])
+    return recipe_from_flags(
+        "lora", **flags, overrides=[cached, "run.device=cpu", "run.preview_every=0", *changes]
+    )
 
 
 def job(place: Path, *changes: str) -> Job:
@@ -68,8 +76,10 @@ def test_sizes_are_what_the_tensors_have() -> None:
 
 def test_names_and_formats_are_kohyas(place: Path) -> None:
     changes = [
-        "run.steps=30", "run.batch_size=2", "optimizer.schedule=cosine_restarts", "optimizer.warmup=0.1",
-        "objective.weighting=min_snr", "objective.noise_offset=0.05", "memory.accumulation=2", "run.precision=fp32",
+        "run.steps=30", "run.batch_size=2", "optimizer.schedule=cosine_restarts",
+        "optimizer.warmup=0.1",
+        "objective.weighting=min_snr", "objective.noise_offset=0.05", "memory.accumulation=2",
+        "run.precision=fp32",
         "objective.zero_terminal_snr=true", "method.text_rank=4",
     ]  # fmt: skip
     prepared = job(place, *changes)
@@ -78,11 +88,15 @@ def test_names_and_formats_are_kohyas(place: Path) -> None:
     wanted = {
         "learning_rate": "0.0016", "unet_lr": "0.0001", "text_encoder_lr": "5e-05",
         "optimizer": "torch.optim.adamw.AdamW(weight_decay=0.01,betas=(0.9, 0.999))",
-        "lr_scheduler": "cosine_with_restarts", "lr_warmup_steps": "3", "max_train_steps": "30", "num_epochs": "3",
+        "lr_scheduler": "cosine_with_restarts", "lr_warmup_steps": "3", "max_train_steps": "30",
+        "num_epochs": "3",
         "num_batches_per_epoch": "10", "batch_size_per_device": "1", "total_batch_size": "2",
-        "gradient_accumulation_steps": "2", "gradient_checkpointing": "False", "mixed_precision": "no",
-        "max_grad_norm": "1.0", "noise_offset": "0.05", "min_snr_gamma": "5.0", "ip_noise_gamma": "None",
-        "zero_terminal_snr": "True", "v_parameterization": "True", "prior_loss_weight": "1.0", "loss_type": "l2",
+        "gradient_accumulation_steps": "2", "gradient_checkpointing": "False",
+        "mixed_precision": "no",
+        "max_grad_norm": "1.0", "noise_offset": "0.05", "min_snr_gamma": "5.0",
+        "ip_noise_gamma": "None",
+        "zero_terminal_snr": "True", "v_parameterization": "True", "prior_loss_weight": "1.0",
+        "loss_type": "l2",
         "cache_latents": "True", "steps": "20", "epoch": "2", "network_dim": "16",
     }  # fmt: skip
     assert {name: found.get(f"ss_{name}") for name in wanted} == wanted
@@ -91,13 +105,23 @@ def test_names_and_formats_are_kohyas(place: Path) -> None:
 
 
 def test_what_is_off_is_none_as_kohya_writes_it(place: Path) -> None:
-    found = training_metadata(training_facts(job(place), 1, None, rates={"denoiser.a": 1e-4}, hashes=False))
-    for name in ("noise_offset", "min_snr_gamma", "text_encoder_lr", "ip_noise_gamma", "max_token_length"):
+    found = training_metadata(
+        training_facts(job(place), 1, None, rates={"denoiser.a": 1e-4}, hashes=False)
+    )
+    for name in (
+        "noise_offset",
+        "min_snr_gamma",
+        "text_encoder_lr",
+        "ip_noise_gamma",
+        "max_token_length",
+    ):
         assert found[f"ss_{name}"] == "None"
     assert found["ss_lr_scheduler"] == "constant" and found["ss_zero_terminal_snr"] == "False"
 
 
-def test_tags_are_divided_as_the_recipe_says_and_folders_of_one_name_stay_apart(place: Path) -> None:
+def test_tags_are_divided_as_the_recipe_says_and_folders_of_one_name_stay_apart(
+    place: Path,
+) -> None:
     found = training_metadata(training_facts(job(place), 1, None, rates={}, hashes=False))
     assert json.loads(found["ss_tag_frequency"]) == {
         "x/10_sks dog": {"sks": 1, "red; blue": 1, "green": 1}, "y/10_sks dog": {"sks": 1, "red": 1}
@@ -111,10 +135,14 @@ def test_tags_are_divided_as_the_recipe_says_and_folders_of_one_name_stay_apart(
 
 
 def test_folder_names_are_as_short_as_they_may_be() -> None:
-    names = folder_names(["/home/me/a/10_sks/1.png", "/home/me/b/10_sks/1.png", "/home/me/c/2.png", "/3.png"])
+    names = folder_names(
+        ["/home/me/a/10_sks/1.png", "/home/me/b/10_sks/1.png", "/home/me/c/2.png", "/3.png"]
+    )
     assert list(names.values()) == ["a/10_sks", "b/10_sks", "c", ""]
     nested = folder_names(["/m/x/x/1.png", "/m/x/2.png"])
-    assert len(set(nested.values())) == 2 and not any(name.startswith("/") for name in nested.values())
+    assert len(set(nested.values())) == 2 and not any(
+        name.startswith("/") for name in nested.values()
+    )
 
 
 def test_files_on_the_way_are_named_as_kohya_names_them(place: Path, tmp_path: Path) -> None:
@@ -132,4 +160,7 @@ def test_files_on_the_way_are_named_as_kohya_names_them(place: Path, tmp_path: P
     assert "layers used by ComfyUI, A1111, diffusers" in saved[-1].works[0]
     with safe_open(saved[0].path, "pt") as file:
         metadata = file.metadata()
-    assert float(metadata["ss_learning_rate"]) > 0 and metadata["ss_unet_lr"] == metadata["ss_learning_rate"]
+    assert (
+        float(metadata["ss_learning_rate"]) > 0
+        and metadata["ss_unet_lr"] == metadata["ss_learning_rate"]
+    )

@@ -33,13 +33,17 @@ def place(tmp_path_factory):
         for index in range(count):
             Image.new("RGB", size, (80 * index, 9, 9)).save(folder / name / f"{index}.png")
             if name == "tagged":
-                (folder / name / f"{index}.txt").write_text("a dog, outside, (wet:1.2)", encoding="utf-8")
+                (folder / name / f"{index}.txt").write_text(
+                    "a dog, outside, (wet:1.2)", encoding="utf-8"
+                )
     return folder
 
 
 @pytest.fixture
 def notes(place):
-    def found(method, *overrides, images="plain", trigger="sks", class_noun="dog", steps=50, **flags):
+    def found(
+        method, *overrides, images="plain", trigger="sks", class_noun="dog", steps=50, **flags
+    ):
         recipe = recipe_from_flags(
             method,
             images=[place / images],
@@ -47,7 +51,11 @@ def notes(place):
             trigger=trigger,
             class_noun=class_noun,
             steps=steps,
-            overrides=[f'data.cache.folder="{place / "cache"}"', 'data.resolution="64"', *overrides],
+            overrides=[
+                f'data.cache.folder="{place / "cache"}"',
+                'data.resolution="64"',
+                *overrides,
+            ],
             **flags,
         )
         return [note for note in prepare(recipe).notes if "identifier" not in note]
@@ -70,7 +78,11 @@ UNUSED = [
     ("hypernetwork", "method.dropout=0,0,0", "every rate is 0"),
     ("textual_inversion", 'method.word="ohwx"', "sks"),
     ("textual_inversion", "optimizer.weight_decay=0.1", "zero"),
-    ("textual_inversion", "optimizer.text_learning_rate=1e-3 optimizer.learning_rate=1e-2", "text_learning_rate"),
+    (
+        "textual_inversion",
+        "optimizer.text_learning_rate=1e-3 optimizer.learning_rate=1e-2",
+        "text_learning_rate",
+    ),
     ("dreamartist", "method.lora_rate=1e-3", "method.lora_rank"),
     ("dreamartist", "method.negative_lora_rate=1e-3", "method.lora_rank"),
     ("dreamartist", "optimizer.text_learning_rate=1e-3", "optimizer.learning_rate"),
@@ -88,7 +100,11 @@ UNUSED = [
     ("lora", 'data.buckets.kind="novelai" data.buckets.upscale=false', "area"),
     ("lora", 'data.images.crop="random"', "shape of its bucket"),
     ("lora", "data.images.crops=4", "center"),
-    ("lora", 'data.images.crop="random" data.cache.latents="off" data.images.crops=4', "not cached"),
+    (
+        "lora",
+        'data.images.crop="random" data.cache.latents="off" data.images.crops=4',
+        "not cached",
+    ),
     ("lora", 'objective.masked=false data.images.alpha="mask"', "objective.masked"),
     ("textual_inversion", 'data.cache.text="memory"', "encoded in every step"),
     ("lora", "data.sources.0.repeats=10", "counted in steps"),
@@ -121,13 +137,19 @@ UNUSED = [
     ("lora", "preview.steps=9", "KONOMI_PREVIEWS=off"),
     ("lora", "run.preview_every=0 preview.steps=9", "run.preview_every"),
     ("lora", 'run.preview_every=10 preview.guidance=1 preview.negative="bad"', "preview.guidance"),
-    ("lora", "run.preview_every=10 preview.guidance=1 preview.guidance_rescale=0.5", "preview.guidance"),
+    (
+        "lora",
+        "run.preview_every=10 preview.guidance=1 preview.guidance_rescale=0.5",
+        "preview.guidance",
+    ),
     ("lora", "run.preview_every=10 preview.guidance_rescale=0", "pure noise"),
     ("lora", "validation.fraction=0.3", "run.validate_every"),
 ]
 
 
-@pytest.mark.parametrize(("method", "overrides", "reason"), UNUSED, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("method", "overrides", "reason"), UNUSED, ids=lambda value: str(value)[:60]
+)
 def test_a_setting_without_effect_is_named_with_the_reason(notes, method, overrides, reason):
     written = shlex.split(overrides)
     path = written[-1].split("=")[0]
@@ -140,29 +162,71 @@ def test_a_setting_without_effect_is_named_with_the_reason(notes, method, overri
 
 
 USED = [
-    ("lora", "plain", "method.conv_rank=2 method.conv_alpha=1 method.text_rank=2 method.text_alpha=1"),
-    ("lora", "plain", "method.text_rank=2 optimizer.text_learning_rate=1e-4 method.rank=8 method.scaling=sqrt_rank"),
-    ("lora", "tagged", "data.captions.shuffle=true data.captions.keep_tokens=1 data.captions.tag_dropout=0.1"),
+    (
+        "lora",
+        "plain",
+        "method.conv_rank=2 method.conv_alpha=1 method.text_rank=2 method.text_alpha=1",
+    ),
+    (
+        "lora",
+        "plain",
+        (
+            "method.text_rank=2 optimizer.text_learning_rate=1e-4 method.rank=8 "
+            "method.scaling=sqrt_rank"
+        ),
+    ),
+    (
+        "lora",
+        "tagged",
+        "data.captions.shuffle=true data.captions.keep_tokens=1 data.captions.tag_dropout=0.1",
+    ),
     ("lora", "tagged", 'data.images.crop="random" data.images.crops=4 text.emphasis=true'),
     ("lora", "plain", 'objective.loss="huber" objective.huber_delta=0.2'),
     ("lora", "plain", 'objective.weighting="min_snr" objective.snr_gamma=1'),
-    ("lora", "plain", 'prior.source="generate" prior.count=3 prior.steps=2 objective.prior_weight=0.5'),
+    (
+        "lora",
+        "plain",
+        'prior.source="generate" prior.count=3 prior.steps=2 objective.prior_weight=0.5',
+    ),
     ("lora", "plain", 'optimizer.schedule="cosine_restarts" optimizer.cycles=2'),
-    ("lora", "plain", "run.batch_size=3 memory.accumulation=3 run.save_every=10 run.checkpoint_every=10"),
-    ("lora", "plain", 'run.preview_every=10 preview.guidance=0.5 preview.negative="x" preview.guidance_rescale=0.5'),
-    ("lora", "plain", "run.preview_every=10 preview.steps=3 run.validate_every=10 validation.fraction=0.5"),
+    (
+        "lora",
+        "plain",
+        "run.batch_size=3 memory.accumulation=3 run.save_every=10 run.checkpoint_every=10",
+    ),
+    (
+        "lora",
+        "plain",
+        (
+            'run.preview_every=10 preview.guidance=0.5 preview.negative="x" '
+            "preview.guidance_rescale=0.5"
+        ),
+    ),
+    (
+        "lora",
+        "plain",
+        "run.preview_every=10 preview.steps=3 run.validate_every=10 validation.fraction=0.5",
+    ),
     ("lora", "plain", "run.precision=fp32 memory.storage_dtype=fp16"),
     ("dreambooth", "plain", 'method.train="lora" method.rank=4 optimizer.text_learning_rate=1e-4'),
     ("dreamartist", "plain", "method.lora_rank=2 method.lora_rate=1e-3 optimizer.weight_decay=0.2"),
     ("custom_diffusion", "plain", "optimizer.text_learning_rate=1e-3 optimizer.weight_decay=0.2"),
     ("hypernetwork", "plain", "method.activation=mish method.dropout=0,0.1,0"),
-    ("pivotal", "plain", "method.lora.text_rank=2 method.lora.text_alpha=1 optimizer.weight_decay=0.1"),
+    (
+        "pivotal",
+        "plain",
+        "method.lora.text_rank=2 method.lora.text_alpha=1 optimizer.weight_decay=0.1",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("method", "images", "overrides"), USED, ids=lambda value: str(value)[:60])
 def test_settings_that_do_something_are_not_named(notes, method, images, overrides):
-    assert not [note for note in notes(method, *shlex.split(overrides), images=images) if "does nothing" in note]
+    assert not [
+        note
+        for note in notes(method, *shlex.split(overrides), images=images)
+        if "does nothing" in note
+    ]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.config_type().kind)
@@ -184,7 +248,11 @@ MISTAKES = [
     ("lora", "optimizer.learning_rate=0", "are not trained"),
     ("lora", "optimizer.warmup=80", "never reaches"),
     ("lora", 'optimizer.kind="schedule_free" optimizer.ema_decay=0.9', "schedule_free"),
-    ("lora", 'optimizer.kind="schedule_free" optimizer.schedule="cosine"', "without optimizer.schedule"),
+    (
+        "lora",
+        'optimizer.kind="schedule_free" optimizer.schedule="cosine"',
+        "without optimizer.schedule",
+    ),
     ("lora", "run.batch_size=8", "an epoch has 3 image"),
     ("lora", "run.steps=1200", "seen 400 times"),
     ("textual_inversion", "data.captions.dropout=0.1", "does not hold the word"),
@@ -192,7 +260,9 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("method", "overrides", "said"), MISTAKES, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("method", "overrides", "said"), MISTAKES, ids=lambda value: str(value)[:60]
+)
 def test_what_is_most_likely_a_mistake_is_said(notes, method, overrides, said):
     assert [note for note in notes(method, *shlex.split(overrides)) if said in note]
 
@@ -205,12 +275,17 @@ def test_one_random_crop_for_the_whole_run_is_said(notes):
 def test_a_template_that_no_image_needs_and_the_class_of_words(notes, place):
     """Pictures with captions of their own have no use for a template without [filewords]."""
     told = notes("lora", 'data.sources.0.template="a photo of [name]"', images="tagged")
-    assert any(note.startswith("data.sources.0.template = ") and "caption of its own" in note for note in told)
+    assert any(
+        note.startswith("data.sources.0.template = ") and "caption of its own" in note
+        for note in told
+    )
     told = notes("lora", 'data.sources.0.template="[name], [filewords]"', images="tagged")
     assert not any("template" in note for note in told)
 
 
-@pytest.mark.parametrize(("method", "section"), [("textual_inversion", "method"), ("pivotal", "method.words")])
+@pytest.mark.parametrize(
+    ("method", "section"), [("textual_inversion", "method"), ("pivotal", "method.words")]
+)
 def test_templates_of_words_are_for_images_without_captions(notes, method, section):
     told = notes(method, f"{section}.templates=style", images="tagged")
     assert any(note.startswith(f"{section}.templates = ") for note in told)
@@ -220,7 +295,16 @@ def test_templates_of_words_are_for_images_without_captions(notes, method, secti
 def test_check_shows_them_and_json_has_them(place, capsys):
     from konomi.cli.main import main
 
-    line = ["--images", str(place / "plain"), "--base", str(place / "base"), "--trigger", "sks", "--class", "dog"]
+    line = [
+        "--images",
+        str(place / "plain"),
+        "--base",
+        str(place / "base"),
+        "--trigger",
+        "sks",
+        "--class",
+        "dog",
+    ]
     code = main(["check", "lora", *line, "--json", "memory.accumulation=4", "data.resolution=64"])
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert code == 0
@@ -229,7 +313,9 @@ def test_check_shows_them_and_json_has_them(place, capsys):
 
 @pytest.mark.parametrize("marked", [True, False])
 def test_zero_terminal_snr_asked_of_a_base_that_has_it_is_named(marked):
-    recipe = Recipe(base="x", method=LoraConfig(), objective=ObjectiveConfig(zero_terminal_snr=True))
+    recipe = Recipe(
+        base="x", method=LoraConfig(), objective=ObjectiveConfig(zero_terminal_snr=True)
+    )
     run = Situation(
         asked=recipe,
         recipe=recipe,
@@ -240,14 +326,22 @@ def test_zero_terminal_snr_asked_of_a_base_that_has_it_is_named(marked):
         casts_weights=False,
         zero_terminal_snr=marked,
     )
-    told = [line for line in unused_settings(run) if line.startswith("objective.zero_terminal_snr = true does nothing")]
+    told = [
+        line
+        for line in unused_settings(run)
+        if line.startswith("objective.zero_terminal_snr = true does nothing")
+    ]
     assert len(told) == marked
 
 
 def test_previews_that_come_out_otherwise_than_written_are_said(notes):
     prompts = "preview.prompts=['a <lora:x:0.5> dog', '__color__ dog', 'a dog']"
     asked = ("preview.size='67x64'", prompts, "preview.negative='a AND b'")
-    told = [note for note in notes("lora", "run.preview_every=10", *asked) if note.startswith("preview.")]
+    told = [
+        note
+        for note in notes("lora", "run.preview_every=10", *asked)
+        if note.startswith("preview.")
+    ]
     assert [note.split(" ")[0] for note in told] == [
         "preview.size", "preview.prompts.0:", "preview.prompts.1:", "preview.negative:",
     ]  # fmt: skip

@@ -1,4 +1,6 @@
-"""A toy to train: a linear map fitted to data that depend on the step alone, with noise from the Rng."""
+"""A toy to train: a linear map fitted to data that depend on the step alone, with noise from the
+Rng.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +22,9 @@ IMAGES = 6
 
 
 class ToyStream:
-    """Six samples in a fixed cycle; batches split among processes and passes like the real stream's."""
+    """Six samples in a fixed cycle; batches split among processes and passes like the real
+    stream's.
+    """
 
     steps_per_epoch = 3
 
@@ -28,14 +32,18 @@ class ToyStream:
         self.batch_size = batch_size
         self.served: list[tuple[int, ...]] = []
 
-    def iterate(self, start: int, stop: int, *, rank: int = 0, world: int = 1, accumulation: int = 1) -> Iterator:
+    def iterate(
+        self, start: int, stop: int, *, rank: int = 0, world: int = 1, accumulation: int = 1
+    ) -> Iterator:
         for step in range(start, stop):
             ids = [(step * self.batch_size + i) % IMAGES for i in range(self.batch_size)]
             self.served.append(tuple(ids))
             share = -(-len(ids) // (world * accumulation))
             pieces = [ids[i : i + share] for i in range(0, len(ids), share)]
             mine = [piece for index, piece in enumerate(pieces) if index % world == rank]
-            yield tuple(Batch(subject=examples(piece), weight=len(piece) / len(ids)) for piece in mine)
+            yield tuple(
+                Batch(subject=examples(piece), weight=len(piece) / len(ids)) for piece in mine
+            )
 
 
 def examples(ids: list[int]) -> Examples:
@@ -66,7 +74,9 @@ class Toy:
         return Phase("toy", (ParameterGroup("all", parameters, rate),), self.loss, num_steps=steps)
 
 
-def make_trainer(toy: Toy, total: int = 12, batch_size: int = 2, accumulation: int = 1, **optimizer) -> Trainer:
+def make_trainer(
+    toy: Toy, total: int = 12, batch_size: int = 2, accumulation: int = 1, **optimizer
+) -> Trainer:
     recipe = Recipe(
         base="toy",
         method=LoraConfig(),
@@ -74,7 +84,9 @@ def make_trainer(toy: Toy, total: int = 12, batch_size: int = 2, accumulation: i
         memory=MemoryConfig(accumulation=accumulation),
         optimizer=replace(OptimizerConfig(), **optimizer),
     )
-    return Trainer((toy.phase(),), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=total)
+    return Trainer(
+        (toy.phase(),), recipe, processes=Processes(0, 1, torch.device("cpu")), total_steps=total
+    )
 
 
 @pytest.fixture

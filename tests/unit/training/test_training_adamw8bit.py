@@ -13,7 +13,9 @@ from konomi.training.checkpoint import read_checkpoint, write_checkpoint
 from konomi.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
 from konomi.training.trainer import TrainState
 
-pytest.importorskip("bitsandbytes", minversion="0.50", reason="needs bitsandbytes 0.50 (pip install 'konomi[test]')")
+pytest.importorskip(
+    "bitsandbytes", minversion="0.50", reason="needs bitsandbytes 0.50 (pip install 'konomi[test]')"
+)
 
 CPU = torch.device("cpu")
 RATE = 0.01
@@ -53,7 +55,9 @@ def test_small_tensors_are_adamws():
     descend(optimizer, [p], 100)
     assert optimizer.state[p]["state1"].dtype == torch.float32
     torch.testing.assert_close(p.detach().double(), expected, rtol=0, atol=2e-5)
-    torch.testing.assert_close(optimizer.state[p]["state2"].double(), moments["exp_avg_sq"], rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(
+        optimizer.state[p]["state2"].double(), moments["exp_avg_sq"], rtol=1e-5, atol=1e-9
+    )
 
 
 def test_the_first_step_is_adamws_and_its_moments_go_to_the_nearest_value_of_the_map():
@@ -93,9 +97,14 @@ def test_a_state_goes_through_a_checkpoint_bit_for_bit(tmp_path):
     descend(first, halves, 4)
     names = {p: f"w{i}" for i, p in enumerate(halves)}
     tensors, numbers = optimizer_state(first, names)
-    assert {name for name, tensor in tensors.items() if tensor.dtype == torch.uint8} == {"w1/state1", "w1/state2"}
+    assert {name for name, tensor in tensors.items() if tensor.dtype == torch.uint8} == {
+        "w1/state1",
+        "w1/state2",
+    }
     weights = {name: p.detach() for p, name in names.items()}
-    state = TrainState({"weights": weights, "optimizer": tensors}, {"step": 4, "optimizer": numbers})
+    state = TrainState(
+        {"weights": weights, "optimizer": tensors}, {"step": 4, "optimizer": numbers}
+    )
     read = read_checkpoint(write_checkpoint(tmp_path, state, {}, keep=1)).state
 
     again = [nn.Parameter(read.tensors["weights"][name].clone()) for name in ("w0", "w1")]
@@ -119,8 +128,12 @@ def test_moments_are_laid_out_as_a_checkpoint_brings_them_back():
 
 def test_a_version_without_code_for_the_cpu_is_named(monkeypatch):
     asked = metadata.version
-    monkeypatch.setattr(metadata, "version", lambda name: "0.49.2" if name == "bitsandbytes" else asked(name))
-    with pytest.raises(RecipeError, match=r"bitsandbytes 0\.49\.2 computes on GPUs only.*-U 'bitsandbytes>=0\.50'"):
+    monkeypatch.setattr(
+        metadata, "version", lambda name: "0.49.2" if name == "bitsandbytes" else asked(name)
+    )
+    with pytest.raises(
+        RecipeError, match=r"bitsandbytes 0\.49\.2 computes on GPUs only.*-U 'bitsandbytes>=0\.50'"
+    ):
         ours(start(SMALL))
     group = ParameterGroup("all", {"w": start(SMALL)}, RATE)
     assert make_optimizer([group], OptimizerConfig(kind="adamw8bit"), torch.device("cuda"))

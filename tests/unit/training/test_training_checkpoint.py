@@ -8,19 +8,29 @@ import torch
 
 from konomi.errors import FileFormatError, RunError
 from konomi.storage.hashing import sha256_file
-from konomi.training.checkpoint import checkpoint_paths, newest_good, read_checkpoint, write_checkpoint
+from konomi.training.checkpoint import (
+    checkpoint_paths,
+    newest_good,
+    read_checkpoint,
+    write_checkpoint,
+)
 from konomi.training.trainer import TrainState
 
 RUN = {"recipe": {}}
 
 
 def state(step, value=1.0):
-    tensors = {"weights": {"a": torch.full((64,), value), "b": torch.ones(3, dtype=torch.bfloat16)}, "optimizer": {}}
+    tensors = {
+        "weights": {"a": torch.full((64,), value), "b": torch.ones(3, dtype=torch.bfloat16)},
+        "optimizer": {},
+    }
     return TrainState(tensors, {"step": step, "rate": 0.1 + 0.2})
 
 
 def equal(a, b):
-    return all(torch.equal(a.tensors[f][n], b.tensors[f][n]) for f in a.tensors for n in a.tensors[f])
+    return all(
+        torch.equal(a.tensors[f][n], b.tensors[f][n]) for f in a.tensors for n in a.tensors[f]
+    )
 
 
 def test_round_trip_is_exact_and_pickle_free(tmp_path):
@@ -99,7 +109,9 @@ CALLS = ["fsync", "replace", "rename", "mkdir", "open", "write"]
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("call", CALLS)
-def test_a_failing_disk_at_any_call_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, call, code):
+def test_a_failing_disk_at_any_call_leaves_the_earlier_checkpoint(
+    tmp_path, monkeypatch, call, code
+):
     """The n-th file-system call of a save fails, for every n it makes."""
     earlier = write_checkpoint(tmp_path, state(1), RUN, keep=1)
     real = getattr(os, call)
@@ -155,7 +167,9 @@ def hostile(checkpoint, name):
         with (checkpoint / "state.json").open("wb") as file:
             file.truncate(2**40)
     elif name == "hole":
-        header = json.dumps({"a": {"dtype": "U8", "shape": [2**40], "data_offsets": [0, 2**40]}}).encode()
+        header = json.dumps(
+            {"a": {"dtype": "U8", "shape": [2**40], "data_offsets": [0, 2**40]}}
+        ).encode()
         with (checkpoint / "weights.safetensors").open("wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
             file.truncate(8 + len(header) + 2**40)
@@ -186,7 +200,10 @@ def hostile(checkpoint, name):
 def test_a_checkpoint_from_elsewhere_opens_nothing_but_its_own_files(tmp_path, name, monkeypatch):
     hostile(write_checkpoint(tmp_path, state(1), RUN, keep=1), name)
     opened = []
-    monkeypatch.setattr("konomi.training.checkpoint.sha256_file", lambda path: opened.append(path) or sha256_file(path))
+    monkeypatch.setattr(
+        "konomi.training.checkpoint.sha256_file",
+        lambda path: opened.append(path) or sha256_file(path),
+    )
     warnings = []
     with pytest.raises(RunError, match="all 1 checkpoints are damaged"):
         newest_good(tmp_path, warn=warnings.append, most_bytes=2**20)

@@ -34,8 +34,13 @@ def test_an_absent_package_is_named_with_what_installs_it(kind, package, monkeyp
 
 
 def test_groups_keep_their_rates_and_decay():
-    optimizer = make_optimizer([group(), group(weight_decay=0.5)], OptimizerConfig(weight_decay=0.02), CPU)
-    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.1, 0.02), (0.1, 0.5)]
+    optimizer = make_optimizer(
+        [group(), group(weight_decay=0.5)], OptimizerConfig(weight_decay=0.02), CPU
+    )
+    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [
+        (0.1, 0.02),
+        (0.1, 0.5),
+    ]
     assert all(g["fused"] for g in optimizer.param_groups)
 
 
@@ -61,7 +66,9 @@ def test_fused_adamw_is_torchs_bit_for_bit(found_inf):
 
     def parameters():
         g = torch.Generator().manual_seed(0)
-        return [nn.Parameter(torch.randn(shape, generator=g)) for shape in ((7, 5), (3,), (2, 3, 3, 3))]
+        return [
+            nn.Parameter(torch.randn(shape, generator=g)) for shape in ((7, 5), (3,), (2, 3, 3, 3))
+        ]
 
     ours, theirs = parameters(), parameters()
     groups = [{"lr": 0.1, "weight_decay": 0.01}, {"lr": 0.02, "weight_decay": 0.0}]
@@ -81,7 +88,9 @@ def test_fused_adamw_is_torchs_bit_for_bit(found_inf):
         a.step()
         b.step()
         assert all(torch.equal(p, q) for p, q in zip(ours, theirs))
-    assert all(torch.equal(a.state[p][k], b.state[q][k]) for p, q in zip(ours, theirs) for k in b.state[q])
+    assert all(
+        torch.equal(a.state[p][k], b.state[q][k]) for p, q in zip(ours, theirs) for k in b.state[q]
+    )
 
 
 def shapes_and_gradients(steps=5):
@@ -106,7 +115,11 @@ def test_adafactor_is_transformers_own_without_scaling_by_the_parameter():
         CPU,
     )
     b = transformers.Adafactor(
-        groups(theirs), scale_parameter=False, relative_step=False, warmup_init=False, weight_decay=0.3
+        groups(theirs),
+        scale_parameter=False,
+        relative_step=False,
+        warmup_init=False,
+        weight_decay=0.3,
     )
     for step in gradients:
         for p, q, gradient in zip(ours, theirs, step):
@@ -120,7 +133,9 @@ def test_adafactor_is_transformers_own_without_scaling_by_the_parameter():
 def test_adafactor_moves_what_starts_at_zero_by_its_rate():
     """B of a LoRA: torch's own Adafactor takes a thousandth of the rate there."""
     zero = nn.Parameter(torch.zeros(8, 4))
-    optimizer = make_optimizer([ParameterGroup("b", {"b": zero}, 1e-3)], OptimizerConfig(kind="adafactor"), CPU)
+    optimizer = make_optimizer(
+        [ParameterGroup("b", {"b": zero}, 1e-3)], OptimizerConfig(kind="adafactor"), CPU
+    )
     zero.grad = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     optimizer.step()
     assert 3e-4 < zero.detach().square().mean().sqrt() <= 1.001e-3
@@ -128,7 +143,9 @@ def test_adafactor_moves_what_starts_at_zero_by_its_rate():
 
 def test_adafactor_keeps_a_mean_for_each_row_and_column():
     weight = nn.Parameter(torch.ones(6, 4, 3, 3))
-    optimizer = make_optimizer([ParameterGroup("w", {"w": weight}, 1e-3)], OptimizerConfig(kind="adafactor"), CPU)
+    optimizer = make_optimizer(
+        [ParameterGroup("w", {"w": weight}, 1e-3)], OptimizerConfig(kind="adafactor"), CPU
+    )
     weight.grad = torch.ones(6, 4, 3, 3)
     optimizer.step()
     assert {k: tuple(v.shape) for k, v in optimizer.state[weight].items() if k != "step"} == {
@@ -142,9 +159,13 @@ def prodigy_run(rates, *, decay=0.0, theirs=False):
     prodigyopt = pytest.importorskip("prodigyopt")
     a, b = nn.Parameter(torch.full((6,), 0.5)), nn.Parameter(torch.zeros(4))
     if theirs:
-        optimizer = prodigyopt.Prodigy([{"params": [a]}, {"params": [b]}], lr=rates[0], weight_decay=decay)
+        optimizer = prodigyopt.Prodigy(
+            [{"params": [a]}, {"params": [b]}], lr=rates[0], weight_decay=decay
+        )
     else:
-        groups = [ParameterGroup(name, {name: p}, rate) for name, p, rate in zip("ab", (a, b), rates)]
+        groups = [
+            ParameterGroup(name, {name: p}, rate) for name, p, rate in zip("ab", (a, b), rates)
+        ]
         optimizer = make_optimizer(groups, OptimizerConfig(kind="prodigy", weight_decay=decay), CPU)
     for _ in range(60):
         loss = (a - torch.arange(6.0)).square().sum() + (b - 2.0).abs().sum()
@@ -155,7 +176,10 @@ def prodigy_run(rates, *, decay=0.0, theirs=False):
 
 
 def test_prodigy_with_one_rate_is_prodigyopt_bit_for_bit():
-    ours, theirs = prodigy_run((0.7, 0.7), decay=0.01), prodigy_run((0.7, 0.7), decay=0.01, theirs=True)
+    ours, theirs = (
+        prodigy_run((0.7, 0.7), decay=0.01),
+        prodigy_run((0.7, 0.7), decay=0.01, theirs=True),
+    )
     assert torch.equal(ours[0], theirs[0])
     assert torch.equal(ours[1], theirs[1])
     assert ours[2] == theirs[2]
@@ -165,11 +189,14 @@ def test_prodigys_groups_go_their_share_of_the_way():
     _, b, d = prodigy_run((1.0, 0.0))
     assert torch.equal(b, torch.zeros(4))
     assert d > 1e-3
-    # A first step of the second group alone, against the formula: d0 x rate x bias correction, sign of the gradient.
+    # A first step of the second group alone, against the formula: d0 x rate x bias correction,
+    # sign of the gradient.
     b = nn.Parameter(torch.zeros(3))
     a = nn.Parameter(torch.zeros(3))
     optimizer = make_optimizer(
-        [ParameterGroup("a", {"a": a}, 1.0), ParameterGroup("b", {"b": b}, 0.25)], OptimizerConfig(kind="prodigy"), CPU
+        [ParameterGroup("a", {"a": a}, 1.0), ParameterGroup("b", {"b": b}, 0.25)],
+        OptimizerConfig(kind="prodigy"),
+        CPU,
     )
     a.grad, b.grad = torch.ones(3), torch.ones(3)
     optimizer.step()
@@ -179,7 +206,11 @@ def test_prodigys_groups_go_their_share_of_the_way():
 
 @pytest.mark.parametrize(
     ("kind", "given", "expected"),
-    [("adamw", None, (0.9, 0.999)), ("lion", None, (0.9, 0.99)), ("lion", (0.8, 0.95), (0.8, 0.95))],
+    [
+        ("adamw", None, (0.9, 0.999)),
+        ("lion", None, (0.9, 0.99)),
+        ("lion", (0.8, 0.95), (0.8, 0.95)),
+    ],
 )
 def test_memory_of_moments_is_each_algorithms_own(kind, given, expected):
     if kind == "lion":
@@ -192,7 +223,9 @@ def test_memory_of_moments_is_each_algorithms_own(kind, given, expected):
 def test_prodigy_with_a_rate_of_zero_leaves_that_group_alone(rates):
     pytest.importorskip("prodigyopt")
     ones = [nn.Parameter(torch.ones(3)) for _ in rates]
-    groups = [ParameterGroup(str(i), {str(i): p}, rate) for i, (p, rate) in enumerate(zip(ones, rates))]
+    groups = [
+        ParameterGroup(str(i), {str(i): p}, rate) for i, (p, rate) in enumerate(zip(ones, rates))
+    ]
     optimizer = make_optimizer(groups, OptimizerConfig(kind="prodigy", weight_decay=0.1), CPU)
     for _ in range(3):
         for p in ones:

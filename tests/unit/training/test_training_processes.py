@@ -10,14 +10,23 @@ from konomi.training.processes import find_processes
 
 @pytest.fixture
 def two(monkeypatch):
-    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     asked = []
 
     class State:
         def __init__(self, cpu):
             asked.append(cpu)
-            self.process_index, self.num_processes, self.device = 1, State.found, torch.device("cpu")
+            self.process_index, self.num_processes, self.device = (
+                1,
+                State.found,
+                torch.device("cpu"),
+            )
 
     State.found = 2
     monkeypatch.setattr("accelerate.PartialState", State)
@@ -39,7 +48,9 @@ def test_processes_that_do_not_find_each_other_are_refused(two):
         find_processes("auto")
 
 
-@pytest.mark.parametrize(("device", "words"), [("cuda:1", "each finds its own"), ("cuda", "0 CUDA devices")])
+@pytest.mark.parametrize(
+    ("device", "words"), [("cuda:1", "each finds its own"), ("cuda", "0 CUDA devices")]
+)
 def test_devices_that_cannot_be_shared_out_are_refused(two, device, words):
     with pytest.raises(RunError, match=words):
         find_processes(device)
@@ -48,7 +59,9 @@ def test_devices_that_cannot_be_shared_out_are_refused(two, device, words):
 def test_more_processes_than_cards_are_refused(two, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with pytest.raises(RunError, match="2 processes were started here, and there are 1 CUDA devices"):
+    with pytest.raises(
+        RunError, match="2 processes were started here, and there are 1 CUDA devices"
+    ):
         find_processes("auto")
 
 

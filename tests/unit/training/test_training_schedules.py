@@ -53,7 +53,14 @@ def test_rates_by_step_as_web_uis_write_them():
     config = OptimizerConfig(rates="5e-3:200, 1e-3:1000, 1e-4")
     rate, text_rate = learning_rates(config, 1.0)
     assert (rate, text_rate) == (5e-3, 2.5e-3)
-    for step, expected in [(0, 5e-3), (199, 5e-3), (200, 1e-3), (999, 1e-3), (1000, 1e-4), (10**6, 1e-4)]:
+    for step, expected in [
+        (0, 5e-3),
+        (199, 5e-3),
+        (200, 1e-3),
+        (999, 1e-3),
+        (1000, 1e-4),
+        (10**6, 1e-4),
+    ]:
         assert rate * rate_factor(step, 1500, config) == pytest.approx(expected)
     assert rate_factor(50, 100, OptimizerConfig(rates="1e-4:20")) == 1.0
     assert rate_factor(0, 100, OptimizerConfig(rates="1e-4", warmup=9)) == pytest.approx(0.1)
@@ -100,16 +107,23 @@ def test_rates_that_cannot_be_read_are_told_in_one_line(rates, message):
     with pytest.raises(ValueError, match=message):
         parse_rates(rates)
     with pytest.raises(RecipeError, match=message) as told:
-        parse_recipe({"base": "tiny", "method": {"kind": "lora"}, "optimizer": {"rates": rates}}, [LoraConfig])
+        parse_recipe(
+            {"base": "tiny", "method": {"kind": "lora"}, "optimizer": {"rates": rates}},
+            [LoraConfig],
+        )
     assert str(told.value).startswith("optimizer.rates: ")
     assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("other", [{"learning_rate": 1e-3}, {"schedule": "cosine"}])
 def test_rates_by_step_stand_alone(other):
-    with pytest.raises(RecipeError, match="optimizer: rates stands in place of learning_rate and schedule") as told:
+    with pytest.raises(
+        RecipeError, match="optimizer: rates stands in place of learning_rate and schedule"
+    ) as told:
         optimizer = {"rates": "1e-3"} | other
-        parse_recipe({"base": "tiny", "method": {"kind": "lora"}, "optimizer": optimizer}, [LoraConfig])
+        parse_recipe(
+            {"base": "tiny", "method": {"kind": "lora"}, "optimizer": optimizer}, [LoraConfig]
+        )
     assert "\n" not in str(told.value)
 
 
@@ -119,5 +133,7 @@ def test_a_schedule_of_its_own_length_is_that_of_a_run_so_long_and_stays_at_its_
         whole = OptimizerConfig(schedule=kind, warmup=0.1, cycles=2)
         for step in range(50):
             assert rate_factor(step, 400, own) == rate_factor(step, 50, whole)
-        assert {rate_factor(step, 400, own) for step in range(49, 400)} == {rate_factor(49, 50, whole)}
+        assert {rate_factor(step, 400, own) for step in range(49, 400)} == {
+            rate_factor(49, 50, whole)
+        }
         assert rate_factor(10, 20, own) == rate_factor(10, 50, whole)

@@ -1,4 +1,6 @@
-"""Trackers: what they record, read back from their own files, and that nothing they do reaches the training."""
+"""Trackers: what they record, read back from their own files, and that nothing they do reaches the
+training.
+"""
 
 import struct
 import sys
@@ -51,7 +53,9 @@ def test_the_recipe_knows_the_trackers_there_are():
 
 def test_an_absent_package_is_named_with_what_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(MissingExtraError, match=r"run\.trackers = 'wandb'.*pip install 'konomi\[trackers\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"run\.trackers = 'wandb'.*pip install 'konomi\[trackers\]'"
+    ):
         chosen_trackers(("tensorboard", "wandb"))
     assert chosen_trackers(("tensorboard",)) == (TensorBoard,)
     assert chosen_trackers(()) == ()
@@ -118,7 +122,9 @@ def test_a_failing_tracker_costs_one_line_and_stays_off(tmp_path, place, error):
 
 def test_a_tracker_that_waits_holds_nobody_up(tmp_path):
     slow = noting(gate=threading.Event())
-    events = logged(iter([step(1), step(2), Finished(2, "x")]), tmp_path, [Tracking(slow, tracked(tmp_path))])
+    events = logged(
+        iter([step(1), step(2), Finished(2, "x")]), tmp_path, [Tracking(slow, tracked(tmp_path))]
+    )
     assert [next(events), next(events)] == [step(1), step(2)]
     assert slow.kept == ()
     slow.gate.set()
@@ -148,7 +154,9 @@ def test_a_second_interrupt_does_not_wait(tmp_path):
 
 
 def tensorboard_events(folder):
-    """The protocol buffers in TensorBoard's files: length, its checksum, data, its checksum (TFRecord)."""
+    """The protocol buffers in TensorBoard's files: length, its checksum, data, its checksum
+    (TFRecord).
+    """
     from tensorboardX.proto.event_pb2 import Event
 
     for path in sorted(folder.iterdir()):
@@ -164,17 +172,29 @@ def test_tensorboard_shows_scalars_and_previews_and_a_resumed_run_as_one(tmp_pat
 
     folder = tmp_path / "run"
     folder.mkdir()
-    first = [step(1, 0.5), step(2, 0.25, prior=0.125), Validated(2, 0.75, 1.0), Previewed(2, (str(picture),))]
+    first = [
+        step(1, 0.5),
+        step(2, 0.25, prior=0.125),
+        Validated(2, 0.75, 1.0),
+        Previewed(2, (str(picture),)),
+    ]
     list(logged(iter([*first, step(3, 9.0)]), folder, [Tracking(TensorBoard, tracked(folder))]))
     again = [Tracking(TensorBoard, tracked(folder, step=2))]
     list(logged(iter([step(3, 0.0625), Finished(3, "x")]), folder, again))
     events = list(tensorboard_events(folder / "tensorboard"))
-    scalars = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value if not v.HasField("image")]
+    scalars = [
+        (e.step, v.tag, v.simple_value)
+        for e in events
+        for v in e.summary.value
+        if not v.HasField("image")
+    ]
     assert [s for s in scalars if s[1] != "learning_rate"] == [
         (1, "loss", 0.5), (2, "loss", 0.25), (2, "prior", 0.125), (2, "validation/loss", 0.75),
         (2, "validation/base", 1.0), (3, "loss", 9.0), (3, "loss", 0.0625),
     ]  # fmt: skip
-    ((when, tag, image),) = [(e.step, v.tag, v.image) for e in events for v in e.summary.value if v.HasField("image")]
+    ((when, tag, image),) = [
+        (e.step, v.tag, v.image) for e in events for v in e.summary.value if v.HasField("image")
+    ]
     assert (when, tag) == (2, "preview/0")
     shown = np.asarray(Image.open(BytesIO(image.encoded_image_string)))
     assert np.array_equal(shown, np.asarray(Image.open(picture)))
@@ -208,7 +228,11 @@ class FakeWandb(ModuleType):
 
     def init(self, **options):
         calls = []
-        url = "https://wandb.example/run" if options["mode"] is None and self.settings.mode == "online" else None
+        url = (
+            "https://wandb.example/run"
+            if options["mode"] is None and self.settings.mode == "online"
+            else None
+        )
         self.runs.append((options, calls))
         return SimpleNamespace(
             url=url,
@@ -220,7 +244,11 @@ class FakeWandb(ModuleType):
 def run_with(fake, monkeypatch, folder, picture, step_done=0):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     folder.mkdir(exist_ok=True)
-    events = [step(step_done + 1), Previewed(step_done + 1, (str(picture),)), Finished(step_done + 1, "x")]
+    events = [
+        step(step_done + 1),
+        Previewed(step_done + 1, (str(picture),)),
+        Finished(step_done + 1, "x"),
+    ]
     (kind,) = chosen_trackers(("wandb",))
     assert kind is WeightsAndBiases
     seen = list(logged(iter(events), folder, [Tracking(kind, tracked(folder, step_done))]))
@@ -246,9 +274,15 @@ def test_wandb_is_told_the_recipe_and_goes_on_with_the_same_run(monkeypatch, tmp
     ]
 
 
-@pytest.mark.parametrize(("mode", "account", "passed"), [("online", False, "offline"), ("offline", False, None)])
-def test_wandb_without_an_account_records_offline(monkeypatch, tmp_path, picture, mode, account, passed):
-    fake = FakeWandb(mode=mode, account=account, project="mine", run_name="named", finish_timeout=5.0)
+@pytest.mark.parametrize(
+    ("mode", "account", "passed"), [("online", False, "offline"), ("offline", False, None)]
+)
+def test_wandb_without_an_account_records_offline(
+    monkeypatch, tmp_path, picture, mode, account, passed
+):
+    fake = FakeWandb(
+        mode=mode, account=account, project="mine", run_name="named", finish_timeout=5.0
+    )
     told = run_with(fake, monkeypatch, tmp_path / "run", picture)
     ((options, _),) = fake.runs
     assert options["mode"] == passed

@@ -40,7 +40,12 @@ def test_equals_a_plain_loop_with_torchs_adamw_and_clipping(toy_kit):
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("stopped_at", [1, 4, 6])
 def test_resume_is_bit_exact(toy_kit, kind, stopped_at):
-    options = {"kind": kind, "schedule": "cosine", "warmup": 2.0, "ema_decay": 0.9 if kind == "adamw" else 0.0}
+    options = {
+        "kind": kind,
+        "schedule": "cosine",
+        "warmup": 2.0,
+        "ema_decay": 0.9 if kind == "adamw" else 0.0,
+    }
     whole = toy_kit.toy()
     expected = toy_kit.losses(toy_kit.trainer(whole, **options), toy_kit.stream())
 
@@ -78,7 +83,9 @@ def test_resume_twice_and_extend(toy_kit):
 def test_accumulation_gives_the_same_step(toy_kit, accumulation):
     one, many = toy_kit.toy(), toy_kit.toy()
     a = toy_kit.losses(toy_kit.trainer(one, batch_size=4), toy_kit.stream(4))
-    b = toy_kit.losses(toy_kit.trainer(many, batch_size=4, accumulation=accumulation), toy_kit.stream(4))
+    b = toy_kit.losses(
+        toy_kit.trainer(many, batch_size=4, accumulation=accumulation), toy_kit.stream(4)
+    )
     assert a == pytest.approx(b, rel=1e-5)
     for name, value in weights(one).items():
         torch.testing.assert_close(weights(many)[name], value, rtol=1e-4, atol=1e-5)
@@ -90,7 +97,9 @@ def test_average_follows_its_recurrence(toy_kit):
     expected = {name: p.double() for name, p in weights(toy).items()}
     for count, _ in enumerate(trainer.run(toy_kit.stream(), stop=Stop())):
         decay = min(0.5, (1 + count) / (10 + count))
-        expected = {n: decay * e + (1 - decay) * weights(toy)[n].double() for n, e in expected.items()}
+        expected = {
+            n: decay * e + (1 - decay) * weights(toy)[n].double() for n, e in expected.items()
+        }
     trained = weights(toy)
     with trainer.weights_for_use():
         for name, value in expected.items():
@@ -170,7 +179,8 @@ def test_stop_ends_after_the_step_at_hand(toy_kit):
         steps.append(event.step)
         if event.step == 4:
             stop.request()
-    # The request came while the fourth event was being looked at; one more step may already be under way.
+    # The request came while the fourth event was being looked at; one more step may already be
+    # under way.
     assert steps in ([1, 2, 3, 4], [1, 2, 3, 4, 5])
     assert trainer.step == steps[-1]
 
@@ -182,7 +192,10 @@ def test_phases_follow_one_another_and_resume_inside_the_second(toy_kit):
         return trainer
 
     whole = toy_kit.toy()
-    expected = [(e.step, e.loss, e.learning_rate) for e in trainer_of(whole).run(toy_kit.stream(), stop=Stop())]
+    expected = [
+        (e.step, e.loss, e.learning_rate)
+        for e in trainer_of(whole).run(toy_kit.stream(), stop=Stop())
+    ]
     assert [rate for _, _, rate in expected] == [0.05] * 4 + [0.01] * 5
 
     first = trainer_of(toy_kit.toy())

@@ -1,9 +1,18 @@
-"""Kinds of update, one file each: what a layer's update holds, what it adds to a weight in closed form, its tensors in
-files, and how it is trained where konomi trains it. All are reached through `KINDS`; nothing else lists them."""
+"""Kinds of update, one file each: what a layer's update holds, what it adds to a weight in closed
+form, its tensors in files, and how it is trained where konomi trains it. All are reached through
+`KINDS`; nothing else lists them.
+"""
 
 from konomi.adapters.kinds.difference import Difference
 from konomi.adapters.kinds.hadamard import Hadamard
-from konomi.adapters.kinds.kind import About, Kind, LayerSpec, LayerUpdate, TrainableLayer, tensors_of
+from konomi.adapters.kinds.kind import (
+    About,
+    Kind,
+    LayerSpec,
+    LayerUpdate,
+    TrainableLayer,
+    tensors_of,
+)
 from konomi.adapters.kinds.kronecker import Kronecker
 from konomi.adapters.kinds.low_rank import LowRank
 from konomi.adapters.kinds.replacement import Replacement
@@ -33,4 +42,5 @@ KINDS: tuple[Kind, ...] = (
     Rescale,
     Replacement,
 )
-"""Every kind that konomi knows. Where tensors of several kinds lie together, the first one's error is told."""
+"""Every kind that konomi knows. Where tensors of several kinds lie together, the first one's error
+is told."""

@@ -24,7 +24,12 @@ class Difference:
     about: ClassVar[About] = About(
         name="diff",
         parts={"diff": _AXES, "diff_b": _AXES, "w_norm": _AXES, "b_norm": _AXES},
-        complete=(frozenset({"diff"}), frozenset({"diff_b"}), frozenset({"w_norm"}), frozenset({"b_norm"})),
+        complete=(
+            frozenset({"diff"}),
+            frozenset({"diff_b"}),
+            frozenset({"w_norm"}),
+            frozenset({"b_norm"}),
+        ),
         algo="full",
     )
     alpha: ClassVar[None] = None
@@ -45,7 +50,9 @@ class Difference:
 
     def to_parts(self, *, norm: bool) -> dict[str, Tensor]:
         """Those of a normalisation have their own names."""
-        return present({"w_norm" if norm else "diff": self.weight, "b_norm" if norm else "diff_b": self.bias})
+        return present(
+            {"w_norm" if norm else "diff": self.weight, "b_norm" if norm else "diff_b": self.bias}
+        )
 
     @property
     def input_width(self) -> int | None:

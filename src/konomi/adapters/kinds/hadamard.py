@@ -12,7 +12,15 @@ from torch import Tensor
 from konomi.adapters.kinds.closed_form import fit_bias, product
 from konomi.adapters.kinds.kind import About
 from konomi.adapters.kinds.magnitude import change_of
-from konomi.adapters.kinds.parts import SHARED, LayerError, alpha_of, bias_of, check_core, present, scalar
+from konomi.adapters.kinds.parts import (
+    SHARED,
+    LayerError,
+    alpha_of,
+    bias_of,
+    check_core,
+    present,
+    scalar,
+)
 
 _FACTORS = ("w1_a", "w1_b", "w2_a", "w2_b")
 
@@ -26,7 +34,9 @@ class Hadamard:
 
     about: ClassVar[About] = About(
         name="loha",
-        parts={f"hada_{name}": (2,) for name in _FACTORS} | {"hada_t1": (4,), "hada_t2": (4,)} | SHARED,
+        parts={f"hada_{name}": (2,) for name in _FACTORS}
+        | {"hada_t1": (4,), "hada_t2": (4,)}
+        | SHARED,
         complete=(frozenset(f"hada_{name}" for name in _FACTORS),),
         peft_type="LOHA",
         algo="loha",
@@ -60,7 +70,9 @@ class Hadamard:
         for letter, a, b in (("1", w1_a, w1_b), ("2", w2_a, w2_b)):
             inner = a.shape[1] if t1 is None else a.shape[0]
             if inner != b.shape[0]:
-                raise LayerError(f"hada_w{letter}_a", f"has rank {inner}; hada_w{letter}_b has {b.shape[0]}")
+                raise LayerError(
+                    f"hada_w{letter}_a", f"has rank {inner}; hada_w{letter}_b has {b.shape[0]}"
+                )
         if w1_a.shape != w2_a.shape or w1_b.shape != w2_b.shape:
             raise LayerError("hada_w2_a", "and hada_w1_a belong to matrices of different size")
         alpha = alpha_of(parts, w1_b.shape[0])
@@ -68,8 +80,14 @@ class Hadamard:
 
     def to_parts(self, *, norm: bool) -> dict[str, Tensor]:
         del norm
-        found: dict[str, Tensor | None] = {f"hada_{name}": getattr(self, name) for name in (*_FACTORS, "t1", "t2")}
-        found |= {"alpha": scalar(self.alpha, self.w1_a), "dora_scale": self.magnitude, "diff_b": self.bias}
+        found: dict[str, Tensor | None] = {
+            f"hada_{name}": getattr(self, name) for name in (*_FACTORS, "t1", "t2")
+        }
+        found |= {
+            "alpha": scalar(self.alpha, self.w1_a),
+            "dora_scale": self.magnitude,
+            "diff_b": self.bias,
+        }
         return present(found)
 
     @property

@@ -1,6 +1,8 @@
-"""What every kind of update answers. A kind is a frozen data class; an update of one layer is an instance of it.
+"""What every kind of update answers. A kind is a frozen data class; an update of one layer is an
+instance of it.
 
-Shapes: O output, I input channels or features, K kernel, R rank. A weight is [O, I] or [O, I, K, K].
+Shapes: O output, I input channels or features, K kernel, R rank. A weight is [O, I] or [O, I, K,
+K].
 """
 
 from __future__ import annotations
@@ -19,12 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What is known of a kind without an update: what it is called, here and elsewhere, and how it is trained."""
+    """What is known of a kind without an update: what it is called, here and elsewhere, and how it
+    is trained.
+    """
 
     name: str
     """In reports: `lora`, `loha`, ..."""
     parts: Mapping[str, tuple[int, ...]]
-    """Its tensors as kohya's and LyCORIS' files name them -> how many axes each may have; () for any number."""
+    """Its tensors as kohya's and LyCORIS' files name them -> how many axes each may have; () for
+    any number."""
     complete: tuple[frozenset[str], ...]
     """Sets of parts that make an update; any of them does."""
     spellings: Mapping[str, str] = field(default_factory=dict)
@@ -34,7 +39,8 @@ class About:
     algo: str = ""
     """In LyCORIS' network arguments; "" for what kohya's own `networks.lora` trains."""
     layer_spec: Callable[[int], LayerSpec] | None = None
-    """How it is trained, from the rank, with all else as usual; None where konomi does not train it."""
+    """How it is trained, from the rank, with all else as usual; None where konomi does not train
+    it."""
 
 
 class LayerUpdate(Protocol):
@@ -52,7 +58,9 @@ class LayerUpdate(Protocol):
         ...
 
     def to_parts(self, *, norm: bool) -> dict[str, Tensor]:
-        """The way back. `norm`: the module is a normalisation. Raises FileFormatError where kohya's files lack it."""
+        """The way back. `norm`: the module is a normalisation. Raises FileFormatError where
+        kohya's files lack it.
+        """
         ...
 
     @property
@@ -86,14 +94,17 @@ class LayerUpdate(Protocol):
         ...
 
     def delta(self, weight: Tensor) -> Tensor:
-        """W' - W, of the untouched weight's shape; all tensors are of the weight's dtype and on its device.
+        """W' - W, of the untouched weight's shape; all tensors are of the weight's dtype and on
+        its device.
 
         Raises ModelError where the update is of another shape.
         """
         ...
 
     def bias_delta(self, bias: Tensor) -> Tensor | None:
-        """b' - b [O], in the untouched bias' dtype and on its device; None where it is left alone."""
+        """b' - b [O], in the untouched bias' dtype and on its device; None where it is left
+        alone.
+        """
         ...
 
     def difference(self) -> Tensor | None:
@@ -101,7 +112,9 @@ class LayerUpdate(Protocol):
         ...
 
     def as_low_rank(self) -> LowRank | None:
-        """The same update as two factors, for formats that hold nothing else; None where it is none."""
+        """The same update as two factors, for formats that hold nothing else; None where it is
+        none.
+        """
         ...
 
     def norm(self) -> float | None:
@@ -121,21 +134,25 @@ class LayerSpec(Protocol):
         ...
 
     def layer(self, key: str, module: nn.Module, *, seed: int) -> TrainableLayer:
-        """The layer for a module of the base, at a start that depends on (seed, key) only and changes nothing.
+        """The layer for a module of the base, at a start that depends on (seed, key) only and
+        changes nothing.
 
-        Raises RecipeError for settings that the module does not allow, ModelError for a module of another sort.
+        Raises RecipeError for settings that the module does not allow, ModelError for a module of
+        another sort.
         """
         ...
 
 
 class TrainableLayer(Protocol):
-    """An `nn.Module` whose `forward` stands in for that of one frozen module of the base while it is attached.
+    """An `nn.Module` whose `forward` stands in for that of one frozen module of the base while it
+    is attached.
 
     Its parameters are float32 whatever the base computes in; the base is no part of it.
     """
 
     rng: Rng | None
-    """This step's randomness, a key per sample; dropout acts while it is set and the base's module is in training."""
+    """This step's randomness, a key per sample; dropout acts while it is set and the base's module
+    is in training."""
 
     @property
     def base(self) -> nn.Module: ...
@@ -154,7 +171,9 @@ class TrainableLayer(Protocol):
         ...
 
     def load(self, update: LayerUpdate) -> None:
-        """Go on from an earlier update. Raises ModelError where it is of another kind, rank or shape."""
+        """Go on from an earlier update. Raises ModelError where it is of another kind, rank or
+        shape.
+        """
         ...
 
 

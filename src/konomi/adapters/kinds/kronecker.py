@@ -1,4 +1,5 @@
-"""LoKr: a Kronecker product (Yeh et al. 2023, "Navigating Text-To-Image Customization: From LyCORIS ...").
+"""LoKr: a Kronecker product (Yeh et al. 2023, "Navigating Text-To-Image Customization: From
+LyCORIS ...").
 
 Shapes: O output, I input, K kernel, R rank.
 """
@@ -13,7 +14,15 @@ from torch import Tensor
 from konomi.adapters.kinds.closed_form import fit_bias, product
 from konomi.adapters.kinds.kind import About
 from konomi.adapters.kinds.magnitude import change_of
-from konomi.adapters.kinds.parts import SHARED, LayerError, alpha_of, bias_of, check_core, present, scalar
+from konomi.adapters.kinds.parts import (
+    SHARED,
+    LayerError,
+    alpha_of,
+    bias_of,
+    check_core,
+    present,
+    scalar,
+)
 from konomi.errors import ModelError
 
 _WHOLE = ("w1", "w2")
@@ -22,7 +31,9 @@ _FACTORS = ("w1_a", "w1_b", "w2_a", "w2_b")
 
 @dataclass(frozen=True, slots=True)
 class Kronecker:
-    """dW = kron(w1, w2) * scale; each factor is full, a product a @ b, or (w2) a Tucker product with t2."""
+    """dW = kron(w1, w2) * scale; each factor is full, a product a @ b, or (w2) a Tucker product
+    with t2.
+    """
 
     about: ClassVar[About] = About(
         name="lokr",
@@ -62,12 +73,18 @@ class Kronecker:
             elif not (factor == "lokr_w2" and "lokr_t2" in parts):
                 inner = (parts[f"{factor}_a"].shape[1], parts[f"{factor}_b"].shape[0])
                 if inner[0] != inner[1]:
-                    raise LayerError(f"{factor}_a", f"has rank {inner[0]}; {factor}_b has {inner[1]}")
+                    raise LayerError(
+                        f"{factor}_a", f"has rank {inner[0]}; {factor}_b has {inner[1]}"
+                    )
         if "lokr_t2" in parts:
             if "lokr_w2_a" not in parts:
                 raise LayerError("lokr_t2", "has no factors to join")
             check_core(parts, "lokr_t2", "lokr_w2_a", "lokr_w2_b")
-        tensors = {name.removeprefix("lokr_"): tensor for name, tensor in parts.items() if name.startswith("lokr_")}
+        tensors = {
+            name.removeprefix("lokr_"): tensor
+            for name, tensor in parts.items()
+            if name.startswith("lokr_")
+        }
         alpha = alpha_of(parts, 1) if "alpha" in parts else None
         return cls(**tensors, alpha=alpha, magnitude=parts.get("dora_scale"), bias=bias_of(parts))
 
@@ -88,7 +105,10 @@ class Kronecker:
     @property
     def input_width(self) -> int | None:
         """I is the product of both factors' inputs."""
-        inputs = (self.w1_b if self.w1 is None else self.w1), (self.w2_b if self.w2 is None else self.w2)
+        inputs = (
+            (self.w1_b if self.w1 is None else self.w1),
+            (self.w2_b if self.w2 is None else self.w2),
+        )
         if inputs[0] is None or inputs[1] is None:
             return None
         return inputs[0].shape[1] * inputs[1].shape[1]

@@ -1,17 +1,19 @@
 """y = (W + scale * up @ down) x for a frozen W, with gradients for x, down and up alone.
 
-Shapes: N rows (or images), I input, O output features or channels, K kernel, R rank, P output pixels.
+Shapes: N rows (or images), I input, O output features or channels, K kernel, R rank, P output
+pixels.
 
-Two ways to the same number. Two products: y = scale * up (down x) + bias, then y += W x in place; this way round, the
-small term is not lost in the rounding of the large one. Merged: one product with W + scale * up @ down, made on the
-spot. Merging costs R I O multiplications and a pass over the weight, two products cost N R (I + O) and a pass over the
-output, so merging pays once there are many more rows than I O / (I + O).
-A merge rounds the update to the precision of the weight, so it is only offered where the weight is float32 or better;
-in bfloat16 an early update lies below half a unit of the weight and would vanish.
+Two ways to the same number. Two products: y = scale * up (down x) + bias, then y += W x in place;
+this way round, the small term is not lost in the rounding of the large one. Merged: one product
+with W + scale * up @ down, made on the spot. Merging costs R I O multiplications and a pass over
+the weight, two products cost N R (I + O) and a pass over the output, so merging pays once there
+are many more rows than I O / (I + O). A merge rounds the update to the precision of the weight, so
+it is only offered where the weight is float32 or better; in bfloat16 an early update lies below
+half a unit of the weight and would vanish.
 
-Plain autograd would keep or make several tensors of the output's size for this; here x alone is kept, and a merged
-weight is made again for the backward pass. Thin products put their short side first ([R, N], not [N, R]): CPU libraries
-are two to four times faster that way.
+Plain autograd would keep or make several tensors of the output's size for this; here x alone is
+kept, and a merged weight is made again for the backward pass. Thin products put their short side
+first ([R, N], not [N, R]): CPU libraries are two to four times faster that way.
 """
 
 import math
@@ -24,20 +26,32 @@ from torch import Tensor
 from konomi.adapters.kinds.window import Window
 
 _MERGE_FROM = 2.0
-"""Rows per I O / (I + O) from which merging is taken: fitted to layers timed one by one, not to whole steps."""
+"""Rows per I O / (I + O) from which merging is taken: fitted to layers timed one by one, not to
+whole steps."""
 
 
 def merging_pays(rows: int, in_features: int, out_features: int, dtype: torch.dtype) -> bool:
-    """Whether one merged product is faster than two; `in_features` counts the kernel's cells too."""
+    """Whether one merged product is faster than two; `in_features` counts the kernel's cells
+    too.
+    """
     if dtype in (torch.bfloat16, torch.float16):
         return False
     return rows * (in_features + out_features) >= _MERGE_FROM * in_features * out_features
 
 
 def low_rank_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, *, scale: float, merge: bool | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    down: Tensor,
+    up: Tensor,
+    *,
+    scale: float,
+    merge: bool | None = None,
 ) -> Tensor:
-    """x [..., I], weight [O, I], bias [O], down [R, I], up [O, R] -> [..., O]. `merge` None decides by the rule."""
+    """x [..., I], weight [O, I], bias [O], down [R, I], up [O, R] -> [..., O]. `merge` None
+    decides by the rule.
+    """
     if merge is None:
         out_features, in_features = weight.shape
         merge = merging_pays(x.numel() // in_features, in_features, out_features, x.dtype)
@@ -72,11 +86,14 @@ def low_rank_conv(
 def _cast(down: Tensor, up: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The factors in the dtype of the computation: down as it is, and scale * up as [R, O].
 
-    With both halves lying the same way, the products of a square layer have the same shapes in pairs, and oneDNN keeps
-    half as many kernels (about 0.6 MiB for each shape of a bfloat16 product).
+    With both halves lying the same way, the products of a square layer have the same shapes in
+    pairs, and oneDNN keeps half as many kernels (about 0.6 MiB for each shape of a bfloat16
+    product).
     """
     up = up if scale == 1.0 else up.mul(scale)
-    return down.to(dtype), up.t() if up.dtype == dtype else up.t().to(dtype, memory_format=torch.contiguous_format)
+    return down.to(dtype), up.t() if up.dtype == dtype else up.t().to(
+        dtype, memory_format=torch.contiguous_format
+    )
 
 
 def _master_grad(grad: Tensor, like: torch.dtype, scale: float = 1.0) -> Tensor:
@@ -87,7 +104,14 @@ def _master_grad(grad: Tensor, like: torch.dtype, scale: float = 1.0) -> Tensor:
 class _LowRankLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float, merge: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
+        merge: bool,
     ) -> Tensor:
         ctx.scale, ctx.merge, ctx.master = scale, merge, up.dtype
         down, up_RO = _cast(down, up, scale, x.dtype)
@@ -120,7 +144,9 @@ class _LowRankLinear(torch.autograd.Function):
 
 
 class _LowRankConv(torch.autograd.Function):
-    """The factor `up` is a matrix on [N, channels, P]; so is `down` where the window is a single point."""
+    """The factor `up` is a matrix on [N, channels, P]; so is `down` where the window is a single
+    point.
+    """
 
     @staticmethod
     def forward(
@@ -171,11 +197,22 @@ class _LowRankConv(torch.autograd.Function):
             if ctx.needs_input_grad[0] and ctx.merge:
                 grad_x = window.grad_input(grad_y, x, _merged(weight, down, up_RO))
             elif ctx.needs_input_grad[0]:
-                grad_x = window.grad_input(grad_y, x, weight).add_(window.grad_input(grad_hidden, x, down))
+                grad_x = window.grad_input(grad_y, x, weight).add_(
+                    window.grad_input(grad_hidden, x, down)
+                )
             grad_down = window.grad_weight(grad_hidden, x, down)
         grad_up = _summed_product(hidden_NRP, grad_y_NOP).t()[:, :, None, None]
         grad_down = _master_grad(grad_down, ctx.master)
-        return grad_x, None, None, grad_down, _master_grad(grad_up, ctx.master, ctx.scale), None, None, None
+        return (
+            grad_x,
+            None,
+            None,
+            grad_down,
+            _master_grad(grad_up, ctx.master, ctx.scale),
+            None,
+            None,
+            None,
+        )
 
 
 def _merged(weight: Tensor, down: Tensor, up_RO: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""DoRA (Liu et al. 2024): the learned length of each output's or each input's weights, beside any factored update.
+"""DoRA (Liu et al. 2024): the learned length of each output's or each input's weights, beside any
+factored update.
 
 Shapes: O output, I input, K kernel. A magnitude is [O, 1(, 1, 1)] or [1, I(, 1, 1)].
 """
@@ -16,8 +17,9 @@ Axis = Literal["output", "input"]
 
 
 def axis_of_magnitude(magnitude: Tensor) -> Axis:
-    """Whose lengths a DoRA magnitude holds, by its shape, as ComfyUI and Forge tell it: [1, I(, 1, 1)] is per input;
-    [O, 1(, 1, 1)], also of a square layer, and [O] are per output."""
+    """Whose lengths a DoRA magnitude holds, by its shape, as ComfyUI and Forge tell it: [1, I(, 1,
+    1)] is per input; [O, 1(, 1, 1)], also of a square layer, and [O] are per output.
+    """
     return "input" if magnitude.dim() >= 2 and magnitude.shape[0] == 1 else "output"
 
 
@@ -36,7 +38,9 @@ def change_of(update: Tensor, magnitude: Tensor | None, weight: Tensor) -> Tenso
 
 
 def lengths_of(weight: Tensor, axis: Axis) -> Tensor:
-    """Euclidean length of each output's weights, [O, 1(, 1, 1)], or of each input's, [1, I(, 1, 1)]."""
+    """Euclidean length of each output's weights, [O, 1(, 1, 1)], or of each input's, [1, I(, 1,
+    1)].
+    """
     others = [index for index in range(weight.dim()) if index != (0 if axis == "output" else 1)]
     lengths: Tensor = torch.linalg.vector_norm(weight, dim=others, keepdim=True)
     return lengths
@@ -49,7 +53,10 @@ def check_magnitude(magnitude: Tensor | None, outputs: int, inputs: int) -> None
     per_output = magnitude.numel() == outputs and magnitude.shape[0] == outputs
     per_input = magnitude.dim() >= 2 and magnitude.numel() == inputs == magnitude.shape[1]
     if not per_output and not per_input:
-        raise LayerError("dora_scale", f"has shape {list(magnitude.shape)}; [{outputs}, 1] or [1, {inputs}] is needed")
+        raise LayerError(
+            "dora_scale",
+            f"has shape {list(magnitude.shape)}; [{outputs}, 1] or [1, {inputs}] is needed",
+        )
 
 
 def _at_length(direction: Tensor, magnitude: Tensor) -> Tensor:
@@ -60,6 +67,10 @@ def _at_length(direction: Tensor, magnitude: Tensor) -> Tensor:
     elif magnitude.numel() == inputs and magnitude.shape[0] == 1:
         lengths = direction.transpose(0, 1).flatten(1).norm(dim=1).view(1, inputs, *ones)
     else:
-        raise ModelError(f"DoRA magnitude {list(magnitude.shape)} does not fit a weight {list(direction.shape)}")
+        raise ModelError(
+            f"DoRA magnitude {list(magnitude.shape)} does not fit a weight {list(direction.shape)}"
+        )
     # A row of zeros has no direction: it stays zero rather than becoming NaN.
-    return direction * (magnitude.reshape(lengths.shape) / lengths.clamp_min(torch.finfo(lengths.dtype).tiny))
+    return direction * (
+        magnitude.reshape(lengths.shape) / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+    )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 SHARED: dict[str, tuple[int, ...]] = {"alpha": (), "dora_scale": (2, 4), "diff_b": (1, 2, 3, 4)}
-"""Parts that stand beside those of several kinds, and tell none of them -> how many axes each may have."""
+"""Parts that stand beside those of several kinds, and tell none of them -> how many axes each may
+have."""
 
 
 class LayerError(Exception):
@@ -46,7 +47,9 @@ def check_core(parts: Mapping[str, Tensor], core: str, outer: str, inner: str) -
     """Of a Tucker core [R, R, K, K]: the ranks of its two factors."""
     ranks = (parts[outer].shape[0], parts[inner].shape[0])
     if tuple(parts[core].shape[:2]) != ranks:
-        raise LayerError(core, f"has shape {list(parts[core].shape)}; [{ranks[0]}, {ranks[1]}, K, K] is needed")
+        raise LayerError(
+            core, f"has shape {list(parts[core].shape)}; [{ranks[0]}, {ranks[1]}, K, K] is needed"
+        )
 
 
 def scalar(value: float, like: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ class Replacement:
 
     weight: Tensor
     origin: Tensor | None = None
-    """The W it stands in for, where that is known: only then can the change be told without the base."""
+    """The W it stands in for, where that is known: only then can the change be told without the
+    base."""
     bias: Tensor | None = None
     """b' [O], whatever b is."""
 
@@ -40,7 +41,9 @@ class Replacement:
 
     def to_parts(self, *, norm: bool) -> dict[str, Tensor]:
         """Raises FileFormatError: it is written as a difference, or in a format of its own."""
-        raise FileFormatError("a layer is given as a whole weight, which this format does not hold.")
+        raise FileFormatError(
+            "a layer is given as a whole weight, which this format does not hold."
+        )
 
     @property
     def whole(self) -> Tensor:

@@ -43,7 +43,9 @@ class Rescale:
         if "on_input" not in parts:
             raise LayerError("weight", "has no on_input beside it, so its axis is unknown")
         if parts["on_input"].numel() != 1:
-            raise LayerError("on_input", f"has shape {list(parts['on_input'].shape)}; it must be one boolean")
+            raise LayerError(
+                "on_input", f"has shape {list(parts['on_input'].shape)}; it must be one boolean"
+            )
         return cls(parts["weight"], bool(parts["on_input"].item()))
 
     def to_parts(self, *, norm: bool) -> dict[str, Tensor]:

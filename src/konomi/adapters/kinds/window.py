@@ -1,4 +1,6 @@
-"""How a convolution's window moves: what any kind of update needs to stand in for a convolution of the base."""
+"""How a convolution's window moves: what any kind of update needs to stand in for a convolution of
+the base.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -37,12 +39,24 @@ class Window:
 
     def _backward(self, grad_y: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> Any:
         return torch.ops.aten.convolution_backward(
-            grad_y, x, weight, None, self.stride, self.padding, self.dilation, False, [0, 0], 1, wanted
+            grad_y,
+            x,
+            weight,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            [0, 0],
+            1,
+            wanted,
         )
 
 
 def window_of(key: str, conv: nn.Conv2d) -> Window:
     """Raises ModelError for grouped convolutions and padding by other values than zero."""
     if conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        raise ModelError(f"{key}: grouped convolutions and special padding take no low-rank layer. Leave it out.")
+        raise ModelError(
+            f"{key}: grouped convolutions and special padding take no low-rank layer. Leave it out."
+        )
     return Window(tuple(conv.stride), tuple(conv.padding), tuple(conv.dilation))

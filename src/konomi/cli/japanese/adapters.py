@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Adapter files: what a tensor of them lacks, and what a base does not take."""
 
 PAIRS = {

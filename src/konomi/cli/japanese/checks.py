@@ -1,8 +1,10 @@
-# ruff: noqa: E501
 """What `check` says, and what is found out about images and captions."""
 
 COUNTS = (
-    (r"beside each image one of (\d+) prior images?", r"画像 1 枚につき、\1 枚のクラス画像から 1 枚"),
+    (
+        r"beside each image one of (\d+) prior images?",
+        r"画像 1 枚につき、\1 枚のクラス画像から 1 枚",
+    ),
     (r"(\d+) images?", r"画像 \1 枚"),
     (r" \((\d+) with their repeats\)", r"(繰り返しを含めて \1 枚)"),
     (r"x (\d+) repeats?", r"× 繰り返し \1 回"),

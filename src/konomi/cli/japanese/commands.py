@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Japanese messages. Each key is a message as it stands in the source, with a name for each value."""
 
 PAIRS = {

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Folders of images: captions, tables, zips, tar shards, data sets of sd-scripts, masks."""
 
 PAIRS = {

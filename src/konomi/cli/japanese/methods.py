@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Methods: what their settings must be, and going on from a file."""
 
 PAIRS = {

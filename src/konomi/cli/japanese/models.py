@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Base models: configs, tokenizers, VAEs, noise, what of them is not used, saving."""
 
 PAIRS = {

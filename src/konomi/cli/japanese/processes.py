@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Noise processes: what belongs to one and not to the other."""
 
 PAIRS = {

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Other programs: which of them use a file, and settings taken over from other trainers."""
 
 PAIRS = {

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Training and going on with it."""
 
 PAIRS = {

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Labels and lines of `doctor`, `inspect`, `merge`, `identifiers`, the overview, and what a running training shows."""
 
 PAIRS = {

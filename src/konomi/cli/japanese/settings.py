@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Settings that do nothing, and those that are likely mistakes."""
 
 PAIRS = {

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Base models and adapter files."""
 
 PAIRS = {

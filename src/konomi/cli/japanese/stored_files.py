@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Files as such: what they are, what is wrong with them, disks, locks, pickles."""
 
 PAIRS = {

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """What `--help` says."""
 
 PAIRS = {

@@ -1,4 +1,6 @@
-"""Recipes of other tools' settings: sd-scripts (TOML, command line), OneTrainer (JSON), ai-toolkit (YAML, JSON)."""
+"""Recipes of other tools' settings: sd-scripts (TOML, command line), OneTrainer (JSON), ai-toolkit
+(YAML, JSON).
+"""
 
 import re
 import textwrap
@@ -23,17 +25,22 @@ LARGEST = 2**20
 
 
 def import_settings(source: str, method_configs: Sequence[type]) -> Imported:
-    """Settings from a file, or from a command line that starts another tool. They are checked as a recipe's.
+    """Settings from a file, or from a command line that starts another tool. They are checked as a
+    recipe's.
 
     Raises RecipeError where they are no settings of a tool that konomi knows, or give no recipe.
     """
     try:
         found = _import(source)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise RecipeError(f"--from {source[:80]}: cannot be read as settings of a trainer ({error}).") from error
+        raise RecipeError(
+            f"--from {source[:80]}: cannot be read as settings of a trainer ({error})."
+        ) from error
     found.data.setdefault("base", "tiny")
     method = found.data.setdefault("method", {})
-    known = {setting.path for setting in recipe_settings(require_method(found.kind, method_configs))}
+    known = {
+        setting.path for setting in recipe_settings(require_method(found.kind, method_configs))
+    }
     for name in [name for name in method if f"method.{name}" not in known]:
         found.leave(f"method.{name}", f"{found.kind} has no such setting")
         del method[name]
@@ -44,7 +51,9 @@ def import_settings(source: str, method_configs: Sequence[type]) -> Imported:
 
 
 def _take_back_the_impossible(found: Imported, method_configs: Sequence[type]) -> None:
-    """What lies beyond konomi's bounds is named, and no reason to refuse the rest. Raises RecipeError for others."""
+    """What lies beyond konomi's bounds is named, and no reason to refuse the rest. Raises
+    RecipeError for others.
+    """
     for _ in range(len(found.taken) + 1):
         try:
             parse_recipe(found.data, method_configs)
@@ -57,9 +66,16 @@ def _take_back_the_impossible(found: Imported, method_configs: Sequence[type]) -
 
 def imported_recipe(found: Imported, source: str) -> str:
     """The recipe as TOML, and above it, as comments, what was not taken over."""
-    lines = [f"From {source} ({found.tool}): {len(found.taken)} settings taken over, {len(found.left)} not."]
+    lines = [
+        (
+            f"From {source} ({found.tool}): {len(found.taken)} settings taken over, "
+            f"{len(found.left)} not."
+        )
+    ]
     lines += [f"- not taken over: {line}" for line in found.left]
-    comment = "\n".join(f"# {part}" for line in lines for part in textwrap.wrap(printable(line), 116))
+    comment = "\n".join(
+        f"# {part}" for line in lines for part in textwrap.wrap(printable(line), 116)
+    )
     document = tomlkit.document()
     for name in sorted(found.data, key=lambda name: isinstance(found.data[name], dict)):
         document.add(name, found.data[name])
@@ -87,12 +103,16 @@ def _with_its_file(fields: dict[str, Any]) -> dict[str, Any]:
 def _text(path: Path, source: str) -> str:
     try:
         if path.stat().st_size > LARGEST:
-            raise RecipeError(f"--from {path}: is {path.stat().st_size} bytes long, too much for settings.")
+            raise RecipeError(
+                f"--from {path}: is {path.stat().st_size} bytes long, too much for settings."
+            )
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise RecipeError(
-            f"--from {source[:80]}: cannot be read ({error.strerror}). Give a .toml, .json or .yaml file of another "
-            'trainer, or its command line in quotes: --from "accelerate launch train_network.py --..."'
+            f"--from {source[:80]}: cannot be read ({error.strerror}). Give a .toml, .json or "
+            ".yaml file of another "
+            'trainer, or its command line in quotes: --from "accelerate launch train_network.py '
+            '--..."'
         ) from error
 
 
@@ -103,8 +123,8 @@ def _import_file(path: Path, text: str) -> Imported:
     if path.suffix.lower() == ".toml":
         if {"datasets", "general"} & set(fields):
             raise RecipeError(
-                f"--from {path}: is a data set of sd-scripts, not its settings. It is read as it is: "
-                f"konomi train lora --images {path} --base BASE"
+                f"--from {path}: is a data set of sd-scripts, not its settings. It is read as it "
+                f"is: konomi train lora --images {path} --base BASE"
             )
         return import_sd_scripts(fields)
     if isinstance(fields.get("config"), Mapping):

@@ -36,7 +36,9 @@ TABLE: Table = {
     "train.text_encoder_lr": To("optimizer.text_learning_rate", float),
     "train.optimizer": To("optimizer.kind", OPTIMIZERS),
     "train.optimizer_params.weight_decay": To("optimizer.weight_decay", float),
-    "train.optimizer_params.betas": To("optimizer.betas", lambda value: [float(part) for part in value]),
+    "train.optimizer_params.betas": To(
+        "optimizer.betas", lambda value: [float(part) for part in value]
+    ),
     "train.lr_scheduler": To("optimizer.schedule", SCHEDULES),
     "train.max_grad_norm": To("optimizer.clip_norm", float),
     "train.dtype": To("run.precision", PRECISIONS),
@@ -81,7 +83,9 @@ _SET: Table = {
     "token_dropout_rate": To("data.captions.tag_dropout", float),
     "flip_x": To("data.images.flip", switch),
     "random_crop": To("data.images.crop", lambda value: "random" if switch(value) else "center"),
-    "resolution": To("data.resolution", lambda value: str(max(value) if isinstance(value, list) else value)),
+    "resolution": To(
+        "data.resolution", lambda value: str(max(value) if isinstance(value, list) else value)
+    ),
     "caption_ext": ITSELF,
     "cache_latents_to_disk": Left("konomi caches latents on disk by default"),
     "cache_latents": Left("konomi caches latents on disk by default"),
@@ -91,15 +95,20 @@ _SET: Table = {
     "mask_path": Left("masks lie beside the images, as x-masklabel.png; see objective.masked"),
 }
 _HANDLED = frozenset((
-    "training_folder", "train.batch_size", "train.gradient_accumulation_steps", "train.gradient_accumulation",
-    "train.train_text_encoder", "train.ema_config.use_ema", "train.ema_config.ema_decay", "sample.width",
-    "sample.height", "network.type", "train.train_unet", "train.disable_sampling", "logging.use_wandb",
+    "training_folder", "train.batch_size", "train.gradient_accumulation_steps",
+    "train.gradient_accumulation",
+    "train.train_text_encoder", "train.ema_config.use_ema", "train.ema_config.ema_decay",
+    "sample.width",
+    "sample.height", "network.type", "train.train_unet", "train.disable_sampling",
+    "logging.use_wandb",
 ))  # fmt: skip
 _OTHER_FAMILIES = ("is_flux", "is_v3", "is_pixart", "is_auraflow", "is_lumina2")
 
 
 def import_ai_toolkit(fields: Mapping[str, Any]) -> Imported:
-    """A recipe of a job's first process. Raises RecipeError where it is none, or for another family's model."""
+    """A recipe of a job's first process. Raises RecipeError where it is none, or for another
+    family's model.
+    """
     config = fields["config"]
     processes = config.get("process") if isinstance(config, Mapping) else None
     process = processes[0] if isinstance(processes, list) and processes else processes
@@ -109,9 +118,15 @@ def import_ai_toolkit(fields: Mapping[str, Any]) -> Imported:
     model = model if isinstance(model, Mapping) else {}
     other = next((name for name in _OTHER_FAMILIES if model.get(name)), None)
     if other or str(model.get("arch", "sd1")) not in ("sd1", "sd15", "sd2", "sdxl"):
-        raise RecipeError(f"model.{other or 'arch'}: konomi trains Stable Diffusion 1, 2 and XL, not this family.")
+        raise RecipeError(
+            f"model.{other or 'arch'}: konomi trains Stable Diffusion 1, 2 and XL, not this family."
+        )
     found = Imported("ai-toolkit", "lora" if process.get("network") else "full")
-    flat = {name: value for name, value in flattened(process) if name not in ("datasets", "trigger_word")}
+    flat = {
+        name: value
+        for name, value in flattened(process)
+        if name not in ("datasets", "trigger_word")
+    }
     if not flat.get("train.min_snr_gamma"):
         flat.pop("train.min_snr_gamma", None)
     own_rate_last = dict(sorted(flat.items(), key=lambda pair: pair[0] == "train.unet_lr"))
@@ -124,14 +139,26 @@ def import_ai_toolkit(fields: Mapping[str, Any]) -> Imported:
 
 
 def _rest(found: Imported, flat: Mapping[str, Any], name: str) -> None:
-    passes = whole(flat.get("train.gradient_accumulation_steps") or flat.get("train.gradient_accumulation") or 1)
-    found.put("train.batch_size", "run.batch_size", passes * whole(flat.get("train.batch_size") or 1))
+    passes = whole(
+        flat.get("train.gradient_accumulation_steps")
+        or flat.get("train.gradient_accumulation")
+        or 1
+    )
+    found.put(
+        "train.batch_size", "run.batch_size", passes * whole(flat.get("train.batch_size") or 1)
+    )
     if passes > 1:
         found.put("train.gradient_accumulation_steps", "memory.accumulation", passes)
     if switch(flat.get("train.ema_config.use_ema", False)):
-        found.put("train.ema_config", "optimizer.ema_decay", float(flat.get("train.ema_config.ema_decay") or 0.99))
+        found.put(
+            "train.ema_config",
+            "optimizer.ema_decay",
+            float(flat.get("train.ema_config.ema_decay") or 0.99),
+        )
     if str(flat.get("network.type") or "lora").lower() not in ("lora", "locon"):
-        found.leave("network.type", f"{flat['network.type']!r}: konomi trains a LoRA or LoCon in its place")
+        found.leave(
+            "network.type", f"{flat['network.type']!r}: konomi trains a LoRA or LoCon in its place"
+        )
     if "train.train_unet" in flat and not switch(flat["train.train_unet"]):
         found.leave("train.train_unet", "konomi trains the denoiser in any case")
     if switch(flat.get("train.disable_sampling", False)):
@@ -143,13 +170,23 @@ def _rest(found: Imported, flat: Mapping[str, Any], name: str) -> None:
     if flat.get("train.min_snr_gamma"):
         found.put("train.min_snr_gamma", "objective.weighting", "min_snr")
     if found.kind == "lora" and switch(flat.get("train.train_text_encoder", False)):
-        found.put("train.train_text_encoder", "method.text_rank", whole(flat.get("network.linear") or 16))
+        found.put(
+            "train.train_text_encoder", "method.text_rank", whole(flat.get("network.linear") or 16)
+        )
     if flat.get("sample.width") and flat.get("sample.height"):
-        found.put("sample.width, height", "preview.size", f"{flat['sample.width']}x{flat['sample.height']}")
+        found.put(
+            "sample.width, height",
+            "preview.size",
+            f"{flat['sample.width']}x{flat['sample.height']}",
+        )
     if name:
         found.put("config.name", "run.name", name)
     if flat.get("training_folder"):
-        found.put("training_folder", "run.output", f"{str(flat['training_folder']).rstrip('/')}/{name or 'run'}")
+        found.put(
+            "training_folder",
+            "run.output",
+            f"{str(flat['training_folder']).rstrip('/')}/{name or 'run'}",
+        )
 
 
 def _datasets(found: Imported, datasets: Any, trigger: str) -> None:
@@ -162,15 +199,28 @@ def _datasets(found: Imported, datasets: Any, trigger: str) -> None:
         source |= {"role": "prior"} if switch(entry.get("is_reg", False)) else {}
         source |= {"trigger": trigger} if trigger and "role" not in source else {}
         source |= {"repeats": whole(entry["num_repeats"])} if entry.get("num_repeats") else {}
-        source |= {"template": str(entry["default_caption"])} if entry.get("default_caption") else {}
+        source |= (
+            {"template": str(entry["default_caption"])} if entry.get("default_caption") else {}
+        )
         sources.append(source)
         if isinstance(entry.get("resolution"), list) and len(entry["resolution"]) > 1:
-            found.leave("datasets.resolution", f"{entry['resolution']}: konomi trains one, the largest")
+            found.leave(
+                "datasets.resolution", f"{entry['resolution']}: konomi trains one, the largest"
+            )
         handled = frozenset(("folder_path", "is_reg", "num_repeats", "default_caption"))
-        differing = [name for name in entry if first and name in _SET and entry[name] != first.get(name)]
+        differing = [
+            name for name in entry if first and name in _SET and entry[name] != first.get(name)
+        ]
         for name in differing:
-            found.leave(f"datasets.{name}", f"{entry[name]!r}: konomi has one for all sources, the first one's")
-        found.apply(_SET, entry if not first else {n: v for n, v in entry.items() if n not in _SET}, handled=handled)
+            found.leave(
+                f"datasets.{name}",
+                f"{entry[name]!r}: konomi has one for all sources, the first one's",
+            )
+        found.apply(
+            _SET,
+            entry if not first else {n: v for n, v in entry.items() if n not in _SET},
+            handled=handled,
+        )
         first = first or dict(entry)
     if sources:
         found.data.setdefault("data", {})["sources"] = sources

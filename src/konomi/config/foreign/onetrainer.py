@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from konomi.config.foreign.table import (  # fmt: skip
+from konomi.config.foreign.table import (
     ITSELF,
     OPTIMIZERS,
     PRECISIONS,
@@ -25,7 +25,10 @@ def _timestep(value: Any) -> int:
 
 TABLE: Table = {
     "base_model_name": To("base"),
-    "resolution": To("data.resolution", lambda value: str(value).replace(",", "x") if "x" not in str(value) else value),
+    "resolution": To(
+        "data.resolution",
+        lambda value: str(value).replace(",", "x") if "x" not in str(value) else value,
+    ),
     "batch_size": To("run.batch_size", whole),
     "epochs": To("run.epochs", whole),
     "learning_rate": To("optimizer.learning_rate", float),
@@ -47,12 +50,14 @@ TABLE: Table = {
     "min_noising_strength": To("objective.min_timestep", _timestep),
     "max_noising_strength": To("objective.max_timestep", _timestep),
     "loss_weight_fn": To(
-        "objective.weighting", one_of(constant="none", min_snr_gamma="min_snr", debiased_estimation="debiased")
+        "objective.weighting",
+        one_of(constant="none", min_snr_gamma="min_snr", debiased_estimation="debiased"),
     ),
     "loss_weight_strength": To("objective.snr_gamma", float),
     "masked_training": To("objective.masked", switch),
     "gradient_checkpointing": To(
-        "memory.gradient_checkpointing", lambda value: str(value).lower() not in ("off", "false", "none")
+        "memory.gradient_checkpointing",
+        lambda value: str(value).lower() not in ("off", "false", "none"),
     ),
     "dataloader_threads": To("data.workers", whole),
     "lora_model_name": To("method.start"),
@@ -63,21 +68,31 @@ TABLE: Table = {
     "embedding.token_count": To("method.vectors", whole),
     "embedding.initial_embedding_text": To("method.initial"),
     "vae.model_name": To("vae"),
-    "force_v_prediction": To("prediction", lambda value: "v_prediction" if switch(value) else "auto"),
-    "force_epsilon_prediction": To("prediction", lambda value: "epsilon" if switch(value) else "auto"),
-    "aspect_ratio_bucketing": To("data.buckets.kind", lambda value: "area" if switch(value) else "fixed"),
+    "force_v_prediction": To(
+        "prediction", lambda value: "v_prediction" if switch(value) else "auto"
+    ),
+    "force_epsilon_prediction": To(
+        "prediction", lambda value: "epsilon" if switch(value) else "auto"
+    ),
+    "aspect_ratio_bucketing": To(
+        "data.buckets.kind", lambda value: "area" if switch(value) else "fixed"
+    ),
     "latent_caching": To("data.cache.latents", lambda value: "disk" if switch(value) else "off"),
     "output_model_format": To("save.format", one_of(safetensors="auto", diffusers="diffusers")),
     "compile": To("memory.compile", switch),
     "train_device": To("run.device"),
     "tensorboard": To("run.trackers", lambda value: ["tensorboard"] if switch(value) else []),
     "rolling_backup_count": To("run.keep_checkpoints", whole),
-    **dict.fromkeys(("model_type", "only_cache", "attention_mechanism", "weight_dtype", "temp_device"), ITSELF),
+    **dict.fromkeys(
+        ("model_type", "only_cache", "attention_mechanism", "weight_dtype", "temp_device"), ITSELF
+    ),
     "text_encoder_layer_skip": Left("see text.clip_skip, for which 1 is the last layer"),
     "preserve_embedding_norm": Left("see method.keep_norm"),
     "workspace_dir": Left("everything lies in the run folder, run.output"),
     "text_encoder_2.train": Left("method.text_rank is for both text encoders"),
-    "text_encoder_2.learning_rate": Left("both text encoders have one rate, optimizer.text_learning_rate"),
+    "text_encoder_2.learning_rate": Left(
+        "both text encoders have one rate, optimizer.text_learning_rate"
+    ),
     "concept_file_name": Left("name the folders in data.sources"),
     "cache_dir": Left("konomi has a cache folder of its own, data.cache.folder"),
 }
@@ -90,8 +105,13 @@ def import_onetrainer(fields: Mapping[str, Any]) -> Imported:
     kind = _METHODS.get(str(fields.get("training_method", "LORA")), "")
     found = Imported("OneTrainer", kind or "lora")
     if not kind:
-        found.leave("training_method", f"{fields['training_method']!r}: konomi has lora, full and textual_inversion")
-    given = {name: value for name, value in fields.items() if name not in ("concepts", "training_method")}
+        found.leave(
+            "training_method",
+            f"{fields['training_method']!r}: konomi has lora, full and textual_inversion",
+        )
+    given = {
+        name: value for name, value in fields.items() if name not in ("concepts", "training_method")
+    }
     flat = dict(flattened(given))
     for method, starts in _ONLY.items():
         if method != kind:
@@ -101,10 +121,28 @@ def import_onetrainer(fields: Mapping[str, Any]) -> Imported:
                 del flat[name]
     # The part's own rate counts where it is given, so it comes last.
     flat = dict(sorted(flat.items(), key=lambda pair: pair[0].endswith(".learning_rate")))
-    handled = {"output_model_destination", "gradient_accumulation_steps", "ema", "optimizer.beta1", "optimizer.beta2",
-               "save_every", "save_every_unit", "text_encoder.train", "unet.train", "validation", "sample_after",
-               "sample_after_unit", "backup_after", "backup_after_unit", "validate_after", "validate_after_unit",
-               "mse_strength", "mae_strength", "huber_strength", "huber_delta"}  # fmt: skip
+    handled = {
+        "output_model_destination",
+        "gradient_accumulation_steps",
+        "ema",
+        "optimizer.beta1",
+        "optimizer.beta2",
+        "save_every",
+        "save_every_unit",
+        "text_encoder.train",
+        "unet.train",
+        "validation",
+        "sample_after",
+        "sample_after_unit",
+        "backup_after",
+        "backup_after_unit",
+        "validate_after",
+        "validate_after_unit",
+        "mse_strength",
+        "mae_strength",
+        "huber_strength",
+        "huber_delta",
+    }
     if str(flat.get("ema", "OFF")).upper() == "OFF":
         handled.add("ema_decay")
     found.apply(TABLE, flat, handled=frozenset(handled))
@@ -122,8 +160,15 @@ def _rest(found: Imported, flat: Mapping[str, Any], kind: str) -> None:
     if flat.get("optimizer.beta1") is not None and flat.get("optimizer.beta2") is not None:
         betas = [float(flat["optimizer.beta1"]), float(flat["optimizer.beta2"])]
         found.put("optimizer.beta1, beta2", "optimizer.betas", betas)
-    if flat.get("save_every") and str(flat.get("save_every_unit", "NEVER")).upper() in ("STEP", "EPOCH"):
-        setting = "run.save_every" if str(flat["save_every_unit"]).upper() == "STEP" else "run.save_every_epochs"
+    if flat.get("save_every") and str(flat.get("save_every_unit", "NEVER")).upper() in (
+        "STEP",
+        "EPOCH",
+    ):
+        setting = (
+            "run.save_every"
+            if str(flat["save_every_unit"]).upper() == "STEP"
+            else "run.save_every_epochs"
+        )
         found.put("save_every", setting, whole(flat["save_every"]))
     elif "save_every" in flat:
         found.leave("save_every", "its unit is neither steps nor epochs")
@@ -136,12 +181,18 @@ def _rest(found: Imported, flat: Mapping[str, Any], kind: str) -> None:
     if "unet.train" in flat and not switch(flat["unet.train"]):
         found.leave("unet.train", "konomi trains the denoiser in any case")
     if flat.get("output_model_destination"):
-        found.leave("output_model_destination", "the result lies in the run folder; name it with run.output, run.name")
+        found.leave(
+            "output_model_destination",
+            "the result lies in the run folder; name it with run.output, run.name",
+        )
 
 
 def _at_intervals(found: Imported, flat: Mapping[str, Any]) -> None:
-    for name, setting in (("sample_after", "run.preview_every"), ("backup_after", "run.checkpoint_every"),
-                          ("validate_after", "run.validate_every")):  # fmt: skip
+    for name, setting in (
+        ("sample_after", "run.preview_every"),
+        ("backup_after", "run.checkpoint_every"),
+        ("validate_after", "run.validate_every"),
+    ):
         wanted = name != "validate_after" or switch(flat.get("validation", False))
         unit = str(flat.get(f"{name}_unit", "NEVER")).upper()
         if not flat.get(name) or not wanted or unit == "NEVER":
@@ -158,7 +209,10 @@ def _loss(found: Imported, flat: Mapping[str, Any]) -> None:
     if len(used) == 1:
         found.put(f"{used[0]}_strength", "objective.loss", {"mae": "l1"}.get(used[0], used[0]))
     elif used:
-        found.leave(", ".join(f"{loss}_strength" for loss in used), "konomi has one loss, objective.loss, no mixture")
+        found.leave(
+            ", ".join(f"{loss}_strength" for loss in used),
+            "konomi has one loss, objective.loss, no mixture",
+        )
     if used == ["huber"] and flat.get("huber_delta"):
         found.put("huber_delta", "objective.huber_delta", float(flat["huber_delta"]))
 
@@ -181,11 +235,15 @@ def _concepts(found: Imported, concepts: Any) -> None:
             continue
         role = "prior" if "PRIOR" in str(concept.get("type", "")) else "train"
         source: dict[str, Any] = {"path": str(concept["path"]), "role": role}
-        if str(concept.get("balancing_strategy", "REPEATS")) == "REPEATS" and concept.get("balancing"):
+        if str(concept.get("balancing_strategy", "REPEATS")) == "REPEATS" and concept.get(
+            "balancing"
+        ):
             source["repeats"] = max(1, round(float(concept["balancing"])))
         sources.append(source)
         own = ("path", "balancing", "balancing_strategy", "name", "type", "enabled", "seed")
-        for name, value in flattened({name: value for name, value in concept.items() if name not in own}):
+        for name, value in flattened(
+            {name: value for name, value in concept.items() if name not in own}
+        ):
             if name in _OF_CONCEPTS:
                 found.apply(_OF_CONCEPTS, {name: value})
             elif value not in (None, "", False):

@@ -43,7 +43,8 @@ def _loss(value: Any) -> str:
 
 
 _SAMPLERS = one_of(
-    ddim="ddim", pndm="pndm", lms="lms", k_lms="lms", euler="euler", k_euler="euler", euler_a="euler_a",
+    ddim="ddim", pndm="pndm", lms="lms", k_lms="lms", euler="euler", k_euler="euler",
+    euler_a="euler_a",
     k_euler_a="euler_a", heun="heun", **{"dpmsolver++": "dpmpp_2m"},
 )  # fmt: skip
 _TRACKERS = one_of(tensorboard=["tensorboard"], wandb=["wandb"], all=["tensorboard", "wandb"])
@@ -119,29 +120,48 @@ TABLE: Table = {
     "optimizer": To("optimizer.kind", OPTIMIZERS),
     **dict.fromkeys(("xformers", "sdpa", "mem_eff_attn", "lowram", "highvram"), ITSELF),
     **dict.fromkeys(("v2", "sdxl", "no_half_vae", "sample_at_first"), ITSELF),
-    **dict.fromkeys(("caption_extension", "prior_loss", "persistent_data_loader_workers", "use_safetensors"), ITSELF),
-    **dict.fromkeys(("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "vae_batch_size"), ITSELF),
-    **dict.fromkeys(("cache_latents", "cache_latents_to_disk"), Left("konomi caches latents on disk by default")),
+    **dict.fromkeys(
+        ("caption_extension", "prior_loss", "persistent_data_loader_workers", "use_safetensors"),
+        ITSELF,
+    ),
+    **dict.fromkeys(
+        ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "vae_batch_size"),
+        ITSELF,
+    ),
+    **dict.fromkeys(
+        ("cache_latents", "cache_latents_to_disk"), Left("konomi caches latents on disk by default")
+    ),
     **dict.fromkeys(("save_state", "save_state_on_train_end"), ALWAYS),
     **dict.fromkeys(
         ("save_last_n_epochs", "save_last_n_steps", "save_n_epoch_ratio"),
         Left("konomi keeps every result that it saves"),
     ),
     **dict.fromkeys(
-        ("save_last_n_epochs_state", "save_last_n_steps_state"), Left("see run.keep_checkpoints, a number of states")
+        ("save_last_n_epochs_state", "save_last_n_steps_state"),
+        Left("see run.keep_checkpoints, a number of states"),
     ),
     "sample_every_n_epochs": Left("previews are counted in steps, see run.preview_every"),
-    "enable_wildcard": Left('konomi picks none of {a|b}; a line of several is data.captions.lines = "alternatives"'),
-    "conditioning_data_dir": Left("masks lie beside the images, as x-masklabel.png; see objective.masked"),
-    "resume": Left("a state of sd-scripts cannot be resumed here; `konomi resume RUN` goes on with a run of konomi"),
-    "sample_prompts": Left("name the prompts in preview.prompts, or draw the file: konomi generate --prompt-file"),
+    "enable_wildcard": Left(
+        'konomi picks none of {a|b}; a line of several is data.captions.lines = "alternatives"'
+    ),
+    "conditioning_data_dir": Left(
+        "masks lie beside the images, as x-masklabel.png; see objective.masked"
+    ),
+    "resume": Left(
+        "a state of sd-scripts cannot be resumed here; `konomi resume RUN` goes on with a run of "
+        "konomi"
+    ),
+    "sample_prompts": Left(
+        "name the prompts in preview.prompts, or draw the file: konomi generate --prompt-file"
+    ),
     "logging_dir": Left("the log lies in the run folder"),
     "in_json": Left("give a metadata.jsonl or caption files beside the images"),
 }
 _HANDLED = frozenset((
     "train_data_dir", "reg_data_dir", "dataset_config", "output_dir", "train_batch_size",
     "gradient_accumulation_steps", "network_dim", "network_alpha", "network_module", "network_args",
-    "network_train_unet_only", "network_train_text_encoder_only", "optimizer_args", "token_string", "enable_bucket",
+    "network_train_unet_only", "network_train_text_encoder_only", "optimizer_args", "token_string",
+    "enable_bucket",
     "debiased_estimation_loss", "use_8bit_adam", "use_lion_optimizer", "dim_from_weights", "epoch",
 ))  # fmt: skip
 _NETWORK_ARGS: Table = {
@@ -156,25 +176,34 @@ _NETWORK_ARGS: Table = {
 }
 _OPTIMIZER_ARGS: Table = {
     "weight_decay": To("optimizer.weight_decay", float),
-    "betas": To("optimizer.betas", lambda value: [float(part) for part in str(value).strip("()[]").split(",")]),
+    "betas": To(
+        "optimizer.betas",
+        lambda value: [float(part) for part in str(value).strip("()[]").split(",")],
+    ),
     "d_coef": Left("give it as optimizer.learning_rate, the factor of the step that prodigy finds"),
     **dict.fromkeys(
-        ("relative_step", "scale_parameter", "warmup_init"), Left("konomi's adafactor takes its rate as it is")
+        ("relative_step", "scale_parameter", "warmup_init"),
+        Left("konomi's adafactor takes its rate as it is"),
     ),
 }
 _NONE_IF_ZERO = ("min_snr_gamma", "max_timestep", "max_train_steps", "max_train_epochs")
 _OFF: Table = {
     "masked_loss": To("objective.masked", switch),
     "cache_latents": Left(
-        'konomi caches them in any case, which changes no result; data.cache.latents = "off" does not'
+        'konomi caches them in any case, which changes no result; data.cache.latents = "off" does '
+        "not"
     ),
-    "save_state": Left("konomi always keeps states to resume from, as many as run.keep_checkpoints says"),
+    "save_state": Left(
+        "konomi always keeps states to resume from, as many as run.keep_checkpoints says"
+    ),
 }
 """What it means that something is off, where that is not what konomi does by itself."""
 
 
 def from_command(text: str) -> dict[str, Any]:
-    """Arguments of a command line as the TOML has them, and `script` for the program. Raises ValueError."""
+    """Arguments of a command line as the TOML has them, and `script` for the program. Raises
+    ValueError.
+    """
     words = shlex.split(re.sub(r"[\\^`]\s*\n", " ", text))
     start = next((index for index, word in enumerate(words) if word.endswith(".py")), -1)
     fields: dict[str, Any] = {"script": PurePosixPath(words[start]).name if start >= 0 else ""}
@@ -201,7 +230,9 @@ def import_sd_scripts(fields: Mapping[str, Any]) -> Imported:
     flat = {name: value for name, value in flat.items() if value or name not in _NONE_IF_ZERO}
     kind = _method(flat, str(flat.pop("script", "")))
     found = Imported("sd-scripts", kind)
-    found.apply(TABLE, {name: value for name, value in flat.items() if name != "unet_lr"}, handled=_HANDLED)
+    found.apply(
+        TABLE, {name: value for name, value in flat.items() if name != "unet_lr"}, handled=_HANDLED
+    )
     found.apply(_OFF, off)
     if "unet_lr" in flat:
         found.apply(TABLE, {"unet_lr": flat["unet_lr"]})
@@ -210,7 +241,10 @@ def import_sd_scripts(fields: Mapping[str, Any]) -> Imported:
     if kind == "lora":
         _network(found, flat)
     else:
-        found.apply({}, {name: flat[name] for name in flat if name.startswith("network_") and name in _HANDLED})
+        found.apply(
+            {},
+            {name: flat[name] for name in flat if name.startswith("network_") and name in _HANDLED},
+        )
     for old, name in (("use_8bit_adam", "adamw8bit"), ("use_lion_optimizer", "lion")):
         if old in flat:
             found.put(old, "optimizer.kind", name)
@@ -224,7 +258,10 @@ def import_sd_scripts(fields: Mapping[str, Any]) -> Imported:
         # A crop that is cached is the same each time.
         found.put("random_crop", "data.cache.latents", "off")
     arguments = _pairs(flat.get("optimizer_args"))
-    found.apply(_OPTIMIZER_ARGS, {name: value for name, value in arguments.items() if value.lower() != "false"})
+    found.apply(
+        _OPTIMIZER_ARGS,
+        {name: value for name, value in arguments.items() if value.lower() != "false"},
+    )
     return found
 
 
@@ -238,7 +275,11 @@ def _method(flat: Mapping[str, Any], script: str) -> str:
 
 def _sources(found: Imported, flat: Mapping[str, Any]) -> None:
     sources: list[dict[str, Any]] = []
-    for name, role in (("train_data_dir", "train"), ("dataset_config", "train"), ("reg_data_dir", "prior")):
+    for name, role in (
+        ("train_data_dir", "train"),
+        ("dataset_config", "train"),
+        ("reg_data_dir", "prior"),
+    ):
         if flat.get(name):
             source = {"path": str(flat[name]), "role": role}
             if role == "train" and flat.get("token_string"):
@@ -263,7 +304,9 @@ def _length(found: Imported, flat: Mapping[str, Any]) -> None:
     run = found.data.get("run", {})
     if run.get("epochs"):
         found.drop("run.steps", "max_train_epochs counts where both are given, as in sd-scripts")
-    elif not run.get("steps") and flat.get("epoch"):  # The name in settings of its graphical surfaces.
+    elif not run.get("steps") and flat.get(
+        "epoch"
+    ):  # The name in settings of its graphical surfaces.
         found.put("epoch", "run.epochs", whole(flat["epoch"]))
     elif not run.get("steps"):
         found.put("no max_train_steps (sd-scripts' default)", "run.steps", 1600)
@@ -276,7 +319,9 @@ def _network(found: Imported, flat: Mapping[str, Any]) -> None:
     # Their defaults: width 4 and alpha 1, which is not konomi's.
     rank, alpha = whole(flat.get("network_dim") or 4), float(flat.get("network_alpha") or 1)
     text = not switch(flat.get("network_train_unet_only", False))
-    if not flat.get("dim_from_weights"):  # With it the file of network_weights decides, as method.start does.
+    if not flat.get(
+        "dim_from_weights"
+    ):  # With it the file of network_weights decides, as method.start does.
         found.put("network_dim", "method.rank", rank)
         found.put("network_alpha", "method.alpha", alpha)
         if text:
@@ -296,4 +341,7 @@ def _network(found: Imported, flat: Mapping[str, Any]) -> None:
 def _pairs(words: Any) -> dict[str, str]:
     """`["conv_dim=8", ...]` as a table."""
     listed = [words] if isinstance(words, str) else words if isinstance(words, list) else []
-    return {name.strip(): value.strip() for name, _, value in (str(word).partition("=") for word in listed)}
+    return {
+        name.strip(): value.strip()
+        for name, _, value in (str(word).partition("=") for word in listed)
+    }

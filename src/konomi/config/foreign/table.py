@@ -12,7 +12,9 @@ NO_SUCH = "konomi has no such setting"
 
 @dataclass(frozen=True, slots=True)
 class To:
-    """Becomes a setting of konomi. `convert` raises ValueError with the reason for a value that it does not know."""
+    """Becomes a setting of konomi. `convert` raises ValueError with the reason for a value that it
+    does not know.
+    """
 
     setting: str
     convert: Callable[[Any], Any] = lambda value: value
@@ -52,7 +54,9 @@ class Imported:
         self.taken.append(f"{name} -> {setting} = {value!r}")
 
     def drop(self, setting: str, reason: str) -> bool:
-        """Take back what konomi cannot hold, or what it is part of; whether there was such a thing."""
+        """Take back what konomi cannot hold, or what it is part of; whether there was such a
+        thing.
+        """
         *sections, last = setting.split(".")
         if not sections or setting == "data.sources":
             return False
@@ -71,7 +75,9 @@ class Imported:
         """Say why a field is not taken over."""
         self.left.append(f"{name}: {reason}")
 
-    def apply(self, table: Table, fields: Mapping[str, Any], *, handled: frozenset[str] = frozenset()) -> None:
+    def apply(
+        self, table: Table, fields: Mapping[str, Any], *, handled: frozenset[str] = frozenset()
+    ) -> None:
         """Take over what the table knows, and name the rest; `handled` is what was seen to already.
 
         Nothing is lost with a switch that is off where konomi decides by itself.
@@ -108,7 +114,10 @@ def one_of(**choices: Any) -> Callable[[Any], Any]:
     def convert(value: Any) -> Any:
         found = choices.get(str(value).lower())
         if found is None:
-            raise ValueError(f"konomi has none like it; it has {', '.join(dict.fromkeys(map(str, choices.values())))}")
+            raise ValueError(
+                "konomi has none like it; it has "
+                f"{', '.join(dict.fromkeys(map(str, choices.values())))}"
+            )
         return found
 
     return convert
@@ -135,15 +144,18 @@ def unless(value: Any) -> bool:
 
 
 OPTIMIZERS = one_of(
-    adamw="adamw", adam="adamw", adamw8bit="adamw8bit", adamw_8bit="adamw8bit", pagedadamw8bit="adamw8bit",
+    adamw="adamw", adam="adamw", adamw8bit="adamw8bit", adamw_8bit="adamw8bit",
+    pagedadamw8bit="adamw8bit",
     adam8bit="adamw8bit", adafactor="adafactor", lion="lion", lion8bit="lion", prodigy="prodigy",
     adamwschedulefree="schedule_free", schedule_free_adamw="schedule_free",
 )  # fmt: skip
 SCHEDULES = one_of(
     constant="constant", constant_with_warmup="constant", linear="linear", cosine="cosine",
-    cosine_with_restarts="cosine_restarts", cosine_with_hard_restarts="cosine_restarts", polynomial="polynomial",
+    cosine_with_restarts="cosine_restarts", cosine_with_hard_restarts="cosine_restarts",
+    polynomial="polynomial",
 )  # fmt: skip
 PRECISIONS = one_of(
-    no="fp32", fp32="fp32", float="fp32", float32="fp32", float_32="fp32", fp16="fp16", float16="fp16",
+    no="fp32", fp32="fp32", float="fp32", float32="fp32", float_32="fp32", fp16="fp16",
+    float16="fp16",
     float_16="fp16", bf16="bf16", bfloat16="bf16", bfloat_16="bf16",
 )  # fmt: skip

@@ -1,7 +1,8 @@
-"""A1111's rules (1.10) for LoRA files, embeddings and hypernetworks, from what it documents and reports.
+"""A1111's rules (1.10) for LoRA files, embeddings and hypernetworks, from what it documents and
+reports.
 
-It looks each layer up among the model's modules; one whose tensors it knows no kind for stops the whole file
-("Could not find a module type").
+It looks each layer up among the model's modules; one whose tensors it knows no kind for stops the
+whole file ("Could not find a module type").
 """
 
 from __future__ import annotations
@@ -20,9 +21,16 @@ def lora(layers: Sequence[NamedLayer], family: str) -> Reading:
     """Layer by layer, unless one stops the file."""
     names = [layer.name for layer in layers]
     faults = {layer.name: reason for layer in layers if (reason := _fault(layer, family))}
-    stops = next((layer for layer in layers if layer.name not in faults and not _has_type(layer)), None)
+    stops = next(
+        (layer for layer in layers if layer.name not in faults and not _has_type(layer)), None
+    )
     if stops is not None:
-        return refused(NAME, names, f"the file is not loaded: it knows no module type for {stops.name}", place=_PLACE)
+        return refused(
+            NAME,
+            names,
+            f"the file is not loaded: it knows no module type for {stops.name}",
+            place=_PLACE,
+        )
     return counted(NAME, names, faults, place=_PLACE)
 
 
@@ -46,7 +54,9 @@ def _fault(layer: NamedLayer, family: str) -> str:
     if layer.is_text:
         if "_text_model_" not in layer.name:
             return "a text encoder's layer is only found with text_model in its name"
-        prefixes = [] if known is None else [encoder.kohya_prefix for encoder in known.text_encoders]
+        prefixes = (
+            [] if known is None else [encoder.kohya_prefix for encoder in known.text_encoders]
+        )
         if known and not layer.name.startswith(tuple(f"{prefix}_" for prefix in prefixes)):
             if len(prefixes) == 1:
                 return f"this model's one text encoder is {prefixes[0]} there"
@@ -55,7 +65,10 @@ def _fault(layer: NamedLayer, family: str) -> str:
             return "only the layers of a text encoder are found"
     scale = layer.parts.get("dora_scale")
     if scale is not None and not (len(scale) >= 2 and scale[0] == 1):
-        return "DoRA magnitudes per output are taken for magnitudes per input: the layer means something else there"
+        return (
+            "DoRA magnitudes per output are taken for magnitudes per input: the layer means "
+            "something else there"
+        )
     return ""
 
 

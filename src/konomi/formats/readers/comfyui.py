@@ -1,6 +1,8 @@
-"""ComfyUI's rules for LoRA files, embeddings and hypernetworks, as documented by what it reports as "not loaded".
+"""ComfyUI's rules for LoRA files, embeddings and hypernetworks, as documented by what it reports
+as "not loaded".
 
-Forge reads LoRA files by the same rules. Layers are found one by one: what has no place is skipped, the rest works.
+Forge reads LoRA files by the same rules. Layers are found one by one: what has no place is
+skipped, the rest works.
 """
 
 from __future__ import annotations
@@ -16,7 +18,17 @@ _KINDS = ("lora", "loha", "lokr", "glora", "oft", "boft", "diff")
 _TEXT_LAYER = re.compile(
     r"text_encoder(_2)?\.text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 )
-_ACTIVATIONS = {"linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "softsign", "mish"}
+_ACTIVATIONS = {
+    "linear",
+    "relu",
+    "leakyrelu",
+    "elu",
+    "swish",
+    "tanh",
+    "sigmoid",
+    "softsign",
+    "mish",
+}
 
 
 def lora(layers: Sequence[NamedLayer], family: str) -> Reading:
@@ -28,7 +40,10 @@ def lora(layers: Sequence[NamedLayer], family: str) -> Reading:
 
 def _fault(layer: NamedLayer) -> str:
     if layer.dialect == "bundle":
-        return "words inside a LoRA are not read; save the word as a file of its own (models/embeddings)"
+        return (
+            "words inside a LoRA are not read; save the word as a file of its own "
+            "(models/embeddings)"
+        )
     if layer.dialect in ("diffusers", "peft") and layer.name.startswith(("unet.", "base_model.")):
         return "PEFT's names are not read for a UNet; convert with --to kohya"
     if not layer.key:
@@ -53,9 +68,13 @@ def embedding(words: dict[str, dict[str, tuple[int, int]]], path_suffix: str, fo
     names = list(words)
     faults = {}
     if path_suffix not in (".safetensors", ".pt", ".bin"):
-        faults = dict.fromkeys(names, f"files ending in {path_suffix or 'nothing'} are not looked at")
+        faults = dict.fromkeys(
+            names, f"files ending in {path_suffix or 'nothing'} are not looked at"
+        )
     elif form == "table" and len(names) > 1:
-        faults = dict.fromkeys(names[1:], "only the first word of a file is read; one file for each word works")
+        faults = dict.fromkeys(
+            names[1:], "only the first word of a file is read; one file for each word works"
+        )
     return counted(NAME, names, faults, unit="words", place="models/embeddings")
 
 
@@ -66,4 +85,6 @@ def hypernetwork(widths: Sequence[int], activation: str, path_suffix: str) -> Re
     if path_suffix != ".pt":
         reason = "only .pt files hold a hypernetwork there; convert to a name that ends in .pt"
     place = "models/hypernetworks (node HypernetworkLoader)"
-    return counted(NAME, names, dict.fromkeys(names, reason) if reason else {}, unit="widths", place=place)
+    return counted(
+        NAME, names, dict.fromkeys(names, reason) if reason else {}, unit="widths", place=place
+    )

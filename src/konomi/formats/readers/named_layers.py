@@ -1,4 +1,6 @@
-"""The layers that a LoRA file names, in whose dialect, with which parts: what every reader's rules look at."""
+"""The layers that a LoRA file names, in whose dialect, with which parts: what every reader's rules
+look at.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ from konomi.formats.kohya_keys import key_of, layout_of
 from konomi.formats.layers import KNOWN_PARTS, kind_of_parts, part_of
 from konomi.formats.ldm_keys import UNetLayout
 
-Dialect = Literal["kohya", "lycoris", "comfyui", "diffusers", "diffusers 2023", "peft", "bundle", "unknown"]
-"""`lora_unet_X_Y`, `lycoris_X_Y`, `diffusion_model.X.Y`, `unet.X.Y.lora_A`, `X.processor.to_q_lora`,
-`base_model.model.X.Y`, `bundle_emb.WORD`."""
+Dialect = Literal[
+    "kohya", "lycoris", "comfyui", "diffusers", "diffusers 2023", "peft", "bundle", "unknown"
+]
+"""`lora_unet_X_Y`, `lycoris_X_Y`, `diffusion_model.X.Y`, `unet.X.Y.lora_A`,
+`X.processor.to_q_lora`, `base_model.model.X.Y`, `bundle_emb.WORD`."""
 
 _NAMES = sorted({*KNOWN_PARTS, *(name for kind in KINDS for name in kind.about.spellings)})
 _PART = re.compile(
@@ -44,7 +48,9 @@ class NamedLayer:
 
     @property
     def is_text(self) -> bool:
-        return self.key.startswith("text_encoder") or self.name.startswith(("lora_te", "text_encoder"))
+        return self.key.startswith("text_encoder") or self.name.startswith(
+            ("lora_te", "text_encoder")
+        )
 
     @property
     def kind(self) -> str:
@@ -52,23 +58,34 @@ class NamedLayer:
         names = set(self.parts)
         if found := kind_of_parts(frozenset(_OLD.get(name, part_of(name)) for name in names)):
             return found.about.name
-        prefix = next((name.split("_")[0] for name in names if name.startswith(("oft_", "boft_", "glora_"))), "")
+        prefix = next(
+            (name.split("_")[0] for name in names if name.startswith(("oft_", "boft_", "glora_"))),
+            "",
+        )
         return prefix or ("glora" if "a1.weight" in names else "")
 
     @property
     def writes_original_names(self) -> bool:
-        """Whether the UNet's layer is named as the original code names it (`input_blocks`), not as diffusers does."""
-        flat = re.sub(r"^(lora_unet_|lycoris_|diffusion_model\.|unet\.)", "", self.name).replace(".", "_")
+        """Whether the UNet's layer is named as the original code names it (`input_blocks`), not as
+        diffusers does.
+        """
+        flat = re.sub(r"^(lora_unet_|lycoris_|diffusion_model\.|unet\.)", "", self.name).replace(
+            ".", "_"
+        )
         return self.key.startswith("denoiser.") and _LDM.match(flat) is not None
 
 
 def layers_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[NamedLayer, ...]:
-    """Group a file's tensors by layer. A tensor that has no known part is a layer of dialect "unknown" by itself."""
+    """Group a file's tensors by layer. A tensor that has no known part is a layer of dialect
+    "unknown" by itself.
+    """
     grouped: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         if name.startswith("bundle_emb."):
             layer, part = (
-                name.rsplit(".", 2)[0] if name.endswith(".string_to_param.*") else name.rsplit(".", 1)[0],
+                name.rsplit(".", 2)[0]
+                if name.endswith(".string_to_param.*")
+                else name.rsplit(".", 1)[0],
                 "emb",
             )
         elif match := _PART.fullmatch(name):

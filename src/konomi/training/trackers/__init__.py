@@ -1,4 +1,6 @@
-"""Every tracker there is. Adding one: its file, its entry here, and its name in `RunConfig.trackers`."""
+"""Every tracker there is. Adding one: its file, its entry here, and its name in
+`RunConfig.trackers`.
+"""
 
 from konomi.training.trackers.tensorboard import TensorBoard
 from konomi.training.trackers.tracker import Tracker

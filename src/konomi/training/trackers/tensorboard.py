@@ -23,13 +23,15 @@ class TensorBoard:
         from tensorboardX import SummaryWriter
 
         self.note = ""
-        # Steps after the checkpoint are done again, so what an earlier sitting wrote of them is void.
+        # Steps after the checkpoint are done again, so what an earlier sitting wrote of them is
+        # void.
         redone = run.step + 1 if run.step else None
         self.writer = SummaryWriter(
             str(run.folder / self.name),
             flush_secs=FLUSH_SECONDS,
             purge_step=redone,
-            # Files are named by the second; a run resumed within one would write over its own beginning.
+            # Files are named by the second; a run resumed within one would write over its own
+            # beginning.
             filename_suffix=f".{run.step}",
         )
 
@@ -40,7 +42,9 @@ class TensorBoard:
     def pictures(self, step: int, paths: Sequence[Path]) -> None:
         for index, path in enumerate(paths):
             with Image.open(path) as picture:
-                self.writer.add_image(f"preview/{index}", np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+                self.writer.add_image(
+                    f"preview/{index}", np.asarray(picture.convert("RGB")), step, dataformats="HWC"
+                )
 
     def close(self) -> None:
         self.writer.close()

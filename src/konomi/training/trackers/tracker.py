@@ -19,7 +19,9 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """One open record. It lives in a thread of its own, where it may wait; what it raises ends it and nothing else."""
+    """One open record. It lives in a thread of its own, where it may wait; what it raises ends it
+    and nothing else.
+    """
 
     name: ClassVar[str]
     """What `run.trackers` calls it; also the folder it writes below the run folder."""

@@ -1,6 +1,7 @@
 """Weights & Biases, with its files in `wandb/`. Without an account or a network it records offline.
 
-Everything that its environment variables set (WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME, ...) counts.
+Everything that its environment variables set (WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME,
+...) counts.
 """
 
 import secrets
@@ -14,7 +15,8 @@ from konomi.training.trackers.tracker import TrackedRun
 
 PROJECT = "konomi"
 FINISH_SECONDS = 600.0
-"""How long the last upload may take. What is not sent by then lies in the run folder for `wandb sync`."""
+"""How long the last upload may take. What is not sent by then lies in the run folder for `wandb
+sync`."""
 
 
 class WeightsAndBiases:
@@ -56,8 +58,8 @@ class WeightsAndBiases:
         self.note = f"Weights & Biases: {self.run.url}" if self.run.url else ""
         if no_account:
             self.note = (
-                "Weights & Biases has no account here (`wandb login`), so this run is recorded offline; later "
-                f"`wandb sync {run.folder / self.name}/offline-run-*` sends it."
+                "Weights & Biases has no account here (`wandb login`), so this run is recorded "
+                f"offline; later `wandb sync {run.folder / self.name}/offline-run-*` sends it."
             )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -66,7 +68,10 @@ class WeightsAndBiases:
     def pictures(self, step: int, paths: Sequence[Path]) -> None:
         import wandb
 
-        self.run.log({f"preview/{index}": wandb.Image(str(path)) for index, path in enumerate(paths)}, step=step)
+        self.run.log(
+            {f"preview/{index}": wandb.Image(str(path)) for index, path in enumerate(paths)},
+            step=step,
+        )
 
     def close(self) -> None:
         self.run.finish()
