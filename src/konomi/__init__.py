@@ -1,7 +1,9 @@
 """konomi (好み): tune a text-to-image diffusion model to your own taste.
 
-    recipe = konomi.recipe_from_flags("lora", images=["photos"], base="tiny", trigger="sks",
-    class_noun="dog") for event in konomi.train(recipe):
+    recipe = konomi.recipe_from_flags(
+        "lora", images=["photos"], base="tiny", trigger="sks", class_noun="dog"
+    )
+    for event in konomi.train(recipe):
         print(event)
 
 Every verb of the command line is here under the same name. Nothing heavy is imported before it is

@@ -1,0 +1,1 @@
+"""What pictures and texts are compared by: features of pretrained networks."""
