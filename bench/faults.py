@@ -341,8 +341,8 @@ def short_run(place: Path) -> Any:
     from PIL import Image
 
     import konomi
+    from konomi.models.random_base import random_base
     from konomi.models.save import save_folder
-    from konomi.models.scratch import random_base
     from konomi.models.tokenizer import vocabulary_of_merges
 
     # One transformer, in the middle: each tensor of an adapter is an event or two in each of its

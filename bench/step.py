@@ -68,7 +68,7 @@ class Job:
 
 def build_base(job: Job) -> Any:
     """A base of random weights, the same in every process; its parts are drawn when first used."""
-    from konomi.models.scratch import random_base
+    from konomi.models.random_base import random_base
 
     return random_base(
         MODELS[job.model], size="full", configs={"unet": SMALL} if job.model == "small" else None

@@ -25,8 +25,8 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 
 from konomi.cli.main import main as konomi
+from konomi.models.random_base import random_base
 from konomi.models.save import save_folder
-from konomi.models.scratch import random_base
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 KINDS = (

@@ -17,7 +17,7 @@ from konomi.data.batch import Batch, Examples, Latents
 from konomi.diffusion.conditioning import Conditioning
 from konomi.methods import METHODS
 from konomi.models.base import Part
-from konomi.models.scratch import random_base
+from konomi.models.random_base import random_base
 from konomi.training.events import Step
 from konomi.training.processes import Processes
 from konomi.training.stop import Stop

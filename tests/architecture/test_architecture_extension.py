@@ -285,7 +285,7 @@ TOY = replace(
 BASE = """
 import torch
 from konomi.models.save import save_folder
-from konomi.models.scratch import random_base
+from konomi.models.random_base import random_base
 save_folder(random_base("toy"), "base", dtype=torch.float32)
 """
 

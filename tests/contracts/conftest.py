@@ -74,7 +74,7 @@ if DEVICE.type == "cuda":
 
 
 def new_base(family, **options):
-    from konomi.models.scratch import random_base
+    from konomi.models.random_base import random_base
 
     base = random_base(family, **options)
     base.place(DEVICE, torch.float32)

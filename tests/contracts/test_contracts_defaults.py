@@ -21,7 +21,7 @@ PUBLISHED = {"unet": {"block_out_channels": [320, 32, 32], "norm_num_groups": 8}
 @pytest.fixture(scope="module")
 def bases():
     """Nothing is loaded: a default is decided from the configuration."""
-    from konomi.models.scratch import random_base
+    from konomi.models.random_base import random_base
 
     return {"published": random_base("sd1", configs=PUBLISHED), "narrow": random_base("sd1")}
 

@@ -17,7 +17,7 @@ from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.methods.dreamartist import DreamArtistConfig
 from konomi.models.memory import enable_gradient_checkpointing
-from konomi.models.modes import evaluating
+from konomi.models.modes import eval_mode
 from konomi.training.processes import Processes
 from konomi.training.stop import Stop
 from konomi.training.trainer import Trainer
@@ -74,12 +74,12 @@ class PlainBranches:
     def text(self, before, word, behind):
         """States and pooled vector of one caption."""
         states, pooled = [], None
-        for tower in self.base.text_towers():
-            module = copy.deepcopy(tower.module).double()
+        for loaded_encoder in self.base.loaded_encoders():
+            module = copy.deepcopy(loaded_encoder.module).double()
             core = module.text_model
-            token = tower.tokenizer
+            token = loaded_encoder.tokenizer
             ids = [token.ids(text) for text in (before, behind)]
-            vectors = self.words[word][tower.part]
+            vectors = self.words[word][loaded_encoder.part]
             table = core.embeddings.token_embedding.weight
             rows = [
                 table[[token.bos_token_id, *ids[0]]],
@@ -94,9 +94,11 @@ class PlainBranches:
                 hidden = layer(hidden)
                 every.append(hidden)
             states.append(
-                every[-tower.layer] if not tower.final_norm else core.final_layer_norm(every[-1])
+                every[-loaded_encoder.layer]
+                if not loaded_encoder.final_norm
+                else core.final_layer_norm(every[-1])
             )
-            if tower.pooled:
+            if loaded_encoder.pooled:
                 pooled = module.text_projection(core.final_layer_norm(hidden)[:, length - 1])
         return torch.cat(states, dim=-1), pooled
 
@@ -309,7 +311,7 @@ def test_each_lora_acts_in_its_own_branch_alone(kit, family):
     text = base.with_sizes(
         base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes
     )
-    with evaluating(base.denoiser):
+    with eval_mode(base.denoiser):
         live = base.predict(noised.noisy_latents, noised.timesteps_B, text)
     torch.testing.assert_close(live, above, rtol=1e-3, atol=1e-3)
 
@@ -328,7 +330,7 @@ def test_lora_variant_shows_what_it_exports_and_leaves_the_base_clean(kit, famil
         text = base.with_sizes(
             base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes
         )
-        with evaluating(base.denoiser):
+        with eval_mode(base.denoiser):
             return base.predict(noisy, t, text)
 
     live = ask(base)

@@ -43,19 +43,29 @@ def text_states(base, captions, encoders):
     module's own.
     """
     states, pooled = [], None
-    for tower in base.text_towers():
-        vocabulary, pad = base.source.vocabulary(tower.part.replace("text_encoder", "tokenizer"))
+    for loaded_encoder in base.loaded_encoders():
+        vocabulary, pad = base.source.vocabulary(
+            loaded_encoder.part.replace("text_encoder", "tokenizer")
+        )
         tokenizer = build_tokenizer(vocabulary, pad_token=pad)
         ids = tokenizer(list(captions), padding="max_length", max_length=77, return_tensors="pt")[
             "input_ids"
         ]
-        theirs = transformers_text(tower.module, base.source.configs[tower.part]).double()
+        theirs = transformers_text(
+            loaded_encoder.module, base.source.configs[loaded_encoder.part]
+        ).double()
         told = functional_call(
-            theirs, encoders[tower.part], kwargs={"input_ids": ids, "output_hidden_states": True}
+            theirs,
+            encoders[loaded_encoder.part],
+            kwargs={"input_ids": ids, "output_hidden_states": True},
         )
-        last = told.last_hidden_state if tower.layer == 1 else told.hidden_states[-tower.layer]
+        last = (
+            told.last_hidden_state
+            if loaded_encoder.layer == 1
+            else told.hidden_states[-loaded_encoder.layer]
+        )
         states.append(last)
-        pooled = told.text_embeds if tower.pooled else pooled
+        pooled = told.text_embeds if loaded_encoder.pooled else pooled
     return torch.cat(states, -1), pooled
 
 

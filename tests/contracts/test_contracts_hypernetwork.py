@@ -18,7 +18,7 @@ from konomi.errors import RecipeError
 from konomi.formats import write_adapter
 from konomi.methods.hypernetwork import HypernetworkConfig, initialise
 from konomi.models.memory import enable_gradient_checkpointing
-from konomi.models.modes import evaluating
+from konomi.models.modes import eval_mode
 from konomi.training.processes import Processes
 from konomi.training.stop import Stop
 from konomi.training.trainer import Trainer
@@ -174,7 +174,7 @@ def plain_loss(base, examples, rng, text):
 def test_options_export_what_was_trained(kit, options, family):
     base, method, trainer = start(kit, HypernetworkConfig(**options), family, learning_rate=1e-2)
     assert all(math.isfinite(loss) for loss in train(trainer, kit))
-    with evaluating(base.denoiser):
+    with eval_mode(base.denoiser):
         live = answer(base, kit)
     fresh = kit.base(family)
     untouched = answer(fresh, kit)

@@ -71,7 +71,7 @@ def widths_of(base):
 
 @pytest.fixture(scope="module")
 def shared():
-    from konomi.models.scratch import random_base
+    from konomi.models.random_base import random_base
 
     base = random_base("sd1")
     base.place("cpu", torch.float32)

@@ -10,7 +10,7 @@ from konomi.data.batch import Batch
 from konomi.methods.full import FullConfig
 from konomi.methods.lora import LoraConfig
 from konomi.models.memory import channels_last, enable_gradient_checkpointing
-from konomi.models.modes import evaluating
+from konomi.models.modes import eval_mode
 from konomi.training.processes import Processes
 from konomi.training.stop import Stop
 from konomi.training.trainer import Trainer
@@ -57,7 +57,7 @@ def test_lora_options_export_what_was_trained(kit, options, family):
     base, method, trainer = start(kit, LoraConfig(**options), family, learning_rate=1e-2)
     losses = train(trainer, kit.batch(), kit)
     assert all(torch.isfinite(torch.tensor(losses)))
-    with evaluating(*trainer.phases[0].modules):
+    with eval_mode(*trainer.phases[0].modules):
         live = answer(base, kit)
     fresh = kit.base(family)
     untouched = answer(fresh, kit)

@@ -41,17 +41,17 @@ def start(
     return base, method, trainer
 
 
-def plain_text(tower, config, table, captions):
+def plain_text(loaded_encoder, config, table, captions):
     """transformers' own forward pass with ids of replaced rows: hidden states and pooled
     vectors.
     """
-    token = tower.tokenizer
+    token = loaded_encoder.tokenizer
     rows = []
     for before, behind in captions:
         left, right = (token.ids(text) for text in (before, behind))
         ids = [token.bos_token_id, *left, *ROWS, *right, token.eos_token_id]
         rows.append(ids + [token.pad_token_id] * (77 - len(ids)))
-    module = transformers_text(tower.module, config).double()
+    module = transformers_text(loaded_encoder.module, config).double()
     name = "text_model.embeddings.token_embedding.weight"
     return functional_call(
         module, {name: table}, (torch.tensor(rows),), {"output_hidden_states": True}
@@ -66,14 +66,20 @@ def oracle(base, examples, rng, vectors):
 
     states, extra = [], {}
     captions = [("a photo of", f"dog {i}") for i in range(len(examples))]
-    for tower in base.text_towers():
-        table = tower.module.text_model.embeddings.token_embedding.weight.detach().double().clone()
-        table = table.index_put((torch.tensor(list(ROWS)),), vectors[tower.part])
-        out = plain_text(tower, base.source.configs[tower.part], table, captions)
-        states.append(
-            out.last_hidden_state if tower.final_norm else out.hidden_states[-tower.layer]
+    for loaded_encoder in base.loaded_encoders():
+        table = (
+            loaded_encoder.module.text_model.embeddings.token_embedding.weight.detach()
+            .double()
+            .clone()
         )
-        if tower.pooled:
+        table = table.index_put((torch.tensor(list(ROWS)),), vectors[loaded_encoder.part])
+        out = plain_text(loaded_encoder, base.source.configs[loaded_encoder.part], table, captions)
+        states.append(
+            out.last_hidden_state
+            if loaded_encoder.final_norm
+            else out.hidden_states[-loaded_encoder.layer]
+        )
+        if loaded_encoder.pooled:
             extra = {
                 "added_cond_kwargs": {
                     "text_embeds": out.text_embeds,

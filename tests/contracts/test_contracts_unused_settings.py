@@ -93,8 +93,8 @@ SILENT = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
+    from konomi.models.random_base import random_base
     from konomi.models.save import save_folder
-    from konomi.models.scratch import random_base
 
     folder = tmp_path_factory.mktemp("changed")
     save_folder(random_base("sd1"), folder / "base", dtype=torch.float32)

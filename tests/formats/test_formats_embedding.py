@@ -19,8 +19,8 @@ from konomi.adapters.apply import Strengths, attach
 from konomi.config.sections import TextConfig
 from konomi.errors import FileFormatError
 from konomi.formats import convert_adapter, inspect_file, read_adapter, write_adapter
+from konomi.models.random_base import random_base
 from konomi.models.save import save_folder
-from konomi.models.scratch import random_base
 
 VECTORS = torch.randn(3, 768, generator=torch.Generator().manual_seed(0))
 LARGE = torch.randn(3, 1280, generator=torch.Generator().manual_seed(1))

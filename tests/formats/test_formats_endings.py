@@ -12,8 +12,8 @@ from konomi.adapters.kinds import LowRank, Replacement
 from konomi.errors import FileFormatError
 from konomi.formats import WRITERS, write_adapter
 from konomi.formats.writer import Writer
+from konomi.models.random_base import random_base
 from konomi.models.save import save_folder, save_single_file
-from konomi.models.scratch import random_base
 from konomi.storage.sniff import FileKind, sniff
 from konomi.tasks.files import convert
 

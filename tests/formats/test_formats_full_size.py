@@ -9,7 +9,7 @@ import torch
 
 from konomi.adapters.apply import Strengths, attach
 from konomi.formats import read_adapter
-from konomi.models.scratch import random_base
+from konomi.models.random_base import random_base
 from konomi.storage.tensor_file import read_tensors
 
 ARTIFACTS = Path(__file__).parents[3] / "shared" / "artifacts"

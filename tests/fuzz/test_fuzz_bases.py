@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from konomi.config.sections import TextConfig
 from konomi.errors import KonomiError
 from konomi.models.load import load_base
+from konomi.models.random_base import random_base
 from konomi.models.save import save_folder, save_single_file
-from konomi.models.scratch import random_base
 from konomi.models.tokenizer import vocabulary_of_merges
 
 EXAMPLES = int(os.environ.get("KONOMI_FUZZ_EXAMPLES", "12"))

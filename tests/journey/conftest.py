@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory):
+    from konomi.models.random_base import random_base
     from konomi.models.save import save_folder
-    from konomi.models.scratch import random_base
 
     folder = tmp_path_factory.mktemp("base") / "sd1-small"
     save_folder(random_base("sd1"), folder, dtype=torch.float32)

@@ -117,10 +117,10 @@ def test_prompts_of_all_shapes_hold_the_word(base_folder, tmp_path):
     base.words |= named_as_trained(read_adapter(file)).embeddings
     rows = other.token_vectors("zebra violin umbrella")["text_encoder"]
     assert len(rows) == 3
-    tower = other.text_towers()[0]
-    ids = tower.tokenizer.ids("zebra violin umbrella")
+    loaded_encoder = other.loaded_encoders()[0]
+    ids = loaded_encoder.tokenizer.ids("zebra violin umbrella")
     with torch.no_grad():
-        tower.module.text_model.embeddings.token_embedding.weight[ids] = VECTORS
+        loaded_encoder.module.text_model.embeddings.token_embedding.weight[ids] = VECTORS
     for prompt in (
         "a <cat> on a mat",
         "a (<cat>:1.3) on [a mat]",

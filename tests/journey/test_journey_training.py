@@ -472,8 +472,8 @@ def test_another_denoiser_behind_the_same_name_is_noticed(make_recipe, base_fold
 def test_frozen_weights_in_half_the_memory_change_nothing_where_the_file_is_fp16(
     make_recipe, tmp_path, method
 ):
+    from konomi.models.random_base import random_base
     from konomi.models.save import save_folder
-    from konomi.models.scratch import random_base
 
     save_folder(random_base("sd1"), tmp_path / "base", dtype=torch.float16)
     options = [f'base="{tmp_path / "base"}"', "run.precision=fp32"]

@@ -23,7 +23,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from konomi.models.residual_tower import WIDTHS, ResidualTower
+from konomi.models.residual_image_encoder import WIDTHS, ResidualImageEncoder
 
 FIRST_SEED = 200_000_000
 BATCH = 128
@@ -36,7 +36,7 @@ class ImageTower(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.vision_model = ResidualTower()
+        self.vision_model = ResidualImageEncoder()
         self.visual_projection = nn.Linear(WIDTHS[-1], WIDTH_SHARED, bias=False)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:

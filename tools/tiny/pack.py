@@ -14,7 +14,7 @@ from tools.tiny.scenes import SIDE
 from tools.tiny.vae import new_vae
 from torch import Tensor
 
-from konomi.models.residual_tower import WIDTHS
+from konomi.models.residual_image_encoder import WIDTHS
 
 LIMIT = 24 * 2**20
 """Bytes of all weights together."""
@@ -109,7 +109,7 @@ def pack_clip(towers: Towers, folder: Path) -> None:
         "logit_scale": towers.log_scale,
     }
     config = {
-        "architectures": ["ResidualTower"], "model_type": "konomi_residual_tower",
+        "architectures": ["ResidualImageEncoder"], "model_type": "konomi_residual_tower",
         "widths": list(WIDTHS),
         "image_size": SIDE, "projection_dim": WIDTH_SHARED,
     }  # fmt: skip

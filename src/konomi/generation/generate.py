@@ -17,7 +17,7 @@ from konomi.generation.infotext import write_infotext
 from konomi.generation.request import Origin, Picture, Request
 from konomi.generation.sampling import OnStep, sample_latents
 from konomi.models.base import BaseModel
-from konomi.models.modes import evaluating
+from konomi.models.modes import eval_mode
 
 
 def generate(
@@ -59,14 +59,14 @@ def count_on(request: Request, count: int) -> list[Request]:
 
 
 def _ready(base: BaseModel, request: Request, encode: PromptEncoder) -> Drawing:
-    with evaluating(*base.text_encoders.values()):
+    with eval_mode(*base.text_encoders.values()):
         return drawing_of(base, request, encode)
 
 
 def _draw(
     base: BaseModel, drawings: Sequence[Drawing], on_step: OnStep | None
 ) -> list[Image.Image]:
-    with evaluating(base.denoiser, base.vae):
+    with eval_mode(base.denoiser, base.vae):
         latents = sample_latents(base, drawings, on_step)
         return [
             _decode(base, drawing, latents_1Chw)

@@ -132,7 +132,7 @@ class HypernetworkMethod(AdapterMethod):
             )
         if self.started is not None or self.config.widths:
             # What does not fit is said before anything is loaded or encoded.
-            self._widths(base.outline())
+            self._widths(base.meta_copy())
         self.denoising = DenoisingLoss(base, recipe)
         self.preserving = PreservingLoss(
             base, recipe, self.denoising, untouched=lambda: self.live.pause(), trains_text=False

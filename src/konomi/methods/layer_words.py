@@ -26,6 +26,6 @@ def check_words(base: BaseModel, words: Iterable[str], usual: Iterable[str]) -> 
     """
     unusual = [word for word in words if word not in usual]
     if unusual:
-        outline = base.outline()
+        meta_copy = base.meta_copy()
         for word in unusual:
-            layers_called(outline, word)
+            layers_called(meta_copy, word)

@@ -113,7 +113,7 @@ def check_start(path: str, section: str, base: BaseModel, adapter: Adapter) -> N
     for a day.
     """
     try:
-        check_fits(base.outline(), adapter, Strengths())
+        check_fits(base.meta_copy(), adapter, Strengths())
     except ModelError as error:
         raise ModelError(f"{section}.start: {path}: {error}") from error
 

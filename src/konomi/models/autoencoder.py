@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from konomi.models.unet_layers import Resnet, Sampler
+from konomi.models.unet_layers import Resample, Resnet
 
 _EPS = 1e-6
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
@@ -103,7 +103,7 @@ class Encoder(nn.Module):
         blocks = []
         for level, width in enumerate(widths):
             before = widths[max(level - 1, 0)]
-            sampler = Halving(width) if level < len(widths) - 1 else None
+            sampler = Downsample(width) if level < len(widths) - 1 else None
             blocks.append(Stage([before, *[width] * layers], groups, down=sampler))
         self.down_blocks = nn.ModuleList(blocks)
         self.mid_block = Middle(widths[-1], groups, attention=attention)
@@ -114,8 +114,8 @@ class Encoder(nn.Module):
         grid_BCHW = self.conv_in(grid_BCHW)
         for block in self.down_blocks:
             grid_BCHW = block(grid_BCHW)
-        answer: Tensor = self.conv_out(F.silu(self.conv_norm_out(self.mid_block(grid_BCHW))))
-        return answer
+        output: Tensor = self.conv_out(F.silu(self.conv_norm_out(self.mid_block(grid_BCHW))))
+        return output
 
 
 class Decoder(nn.Module):
@@ -138,7 +138,7 @@ class Decoder(nn.Module):
         self.mid_block = Middle(downwards[0], groups, attention=attention)
         for level, width in enumerate(downwards):
             before = downwards[max(level - 1, 0)]
-            sampler = Sampler(width, stride=1) if level < len(widths) - 1 else None
+            sampler = Resample(width, stride=1) if level < len(widths) - 1 else None
             self.up_blocks.append(Stage([before, *[width] * (layers + 1)], groups, up=sampler))
         self.conv_norm_out = nn.GroupNorm(groups, downwards[-1], eps=_EPS)
         self.conv_out = nn.Conv2d(downwards[-1], out_channels, 3, padding=1)
@@ -147,8 +147,8 @@ class Decoder(nn.Module):
         grid_BCHW = self.mid_block(self.conv_in(grid_BCHW))
         for block in self.up_blocks:
             grid_BCHW = block(grid_BCHW)
-        answer: Tensor = self.conv_out(F.silu(self.conv_norm_out(grid_BCHW)))
-        return answer
+        output: Tensor = self.conv_out(F.silu(self.conv_norm_out(grid_BCHW)))
+        return output
 
 
 class Stage(nn.Module):
@@ -193,8 +193,8 @@ class Middle(nn.Module):
         grid_BCHW = self.resnets[0](grid_BCHW)
         for attention in self.attentions:
             grid_BCHW = attention(grid_BCHW)
-        answer: Tensor = self.resnets[1](grid_BCHW)
-        return answer
+        output: Tensor = self.resnets[1](grid_BCHW)
+        return output
 
 
 class SpatialAttention(nn.Module):
@@ -216,11 +216,11 @@ class SpatialAttention(nn.Module):
         )
         mixed_BNC = F.scaled_dot_product_attention(query, key, value)[:, 0]
         mixed_BCN = self.to_out[0](mixed_BNC).transpose(-1, -2)
-        answer: Tensor = mixed_BCN.reshape(batch, channels, height, width) + grid_BCHW
-        return answer
+        output: Tensor = mixed_BCN.reshape(batch, channels, height, width) + grid_BCHW
+        return output
 
 
-class Halving(nn.Module):
+class Downsample(nn.Module):
     """A convolution of stride 2, padded right and below."""
 
     def __init__(self, channels: int) -> None:
@@ -228,8 +228,8 @@ class Halving(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, grid_BCHW: Tensor) -> Tensor:
-        answer: Tensor = self.conv(F.pad(grid_BCHW, (0, 1, 0, 1)))
-        return answer
+        output: Tensor = self.conv(F.pad(grid_BCHW, (0, 1, 0, 1)))
+        return output
 
 
 def _resnet(in_channels: int, channels: int, groups: int) -> Resnet:

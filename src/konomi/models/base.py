@@ -226,7 +226,7 @@ class BaseModel(Protocol):
         """The module of a canonical key. Raises ModelError if this base has none."""
         ...
 
-    def outline(self) -> "BaseModel":
+    def meta_copy(self) -> "BaseModel":
         """The same base with layers that have shapes and no numbers (on the meta device): loads
         nothing, and shows what fits.
         """

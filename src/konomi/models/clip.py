@@ -19,7 +19,7 @@ from konomi.errors import ModelError
 from konomi.models.folder import component_tensors
 from konomi.models.hub import cached_snapshot, download, is_hub_id, wanted_clip_files
 from konomi.models.load import BUILTIN
-from konomi.models.residual_tower import ResidualTower
+from konomi.models.residual_image_encoder import ResidualImageEncoder
 from konomi.models.tensor_files import read_json
 from konomi.models.tokenizer import build_tokenizer, read_vocabulary
 from konomi.storage.home import expanded
@@ -32,14 +32,14 @@ _OPENAI_MEAN, _OPENAI_STD = (
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Both towers, and how they want their input."""
+    """Both encoders, and how they want their input."""
 
     name: str
     model: Any
     """A transformers CLIPModel."""
     tokenizer: Any
     side: int
-    """Of the square the image tower sees, in pixels."""
+    """Of the square the image encoder sees, in pixels."""
     mean: Tensor
     """[3, 1, 1], of pixels from 0 to 1."""
     std: Tensor
@@ -60,7 +60,7 @@ class Clip:
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str], *, batch: int = 64) -> Tensor:
-        """Unit vectors [M, D] of texts, float32 on the CPU; what exceeds the text tower's
+        """Unit vectors [M, D] of texts, float32 on the CPU; what exceeds the text encoder's
         positions is cut off.
         """
         rows = []
@@ -92,7 +92,7 @@ class Clip:
         return shares
 
     def _pixels(self, image: Image.Image) -> Tensor:
-        """[3, side, side], as the image tower was trained."""
+        """[3, side, side], as the image encoder was trained."""
         rgb = image.convert("RGB")
         short = min(rgb.size)
         left, top = (rgb.width - short) / 2, (rgb.height - short) / 2
@@ -133,7 +133,7 @@ def load_clip(source: str | Path = "tiny") -> Clip:
 
 
 def _builtin() -> Clip:
-    """`tiny` keeps its text tower in the base's text encoder, and the rest beside it."""
+    """`tiny` keeps CLIP's text encoder in the base's folder, and the rest beside it."""
     folder = BUILTIN / "tiny"
     text, image = (
         read_json(folder / "text_encoder" / "config.json"),
@@ -156,9 +156,9 @@ def _builtin() -> Clip:
         "vision_config": vision,
         "projection_dim": image["projection_dim"],
     }
-    tower = ResidualTower(image["widths"])
+    encoder = ResidualImageEncoder(image["widths"])
     return _assemble(
-        "tiny", config, tensors, folder / "tokenizer", (0.5,) * 3, (0.5,) * 3, image_tower=tower
+        "tiny", config, tensors, folder / "tokenizer", (0.5,) * 3, (0.5,) * 3, image_tower=encoder
     )
 
 

@@ -69,10 +69,10 @@ class TextEncoder(nn.Module):
         """One layer, the first being 0."""
         layer = self.text_model.encoder.layers[number]
         if self.gradient_checkpointing and self.training:
-            answer: Tensor = checkpoint(layer, states_NLD, use_reentrant=False)
+            output: Tensor = checkpoint(layer, states_NLD, use_reentrant=False)
         else:
-            answer = layer(states_NLD)
-        return answer
+            output = layer(states_NLD)
+        return output
 
 
 class TextTransformer(nn.Module):
@@ -123,8 +123,8 @@ class Layer(nn.Module):
 
     def forward(self, states_NLD: Tensor) -> Tensor:
         states_NLD = states_NLD + self.self_attn(self.layer_norm1(states_NLD))
-        answer: Tensor = states_NLD + self.mlp(self.layer_norm2(states_NLD))
-        return answer
+        output: Tensor = states_NLD + self.mlp(self.layer_norm2(states_NLD))
+        return output
 
 
 class CausalAttention(nn.Module):
@@ -148,8 +148,8 @@ class CausalAttention(nn.Module):
             split(projection(states_NLD)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        answer: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
-        return answer
+        output: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return output
 
 
 class Perceptron(nn.Module):
@@ -167,5 +167,5 @@ class Perceptron(nn.Module):
     def forward(self, states_NLD: Tensor) -> Tensor:
         wide = self.fc1(states_NLD)
         bent = wide * torch.sigmoid(1.702 * wide) if self.bend == "quick_gelu" else F.gelu(wide)
-        answer: Tensor = self.fc2(bent)
-        return answer
+        output: Tensor = self.fc2(bent)
+        return output

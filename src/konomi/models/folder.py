@@ -84,12 +84,12 @@ def open_folder(
         raise ModelError(
             f"{path}: its UNet (addition_embed_type {kind}) belongs to no family that konomi knows."
         )
-    for tower in family.text_encoders:
-        text = configs[tower.part] = read_json(path / tower.part / "config.json")
+    for encoder in family.text_encoders:
+        text = configs[encoder.part] = read_json(path / encoder.part / "config.json")
         if text.get("model_type", "clip_text_model") != "clip_text_model":
             kind = short(text["model_type"]).strip("'")
             raise ModelError(
-                f"{path}: its {tower.part} is a {kind}, not CLIP; konomi does not read it."
+                f"{path}: its {encoder.part} is a {kind}, not CLIP; konomi does not read it."
             )
     if (path / "vae" / "config.json").is_file():
         configs["vae"] = read_json(path / "vae" / "config.json")
@@ -103,8 +103,8 @@ def open_folder(
     )
     try:
         _complete(family, configs)
-        for tower in family.text_encoders:
-            text = configs[tower.part]
+        for encoder in family.text_encoders:
+            text = configs[encoder.part]
             if text.get("eos_token_id") == _LEGACY_END and text.get("vocab_size", 0) > _CLIP_END:
                 text["eos_token_id"] = _CLIP_END
         _check_process(str(configs["scheduler"].get("_class_name", "")))

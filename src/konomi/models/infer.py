@@ -109,16 +109,16 @@ def infer_vae(
 
 
 def infer_text(
-    family: Family, tower: TextEncoderSpec, shapes: Shapes, told: Mapping[str, Any]
+    family: Family, encoder: TextEncoderSpec, shapes: Shapes, told: Mapping[str, Any]
 ) -> dict[str, Any]:
     """CLIP's text config from names in transformers' or OpenCLIP's layout."""
-    config = published_config(family, tower.part)
+    config = published_config(family, encoder.part)
     width = config["hidden_size"]
-    table = _under(shapes, tower.file_prefix)
-    if tower.open_clip:
+    table = _under(shapes, encoder.file_prefix)
+    if encoder.open_clip:
         tokens, positions = "token_embedding.weight", "positional_embedding"
         layers, inner = "transformer.resblocks", "mlp.c_fc.weight"
-        if tower.pooled:
+        if encoder.pooled:
             config["projection_dim"] = _shape(table, "text_projection")[1]
     else:
         table = {name.removeprefix("text_model."): shape for name, shape in table.items()}
@@ -135,14 +135,14 @@ def infer_text(
     if config["hidden_size"] != width:
         config["num_attention_heads"] = max(1, config["hidden_size"] // 64)
         used = None
-    config.update({name: value for name, value in told.items() if name in TOLD[tower.part]})
+    config.update({name: value for name, value in told.items() if name in TOLD[encoder.part]})
     if "num_hidden_layers" in told:
         used = told["num_hidden_layers"]
-    config["num_hidden_layers"] = num_layers(tower, held, used)
+    config["num_hidden_layers"] = num_layers(encoder, held, used)
     return config
 
 
-def num_layers(tower: TextEncoderSpec, held: int, used: int | None) -> int:
+def num_layers(encoder: TextEncoderSpec, held: int, used: int | None) -> int:
     """Layers that a text encoder has in diffusers' sense, for a file that holds `held` of them.
 
     LDM reads a fixed layer of a fixed architecture (the last but one of OpenCLIP-H's 24), whatever
@@ -151,8 +151,8 @@ def num_layers(tower: TextEncoderSpec, held: int, used: int | None) -> int:
     `missing_layers` of them are made up by `SingleFileSource`.
     """
     if used is None:
-        return max(held - tower.file_extra_layers, 0)
-    if held >= used or tower.pooled or used - held <= tower.unread_layers:
+        return max(held - encoder.file_extra_layers, 0)
+    if held >= used or encoder.pooled or used - held <= encoder.unread_layers:
         return used
     return held
 

@@ -26,7 +26,7 @@ from konomi.models.parts import LazyParts, build_part, empty_part
 from konomi.models.source import PartSource
 from konomi.models.text_encoding import (
     NO_WORDS,
-    TextTower,
+    LoadedTextEncoder,
     Words,
     count_chunks,
     encode_text,
@@ -91,7 +91,7 @@ class LatentDiffusion:
 
     @property
     def clip_layer(self) -> int:
-        layers = {tower.layer for tower in self.spec.text_encoders}
+        layers = {encoder.layer for encoder in self.spec.text_encoders}
         return layers.pop() if len(layers) == 1 else 0
 
     def use_zero_terminal_snr(self) -> None:
@@ -125,7 +125,7 @@ class LatentDiffusion:
 
     @property
     def text_encoders(self) -> Mapping[str, nn.Module]:
-        return LazyParts(self._part, tuple(tower.part for tower in self.spec.text_encoders))
+        return LazyParts(self._part, tuple(encoder.part for encoder in self.spec.text_encoders))
 
     @property
     def device(self) -> torch.device:
@@ -207,29 +207,29 @@ class LatentDiffusion:
     def encode_captions(
         self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS
     ) -> Conditioning:
-        return encode_text(self.text_towers(), captions, text, words=self.words | dict(words))
+        return encode_text(self.loaded_encoders(), captions, text, words=self.words | dict(words))
 
     def count_chunks(
         self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS
     ) -> int:
-        return count_chunks(self.text_towers(), captions, text, words=self.words | dict(words))
+        return count_chunks(self.loaded_encoders(), captions, text, words=self.words | dict(words))
 
     def token_vectors(self, text: str) -> Mapping[str, Tensor]:
-        return token_vectors(self.text_towers(), text)
+        return token_vectors(self.loaded_encoders(), text)
 
     def tokens(self, text: str) -> dict[str, tuple[str, ...]]:
         return {
-            tower.part: tuple(self.tokenizer(tower).pieces(text))
-            for tower in self.spec.text_encoders
+            encoder.part: tuple(self.tokenizer(encoder).pieces(text))
+            for encoder in self.spec.text_encoders
         }
 
     def vocabularies(self) -> dict[str, dict[str, int]]:
-        return {tower.part: self.tokenizer(tower).vocabulary() for tower in self.spec.text_encoders}
+        return {spec.part: self.tokenizer(spec).vocabulary() for spec in self.spec.text_encoders}
 
-    def text_towers(self) -> tuple[TextTower, ...]:
+    def loaded_encoders(self) -> tuple[LoadedTextEncoder, ...]:
         """The text encoders as `konomi.models.text_encoding` reads them; loads them."""
         return tuple(
-            TextTower(
+            LoadedTextEncoder(
                 part=spec.part,
                 tokenizer=self.tokenizer(spec),
                 module=cast(TextEncoder, self._part(spec.part)),
@@ -286,14 +286,14 @@ class LatentDiffusion:
                 )
             added = {"text_embeds": conditioning.pooled.to(dtype), "time_ids": conditioning.sizes}
         states = conditioning.states.to(dtype)
-        answer: Tensor = denoiser(
+        output: Tensor = denoiser(
             inputs,
             timesteps,
             encoder_hidden_states=states,
             added_cond_kwargs=added,
             return_dict=False,
         )[0]
-        return answer
+        return output
 
     def targets(self, word: str) -> dict[str, nn.Module]:
         check_selectors(self.spec, [word])
@@ -328,13 +328,13 @@ class LatentDiffusion:
             f"{', '.join(self.parts)}."
         )
 
-    def outline(self) -> "LatentDiffusion":
-        outline = LatentDiffusion(self.source, name=self.name)
+    def meta_copy(self) -> "LatentDiffusion":
+        meta_copy = LatentDiffusion(self.source, name=self.name)
         for part in self.parts:
             spec = self.spec.part(part)
             config = self.source.configs[spec.folder]
-            outline._modules[part] = empty_part(spec, config, where=self.source.where)
-        return outline
+            meta_copy._modules[part] = empty_part(spec, config, where=self.source.where)
+        return meta_copy
 
     def state(self, part: Part) -> dict[str, Tensor]:
         return dict(self._part(part).state_dict())
@@ -342,8 +342,8 @@ class LatentDiffusion:
     def _reading(self) -> list[str]:
         """What text states depend on besides weights: which numbers a text becomes."""
         read = []
-        for tower in self.spec.text_encoders:
-            vocabulary, pad = self.source.vocabulary(tower.tokenizer)
+        for encoder in self.spec.text_encoders:
+            vocabulary, pad = self.source.vocabulary(encoder.tokenizer)
             own = vocabulary != clip_vocabulary()
             read.append(f"{pad} is a word" if pad != END else "")
             known = [repr(sorted(vocabulary.tokens.items())), repr(vocabulary.merges)]

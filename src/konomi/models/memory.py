@@ -30,7 +30,7 @@ def apply_memory_options(base: BaseModel, memory: MemoryConfig) -> None:
 
 
 @contextmanager
-def loaded_for_now(base: BaseModel, memory: MemoryConfig) -> Iterator[None]:
+def temporarily_loaded(base: BaseModel, memory: MemoryConfig) -> Iterator[None]:
     """With `memory.offload`, parts that are loaded inside are gone again afterwards.
 
     What is done inside to their weights has to be undone by then.

@@ -8,7 +8,7 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(*parts: nn.Module) -> Iterator[None]:
+def eval_mode(*parts: nn.Module) -> Iterator[None]:
     """No gradients, no dropout; afterwards every module is in the mode it was in."""
     modules = [m for part in parts for m in part.modules()]
     training = [module for module in modules if module.training]

@@ -63,10 +63,10 @@ def save_folder(
             if text:
                 config["torch_dtype"] = config["dtype"] = str(dtype).removeprefix("torch.")
             _write_json(target / "config.json", config)
-        for tower in base.spec.text_encoders:
-            vocabulary, pad = base.source.vocabulary(tower.tokenizer)
+        for encoder in base.spec.text_encoders:
+            vocabulary, pad = base.source.vocabulary(encoder.tokenizer)
             write_tokenizer(
-                folder / tower.tokenizer, vocabulary, pad_token=pad, length=base.num_positions
+                folder / encoder.tokenizer, vocabulary, pad_token=pad, length=base.num_positions
             )
         scheduler = {**_published_scheduler(base), **base.scheduler}
         (folder / "scheduler").mkdir()
@@ -179,37 +179,39 @@ def _to_ldm(base: LatentDiffusion, part: Part, state: dict[str, Tensor]) -> dict
             f"{spec.file_prefix}{name}": _as_convolution(name, tensor)
             for name, tensor in named.items()
         }
-    tower = base.spec.text_encoder(part)
-    if not tower.open_clip:
-        return {f"{tower.file_prefix}{name}": tensor for name, tensor in state.items()}
+    encoder = base.spec.text_encoder(part)
+    if not encoder.open_clip:
+        return {f"{encoder.file_prefix}{name}": tensor for name, tensor in state.items()}
     result = {
-        f"{tower.file_prefix}{name}": tensor
+        f"{encoder.file_prefix}{name}": tensor
         for name, tensor in transformers_to_openclip(state).items()
     }
-    return {**_openclip_rest(base, tower, result), **result}
+    return {**_openclip_rest(base, encoder, result), **result}
 
 
 def _openclip_rest(
-    base: LatentDiffusion, tower: TextEncoderSpec, result: Mapping[str, Tensor]
+    base: LatentDiffusion, encoder: TextEncoderSpec, result: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """What OpenCLIP's layout has and transformers' lacks: from the base's own file, or the nearest
     thing to it.
     """
-    dtype = result[f"{tower.file_prefix}token_embedding.weight"].dtype
+    dtype = result[f"{encoder.file_prefix}token_embedding.weight"].dtype
     source: Any = base.source
     source = getattr(source, "main", source)  # The VAE may be from elsewhere.
     kept: dict[str, Tensor] = {}
     if isinstance(source, SingleFileSource):
         kept = {
-            n: t.to(dtype) for n, t in source.leftovers().items() if n.startswith(tower.file_prefix)
+            n: t.to(dtype)
+            for n, t in source.leftovers().items()
+            if n.startswith(encoder.file_prefix)
         }
-    rest = {f"{tower.file_prefix}logit_scale": torch.tensor(_LOGIT_SCALE, dtype=dtype)}
-    if not tower.pooled:
-        width = base.source.configs[tower.part]["hidden_size"]
-        rest[f"{tower.file_prefix}text_projection"] = torch.eye(int(width), dtype=dtype)
-    last = int(base.source.configs[tower.part]["num_hidden_layers"]) - 1
-    block = f"{tower.file_prefix}transformer.resblocks."
-    for extra in range(tower.file_extra_layers):
+    rest = {f"{encoder.file_prefix}logit_scale": torch.tensor(_LOGIT_SCALE, dtype=dtype)}
+    if not encoder.pooled:
+        width = base.source.configs[encoder.part]["hidden_size"]
+        rest[f"{encoder.file_prefix}text_projection"] = torch.eye(int(width), dtype=dtype)
+    last = int(base.source.configs[encoder.part]["num_hidden_layers"]) - 1
+    block = f"{encoder.file_prefix}transformer.resblocks."
+    for extra in range(encoder.file_extra_layers):
         for name, tensor in result.items():
             if name.startswith(f"{block}{last}."):
                 rest[name.replace(f"{block}{last}.", f"{block}{last + 1 + extra}.")] = (
@@ -247,8 +249,8 @@ def _own_metadata(base: LatentDiffusion, content: Mapping[str, Tensor]) -> dict[
         "vae": infer_vae(base.spec, shapes, {}, check=False),
         "scheduler": _published_scheduler(base),
         **{
-            tower.part: infer_text(base.spec, tower, shapes, {})
-            for tower in base.spec.text_encoders
+            encoder.part: infer_text(base.spec, encoder, shapes, {})
+            for encoder in base.spec.text_encoders
         },
     }
     inferred["unet"]["sample_size"] = (
@@ -294,9 +296,9 @@ def _model_index(base: LatentDiffusion, scheduler_class: str) -> dict[str, Any]:
     }
     for part in (base.spec.denoiser, base.spec.vae):
         index[part.folder] = ["diffusers", part.class_name]
-    for tower in base.spec.text_encoders:
-        index[tower.folder] = ["transformers", tower.class_name]
-        index[tower.tokenizer] = ["transformers", tower.tokenizer_class]
+    for encoder in base.spec.text_encoders:
+        index[encoder.folder] = ["transformers", encoder.class_name]
+        index[encoder.tokenizer] = ["transformers", encoder.tokenizer_class]
     return dict(sorted(index.items()))
 
 

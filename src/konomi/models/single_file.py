@@ -68,10 +68,10 @@ class SingleFileSource:
         return self._text(self.family.text_encoder(part))
 
     def vocabulary(self, tokenizer: str) -> tuple[Vocabulary, str]:
-        tower = self.family.text_encoder(tokenizer)
+        encoder = self.family.text_encoder(tokenizer)
         told = self.file.metadata.get(VOCABULARY_KEY)
         vocabulary = clip_vocabulary() if told is None else _told_vocabulary(told, self.where)
-        size = self.configs[tower.part]["vocab_size"]
+        size = self.configs[encoder.part]["vocab_size"]
         if max(vocabulary.tokens.values()) >= size:
             raise ModelError(
                 f"{self.where}: its text encoder knows {size} tokens, CLIP's vocabulary has "
@@ -80,7 +80,7 @@ class SingleFileSource:
             )
         return (
             vocabulary,
-            tower.pad_token if tower.pad_token in vocabulary.tokens else "<|endoftext|>",
+            encoder.pad_token if encoder.pad_token in vocabulary.tokens else "<|endoftext|>",
         )
 
     def leftovers(self) -> dict[str, Tensor]:
@@ -89,38 +89,40 @@ class SingleFileSource:
         """
         names = [
             name
-            for tower in self.family.text_encoders
-            if tower.open_clip
+            for encoder in self.family.text_encoders
+            if encoder.open_clip
             for name in self.file.shapes
-            if name.startswith(tower.file_prefix)
-            and self.is_leftover(name[len(tower.file_prefix) :], tower)
+            if name.startswith(encoder.file_prefix)
+            and self.is_leftover(name[len(encoder.file_prefix) :], encoder)
         ]
         return self.file.read(names)
 
-    def is_leftover(self, name: str, tower: TextEncoderSpec) -> bool:
+    def is_leftover(self, name: str, encoder: TextEncoderSpec) -> bool:
         """Whether a text encoder's tensor, named without its prefix, is read by no module."""
         number = _layer_number(name)
         if number is not None:
-            return number >= int(self.configs[tower.part]["num_hidden_layers"])
-        return tower.open_clip and (
-            name == "logit_scale" or (name == "text_projection" and not tower.pooled)
+            return number >= int(self.configs[encoder.part]["num_hidden_layers"])
+        return encoder.open_clip and (
+            name == "logit_scale" or (name == "text_projection" and not encoder.pooled)
         )
 
     def missing_layers(self, part: Part) -> int:
         """Layers at the end of a text encoder that the file lacks, and that nothing reads by
         default.
         """
-        tower = next((tower for tower in self.family.text_encoders if tower.part == part), None)
-        if tower is None:
+        encoder = next(
+            (encoder for encoder in self.family.text_encoders if encoder.part == part), None
+        )
+        if encoder is None:
             return 0
         names = (
-            name[len(tower.file_prefix) :]
+            name[len(encoder.file_prefix) :]
             for name in self.file.shapes
-            if name.startswith(tower.file_prefix)
+            if name.startswith(encoder.file_prefix)
         )
         held = {number for name in names if (number := _layer_number(name)) is not None}
         missing = int(self.configs[part]["num_hidden_layers"]) - len(held)
-        return missing if 0 < missing <= tower.unread_layers else 0
+        return missing if 0 < missing <= encoder.unread_layers else 0
 
     def _unet(self) -> dict[str, Tensor]:
         layout = UNetLayout.from_config(self.configs["unet"])
@@ -133,20 +135,22 @@ class SingleFileSource:
             result[path or name] = stored[alias]
         return result
 
-    def _text(self, tower: TextEncoderSpec) -> dict[str, Tensor]:
-        names = [name for name in self.file.shapes if name.startswith(tower.file_prefix)]
+    def _text(self, encoder: TextEncoderSpec) -> dict[str, Tensor]:
+        names = [name for name in self.file.shapes if name.startswith(encoder.file_prefix)]
         names = [
-            name for name in names if not self.is_leftover(name[len(tower.file_prefix) :], tower)
+            name
+            for name in names
+            if not self.is_leftover(name[len(encoder.file_prefix) :], encoder)
         ]
         result: dict[str, Tensor] = {}
         for name, tensor in self.file.read(names).items():
-            inner = name[len(tower.file_prefix) :]
-            if tower.open_clip:
+            inner = name[len(encoder.file_prefix) :]
+            if encoder.open_clip:
                 result.update(openclip_to_transformers(inner, tensor))
             elif "position_ids" not in inner:
                 result[inner if inner.startswith("text_model.") else f"text_model.{inner}"] = tensor
-        count = int(self.configs[tower.part]["num_hidden_layers"])
-        for number in range(count - self.missing_layers(tower.part), count):
+        count = int(self.configs[encoder.part]["num_hidden_layers"])
+        for number in range(count - self.missing_layers(encoder.part), count):
             # Nothing reads it, and diffusers counts layers from the end: a copy keeps the others
             # in their places.
             before, after = (
@@ -179,8 +183,8 @@ def open_single_file(path: Path, *, prediction: Prediction | None = None) -> Sin
     told = told_configs(file)
     try:
         configs: dict[str, dict[str, Any]] = {
-            tower.part: infer_text(family, tower, shapes, told.get(tower.part, {}))
-            for tower in family.text_encoders
+            encoder.part: infer_text(family, encoder, shapes, told.get(encoder.part, {}))
+            for encoder in family.text_encoders
         }
         unet: dict[str, Any] = infer_unet(family, shapes, told.get("unet", {}))
         has_vae = any(name.startswith(f"{VAE_PREFIX}encoder.") for name in shapes)
@@ -233,10 +237,10 @@ def _unused(source: SingleFileSource) -> list[str]:
     )
     if source.aliases:
         used |= {"model_ema.decay", "model_ema.num_updates"}
-    for tower in family.text_encoders:
+    for encoder in family.text_encoders:
         for name in file.shapes:
-            if name.startswith(tower.file_prefix) and not source.is_leftover(
-                name[len(tower.file_prefix) :], tower
+            if name.startswith(encoder.file_prefix) and not source.is_leftover(
+                name[len(encoder.file_prefix) :], encoder
             ):
                 used.add(name)
     lines = unused_tensors(file, family, source.configs, used)
@@ -246,10 +250,10 @@ def _unused(source: SingleFileSource) -> list[str]:
             f"{ZERO_SNR_MARKER} marks zero terminal SNR, which a model that predicts epsilon "
             "cannot have."
         )
-    for tower in family.text_encoders:
-        if missing := source.missing_layers(tower.part):
+    for encoder in family.text_encoders:
+        if missing := source.missing_layers(encoder.part):
             lines.append(
-                f"lacks the last {missing} of the layers of its {tower.part}; nothing reads them "
+                f"lacks the last {missing} of the layers of its {encoder.part}; nothing reads them "
                 "by default."
             )
     return lines

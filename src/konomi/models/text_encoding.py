@@ -1,7 +1,7 @@
 """Captions to text states with CLIP text encoders.
 
 Shapes: B captions, N chunks of all captions, L positions of a chunk (77), n chunks of a caption, D
-width of a tower.
+width of a text encoder.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ class ReadsText(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class TextTower:
+class LoadedTextEncoder:
     """One text encoder and how a family reads it."""
 
     part: str
@@ -50,7 +50,7 @@ class TextTower:
     final_norm: bool = True
     """Whether CLIP's final layer norm follows, also after skipped layers."""
     pooled: bool = False
-    """Whether this tower gives the pooled vector."""
+    """Whether this text encoder gives the pooled vector."""
     missing_layers: int = 0
     """Layers at the end that the base's file lacks; they are there in name only."""
 
@@ -75,14 +75,14 @@ class _Chunk:
 
 
 def encode_text(
-    towers: Sequence[TextTower],
+    encoders: Sequence[LoadedTextEncoder],
     captions: Sequence[str],
     text: TextConfig,
     *,
     words: Words = NO_WORDS,
     restore_mean: bool = True,
 ) -> Conditioning:
-    """States [B, T, D of all towers] and, where a tower gives it, the pooled vector of each
+    """States [B, T, D of all text encoders] and, where one gives it, the pooled vector of each
     caption's first chunk.
 
     Every caption becomes `text.max_tokens / 75` chunks, the missing ones empty, the surplus cut
@@ -104,17 +104,17 @@ def encode_text(
     ]
     flat = [prompt for mixture in mixtures for prompt, _ in mixture]
     states, pooled = [], None
-    for tower in towers:
-        chunks = [_fit(_chunk(tower, prompt, text, words), text) for prompt in flat]
-        tower_states, tower_pooled = _encode(tower, chunks, text, words, restore_mean)
-        states.append(_blend(tower_states, mixtures))
-        if tower_pooled is not None:
-            pooled = _blend(tower_pooled, mixtures)
+    for encoder in encoders:
+        chunks = [_fit(_chunk(encoder, prompt, text, words), text) for prompt in flat]
+        encoder_states, encoder_pooled = _encode(encoder, chunks, text, words, restore_mean)
+        states.append(_blend(encoder_states, mixtures))
+        if encoder_pooled is not None:
+            pooled = _blend(encoder_pooled, mixtures)
     return Conditioning(states[0] if len(states) == 1 else torch.cat(states, dim=-1), pooled)
 
 
 def count_chunks(
-    towers: Sequence[TextTower],
+    encoders: Sequence[LoadedTextEncoder],
     captions: Sequence[str],
     text: TextConfig,
     *,
@@ -125,36 +125,36 @@ def count_chunks(
     """
     prompts = [p for c in captions for p, _ in (parse_mixture(c) if text.emphasis else ((c, 1.0),))]
     return max(
-        (len(_chunk(tower, prompt, text, words)) for tower in towers for prompt in prompts),
+        (len(_chunk(encoder, prompt, text, words)) for encoder in encoders for prompt in prompts),
         default=1,
     )
 
 
-def token_vectors(towers: Sequence[TextTower], text: str) -> dict[str, Tensor]:
+def token_vectors(encoders: Sequence[LoadedTextEncoder], text: str) -> dict[str, Tensor]:
     """What the text encoders know a text's tokens as: part -> copies of token embeddings, float32
     [n, D].
 
     Raises RecipeError where the text is no token at all.
     """
     found: dict[str, Tensor] = {}
-    for tower in towers:
-        ids = tower.tokenizer.ids(text)
+    for encoder in encoders:
+        ids = encoder.tokenizer.ids(text)
         if not ids:
             raise RecipeError(f"{text!r} holds no word that the text encoder could start from.")
-        table = tower.module.text_model.embeddings.token_embedding.weight.detach()
-        found[tower.part] = table[torch.tensor(ids, device=table.device)].float()
+        table = encoder.module.text_model.embeddings.token_embedding.weight.detach()
+        found[encoder.part] = table[torch.tensor(ids, device=table.device)].float()
     return found
 
 
-def _chunk(tower: TextTower, prompt: str, text: TextConfig, words: Words) -> list[_Chunk]:
+def _chunk(encoder: LoadedTextEncoder, prompt: str, text: TextConfig, words: Words) -> list[_Chunk]:
     """As many chunks as the prompt needs. A learned word is never torn apart."""
-    size = tower.num_positions - 2
+    size = encoder.num_positions - 2
     sections = parse_emphasis(prompt) if text.emphasis else ((Span(prompt),),)
     chunks: list[_Chunk] = []
     for section in sections:
         chunks.append(_Chunk())
         for span in section:
-            for word, ids in _tokenize(tower, span.text, words):
+            for word, ids in _tokenize(encoder, span.text, words):
                 if word is not None and len(ids) > size:
                     raise ModelError(
                         f"The learned word {word!r} has {len(ids)} vectors; at most {size} fit."
@@ -169,15 +169,17 @@ def _chunk(tower: TextTower, prompt: str, text: TextConfig, words: Words) -> lis
     return chunks
 
 
-def _tokenize(tower: TextTower, span: str, words: Words) -> list[tuple[str | None, list[int]]]:
+def _tokenize(
+    encoder: LoadedTextEncoder, span: str, words: Words
+) -> list[tuple[str | None, list[int]]]:
     """(learned word or None, token ids). A learned word's ids only hold its places."""
     found: list[tuple[str | None, list[int]]] = []
-    known = [word for word, vectors in words.items() if tower.part in vectors]
+    known = [word for word, vectors in words.items() if encoder.part in vectors]
     for piece, word in find_words(span, known):
         if word is not None:
-            found.append((word, [0] * len(words[word][tower.part])))
+            found.append((word, [0] * len(words[word][encoder.part])))
         elif piece.strip():
-            found.append((None, tower.tokenizer.ids(piece)))
+            found.append((None, encoder.tokenizer.ids(piece)))
     return found
 
 
@@ -188,19 +190,21 @@ def _fit(chunks: list[_Chunk], text: TextConfig) -> list[_Chunk]:
 
 
 def _encode(
-    tower: TextTower,
+    encoder: LoadedTextEncoder,
     captions: list[list[_Chunk]],
     text: TextConfig,
     words: Words,
     restore_mean: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """States [B, T, D] and pooled [B, P] of one tower, all chunks in one pass."""
+    """States [B, T, D] and pooled [B, P] of one text encoder, all chunks in one pass."""
     chunks = [chunk for caption in captions for chunk in caption]
-    device = tower.device
-    ids_NL = torch.tensor([_wrap(tower, chunk.ids) for chunk in chunks]).to(
+    device = encoder.device
+    ids_NL = torch.tensor([_wrap(encoder, chunk.ids) for chunk in chunks]).to(
         device, non_blocking=True
     )
-    states_NLD, last_NLD = _run_layers(tower, _embed(tower, ids_NL, chunks, words), text.clip_skip)
+    states_NLD, last_NLD = _run_layers(
+        encoder, _embed(encoder, ids_NL, chunks, words), text.clip_skip
+    )
     if any(weight != 1.0 for chunk in chunks for weight in chunk.weights):
         states_NLD = _emphasise(states_NLD, chunks, restore_mean)
     count = len(captions[0])
@@ -213,19 +217,21 @@ def _encode(
     )
     rows = torch.arange(0, len(chunks), count, device=device)
     pooled = last_NLD[rows, ends]
-    projection = getattr(tower.module, "text_projection", None)
+    projection = getattr(encoder.module, "text_projection", None)
     return states, pooled if projection is None else projection(pooled)
 
 
-def _wrap(tower: TextTower, ids: list[int]) -> list[int]:
-    tokenizer = tower.tokenizer
-    padding = [tokenizer.pad_token_id] * (tower.num_positions - 2 - len(ids))
+def _wrap(encoder: LoadedTextEncoder, ids: list[int]) -> list[int]:
+    tokenizer = encoder.tokenizer
+    padding = [tokenizer.pad_token_id] * (encoder.num_positions - 2 - len(ids))
     return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *padding]
 
 
-def _embed(tower: TextTower, ids_NL: Tensor, chunks: list[_Chunk], words: Words) -> Tensor:
+def _embed(
+    encoder: LoadedTextEncoder, ids_NL: Tensor, chunks: list[_Chunk], words: Words
+) -> Tensor:
     """Token embeddings with learned words in their places."""
-    embedded_NLD: Tensor = tower.module.text_model.embeddings.token_embedding(ids_NL)
+    embedded_NLD: Tensor = encoder.module.text_model.embeddings.token_embedding(ids_NL)
     places = [
         (row, start + 1, word) for row, chunk in enumerate(chunks) for start, word in chunk.vectors
     ]
@@ -233,10 +239,10 @@ def _embed(tower: TextTower, ids_NL: Tensor, chunks: list[_Chunk], words: Words)
         return embedded_NLD
     vectors = []
     for _, _, word in places:
-        vector = words[word][tower.part]
+        vector = words[word][encoder.part]
         if vector.shape[1] != embedded_NLD.shape[2]:
             raise ModelError(
-                f"The learned word {word!r} is {vector.shape[1]} wide; {tower.part} of this base "
+                f"The learned word {word!r} is {vector.shape[1]} wide; {encoder.part} of this base "
                 f"has width {embedded_NLD.shape[2]}. It was learned on another family of models."
             )
         vectors.append(vector.to(embedded_NLD.device, embedded_NLD.dtype))
@@ -249,29 +255,31 @@ def _embed(tower: TextTower, ids_NL: Tensor, chunks: list[_Chunk], words: Words)
 
 
 def _run_layers(
-    tower: TextTower, embedded_NLD: Tensor, clip_skip: int
+    encoder: LoadedTextEncoder, embedded_NLD: Tensor, clip_skip: int
 ) -> tuple[Tensor, Tensor | None]:
-    """States of the layer asked for, and where the tower pools also the last layer's, normed. No
+    """States of the layer asked for, and where the encoder pools also the last layer's, normed. No
     layer runs in vain.
     """
-    model = tower.module.text_model
+    model = encoder.module.text_model
     count = len(model.encoder.layers)
-    skip = clip_skip or tower.layer
+    skip = clip_skip or encoder.layer
     if skip > count:
-        raise RecipeError(f"text.clip_skip is {skip}; this base's {tower.part} has {count} layers.")
-    if skip <= tower.missing_layers:
+        raise RecipeError(
+            f"text.clip_skip is {skip}; this base's {encoder.part} has {count} layers."
+        )
+    if skip <= encoder.missing_layers:
         raise RecipeError(
             f"text.clip_skip is {skip}; this base's file holds only the first "
-            f"{count - tower.missing_layers} of the {count} layers of {tower.part}, so "
-            f"{tower.missing_layers + 1} is the smallest."
+            f"{count - encoder.missing_layers} of the {count} layers of {encoder.part}, so "
+            f"{encoder.missing_layers + 1} is the smallest."
         )
     hidden = embedded_NLD + model.embeddings.position_embedding.weight[: embedded_NLD.shape[1]]
     states = hidden
-    for number in range(count if tower.pooled else count - skip + 1):
-        hidden = tower.module.run_layer(number, hidden)
+    for number in range(count if encoder.pooled else count - skip + 1):
+        hidden = encoder.module.run_layer(number, hidden)
         if number == count - skip:
-            states = model.final_layer_norm(hidden) if tower.final_norm else hidden
-    return states, model.final_layer_norm(hidden) if tower.pooled else None
+            states = model.final_layer_norm(hidden) if encoder.final_norm else hidden
+    return states, model.final_layer_norm(hidden) if encoder.pooled else None
 
 
 def _emphasise(states_NLD: Tensor, chunks: list[_Chunk], restore_mean: bool) -> Tensor:

@@ -23,7 +23,7 @@ from konomi.models.unet_layers import (
     Resnet,
     Runner,
     Transformer,
-    sinusoids,
+    timestep_embedding,
 )
 
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
@@ -65,7 +65,7 @@ def is_plain(config: Mapping[str, Any]) -> bool:
     )
 
 
-class Answer(NamedTuple):
+class UNetOutput(NamedTuple):
     """What diffusers calls `UNet2DConditionOutput`."""
 
     sample: Tensor
@@ -128,13 +128,13 @@ class UNet(nn.Module):
         encoder_hidden_states: Tensor,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
         return_dict: bool = True,
-    ) -> Answer:
+    ) -> UNetOutput:
         """[B, C, H, W], [B], [B, T, D], perhaps `text_embeds` and `time_ids` -> [B, C, H, W].
 
         `return_dict` is there for callers used to diffusers: the answer is a tuple with a name
         either way.
         """
-        run: Runner = _again if self.gradient_checkpointing and self.training else _once
+        run: Runner = _checkpointed if self.gradient_checkpointing and self.training else _call
         time = self._time(sample, timestep, added_cond_kwargs)
         hidden = self.conv_in(sample)
         skips = [hidden]
@@ -146,17 +146,19 @@ class UNet(nn.Module):
         hidden = run(middle.resnets[1], hidden, time)
         for block in self.up_blocks:
             hidden = _up(block, hidden, time, encoder_hidden_states, run, skips)
-        return Answer(self.conv_out(F.silu(self.conv_norm_out(hidden))))
+        return UNetOutput(self.conv_out(F.silu(self.conv_norm_out(hidden))))
 
     def _time(self, sample: Tensor, timestep: Tensor, added: Mapping[str, Tensor] | None) -> Tensor:
         times = timestep.reshape(-1).expand(sample.shape[0])
         embedded: Tensor = self.time_embedding(
-            sinusoids(times, self.conv_in.out_channels).to(sample.dtype)
+            timestep_embedding(times, self.conv_in.out_channels).to(sample.dtype)
         )
         if hasattr(self, "add_embedding"):
             assert added is not None, "this UNet reads pooled text and sizes"
             text, sizes = added["text_embeds"], added["time_ids"]
-            numbers = sinusoids(sizes.flatten(), self.size_width).reshape(text.shape[0], -1)
+            numbers = timestep_embedding(sizes.flatten(), self.size_width).reshape(
+                text.shape[0], -1
+            )
             embedded = embedded + self.add_embedding(
                 torch.cat([text, numbers], dim=-1).to(embedded.dtype)
             )
@@ -195,14 +197,14 @@ def _up(
     return hidden
 
 
-def _once(module: nn.Module, *inputs: Tensor) -> Tensor:
-    answer: Tensor = module(*inputs)
-    return answer
+def _call(module: nn.Module, *inputs: Tensor) -> Tensor:
+    output: Tensor = module(*inputs)
+    return output
 
 
-def _again(module: nn.Module, *inputs: Tensor) -> Tensor:
-    answer: Tensor = checkpoint(module, *inputs, use_reentrant=False)
-    return answer
+def _checkpointed(module: nn.Module, *inputs: Tensor) -> Tensor:
+    output: Tensor = checkpoint(module, *inputs, use_reentrant=False)
+    return output
 
 
 class _Plan:

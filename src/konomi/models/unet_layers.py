@@ -19,7 +19,7 @@ Runner = Callable[..., Tensor]
 """Calls a module with its inputs, keeping its activations or not."""
 
 
-def sinusoids(values_B: Tensor, width: int) -> Tensor:
+def timestep_embedding(values_B: Tensor, width: int) -> Tensor:
     """[B] numbers -> [B, width] cosines and sines, float32 (Vaswani et al. 2017)."""
     half = width // 2
     exponents = (
@@ -37,10 +37,10 @@ class Convolution(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']."""
         compute: Any = conv2d if is_cast(input, self.weight) else F.conv2d
-        answer: Tensor = compute(
+        output: Tensor = compute(
             input, self.weight, self.bias, self.stride, self.padding, self.dilation
         )
-        return answer
+        return output
 
 
 class Linear(nn.Linear):
@@ -89,8 +89,8 @@ class Resnet(nn.Module):
         hidden = self.conv2(F.silu(self.norm2(hidden)))
         if self.conv_shortcut is not None:
             grid_BCHW = self.conv_shortcut(grid_BCHW)
-        answer: Tensor = grid_BCHW + hidden
-        return answer
+        output: Tensor = grid_BCHW + hidden
+        return output
 
 
 class Attention(nn.Module):
@@ -111,7 +111,7 @@ class Attention(nn.Module):
             return states.view(batch, -1, self.heads, width // self.heads).transpose(1, 2)
 
         query, key, value = self.to_q(states_BNC), self.to_k(context_BTD), self.to_v(context_BTD)
-        mixed = mix(split(query), split(key), split(value))
+        mixed = attend(split(query), split(key), split(value))
         return _dropped(
             self.to_out[1], self.to_out[0](mixed.transpose(1, 2).reshape(batch, -1, width))
         )
@@ -122,7 +122,7 @@ PLAIN_PRODUCTS = 1024 * 1024
 a CPU."""
 
 
-def mix(query_BHNC: Tensor, key_BHTC: Tensor, value_BHTC: Tensor) -> Tensor:
+def attend(query_BHNC: Tensor, key_BHTC: Tensor, value_BHTC: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(C)) V.
 
     On the CPU the fused kernel's backward pass in bfloat16 takes 1.3 (256 positions) to 5 times
@@ -141,11 +141,11 @@ def mix(query_BHNC: Tensor, key_BHTC: Tensor, value_BHTC: Tensor) -> Tensor:
 
 def _dropped(dropout: Any, states: Tensor) -> Tensor:
     # At a rate of zero, the only one published, PyTorch would still multiply by a mask.
-    answer: Tensor = dropout(states) if dropout.p > 0 else states
-    return answer
+    output: Tensor = dropout(states) if dropout.p > 0 else states
+    return output
 
 
-class Gate(nn.Module):
+class GEGLU(nn.Module):
     """GEGLU (Shazeer 2020)."""
 
     def __init__(self, width: int, inner: int) -> None:
@@ -164,12 +164,12 @@ class FeedForward(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.net = nn.ModuleList(
-            [Gate(width, 4 * width), nn.Dropout(0.0), Linear(4 * width, width)]
+            [GEGLU(width, 4 * width), nn.Dropout(0.0), Linear(4 * width, width)]
         )
 
     def forward(self, states: Tensor) -> Tensor:
-        answer: Tensor = self.net[2](_dropped(self.net[1], self.net[0](states)))
-        return answer
+        output: Tensor = self.net[2](_dropped(self.net[1], self.net[0](states)))
+        return output
 
 
 class Block(nn.Module):
@@ -188,8 +188,8 @@ class Block(nn.Module):
         normed = self.norm1(states_BNC)
         states_BNC = self.attn1(normed, normed) + states_BNC
         states_BNC = self.attn2(self.norm2(states_BNC), text_BTD) + states_BNC
-        answer: Tensor = self.ff(self.norm3(states_BNC)) + states_BNC
-        return answer
+        output: Tensor = self.ff(self.norm3(states_BNC)) + states_BNC
+        return output
 
 
 class Transformer(nn.Module):
@@ -229,11 +229,11 @@ class Transformer(nn.Module):
         hidden = hidden.reshape(batch, height, width, channels).permute(0, 3, 1, 2).contiguous()
         if not self.linear:
             hidden = self.proj_out(hidden)
-        answer: Tensor = hidden + grid_BCHW
-        return answer
+        output: Tensor = hidden + grid_BCHW
+        return output
 
 
-class Sampler(nn.Module):
+class Resample(nn.Module):
     """A convolution that halves the grid, or one after it was doubled."""
 
     def __init__(self, channels: int, *, stride: int) -> None:
@@ -246,8 +246,8 @@ class Sampler(nn.Module):
             # Odd sides: the skip connection that comes next says how far to enlarge.
             scale = 2.0 if size is None else None
             grid_BCHW = F.interpolate(grid_BCHW, size=size, scale_factor=scale, mode="nearest")
-        answer: Tensor = self.conv(grid_BCHW)
-        return answer
+        output: Tensor = self.conv(grid_BCHW)
+        return output
 
 
 class Level(nn.Module):
@@ -267,6 +267,6 @@ class Level(nn.Module):
             self.attentions = nn.ModuleList(transformers)
         self.resnets = nn.ModuleList(resnets)
         if sampler == "downsamplers":
-            self.downsamplers = nn.ModuleList([Sampler(channels, stride=2)])
+            self.downsamplers = nn.ModuleList([Resample(channels, stride=2)])
         elif sampler == "upsamplers":
-            self.upsamplers = nn.ModuleList([Sampler(channels, stride=1)])
+            self.upsamplers = nn.ModuleList([Resample(channels, stride=1)])

@@ -174,11 +174,11 @@ def _expected(name: str, family: Family, configs: Mapping[str, Any]) -> bool:
     """Whether a tensor that no module takes tells nothing that is lost."""
     if name in (V_MARKER, ZERO_SNR_MARKER) or _SCHEDULE.fullmatch(name) or _BUFFER.fullmatch(name):
         return True
-    for tower in family.text_encoders:
-        if tower.open_clip and name.startswith(tower.file_prefix):
-            inner = name[len(tower.file_prefix) :]
+    for encoder in family.text_encoders:
+        if encoder.open_clip and name.startswith(encoder.file_prefix):
+            inner = name[len(encoder.file_prefix) :]
             layer = re.match(r"transformer\.resblocks\.(\d+)\.", inner)
-            last = int(configs[tower.part]["num_hidden_layers"]) + tower.file_extra_layers
+            last = int(configs[encoder.part]["num_hidden_layers"]) + encoder.file_extra_layers
             # The layer beyond those used is in every file of such a family, and written again.
             return inner in _KEPT_BACK or (layer is not None and int(layer[1]) < last)
     return False

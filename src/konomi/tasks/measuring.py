@@ -8,7 +8,7 @@ from konomi.data.batch import Examples
 from konomi.diffusion.random import Rng
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.method import Phase, RewordsCaptions
-from konomi.models.modes import evaluating
+from konomi.models.modes import eval_mode
 from konomi.tasks.preparing import Job
 from konomi.training.validation import validation_loss
 
@@ -32,5 +32,5 @@ def held_out_loss(
             return phase.per_example(examples, rng, timesteps_B)
         return denoising.per_example(examples, rng, timesteps_B=timesteps_B)
 
-    with evaluating(*modules):
+    with eval_mode(*modules):
         return validation_loss(loss, held_out, timesteps, process, job.processes.device)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from konomi.data.buckets import parse_size
-from konomi.models.modes import evaluating
+from konomi.models.modes import eval_mode
 from konomi.tasks.preparing import Job
 from konomi.tasks.preview_switch import previews_switched_off
 from konomi.tasks.previewing import preview_prompts
@@ -96,7 +96,7 @@ def seconds_each(job: Job) -> float:
     base, settings = job.base, job.recipe.preview
     width, height = parse_size(settings.size or job.recipe.data.resolution or str(base.resolution))
     grid = (2, base.latent_channels, height // base.latent_factor, width // base.latent_factor)
-    with evaluating(base.denoiser, *base.text_encoders.values()):
+    with eval_mode(base.denoiser, *base.text_encoders.values()):
         text = base.encode_captions(("", ""), job.recipe.text)
         text = base.with_sizes(
             text, torch.tensor([[height, width, 0, 0, height, width]] * 2, device=base.device)

@@ -10,7 +10,7 @@ from konomi.generation.generate import generate
 from konomi.generation.infotext import png_bytes
 from konomi.generation.request import Origin, Request
 from konomi.methods.method import Result
-from konomi.models.memory import loaded_for_now
+from konomi.models.memory import temporarily_loaded
 from konomi.storage.atomic import write_file
 from konomi.tasks.preparing import Job
 from konomi.tasks.saving import as_read_back
@@ -84,7 +84,7 @@ def draw_previews(
 
     paths = preview_paths(job, folder, step)
     with (
-        loaded_for_now(job.base, job.recipe.memory),
+        temporarily_loaded(job.base, job.recipe.memory),
         job.method.as_loaded(as_read_back(job, result)),
     ):
         pictures = generate(

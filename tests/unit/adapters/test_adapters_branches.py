@@ -10,7 +10,7 @@ from konomi.adapters.apply import Strengths, attach, fold
 from konomi.adapters.branches import negative_branch
 from konomi.adapters.kinds import LowRank
 from konomi.errors import ModelError
-from konomi.models.scratch import random_base
+from konomi.models.random_base import random_base
 
 KEYS = (
     "denoiser.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",

@@ -9,7 +9,7 @@ from konomi.adapters.conversion import compress, with_origins
 from konomi.adapters.delta import delta
 from konomi.adapters.kinds import Difference, LowRank, Replacement
 from konomi.errors import ModelError
-from konomi.models.scratch import random_base
+from konomi.models.random_base import random_base
 
 KEY = "denoiser.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 

@@ -22,7 +22,7 @@ from konomi.adapters.kinds.low_rank import LoraSpec
 from konomi.adapters.layers import inject
 from konomi.diffusion.random import Rng
 from konomi.errors import ModelError
-from konomi.models.scratch import random_base
+from konomi.models.random_base import random_base
 
 FORMULAS = {
     "linear": lambda x, t: x,

@@ -10,7 +10,7 @@ from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.hypernetwork import build_network
 from konomi.config.sections import TextConfig
 from konomi.errors import ModelError
-from konomi.models.scratch import random_base
+from konomi.models.random_base import random_base
 from twins import transformers_text
 
 
@@ -35,7 +35,7 @@ def test_a_word_stands_for_its_vectors_until_it_is_taken_off():
         kept = table.weight.detach().clone()
         with torch.no_grad():
             table.weight[[300, 301]] = adapter.embeddings["<cat>"]["text_encoder"]
-        tower = base.text_towers()[0]
+        tower = base.loaded_encoders()[0]
         start, end, pad = (
             tower.tokenizer.bos_token_id,
             tower.tokenizer.eos_token_id,

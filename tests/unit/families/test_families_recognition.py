@@ -21,8 +21,8 @@ from konomi.families.recognition import (
 )
 from konomi.formats import inspect_file
 from konomi.models.load import load_base
+from konomi.models.random_base import random_base
 from konomi.models.save import save_folder, save_single_file
-from konomi.models.scratch import random_base
 
 NAMES = [family.name for family in FAMILIES]
 

@@ -13,7 +13,7 @@ from konomi.diffusion.noise import scaled_linear_schedule
 from konomi.diffusion.variance_preserving import VariancePreserving
 from konomi.families import family_named
 from konomi.models.clip_text import TextEncoder
-from konomi.models.text_encoding import TextTower, count_chunks, encode_text
+from konomi.models.text_encoding import LoadedTextEncoder, count_chunks, encode_text
 
 
 class LetterTokenizer:
@@ -70,14 +70,20 @@ class SmallBase:
             projection_dim=16, eos_token_id=99, bos_token_id=98, pad_token_id=99,
         )  # fmt: skip
         self.theirs = [transformers.CLIPTextModel(text).eval()]
-        self.towers = [TextTower("text_encoder", LetterTokenizer(), ours(self.theirs[0]))]
+        self.loaded_encoders = [
+            LoadedTextEncoder("text_encoder", LetterTokenizer(), ours(self.theirs[0]))
+        ]
         extra = {}
         if sdxl:
             self.theirs.append(transformers.CLIPTextModelWithProjection(text).eval())
-            first = TextTower(
-                "text_encoder", LetterTokenizer(), self.towers[0].module, layer=2, final_norm=False
+            first = LoadedTextEncoder(
+                "text_encoder",
+                LetterTokenizer(),
+                self.loaded_encoders[0].module,
+                layer=2,
+                final_norm=False,
             )
-            pooling = TextTower(
+            pooling = LoadedTextEncoder(
                 "text_encoder_2",
                 LetterTokenizer(0),
                 ours(self.theirs[1]),
@@ -85,7 +91,7 @@ class SmallBase:
                 final_norm=False,
                 pooled=True,
             )
-            self.towers = [first, pooling]
+            self.loaded_encoders = [first, pooling]
             extra = {
                 "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
                 "projection_class_embeddings_input_dim": 16 + 6 * 8, "use_linear_projection": True,
@@ -95,7 +101,8 @@ class SmallBase:
             block_out_channels=(16, 32),
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            layers_per_block=1, cross_attention_dim=16 * len(self.towers), attention_head_dim=2,
+            layers_per_block=1, cross_attention_dim=16 * len(self.loaded_encoders),
+            attention_head_dim=2,
             norm_num_groups=8,
             **extra,
         ).eval()  # fmt: skip
@@ -105,7 +112,9 @@ class SmallBase:
             sample_size=32,
             scaling_factor=0.18215,
         ).eval()  # fmt: skip
-        self.text_encoders = {tower.part: tower.module for tower in self.towers}
+        self.text_encoders = {
+            loaded_encoder.part: loaded_encoder.module for loaded_encoder in self.loaded_encoders
+        }
 
     def encode_images(self, pixels: Tensor) -> Latents:
         distribution = self.vae.encode(pixels).latent_dist
@@ -115,10 +124,10 @@ class SmallBase:
         return self.vae.decode(latents / 0.18215).sample.float()
 
     def encode_captions(self, captions: Any, text: TextConfig) -> Any:
-        return encode_text(self.towers, captions, text)
+        return encode_text(self.loaded_encoders, captions, text)
 
     def count_chunks(self, captions: Any, text: TextConfig) -> int:
-        return count_chunks(self.towers, captions, text)
+        return count_chunks(self.loaded_encoders, captions, text)
 
     def with_sizes(self, conditioning: Any, sizes: Tensor) -> Any:
         from dataclasses import replace

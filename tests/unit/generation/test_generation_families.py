@@ -9,7 +9,7 @@ from PIL import Image
 
 from konomi.generation.generate import generate
 from konomi.generation.request import Request
-from konomi.models.scratch import random_base
+from konomi.models.random_base import random_base
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 REQUEST = Request(

@@ -14,7 +14,7 @@ from konomi.generation.drawing import with_negative_words
 from konomi.generation.generate import generate
 from konomi.generation.infotext import parse_infotext
 from konomi.generation.request import Request
-from konomi.models.scratch import random_base
+from konomi.models.random_base import random_base
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 REQUEST = Request(prompt="a photo of sks", seed=3, steps=2, width=32, height=32, sampler="ddim")

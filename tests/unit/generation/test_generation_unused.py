@@ -15,7 +15,7 @@ from konomi.generation.adapter_request import AdapterRequest, adapters_of_prompt
 from konomi.generation.block_weights import parse_block_weights
 from konomi.generation.request import Request
 from konomi.generation.unused import trained_otherwise, unused_in_adapter, unused_in_request
-from konomi.models.scratch import random_base
+from konomi.models.random_base import random_base
 
 PLAIN = Request(prompt="a dog")
 ATTENTION = "denoiser.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"

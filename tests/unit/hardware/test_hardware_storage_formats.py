@@ -15,7 +15,7 @@ from konomi.diffusion.conditioning import Conditioning
 from konomi.diffusion.random import Rng
 from konomi.hardware import storage_formats
 from konomi.models.latent_diffusion import LatentDiffusion
-from konomi.models.scratch import random_base
+from konomi.models.random_base import random_base
 from konomi.models.unet_layers import Convolution, Linear
 
 HALVES = (torch.bfloat16, torch.float16)

@@ -21,7 +21,7 @@ from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.methods.custom_diffusion import CustomDiffusion, CustomDiffusionConfig
 from konomi.models.memory import enable_gradient_checkpointing
-from konomi.models.scratch import random_base
+from konomi.models.random_base import random_base
 
 
 def make_examples(

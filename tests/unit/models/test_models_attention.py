@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from konomi.models import unet_layers
-from konomi.models.unet_layers import mix
+from konomi.models.unet_layers import attend
 
 
 def inputs(queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -17,7 +17,7 @@ def inputs(queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def answer_and_gradients(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
     leaves = [tensor.to(dtype).requires_grad_(True) for tensor in tensors]
-    answer = mix(*leaves)
+    answer = attend(*leaves)
     (
         answer.double()
         * torch.linspace(-1, 1, answer.numel(), dtype=torch.float64).view(answer.shape)
@@ -64,5 +64,5 @@ def test_many_positions_are_left_to_the_fused_kernel(monkeypatch: pytest.MonkeyP
         answer_and_gradients(inputs(queries, 64), torch.bfloat16)
     answer_and_gradients(inputs(64, 64), torch.float32)
     with torch.no_grad():
-        mix(*(tensor.bfloat16() for tensor in inputs(63, 64)))
+        attend(*(tensor.bfloat16() for tensor in inputs(63, 64)))
     assert fused == [(65, torch.bfloat16), (64, torch.float32), (63, torch.bfloat16)]

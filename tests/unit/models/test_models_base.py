@@ -12,8 +12,8 @@ from konomi.diffusion.conditioning import Conditioning
 from konomi.errors import ModelError
 from konomi.models.base import BaseModel, Part
 from konomi.models.latent_diffusion import LatentDiffusion
-from konomi.models.memory import apply_memory_options, loaded_for_now
-from konomi.models.scratch import random_base
+from konomi.models.memory import apply_memory_options, temporarily_loaded
+from konomi.models.random_base import random_base
 from konomi.models.tokenizer import build_tokenizer
 from twins import transformers_text
 
@@ -71,21 +71,23 @@ def test_captions_equal_transformers(family: str) -> None:
     with torch.no_grad():
         ours = base.encode_captions(captions, TextConfig())
         states, pooled = [], None
-        for tower in base.text_towers():
+        for loaded_encoder in base.loaded_encoders():
             vocabulary, pad = base.source.vocabulary(
-                tower.part.replace("text_encoder", "tokenizer")
+                loaded_encoder.part.replace("text_encoder", "tokenizer")
             )
             tokenizer = build_tokenizer(vocabulary, pad_token=pad)
             ids = tokenizer(
                 captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
             )
-            theirs = transformers_text(tower.module, base.source.configs[tower.part])
+            theirs = transformers_text(
+                loaded_encoder.module, base.source.configs[loaded_encoder.part]
+            )
             output = theirs(ids.input_ids, output_hidden_states=True)
             if family == "sdxl":
                 states.append(output.hidden_states[-2])
             else:
                 states.append(output.last_hidden_state)
-            pooled = output.text_embeds if tower.part == "text_encoder_2" else None
+            pooled = output.text_embeds if loaded_encoder.part == "text_encoder_2" else None
     torch.testing.assert_close(ours.states, torch.cat(states, dim=-1), rtol=0, atol=2e-6)
     assert (ours.pooled is None) == (family != "sdxl")
     if pooled is not None:
@@ -138,11 +140,11 @@ def test_a_sound_vae_that_overflows_in_half_precision_is_not_called_damaged() ->
 def test_what_is_loaded_for_now_goes_again() -> None:
     base = random_base("sd1")
     base.targets("attention")
-    with loaded_for_now(base, MemoryConfig()):
+    with temporarily_loaded(base, MemoryConfig()):
         base.encode_captions(["a"], TextConfig())
         assert "text_encoder" in base.loaded_parts()
     assert base.loaded_parts() == ("denoiser",)
-    with loaded_for_now(base, MemoryConfig(offload=False)):
+    with temporarily_loaded(base, MemoryConfig(offload=False)):
         base.encode_captions(["a"], TextConfig())
     assert "text_encoder" in base.loaded_parts()
 

@@ -10,8 +10,8 @@ from konomi.errors import FileFormatError, ModelError, RecipeError
 from konomi.formats import inspect_file
 from konomi.models.hub import wanted_vae_files
 from konomi.models.load import load_base
+from konomi.models.random_base import random_base
 from konomi.models.save import save_folder, save_single_file
-from konomi.models.scratch import random_base
 from konomi.storage.tensor_file import read_header, read_tensors, write_tensors
 from konomi.tasks.files import convert
 

@@ -16,8 +16,8 @@ from konomi.models.hub import is_hub_id, wanted_files
 from konomi.models.infer import infer_text, infer_unet, infer_vae
 from konomi.models.latent_diffusion import LatentDiffusion
 from konomi.models.load import load_base
+from konomi.models.random_base import random_base
 from konomi.models.save import save_folder, save_single_file
-from konomi.models.scratch import random_base
 from konomi.models.tensor_files import open_tensor_file
 from konomi.storage.tensor_file import read_header, read_tensors, write_tensors
 
@@ -253,13 +253,13 @@ def test_published_shapes_give_the_published_configs() -> None:
         inferred = infer_unet(family, shapes, {})
         assert inferred == published_config(family, "unet")
         assert infer_vae(family, shapes, {}) == published_config(family, "vae")
-        for tower in family.text_encoders:
-            published = published_config(family, tower.part)
+        for loaded_encoder in family.text_encoders:
+            published = published_config(family, loaded_encoder.part)
             width, layers = (
                 published["hidden_size"],
-                published["num_hidden_layers"] + tower.file_extra_layers,
+                published["num_hidden_layers"] + loaded_encoder.file_extra_layers,
             )
-            if tower.open_clip:
+            if loaded_encoder.open_clip:
                 text = {
                     "token_embedding.weight": (49408, width),
                     "positional_embedding": (77, width),
@@ -277,8 +277,8 @@ def test_published_shapes_give_the_published_configs() -> None:
                     f"{root}encoder.layers.{i}.mlp.fc1.weight": (4 * width, width)
                     for i in range(layers)
                 }
-            named = {tower.file_prefix + name: shape for name, shape in text.items()}
-            assert infer_text(family, tower, named, {}) == published
+            named = {loaded_encoder.file_prefix + name: shape for name, shape in text.items()}
+            assert infer_text(family, loaded_encoder, named, {}) == published
 
 
 def foreign(*names: str) -> dict[str, Tensor]:

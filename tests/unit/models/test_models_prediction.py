@@ -14,8 +14,8 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
 from konomi.errors import ModelError
 from konomi.models.load import load_base
+from konomi.models.random_base import random_base
 from konomi.models.save import save_folder, save_single_file
-from konomi.models.scratch import random_base
 from konomi.storage.tensor_file import read_header, read_tensors, write_tensors
 
 

@@ -12,8 +12,8 @@ from konomi.config.sections import TextConfig
 from konomi.errors import FileFormatError, ModelError, RunError
 from konomi.models.latent_diffusion import LatentDiffusion
 from konomi.models.load import load_base
+from konomi.models.random_base import random_base
 from konomi.models.save import save_folder, save_single_file
-from konomi.models.scratch import random_base
 from konomi.models.tokenizer import Vocabulary, clip_vocabulary, vocabulary_of_merges
 from konomi.storage.tensor_file import read_header, read_tensors
 
@@ -261,7 +261,7 @@ def test_shipped_vocabulary_is_clips() -> None:
     assert len(vocabulary.tokens) == 49408
     assert vocabulary.tokens["<|startoftext|>"] == 49406
     base = random_base("sdxl")
-    first, second = (base.tokenizer(tower) for tower in base.spec.text_encoders)
+    first, second = (base.tokenizer(loaded_encoder) for loaded_encoder in base.spec.text_encoders)
     assert (
         first.ids("a photo of a cat")
         == second.ids("a photo of a cat")

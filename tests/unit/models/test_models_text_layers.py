@@ -15,8 +15,8 @@ from konomi.errors import ModelError, RecipeError
 from konomi.families import family_named
 from konomi.models.infer import infer_text
 from konomi.models.load import load_base
+from konomi.models.random_base import random_base
 from konomi.models.save import save_folder, save_single_file
-from konomi.models.scratch import random_base
 from konomi.models.tokenizer import build_tokenizer, clip_vocabulary
 from konomi.storage.tensor_file import read_header, read_tensors, write_tensors
 from twins import transformers_text
@@ -69,7 +69,9 @@ def test_sd2_with_and_without_the_layer_that_nothing_reads(tmp_path: Path) -> No
     whole, cut = tmp_path / "24.safetensors", tmp_path / "23.safetensors"
     save_single_file(base, whole, dtype=torch.float32)
     assert without_layer(whole, cut, ".resblocks.3.")
-    theirs = transformers_text(base.text_towers()[0].module, base.source.configs["text_encoder"])
+    theirs = transformers_text(
+        base.loaded_encoders()[0].module, base.source.configs["text_encoder"]
+    )
     tokenizer = build_tokenizer(clip_vocabulary(), pad_token="!")
     ids = tokenizer("a red cat", padding="max_length", max_length=77, return_tensors="pt").input_ids
     expected = theirs(ids).last_hidden_state
@@ -84,7 +86,7 @@ def test_sd2_with_and_without_the_layer_that_nothing_reads(tmp_path: Path) -> No
         skipped = found.encode_captions(["a red cat"], TextConfig(clip_skip=2)).states
         hidden = theirs(ids, output_hidden_states=True).hidden_states[-2]
         torch.testing.assert_close(
-            skipped, base.text_towers()[0].module.text_model.final_layer_norm(hidden)
+            skipped, base.loaded_encoders()[0].module.text_model.final_layer_norm(hidden)
         )
         # And written again, it has the layer that other tools look for.
         again = tmp_path / f"again-{path.stem}.safetensors"
@@ -125,4 +127,4 @@ def test_sdxls_second_encoder_without_its_last_layer_is_incomplete(tmp_path: Pat
     with pytest.raises(
         ModelError, match=r"tensors of text_encoder_2 are missing, first .*layers\.2\."
     ):
-        load_base(cut).text_towers()
+        load_base(cut).loaded_encoders()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from konomi.families import CONFIGS
-from konomi.models.scratch import random_base
+from konomi.models.random_base import random_base
 from konomi.models.unet import UNet, is_plain
 from twins import assert_same_gradients, listed
 
@@ -109,7 +109,7 @@ def test_a_warm_start_imports_neither_diffusers_nor_transformers() -> None:
     program = """
 import sys, torch
 from konomi.diffusion.conditioning import Conditioning
-from konomi.models.scratch import random_base
+from konomi.models.random_base import random_base
 base = random_base("sd1")
 base.predict(torch.zeros(1, 4, 8, 8), torch.tensor([1]), Conditioning(torch.zeros(1, 77, 32)))
 print(sorted({"diffusers", "transformers", "accelerate", "peft", "torch._dynamo"}

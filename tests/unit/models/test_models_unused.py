@@ -13,8 +13,8 @@ from konomi.diffusion.noise import scaled_linear_schedule
 from konomi.errors import ModelError
 from konomi.models import unused
 from konomi.models.load import load_base
+from konomi.models.random_base import random_base
 from konomi.models.save import save_folder, save_single_file
-from konomi.models.scratch import random_base
 from konomi.storage.tensor_file import read_header, read_tensors, write_tensors
 
 
@@ -34,11 +34,11 @@ def test_a_plain_file_has_no_notes(family: str, tmp_path: Path) -> None:
         "sqrt_one_minus_alphas_cumprod": (1 - schedule).sqrt(),
         "betas": schedule,
     }
-    towers = {"sd1": "cond_stage_model.transformer.text_model.embeddings.position_ids",
+    loaded_encoders = {"sd1": "cond_stage_model.transformer.text_model.embeddings.position_ids",
               "sd2": "cond_stage_model.model.attn_mask",
               "sdxl": "conditioner.embedders.1.model.attn_mask"}  # fmt: skip
     if family == "sd1":
-        extra[towers[family]] = torch.arange(77)[None]
+        extra[loaded_encoders[family]] = torch.arange(77)[None]
     assert notes(random_base(family), extra, tmp_path) == ()
 
 

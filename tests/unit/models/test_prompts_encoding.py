@@ -8,7 +8,7 @@ import torch
 from konomi.config.sections import TextConfig
 from konomi.errors import ModelError, RecipeError
 from konomi.models.clip_text import TextEncoder
-from konomi.models.text_encoding import TextTower, count_chunks, encode_text
+from konomi.models.text_encoding import LoadedTextEncoder, count_chunks, encode_text
 from konomi.models.tokenizer import Tokenizer, build_tokenizer, clip_vocabulary
 from twins import transformers_text
 
@@ -27,9 +27,9 @@ def their_tokenizer(pad):
 
 
 @pytest.fixture(scope="module")
-def tower(tokenizer):
+def loaded_encoder(tokenizer):
     """SD1's way."""
-    return TextTower("text_encoder", tokenizer, encoder())
+    return LoadedTextEncoder("text_encoder", tokenizer, encoder())
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,9 @@ def second():
     """SDXL's second way."""
     tokenizer = Tokenizer(clip_vocabulary(), pad_token="!")
     module = encoder(projection=True)
-    return TextTower("text_encoder_2", tokenizer, module, layer=2, final_norm=False, pooled=True)
+    return LoadedTextEncoder(
+        "text_encoder_2", tokenizer, module, layer=2, final_norm=False, pooled=True
+    )
 
 
 CONFIG = {
@@ -57,8 +59,8 @@ def encoder(*, projection=False):
 
 
 @pytest.fixture(scope="module")
-def theirs(tower):
-    return transformers_text(tower.module, CONFIG)
+def theirs(loaded_encoder):
+    return transformers_text(loaded_encoder.module, CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +68,8 @@ def their_second(second):
     return transformers_text(second.module, CONFIG)
 
 
-def tokens(tower, caption):
-    theirs = their_tokenizer("!" if tower.tokenizer.pad_token_id == 0 else "<|endoftext|>")
+def tokens(loaded_encoder, caption):
+    theirs = their_tokenizer("!" if loaded_encoder.tokenizer.pad_token_id == 0 else "<|endoftext|>")
     return theirs(
         caption, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     ).input_ids
@@ -79,43 +81,47 @@ def by_hand(theirs, *chunks, pad=END):
     return theirs(torch.tensor(rows)).last_hidden_state
 
 
-def ids(tower, text):
+def ids(loaded_encoder, text):
     return their_tokenizer("<|endoftext|>")(text, add_special_tokens=False)["input_ids"]
 
 
-def states(tower, caption, text=EMPHASIS, **more):
-    return encode_text([tower], [caption], text, **more).states[0]
+def states(loaded_encoder, caption, text=EMPHASIS, **more):
+    return encode_text([loaded_encoder], [caption], text, **more).states[0]
 
 
 @torch.no_grad()
-def test_plain_captions_equal_transformers(tower, theirs):
+def test_plain_captions_equal_transformers(loaded_encoder, theirs):
     captions = ["a photo of a dog", "", "Ein Hund, (1.5:2) [x] | {y} BREAK 猫"]
-    encoded = encode_text([tower], captions, TextConfig())
-    expected = torch.cat([theirs(tokens(tower, caption)).last_hidden_state for caption in captions])
+    encoded = encode_text([loaded_encoder], captions, TextConfig())
+    expected = torch.cat(
+        [theirs(tokens(loaded_encoder, caption)).last_hidden_state for caption in captions]
+    )
     torch.testing.assert_close(encoded.states, expected)
     assert encoded.pooled is None
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("skip", [1, 2, 4])
-def test_clip_skip_norms_the_chosen_layer(tower, theirs, skip):
-    out = theirs(tokens(tower, "a dog"), output_hidden_states=True)
-    expected = tower.module.text_model.final_layer_norm(out.hidden_states[-skip])
+def test_clip_skip_norms_the_chosen_layer(loaded_encoder, theirs, skip):
+    out = theirs(tokens(loaded_encoder, "a dog"), output_hidden_states=True)
+    expected = loaded_encoder.module.text_model.final_layer_norm(out.hidden_states[-skip])
     torch.testing.assert_close(
-        encode_text([tower], ["a dog"], TextConfig(clip_skip=skip)).states, expected
+        encode_text([loaded_encoder], ["a dog"], TextConfig(clip_skip=skip)).states, expected
     )
 
 
-def test_clip_skip_beyond_the_layers(tower):
+def test_clip_skip_beyond_the_layers(loaded_encoder):
     with pytest.raises(RecipeError, match=r"text\.clip_skip is 5; .* has 4 layers"):
-        states(tower, "a", TextConfig(clip_skip=5))
+        states(loaded_encoder, "a", TextConfig(clip_skip=5))
 
 
 @torch.no_grad()
 def test_sdxl_takes_the_layer_before_the_last_and_the_projected_end(
-    tower, second, theirs, their_second
+    loaded_encoder, second, theirs, their_second
 ):
-    first = TextTower("text_encoder", tower.tokenizer, tower.module, layer=2, final_norm=False)
+    first = LoadedTextEncoder(
+        "text_encoder", loaded_encoder.tokenizer, loaded_encoder.module, layer=2, final_norm=False
+    )
     captions = ["a dog", "a cat with <|endoftext|> in it"]
     encoded = encode_text([first, second], captions, TextConfig())
     out_1 = theirs(tokens(first, captions[0]), output_hidden_states=True)
@@ -135,23 +141,25 @@ def test_sdxl_takes_the_layer_before_the_last_and_the_projected_end(
 
 @torch.no_grad()
 @pytest.mark.parametrize(("max_tokens", "positions"), [(75, 77), (150, 154), (225, 231)])
-def test_long_captions_are_chunks_encoded_alone(tower, theirs, max_tokens, positions):
+def test_long_captions_are_chunks_encoded_alone(loaded_encoder, theirs, max_tokens, positions):
     caption = " ".join(["dog cat"] * 50)
-    numbers = ids(tower, caption)
+    numbers = ids(loaded_encoder, caption)
     assert len(numbers) == 100
-    encoded = states(tower, caption, TextConfig(max_tokens=max_tokens))
+    encoded = states(loaded_encoder, caption, TextConfig(max_tokens=max_tokens))
     chunks = [numbers[:75], numbers[75:], []][: max_tokens // 75]
     assert encoded.shape[0] == positions
     torch.testing.assert_close(encoded, by_hand(theirs, *chunks).flatten(0, 1))
-    assert count_chunks([tower], ["dog", caption], TextConfig()) == 2
-    assert count_chunks([tower], ["dog"], TextConfig()) == 1
+    assert count_chunks([loaded_encoder], ["dog", caption], TextConfig()) == 2
+    assert count_chunks([loaded_encoder], ["dog"], TextConfig()) == 1
 
 
 @torch.no_grad()
-def test_sd_scripts_chunking_strips_inner_ends(tower, theirs):
-    numbers = ids(tower, " ".join(["dog cat"] * 50))
+def test_sd_scripts_chunking_strips_inner_ends(loaded_encoder, theirs):
+    numbers = ids(loaded_encoder, " ".join(["dog cat"] * 50))
     encoded = states(
-        tower, " ".join(["dog cat"] * 50), TextConfig(max_tokens=225, chunking="sd_scripts")
+        loaded_encoder,
+        " ".join(["dog cat"] * 50),
+        TextConfig(max_tokens=225, chunking="sd_scripts"),
     )
     parts = by_hand(theirs, numbers[:75], numbers[75:], [])
     assert encoded.shape[0] == 227
@@ -162,12 +170,12 @@ def test_sd_scripts_chunking_strips_inner_ends(tower, theirs):
 
 
 @torch.no_grad()
-def test_a_caption_does_not_depend_on_its_neighbours(tower, second):
+def test_a_caption_does_not_depend_on_its_neighbours(loaded_encoder, second):
     text = TextConfig(max_tokens=150, emphasis=True)
     captions = ["a (dog:1.3)", "cat " * 90, "a:0.5|b:0.5"]
-    together = encode_text([tower, second], captions, text)
+    together = encode_text([loaded_encoder, second], captions, text)
     for i, caption in enumerate(captions):
-        alone = encode_text([tower, second], [caption], text)
+        alone = encode_text([loaded_encoder, second], [caption], text)
         torch.testing.assert_close(together.states[i : i + 1], alone.states)
         torch.testing.assert_close(together.pooled[i : i + 1], alone.pooled)
 
@@ -181,43 +189,47 @@ def test_padding_is_the_towers_own(second, their_second):
 
 
 @torch.no_grad()
-def test_emphasis_multiplies_and_restores_the_mean(tower):
-    plain = states(tower, "a dog runs")
+def test_emphasis_multiplies_and_restores_the_mean(loaded_encoder):
+    plain = states(loaded_encoder, "a dog runs")
     weights = torch.ones(77, 1)
-    assert len(ids(tower, "dog")) == 1
+    assert len(ids(loaded_encoder, "dog")) == 1
     weights[2] = 1.5
     weighted = plain * weights
-    torch.testing.assert_close(states(tower, "a (dog:1.5) runs", restore_mean=False), weighted)
+    torch.testing.assert_close(
+        states(loaded_encoder, "a (dog:1.5) runs", restore_mean=False), weighted
+    )
     expected = weighted * plain.mean() / weighted.mean()
-    torch.testing.assert_close(states(tower, "a (dog:1.5) runs"), expected)
-    assert torch.equal(states(tower, "a (dog:1.0) runs"), plain)
+    torch.testing.assert_close(states(loaded_encoder, "a (dog:1.5) runs"), expected)
+    assert torch.equal(states(loaded_encoder, "a (dog:1.0) runs"), plain)
 
 
 @torch.no_grad()
-def test_emphasis_rescales_only_its_own_chunk(tower):
+def test_emphasis_rescales_only_its_own_chunk(loaded_encoder):
     text = TextConfig(emphasis=True, max_tokens=150)
-    encoded = states(tower, "a (dog:1.5) BREAK a cat", text)
-    torch.testing.assert_close(encoded[77:], states(tower, "a cat"))
-    torch.testing.assert_close(encoded[:77], states(tower, "a (dog:1.5)"))
+    encoded = states(loaded_encoder, "a (dog:1.5) BREAK a cat", text)
+    torch.testing.assert_close(encoded[77:], states(loaded_encoder, "a cat"))
+    torch.testing.assert_close(encoded[:77], states(loaded_encoder, "a (dog:1.5)"))
 
 
 @torch.no_grad()
-def test_a_mean_of_zero_says_nothing_about_scale(tower, tokenizer):
-    encoded = states(tower, "(dog:-1) (cat:-1) " * 30)
-    assert encoded.abs().max() < 10 * states(tower, "dog cat " * 30).abs().max()
+def test_a_mean_of_zero_says_nothing_about_scale(loaded_encoder, tokenizer):
+    encoded = states(loaded_encoder, "(dog:-1) (cat:-1) " * 30)
+    assert encoded.abs().max() < 10 * states(loaded_encoder, "dog cat " * 30).abs().max()
     module = encoder()
     torch.nn.init.zeros_(module.text_model.final_layer_norm.bias)
-    centred = TextTower("text_encoder", tokenizer, module)
+    centred = LoadedTextEncoder("text_encoder", tokenizer, module)
     expected = states(centred, "a (dog:1.5)", restore_mean=False)
     torch.testing.assert_close(states(centred, "a (dog:1.5)"), expected)
 
 
 @torch.no_grad()
-def test_break_fills_the_chunk(tower, theirs):
+def test_break_fills_the_chunk(loaded_encoder, theirs):
     text = TextConfig(emphasis=True, max_tokens=150)
-    expected = by_hand(theirs, ids(tower, "a dog"), ids(tower, "a cat")).flatten(0, 1)
-    torch.testing.assert_close(states(tower, "a dog BREAK a cat", text), expected)
-    assert count_chunks([tower], ["a dog BREAK a cat"], text) == 2
+    expected = by_hand(theirs, ids(loaded_encoder, "a dog"), ids(loaded_encoder, "a cat")).flatten(
+        0, 1
+    )
+    torch.testing.assert_close(states(loaded_encoder, "a dog BREAK a cat", text), expected)
+    assert count_chunks([loaded_encoder], ["a dog BREAK a cat"], text) == 2
 
 
 @torch.no_grad()
@@ -229,46 +241,52 @@ def test_mixing_blends_states_and_pooled(second):
     torch.testing.assert_close(mixed.states[1:], one.states)
 
 
-def rows_of(tower, text):
+def rows_of(loaded_encoder, text):
     return (
-        tower.module.text_model.embeddings.token_embedding.weight[ids(tower, text)].detach().clone()
+        loaded_encoder.module.text_model.embeddings.token_embedding.weight[
+            ids(loaded_encoder, text)
+        ]
+        .detach()
+        .clone()
     )
 
 
 @torch.no_grad()
-def test_a_learned_word_with_known_rows_equals_those_words(tower):
-    words = {"MyPet": {"text_encoder": rows_of(tower, "brown dog")}}
+def test_a_learned_word_with_known_rows_equals_those_words(loaded_encoder):
+    words = {"MyPet": {"text_encoder": rows_of(loaded_encoder, "brown dog")}}
     for prompt in ("a {} runs", "a ({}:1.3) runs", "cat " * 73 + "{}", "{}, {}"):
         text = TextConfig(emphasis=True, max_tokens=150)
-        expected = states(tower, prompt.replace("{}", "brown dog"), text)
+        expected = states(loaded_encoder, prompt.replace("{}", "brown dog"), text)
         torch.testing.assert_close(
-            states(tower, prompt.replace("{}", "mypet"), text, words=words), expected
+            states(loaded_encoder, prompt.replace("{}", "mypet"), text, words=words), expected
         )
 
 
 @torch.no_grad()
-def test_a_learned_word_is_never_torn_apart(tower):
+def test_a_learned_word_is_never_torn_apart(loaded_encoder):
     words = {"sks": {"text_encoder": torch.randn(4, 24)}}
     caption = "cat " * 73 + "sks"
-    assert count_chunks([tower], [caption], EMPHASIS, words=words) == 2
-    encoded = states(tower, caption, TextConfig(max_tokens=150), words=words)
-    torch.testing.assert_close(encoded[:77], states(tower, "cat " * 73))
-    torch.testing.assert_close(encoded[77:], states(tower, "sks", words=words))
+    assert count_chunks([loaded_encoder], [caption], EMPHASIS, words=words) == 2
+    encoded = states(loaded_encoder, caption, TextConfig(max_tokens=150), words=words)
+    torch.testing.assert_close(encoded[:77], states(loaded_encoder, "cat " * 73))
+    torch.testing.assert_close(encoded[77:], states(loaded_encoder, "sks", words=words))
 
 
-def test_gradients_reach_learned_words_and_the_encoder(tower, second):
+def test_gradients_reach_learned_words_and_the_encoder(loaded_encoder, second):
     vectors = {
         part: torch.randn(2, 24, requires_grad=True) for part in ("text_encoder", "text_encoder_2")
     }
-    encoded = encode_text([tower, second], ["a (<s1>:1.2)"], EMPHASIS, words={"<s1>": vectors})
+    encoded = encode_text(
+        [loaded_encoder, second], ["a (<s1>:1.2)"], EMPHASIS, words={"<s1>": vectors}
+    )
     (encoded.states.square().sum() + encoded.pooled.square().sum()).backward()
     assert all(v.grad.abs().sum(1).min() > 0 for v in vectors.values())
-    weight = tower.module.text_model.encoder.layers[0].self_attn.q_proj.weight
+    weight = loaded_encoder.module.text_model.encoder.layers[0].self_attn.q_proj.weight
     assert weight.grad.abs().sum() > 0
     # Only rows of real tokens receive gradient, none of a learned word's placeholder.
-    used = {START, END, *ids(tower, "a")}
+    used = {START, END, *ids(loaded_encoder, "a")}
     touched = (
-        tower.module.text_model.embeddings.token_embedding.weight.grad.abs()
+        loaded_encoder.module.text_model.embeddings.token_embedding.weight.grad.abs()
         .sum(1)
         .nonzero()
         .flatten()
@@ -277,13 +295,13 @@ def test_gradients_reach_learned_words_and_the_encoder(tower, second):
     assert set(touched) == used
 
 
-def test_a_learned_word_of_another_family_is_refused(tower):
+def test_a_learned_word_of_another_family_is_refused(loaded_encoder):
     with pytest.raises(
         ModelError, match=r"'sks' is 16 wide; text_encoder of this base has width 24"
     ):
-        states(tower, "sks", words={"sks": {"text_encoder": torch.randn(1, 16)}})
+        states(loaded_encoder, "sks", words={"sks": {"text_encoder": torch.randn(1, 16)}})
     with pytest.raises(ModelError, match="80 vectors; at most 75"):
-        states(tower, "sks", words={"sks": {"text_encoder": torch.randn(80, 24)}})
+        states(loaded_encoder, "sks", words={"sks": {"text_encoder": torch.randn(80, 24)}})
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from konomi.cli.main import main
 from konomi.errors import ModelError, RecipeError
 from konomi.methods.method import Weights
 from konomi.models.load import load_base
+from konomi.models.random_base import random_base
 from konomi.models.save import save_folder, save_single_file
-from konomi.models.scratch import random_base
 from konomi.storage.tensor_file import read_header, read_tensors, write_tensors
 from konomi.tasks.preparing import Job, open_stream, prepare
 from konomi.tasks.previewing import draw_previews

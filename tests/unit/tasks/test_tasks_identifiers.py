@@ -15,7 +15,7 @@ from konomi.cli.main import main
 from konomi.config.sections import TextConfig
 from konomi.errors import RecipeError
 from konomi.models.load import load_base
-from konomi.models.scratch import random_base
+from konomi.models.random_base import random_base
 from konomi.models.tokenizer import clip_vocabulary
 from konomi.tasks.identifying import candidates, denoiser_reactions, identifiers
 from konomi.tasks.prior import _list as prior_list

@@ -15,8 +15,8 @@ import konomi
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.kinds import Difference, LowRank
 from konomi.formats.kohya_metadata import training_metadata
+from konomi.models.random_base import random_base
 from konomi.models.save import save_folder
-from konomi.models.scratch import random_base
 from konomi.tasks.preparing import Job, prepare
 from konomi.tasks.recipes import recipe_from_flags
 from konomi.tasks.training_facts import folder_names, network_size, training_facts

@@ -23,8 +23,8 @@ from konomi.tasks.unused_settings import Situation, reasons, unused_settings
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A small base, three square pictures without captions and two wide ones with tags."""
+    from konomi.models.random_base import random_base
     from konomi.models.save import save_folder
-    from konomi.models.scratch import random_base
 
     folder = tmp_path_factory.mktemp("unused")
     save_folder(random_base("sd1"), folder / "base", dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""The image tower of the CLIP inside konomi: a small residual network, as CLIP's RN50 is a large
+"""The image encoder of the CLIP inside konomi: a small residual network, as CLIP's RN50 is a large
 one.
 
 Convolutions (He et al. 2016, "Deep Residual Learning"; Radford et al. 2021, section 2.4) learn to
@@ -19,8 +19,8 @@ WIDTHS = (32, 64, 128, 160)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """Named as transformers names the output of CLIP's image towers."""
+class ImageEncoderOutput:
+    """Named as transformers names the output of CLIP's image encoders."""
 
     last_hidden_state: Tensor
     """[N, P, C]: features of places, row by row."""
@@ -63,7 +63,7 @@ class Entry(nn.Module):
         return functional.silu(self.norm(self.conv(grid_NCHW)))
 
 
-class ResidualTower(nn.Module):
+class ResidualImageEncoder(nn.Module):
     """[N, 3, H, W] pixels -> features; each level has half the side of the one before."""
 
     def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
@@ -76,6 +76,6 @@ class ResidualTower(nn.Module):
             )
         )
 
-    def forward(self, pixel_values: Tensor) -> Seen:
+    def forward(self, pixel_values: Tensor) -> ImageEncoderOutput:
         places_NPC = self.levels(pixel_values).flatten(2).transpose(1, 2)
-        return Seen(places_NPC, places_NPC.mean(1))
+        return ImageEncoderOutput(places_NPC, places_NPC.mean(1))

@@ -91,7 +91,9 @@ def random_base(
     if vocabulary is not None:
         _fit_vocabulary(spec, merged, vocabulary)
     vocabularies: dict[str, Vocabulary] = (
-        {} if vocabulary is None else {tower.tokenizer: vocabulary for tower in spec.text_encoders}
+        {}
+        if vocabulary is None
+        else {encoder.tokenizer: vocabulary for encoder in spec.text_encoders}
     )
     source = RandomSource(spec, prediction, merged, seed, vocabularies)
     return LatentDiffusion(source, name=name or f"random-{family}")
@@ -102,10 +104,10 @@ def _fit_vocabulary(
 ) -> None:
     from konomi.models.tokenizer import END, START
 
-    for tower in spec.text_encoders:
-        configs[tower.part].update(
+    for encoder in spec.text_encoders:
+        configs[encoder.part].update(
             vocab_size=max(vocabulary.tokens.values()) + 1,
             bos_token_id=vocabulary.tokens[START],
             eos_token_id=vocabulary.tokens[END],
-            pad_token_id=vocabulary.tokens.get(tower.pad_token, vocabulary.tokens[END]),
+            pad_token_id=vocabulary.tokens.get(encoder.pad_token, vocabulary.tokens[END]),
         )
