@@ -102,7 +102,7 @@ class PlainBranches:
                 pooled = module.text_projection(core.final_layer_norm(hidden)[:, length - 1])
         return torch.cat(states, dim=-1), pooled
 
-    def answer(self, noisy, timestep, text, sizes):
+    def noise_pred(self, noisy, timestep, text, sizes):
         states, pooled = text
         extra = (
             {}
@@ -125,8 +125,10 @@ class PlainBranches:
             alpha, sigma = self.alphas[t].sqrt(), (1 - self.alphas[t]).sqrt()
             noisy = (alpha * latents[i] + sigma * noise[i])[None]
             sizes = examples.sizes[i : i + 1]
-            above = self.answer(noisy, t, self.text(CAPTIONS[i][0], "sks", CAPTIONS[i][1]), sizes)
-            below = self.answer(noisy, t, self.text("", "sks-neg", ""), sizes)
+            above = self.noise_pred(
+                noisy, t, self.text(CAPTIONS[i][0], "sks", CAPTIONS[i][1]), sizes
+            )
+            below = self.noise_pred(noisy, t, self.text("", "sks-neg", ""), sizes)
             s = self.guidance
             if self.low is not None:
                 s = self.low + (self.guidance - self.low) * math.cos(
@@ -321,7 +323,7 @@ def test_each_lora_acts_in_its_own_branch_alone(kit, family):
 def test_lora_variant_shows_what_it_exports_and_leaves_the_base_clean(kit, family):
     base, method, trainer, _ = trained(kit, family, lora_rank=2)
     examples = kit.examples()
-    untouched, result = kit.base(family), method.export()
+    original_base, result = kit.base(family), method.export()
     rates = {group.name: group.learning_rate for group in trainer.phases[0].groups}
     assert rates == {"words": 1e-2, "positive": 1e-2, "negative": 1e-2}
     noisy, t = examples.latents.mean, torch.tensor([500, 20])
@@ -340,7 +342,7 @@ def test_lora_variant_shows_what_it_exports_and_leaves_the_base_clean(kit, famil
     assert torch.equal(ask(base), live) and base.negative_weights == {}
     method.close()
     assert base.words == {}
-    assert torch.equal(ask(base), ask(untouched))
+    assert torch.equal(ask(base), ask(original_base))
 
 
 def test_lora_variant_resumes_bit_for_bit(kit):

@@ -101,7 +101,7 @@ def asked(base, examples, rng):
     return plan.add_noise(latents, noise, timesteps), timesteps, wanted
 
 
-def answer(base, weights, noisy, timesteps, captions, sizes):
+def noise_pred(base, weights, noisy, timesteps, captions, sizes):
     """The denoiser's answer with `weights`: part -> {name: float64 tensor}."""
     states, pooled = text_states(base, captions, weights)
     added = None if pooled is None else {"text_embeds": pooled, "time_ids": sizes.double()}
@@ -137,16 +137,16 @@ def expected_loss(base64, now, before, batch, rng, source):
     subject = batch.subject
     noisy, timesteps, wanted = asked(base64, subject, rng)
     loss = functional.mse_loss(
-        answer(base64, now, noisy, timesteps, subject.captions, subject.sizes), wanted
+        noise_pred(base64, now, noisy, timesteps, subject.captions, subject.sizes), wanted
     )
     if source == "prediction":
         captions = ["a dog"] * len(subject)
-        wanted = answer(base64, before, noisy, timesteps, captions, subject.sizes).detach()
-        told = answer(base64, now, noisy, timesteps, captions, subject.sizes)
+        wanted = noise_pred(base64, before, noisy, timesteps, captions, subject.sizes).detach()
+        told = noise_pred(base64, now, noisy, timesteps, captions, subject.sizes)
     else:
         prior = batch.prior
         noisy, timesteps, wanted = asked(base64, prior, rng.fork("prior"))
-        told = answer(base64, now, noisy, timesteps, prior.captions, prior.sizes)
+        told = noise_pred(base64, now, noisy, timesteps, prior.captions, prior.sizes)
     return loss + WEIGHT * functional.mse_loss(told, wanted)
 
 

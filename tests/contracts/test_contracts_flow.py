@@ -36,9 +36,9 @@ def test_the_loss_is_the_closed_form(kit):
     torch.testing.assert_close(noised.noisy_latents.double(), expected, rtol=1e-5, atol=1e-6)
     with torch.no_grad():
         text = base.encode_captions(examples.captions, recipe.text)
-        answer = base.predict(noised.noisy_latents, noised.timesteps_B, text)
+        noise_pred = base.predict(noised.noisy_latents, noised.timesteps_B, text)
         wanted = (noised.noise - noised.latents).double()
-        expected = (answer.double() - wanted).square().flatten(1).mean(1)
+        expected = (noise_pred.double() - wanted).square().flatten(1).mean(1)
         torch.testing.assert_close(
             loss.per_example(examples, rng).double(), expected, rtol=1e-5, atol=1e-6
         )

@@ -56,7 +56,7 @@ def train(trainer, kit, batch=None):
     return [event.loss for event in trainer.run(kit.stream(batch or kit.batch()), stop=Stop())]
 
 
-def answer(base, kit):
+def noise_pred(base, kit):
     examples = kit.examples(seed=9)
     conditioning = base.with_sizes(
         base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes
@@ -160,13 +160,13 @@ def plain_loss(base, examples, rng, text):
     if text.pooled is not None:
         extra = {"text_embeds": text.pooled.double(), "time_ids": examples.sizes.double()}
     noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
-    answer = base.denoiser(noisy, timesteps, text.states.double(), extra)[0]
+    noise_pred = base.denoiser(noisy, timesteps, text.states.double(), extra)[0]
     wanted = (
         noise
         if base.process.prediction == "epsilon"
         else kept.sqrt() * noise - (1 - kept).sqrt() * latents
     )
-    return F.mse_loss(answer, wanted)
+    return F.mse_loss(noise_pred, wanted)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
@@ -175,12 +175,12 @@ def test_options_export_what_was_trained(kit, options, family):
     base, method, trainer = start(kit, HypernetworkConfig(**options), family, learning_rate=1e-2)
     assert all(math.isfinite(loss) for loss in train(trainer, kit))
     with eval_mode(base.denoiser):
-        live = answer(base, kit)
+        live = noise_pred(base, kit)
     fresh = kit.base(family)
-    untouched = answer(fresh, kit)
+    original_base = noise_pred(fresh, kit)
     with attach(fresh, [(method.export(), Strengths())]):
-        shown = answer(fresh, kit)
-    assert not torch.allclose(shown, untouched, atol=1e-4)
+        shown = noise_pred(fresh, kit)
+    assert not torch.allclose(shown, original_base, atol=1e-4)
     torch.testing.assert_close(shown, live, rtol=1e-4, atol=1e-4)
 
 

@@ -86,7 +86,7 @@ def base(shared):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in shared.denoiser.modules())
 
 
-def answer(base, caption="a photo of sks", *, negative=False):
+def noise_pred(base, caption="a photo of sks", *, negative=False):
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         text = base.encode_captions([caption] * 2, TextConfig())
@@ -118,31 +118,31 @@ def made(base):
 
 @every_live_adapter
 def test_is_on_the_base_from_the_start_and_off_it_bit_for_bit(base, made, make):
-    plain = answer(base)
+    plain = noise_pred(base)
     before = {name: value.clone() for name, value in base.denoiser.state_dict().items()}
     live = made(make)
     assert live.attached
-    learned = answer(base)
+    learned = noise_pred(base)
     assert not torch.equal(learned, plain)
     with live.pause():
         assert not live.attached
-        assert torch.equal(answer(base), plain)
+        assert torch.equal(noise_pred(base), plain)
     assert live.attached
-    assert torch.equal(answer(base), learned)
+    assert torch.equal(noise_pred(base), learned)
     live.detach()
     live.detach()
     assert not live.attached
-    assert torch.equal(answer(base), plain)
+    assert torch.equal(noise_pred(base), plain)
     with live.pause():
-        assert torch.equal(answer(base), plain)
+        assert torch.equal(noise_pred(base), plain)
     # What was off before a pause stays off after it.
     assert not live.attached
-    assert torch.equal(answer(base), plain)
+    assert torch.equal(noise_pred(base), plain)
     live.attach()
     live.attach()
-    assert torch.equal(answer(base), learned)
+    assert torch.equal(noise_pred(base), learned)
     live.detach()
-    assert torch.equal(answer(base), plain)
+    assert torch.equal(noise_pred(base), plain)
     after = base.denoiser.state_dict()
     assert before.keys() == after.keys() and all(
         torch.equal(value, after[name]) for name, value in before.items()
@@ -152,23 +152,23 @@ def test_is_on_the_base_from_the_start_and_off_it_bit_for_bit(base, made, make):
 @every_live_adapter
 def test_comes_back_when_a_pause_breaks_off(base, made, make):
     live = made(make)
-    learned = answer(base)
+    learned = noise_pred(base)
     with pytest.raises(KeyError), live.pause():
         raise KeyError
     assert live.attached
-    assert torch.equal(answer(base), learned)
+    assert torch.equal(noise_pred(base), learned)
 
 
 @every_live_adapter
 def test_what_is_exported_computes_what_was_trained(base, made, make):
     live = made(make)
-    learned = answer(base)
+    learned = noise_pred(base)
     exported = live.export()
     live.detach()
     with attach(base, [(exported, Strengths())]):
-        torch.testing.assert_close(answer(base), learned, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(noise_pred(base), learned, rtol=1e-3, atol=1e-4)
         if exported.negative is not None:
-            assert (answer(base, negative=True) - learned).abs().max() > 1e-3
+            assert (noise_pred(base, negative=True) - learned).abs().max() > 1e-3
 
 
 @every_live_adapter
@@ -227,7 +227,7 @@ def test_chance_is_that_of_the_step(base, made, make):
         drawn = []
         for step in (0, 1, 0):
             live.begin_step(Rng.for_step(0, step).for_samples(torch.arange(2)))
-            drawn.append(answer(base))
+            drawn.append(noise_pred(base))
     finally:
         base.denoiser.eval()
     assert torch.equal(drawn[0], drawn[2])

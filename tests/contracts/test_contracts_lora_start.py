@@ -19,7 +19,7 @@ def built(kit, config, **options):
     return base, kit.method(base, kit.recipe(config))
 
 
-def answer(base, kit):
+def noise_pred(base, kit):
     examples = kit.examples(seed=9)
     with torch.no_grad():
         conditioning = base.with_sizes(
@@ -76,11 +76,11 @@ def test_layers_ranks_and_answers_are_the_files(kit, trained, options):
         "text.a",
         "text.b",
     }
-    live = answer(base, kit)
+    live = noise_pred(base, kit)
     fresh = kit.base("sd1")
     with attach(fresh, [(Adapter(layers=old.layers, family="sd1"), Strengths())]):
-        torch.testing.assert_close(live, answer(fresh, kit), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(live, answer(fresh, kit), atol=1e-3)
+        torch.testing.assert_close(live, noise_pred(fresh, kit), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(live, noise_pred(fresh, kit), atol=1e-3)
 
 
 def test_it_is_said_what_a_file_brings_and_what_is_not_used_of_it(kit, trained):

@@ -45,7 +45,7 @@ def everything(base):
     }
 
 
-def answer(base, kit):
+def noise_pred(base, kit):
     """The denoiser's prediction for fixed inputs."""
     examples = kit.examples(seed=9)
     conditioning = base.with_sizes(
@@ -192,19 +192,19 @@ def test_previews_keep_no_copy_of_weights_on_the_device(kit, kind, monkeypatch):
 @pytest.mark.kernels
 def test_as_loaded_shows_what_was_exported_and_leaves_no_trace(kit, kind, family):
     base, method, trainer = start(kit, family, kind, total=3, learning_rate=1e-2)
-    untouched = answer(base, kit)
+    original_base = noise_pred(base, kit)
     train(trainer, kit)
-    live = answer(base, kit)
-    assert not torch.allclose(live, untouched, atol=1e-4)
+    live = noise_pred(base, kit)
+    assert not torch.allclose(live, original_base, atol=1e-4)
     result = method.export()
     state = copy.deepcopy(trainer.state().tensors["weights"])
     with method.as_loaded(result):
-        shown = answer(base, kit)
+        shown = noise_pred(base, kit)
     # fp16 on the way to the file for whole weights; adapters are exact to float32 rounding.
     torch.testing.assert_close(
         shown, live, rtol=2e-2, atol=2e-2 if isinstance(result, Weights) else 1e-4
     )
-    assert torch.equal(answer(base, kit), live)
+    assert torch.equal(noise_pred(base, kit), live)
     assert all(torch.equal(state[n], t) for n, t in trainer.state().tensors["weights"].items())
 
 
@@ -217,14 +217,14 @@ def test_adapters_attach_to_a_fresh_base_and_strength_zero_is_identity(kit, fami
         result = method.export()
         if not isinstance(result, Adapter):
             continue
-        live = answer(base, kit)
+        live = noise_pred(base, kit)
         fresh = kit.base(family)
-        untouched = answer(fresh, kit)
+        original_base = noise_pred(fresh, kit)
         with attach(fresh, [(result, Strengths())]):
-            torch.testing.assert_close(answer(fresh, kit), live, rtol=1e-4, atol=1e-4)
-        assert torch.equal(answer(fresh, kit), untouched)
+            torch.testing.assert_close(noise_pred(fresh, kit), live, rtol=1e-4, atol=1e-4)
+        assert torch.equal(noise_pred(fresh, kit), original_base)
         with attach(fresh, [(result, Strengths(0.0, 0.0))]):
-            assert torch.equal(answer(fresh, kit), untouched)
+            assert torch.equal(noise_pred(fresh, kit), original_base)
 
 
 @every_method

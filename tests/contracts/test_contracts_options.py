@@ -42,7 +42,7 @@ def train(trainer, batch, kit):
     return [event.loss for event in trainer.run(kit.stream(batch), stop=Stop())]
 
 
-def answer(base, kit):
+def noise_pred(base, kit):
     examples = kit.examples(seed=9)
     conditioning = base.with_sizes(
         base.encode_captions(examples.captions, kit.recipe(None).text), examples.sizes
@@ -58,12 +58,12 @@ def test_lora_options_export_what_was_trained(kit, options, family):
     losses = train(trainer, kit.batch(), kit)
     assert all(torch.isfinite(torch.tensor(losses)))
     with eval_mode(*trainer.phases[0].modules):
-        live = answer(base, kit)
+        live = noise_pred(base, kit)
     fresh = kit.base(family)
-    untouched = answer(fresh, kit)
+    original_base = noise_pred(fresh, kit)
     with attach(fresh, [(method.export(), Strengths())]):
-        shown = answer(fresh, kit)
-    assert not torch.allclose(shown, untouched, atol=1e-4)
+        shown = noise_pred(fresh, kit)
+    assert not torch.allclose(shown, original_base, atol=1e-4)
     torch.testing.assert_close(shown, live, rtol=1e-3, atol=1e-3)
 
 

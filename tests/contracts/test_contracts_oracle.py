@@ -44,13 +44,13 @@ def plain_loss(base, unet, examples, step, text):
         extra = {
             "added_cond_kwargs": {"text_embeds": text.pooled, "time_ids": examples.sizes.float()}
         }
-    answer = unet(noisy, timesteps, encoder_hidden_states=text.states, **extra).sample
+    noise_pred = unet(noisy, timesteps, encoder_hidden_states=text.states, **extra).sample
     wanted = (
         noise
         if base.process.prediction == "epsilon"
         else scheduler.get_velocity(latents, noise, timesteps)
     )
-    return functional.mse_loss(answer, wanted)
+    return functional.mse_loss(noise_pred, wanted)
 
 
 def run_konomi(kit, family, kind, prediction=None, rate=1e-3):

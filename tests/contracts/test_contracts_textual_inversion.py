@@ -98,13 +98,13 @@ def oracle(base, examples, rng, vectors):
     scheduler.alphas_cumprod = base.process.schedule.alphas_cumprod.double()
     unet = copy.deepcopy(base.denoiser).double()
     noisy = scheduler.add_noise(latents, noise, timesteps)
-    answer = unet(noisy, timesteps, encoder_hidden_states=torch.cat(states, -1), **extra).sample
+    noise_pred = unet(noisy, timesteps, encoder_hidden_states=torch.cat(states, -1), **extra).sample
     wanted = (
         noise
         if base.process.prediction == "epsilon"
         else scheduler.get_velocity(latents, noise, timesteps)
     )
-    return functional.mse_loss(answer, wanted)
+    return functional.mse_loss(noise_pred, wanted)
 
 
 @pytest.mark.parametrize(("family", "prediction"), FAMILIES)

@@ -155,14 +155,14 @@ def test_the_prediction_changes_as_the_update_says(tmp_path: Path) -> None:
     write_adapter(adapter, tmp_path / "x.safetensors", "diffusers")
     inputs = (torch.randn(2, 4, 8, 8), torch.tensor([10, 500]), torch.randn(2, 5, 32))
     with torch.no_grad():
-        untouched = pipeline.unet(*inputs).sample
+        original_base = pipeline.unet(*inputs).sample
         pipeline.load_lora_weights(tmp_path, weight_name="x.safetensors")
         theirs = pipeline.unet(*inputs).sample
         for key, module in modules(plain).items():
             assert isinstance(module.weight, Tensor)
             module.weight += delta(adapter.layers[key], module.weight)
         ours = plain.unet(*inputs).sample
-    assert (theirs - untouched).abs().max() > 1e-2
+    assert (theirs - original_base).abs().max() > 1e-2
     assert torch.allclose(theirs, ours, atol=1e-5)
 
 

@@ -49,9 +49,9 @@ def trained(folder: Path, **settings: Any) -> tuple[Model, Tensor, Tensor]:
                 if parameter.requires_grad:
                     parameter += torch.randn_like(parameter) * 0.1
         model.save_pretrained(str(folder))
-        untouched = Model()
-        untouched.load_state_dict(weights)
-        merged = PeftModel.from_pretrained(untouched, str(folder)).merge_and_unload()
+        original_base = Model()
+        original_base.load_state_dict(weights)
+        merged = PeftModel.from_pretrained(original_base, str(folder)).merge_and_unload()
     base = Model()
     base.load_state_dict(weights)
     to_q = merged.attn1["to_q"]
@@ -192,13 +192,13 @@ def test_settings_that_contradict_the_tensors_are_said(
     torch.testing.assert_close(
         module.weight + delta(adapter.layers[KEY], module.weight), weight, rtol=1e-5, atol=2e-6
     )
-    untouched = Model()
+    original_base = Model()
     if loads:
         with pytest.warns(RuntimeWarning, match="did not match any") if said else nullcontext():
-            PeftModel.from_pretrained(untouched, str(folder))
+            PeftModel.from_pretrained(original_base, str(folder))
     else:
         with pytest.raises(RuntimeError, match="size mismatch"):
-            PeftModel.from_pretrained(untouched, str(folder))
+            PeftModel.from_pretrained(original_base, str(folder))
 
 
 @pytest.mark.parametrize(

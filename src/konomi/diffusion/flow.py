@@ -81,10 +81,10 @@ class FlowMatching:
     def timesteps(self, values: Sequence[float], device: torch.device | str) -> Tensor:
         return torch.tensor(list(values), dtype=torch.float32, device=device)
 
-    def at(self, share: float) -> float:
-        return share
+    def timestep_at(self, fraction: float) -> float:
+        return fraction
 
-    def share(self, timesteps_B: Tensor) -> Tensor:
+    def fraction_at(self, timesteps_B: Tensor) -> Tensor:
         return timesteps_B.float()
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
@@ -94,8 +94,10 @@ class FlowMatching:
     def target(self, latents: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
         return noise - latents
 
-    def clean_estimate(self, answer: Tensor, noisy_latents: Tensor, timesteps_B: Tensor) -> Tensor:
-        return noisy_latents - _per_image(timesteps_B) * answer
+    def pred_original_sample(
+        self, model_output: Tensor, noisy_latents: Tensor, timesteps_B: Tensor
+    ) -> Tensor:
+        return noisy_latents - _per_image(timesteps_B) * model_output
 
     def loss_weights(self, timesteps_B: Tensor, objective: ObjectiveConfig) -> Tensor | None:
         """cosmap: 2 / (pi (1 - 2 t + 2 t^2)), the density that makes the log-SNR follow a cosine

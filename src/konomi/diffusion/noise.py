@@ -1,4 +1,4 @@
-"""The noise process and what is asked of the denoiser.
+"""The noise process and what the denoiser predicts.
 
 z_t = alpha_t z_0 + sigma_t eps (Ho et al. 2020; Salimans & Ho 2022 for v). Shapes: B batch;
 latents [B, C, h, w].
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 Prediction = Literal["epsilon", "v", "sample", "flow"]
-"""What the network is asked for. `flow`: the velocity eps - z_0 of flow matching, see
+"""What the network predicts. `flow`: the velocity eps - z_0 of flow matching, see
 `konomi.diffusion.flow`."""
 
 
@@ -29,7 +29,7 @@ class NoiseSchedule:
     @property
     def ends_in_pure_noise(self) -> bool:
         """Whether the last timestep has a signal-to-noise ratio of zero: samplers have to begin
-        exactly there, and an answer of epsilon says nothing (Lin et al. 2023).
+        exactly there, and a prediction of epsilon says nothing (Lin et al. 2023).
         """
         return float(self.alphas_cumprod[-1]) == 0.0
 
@@ -85,7 +85,7 @@ def target(
     noise: Tensor,
     timesteps_B: Tensor,
 ) -> Tensor:
-    """What the denoiser should answer."""
+    """What the denoiser should predict."""
     if prediction == "epsilon":
         return noise
     if prediction == "sample":
@@ -94,20 +94,20 @@ def target(
     return alpha * noise - sigma * latents
 
 
-def clean_estimate(
+def pred_original_sample(
     schedule: NoiseSchedule,
     prediction: Prediction,
-    answer: Tensor,
+    model_output: Tensor,
     noisy_latents: Tensor,
     timesteps_B: Tensor,
 ) -> Tensor:
     """The denoiser's idea of z_0."""
     alpha, sigma = schedule.alpha_sigma(timesteps_B)
     if prediction == "epsilon":
-        return (noisy_latents - sigma * answer) / alpha
+        return (noisy_latents - sigma * model_output) / alpha
     if prediction == "sample":
-        return answer
-    return alpha * noisy_latents - sigma * answer
+        return model_output
+    return alpha * noisy_latents - sigma * model_output
 
 
 def loss_weights(

@@ -23,7 +23,7 @@ class Process(Protocol):
 
     @property
     def prediction(self) -> Prediction:
-        """What the network is asked for."""
+        """What the network predicts."""
         ...
 
     @property
@@ -59,11 +59,11 @@ class Process(Protocol):
         """[B], in the format that the network and the other functions read."""
         ...
 
-    def at(self, share: float) -> float:
+    def timestep_at(self, fraction: float) -> float:
         """The timestep that lies so far from the image (0) to noise (1)."""
         ...
 
-    def share(self, timesteps_B: Tensor) -> Tensor:
+    def fraction_at(self, timesteps_B: Tensor) -> Tensor:
         """How far each timestep is from the image (0) to noise (1), float32 [B]."""
         ...
 
@@ -72,10 +72,12 @@ class Process(Protocol):
         ...
 
     def target(self, latents: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
-        """What the network should answer."""
+        """What the network should predict."""
         ...
 
-    def clean_estimate(self, answer: Tensor, noisy_latents: Tensor, timesteps_B: Tensor) -> Tensor:
+    def pred_original_sample(
+        self, model_output: Tensor, noisy_latents: Tensor, timesteps_B: Tensor
+    ) -> Tensor:
         """The network's idea of z_0."""
         ...
 

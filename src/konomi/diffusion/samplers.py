@@ -109,14 +109,18 @@ class Sampler:
         )
 
     def step(
-        self, answer: Tensor, step: int, latents: Tensor, generators: Sequence[torch.Generator]
+        self,
+        model_output: Tensor,
+        step: int,
+        latents: Tensor,
+        generators: Sequence[torch.Generator],
     ) -> Tensor:
-        """The next latents from the denoiser's answer to an evaluation; call it for each in order.
+        """The next latents from the denoiser's output for an evaluation; call it for each in order.
 
         Samplers that add noise draw each image's from its generator.
         """
-        self._generators, self._like = generators, answer
-        return self._kind.solver(self._run, step, latents, answer)
+        self._generators, self._like = generators, model_output
+        return self._kind.solver(self._run, step, latents, model_output)
 
     def _draw(self) -> Tensor:
         assert self._like is not None

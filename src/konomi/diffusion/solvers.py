@@ -32,23 +32,23 @@ class Run:
 
 
 Solver = Callable[[Run, int, Tensor, Tensor], Tensor]
-"""(run, evaluation, latents, the denoiser's answer) -> the next latents."""
+"""(run, evaluation, latents, the denoiser's output) -> the next latents."""
 
 
-def ddim(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
+def ddim(run: Run, i: int, x: Tensor, model_output: Tensor) -> Tensor:
     """Song et al. 2021, equation 12, with eta = 0."""
     a, following = run.levels.alphas_cumprod[i], run.levels.alphas_cumprod[i + 1]
     alpha, sigma = a**0.5, (1 - a) ** 0.5
     if run.prediction == "epsilon":
-        denoised, noise = (x - sigma * answer) / alpha, answer
+        denoised, noise = (x - sigma * model_output) / alpha, model_output
     elif run.prediction == "v":
-        denoised, noise = alpha * x - sigma * answer, alpha * answer + sigma * x
+        denoised, noise = alpha * x - sigma * model_output, alpha * model_output + sigma * x
     else:
-        denoised, noise = answer, (x - alpha * answer) / sigma
+        denoised, noise = model_output, (x - alpha * model_output) / sigma
     return following**0.5 * denoised + (1 - following) ** 0.5 * noise
 
 
-def pndm(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
+def pndm(run: Run, i: int, x: Tensor, model_output: Tensor) -> Tensor:
     """Liu et al. 2022, equations 9 and 12 without Runge-Kutta steps (PLMS): the first step is
     taken twice, the second time with the mean of both ends' noise.
     """
@@ -60,71 +60,71 @@ def pndm(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
     if i == 0:
         run.started = x
     if i != 1:
-        run.earlier = [*run.earlier[-3:], answer]
+        run.earlier = [*run.earlier[-3:], model_output]
     e = run.earlier
     if i == 1:
-        answer = (answer + e[-1]) / 2
+        model_output = (model_output + e[-1]) / 2
     elif len(e) == 2:
-        answer = (3 * e[-1] - e[-2]) / 2
+        model_output = (3 * e[-1] - e[-2]) / 2
     elif len(e) == 3:
-        answer = (23 * e[-1] - 16 * e[-2] + 5 * e[-3]) / 12
+        model_output = (23 * e[-1] - 16 * e[-2] + 5 * e[-3]) / 12
     elif len(e) == 4:
-        answer = (1 / 24) * (55 * e[-1] - 59 * e[-2] + 37 * e[-3] - 9 * e[-4])
+        model_output = (1 / 24) * (55 * e[-1] - 59 * e[-2] + 37 * e[-3] - 9 * e[-4])
     if run.prediction == "v":
-        answer = begin**0.5 * answer + (1 - begin) ** 0.5 * x
+        model_output = begin**0.5 * model_output + (1 - begin) ** 0.5 * x
     scale = begin * (1 - end) ** 0.5 + (begin * (1 - begin) * end) ** 0.5
-    return (end / begin) ** 0.5 * x - (end - begin) * answer / scale
+    return (end / begin) ** 0.5 * x - (end - begin) * model_output / scale
 
 
-def euler(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
+def euler(run: Run, i: int, x: Tensor, model_output: Tensor) -> Tensor:
     """Karras et al. 2022, algorithm 1 without its correction: along the slope dx/dsigma."""
     sigma, following = run.levels.sigmas[i], run.levels.sigmas[i + 1]
-    return x + _slope(run, sigma, x, answer) * (following - sigma)
+    return x + _slope(run, sigma, x, model_output) * (following - sigma)
 
 
-def euler_ancestral(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
+def euler_ancestral(run: Run, i: int, x: Tensor, model_output: Tensor) -> Tensor:
     """Euler's step to below the next level, then fresh noise up to it (Song et al. 2021's eta = 1,
     in sigma).
     """
     sigma, following = run.levels.sigmas[i], run.levels.sigmas[i + 1]
     up = (following**2 * (sigma**2 - following**2) / sigma**2) ** 0.5
     down = (following**2 - up**2) ** 0.5
-    return x + _slope(run, sigma, x, answer) * (down - sigma) + run.draw() * up
+    return x + _slope(run, sigma, x, model_output) * (down - sigma) + run.draw() * up
 
 
-def heun(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
+def heun(run: Run, i: int, x: Tensor, model_output: Tensor) -> Tensor:
     """Karras et al. 2022, algorithm 1: Euler's step, repeated with the mean of both ends'
     slopes.
     """
     sigmas = run.levels.sigmas
     if not run.earlier:
-        slope = _slope(run, sigmas[i], x, answer)
+        slope = _slope(run, sigmas[i], x, model_output)
         if i + 1 < len(run.levels.timesteps):  # The last step ends where no slope can be told.
             run.earlier, run.started = [slope], x
         return x + slope * (sigmas[i + 1] - sigmas[i])
     (first,) = run.earlier
     run.earlier = []
-    mean = (first + _slope(run, sigmas[i], x, answer)) / 2
+    mean = (first + _slope(run, sigmas[i], x, model_output)) / 2
     return _taken(run.started) + mean * (sigmas[i] - sigmas[i - 1])
 
 
-def lms(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
+def lms(run: Run, i: int, x: Tensor, model_output: Tensor) -> Tensor:
     """Linear multistep of order 4 (Adams-Bashforth): the polynomial through the latest slopes,
     integrated exactly.
     """
-    run.earlier = [*run.earlier[-3:], _slope(run, run.levels.sigmas[i], x, answer)]
+    run.earlier = [*run.earlier[-3:], _slope(run, run.levels.sigmas[i], x, model_output)]
     visited = [float(sigma) for sigma in run.levels.sigmas[i + 1 - len(run.earlier) : i + 2]]
     for slope, weight in zip(run.earlier, _integrals(visited[:-1], visited[-2], visited[-1])):
         x = x + weight * slope
     return x
 
 
-def dpmpp_2m(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
+def dpmpp_2m(run: Run, i: int, x: Tensor, model_output: Tensor) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2); the first and the last step are of first
     order.
     """
     alpha, sigma, begin, h = _interval(run, i)
-    denoised = _estimated(run, i, x, answer)
+    denoised = _estimated(run, i, x, model_output)
     grown = alpha * (torch.exp(-h) - 1.0)
     following = (sigma / begin) * x - grown * denoised
     if _has_second_order(run, i):
@@ -132,10 +132,10 @@ def dpmpp_2m(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
     return following
 
 
-def dpmpp_2m_sde(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
+def dpmpp_2m_sde(run: Run, i: int, x: Tensor, model_output: Tensor) -> Tensor:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022b, appendix)."""
     alpha, sigma, begin, h = _interval(run, i)
-    denoised = _estimated(run, i, x, answer)
+    denoised = _estimated(run, i, x, model_output)
     grown = alpha * (1 - torch.exp(-2.0 * h))
     following = (sigma / begin * torch.exp(-h)) * x + grown * denoised
     if _has_second_order(run, i):
@@ -143,11 +143,11 @@ def dpmpp_2m_sde(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
     return following + sigma * torch.sqrt(1.0 - torch.exp(-2 * h)) * run.draw()
 
 
-def unipc(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
+def unipc(run: Run, i: int, x: Tensor, model_output: Tensor) -> Tensor:
     """UniPC-2 with B(h) = e^h - 1 (Zhao et al. 2023, algorithms 7 and 8): what an evaluation tells
     first corrects the step that led to it.
     """
-    denoised = _denoised_vp(run, i, x, answer)
+    denoised = _denoised_vp(run, i, x, model_output)
     if run.started is not None:
         x = _unipc_step(run, i - 1, _taken(run.started), order=min(2, i), after=denoised)
     run.earlier = [*run.earlier[-1:], denoised]
@@ -188,9 +188,9 @@ def _interval(run: Run, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return alpha, sigma, begin, _log_snr(run, i + 1) - _log_snr(run, i)
 
 
-def _estimated(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
+def _estimated(run: Run, i: int, x: Tensor, model_output: Tensor) -> Tensor:
     """The estimate of z_0 at an evaluation, kept with the one before it."""
-    denoised = _denoised_vp(run, i, x, answer)
+    denoised = _denoised_vp(run, i, x, model_output)
     run.earlier = [*run.earlier[-1:], denoised]
     return denoised
 
@@ -208,29 +208,29 @@ def _difference(run: Run, i: int, h: Tensor) -> Tensor:
     return (1.0 / ratio) * (run.earlier[-1] - run.earlier[-2])
 
 
-def _slope(run: Run, sigma: Tensor, x: Tensor, answer: Tensor) -> Tensor:
+def _slope(run: Run, sigma: Tensor, x: Tensor, model_output: Tensor) -> Tensor:
     """dx/dsigma = (x - denoised) / sigma, in the exploding form; of flow matching what the network
     says.
     """
     if run.prediction == "flow":
-        return answer
+        return model_output
     if run.prediction == "epsilon":
-        denoised = x - sigma * answer
+        denoised = x - sigma * model_output
     elif run.prediction == "v":
-        denoised = answer * (-sigma / (sigma**2 + 1) ** 0.5) + (x / (sigma**2 + 1))
+        denoised = model_output * (-sigma / (sigma**2 + 1) ** 0.5) + (x / (sigma**2 + 1))
     else:
-        denoised = answer
+        denoised = model_output
     return (x - denoised) / sigma
 
 
-def _denoised_vp(run: Run, i: int, x: Tensor, answer: Tensor) -> Tensor:
+def _denoised_vp(run: Run, i: int, x: Tensor, model_output: Tensor) -> Tensor:
     """The denoiser's idea of z_0, in the variance-preserving form, or that of flow matching."""
     alpha, sigma = alpha_sigma(run, i)
     if run.prediction == "flow":
-        return x - sigma * answer
+        return x - sigma * model_output
     if run.prediction == "epsilon":
-        return (x - sigma * answer) / alpha
-    return alpha * x - sigma * answer if run.prediction == "v" else answer
+        return (x - sigma * model_output) / alpha
+    return alpha * x - sigma * model_output if run.prediction == "v" else model_output
 
 
 def alpha_sigma(run: Run, i: int) -> tuple[Tensor, Tensor]:

@@ -65,10 +65,10 @@ class VariancePreserving:
     def timesteps(self, values: Sequence[float], device: torch.device | str) -> Tensor:
         return torch.tensor([int(value) for value in values], dtype=torch.int64, device=device)
 
-    def at(self, share: float) -> int:
-        return min(round(share * self.schedule.num_timesteps), self.schedule.num_timesteps - 1)
+    def timestep_at(self, fraction: float) -> int:
+        return min(round(fraction * self.schedule.num_timesteps), self.schedule.num_timesteps - 1)
 
-    def share(self, timesteps_B: Tensor) -> Tensor:
+    def fraction_at(self, timesteps_B: Tensor) -> Tensor:
         return timesteps_B.float() / (self.schedule.num_timesteps - 1)
 
     def add_noise(self, latents: Tensor, noise_: Tensor, timesteps_B: Tensor) -> Tensor:
@@ -77,9 +77,11 @@ class VariancePreserving:
     def target(self, latents: Tensor, noise_: Tensor, timesteps_B: Tensor) -> Tensor:
         return noise.target(self.schedule, self.prediction, latents, noise_, timesteps_B)
 
-    def clean_estimate(self, answer: Tensor, noisy_latents: Tensor, timesteps_B: Tensor) -> Tensor:
-        return noise.clean_estimate(
-            self.schedule, self.prediction, answer, noisy_latents, timesteps_B
+    def pred_original_sample(
+        self, model_output: Tensor, noisy_latents: Tensor, timesteps_B: Tensor
+    ) -> Tensor:
+        return noise.pred_original_sample(
+            self.schedule, self.prediction, model_output, noisy_latents, timesteps_B
         )
 
     def loss_weights(self, timesteps_B: Tensor, objective: ObjectiveConfig) -> Tensor | None:

@@ -46,8 +46,8 @@ def sample_latents(
     num_evaluations = len(sampler.timesteps)
     for step in range(num_evaluations):
         conditioning = _conditioning(base, drawings, step, inpaint)
-        answer = _ask(base, sampler, step, latents, conditioning, guidance)
-        latents = sampler.step(answer, step, latents, generators)
+        noise_pred = _predict(base, sampler, step, latents, conditioning, guidance)
+        latents = sampler.step(noise_pred, step, latents, generators)
         if mask is not None and known is not None and not base.inpainting:
             last = step + 1 == num_evaluations
             kept = known if last else sampler.add_noise(known, noise, step + 1)
@@ -57,7 +57,7 @@ def sample_latents(
     return latents
 
 
-def _ask(
+def _predict(
     base: BaseModel,
     sampler: Sampler,
     step: int,
@@ -65,7 +65,7 @@ def _ask(
     conditioning: Conditioning,
     guidance: "_Guidance | None",
 ) -> Tensor:
-    """The denoiser's answer, with guidance where there is some: both halves in one pass, or in two
+    """The denoiser's prediction, with guidance where there is some: both halves in one pass, or in two
     where they do not share their weights.
     """
     scaled = sampler.model_input(latents, step).to(base.dtype)
@@ -112,7 +112,7 @@ class _Guidance:
 
 
 def rescale_guidance(guided: Tensor, with_prompt: Tensor, share: Tensor | float) -> Tensor:
-    """`share` (phi) of the guided answer brought back to the contrast that each image's answer to
+    """`share` (phi) of the guided prediction brought back to the contrast that each image's prediction for
     the prompt has (Lin et al. 2023, equations 15 and 16): guidance overexposes models whose noise
     process ends in pure noise.
     """

@@ -1,4 +1,4 @@
-"""The loss every method shares: noise the latents, ask the denoiser, compare.
+"""The loss every method shares: add noise to the latents, predict, compare with the target.
 
 Shapes: B batch, C latent channels, h w latent grid, H W pixels.
 """
@@ -24,7 +24,7 @@ _OPTIONAL = ("pooled", "sizes", "inpaint", "mask")
 
 @dataclass(frozen=True, slots=True)
 class Noised:
-    """Examples at the noise levels at which the denoiser is asked about them."""
+    """Examples with noise added at their timesteps."""
 
     latents: Tensor
     """z_0, float32 [B, C, h, w]."""
@@ -36,14 +36,14 @@ class Noised:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """Noisy latents, and what the denoiser is told besides."""
+class DenoiserInputs:
+    """What the denoiser gets: noisy latents, timesteps and conditioning."""
 
     noised: Noised
     conditioning: Conditioning
 
-    def fits(self, other: "Question") -> bool:
-        """Whether one pass can take both: text of other lengths would have to be padded, which
+    def can_batch_with(self, other: "DenoiserInputs") -> bool:
+        """Whether one batch can hold both: text of other lengths would have to be padded, which
         changes the answer where no mask says so.
         """
         ours, theirs = self.conditioning, other.conditioning
@@ -68,7 +68,7 @@ class DenoisingLoss:
         self.base = base
         self.objective = recipe.objective
         self.text = recipe.text
-        self._asked: Process | None = None
+        self._base_process: Process | None = None
         self._process: Process | None = None
         self._device: torch.device | None = None
 
@@ -76,8 +76,12 @@ class DenoisingLoss:
     def process(self) -> Process:
         """The base's, as the objective asks for it, on the base's device."""
         base = self.base
-        if self._process is None or self._asked is not base.process or self._device != base.device:
-            self._asked, self._device = base.process, base.device
+        if (
+            self._process is None
+            or self._base_process is not base.process
+            or self._device != base.device
+        ):
+            self._base_process, self._device = base.process, base.device
             self._process = base.process.for_objective(self.objective, base.name).to(base.device)
         return self._process
 
@@ -91,40 +95,46 @@ class DenoisingLoss:
         self, examples: Examples, rng: Rng, *, timesteps_B: Tensor | None = None
     ) -> Tensor:
         """The loss of each example, float32 [B]."""
-        question = self.ask(examples, rng, timesteps_B=timesteps_B)
-        return self.compare(self._answer(question), question.noised, examples.loss_mask)
+        inputs = self.inputs(examples, rng, timesteps_B=timesteps_B)
+        return self.loss_of(self._predict(inputs), inputs.noised, examples.loss_mask)
 
-    def of_both(self, subject: Examples, prior: Examples, rng: Rng) -> tuple[Tensor, Tensor]:
+    def subject_and_prior(
+        self, subject: Examples, prior: Examples, rng: Rng
+    ) -> tuple[Tensor, Tensor]:
         """Mean losses of subjects and class images, each as its own call would give it.
 
-        Where sizes agree the denoiser is asked once about both: half the launches, and no more
+        Where sizes agree both are one batch for the denoiser: half the launches, and no more
         memory, since both passes would wait for the backward pass anyway.
         """
-        questions = self.ask(subject, rng), self.ask(prior, rng.fork("prior"))
-        if questions[0].fits(questions[1]):
-            noisy_latents = torch.cat([question.noised.noisy_latents for question in questions])
-            timesteps_B = torch.cat([question.noised.timesteps_B for question in questions])
-            conditioning = concatenate([question.conditioning for question in questions])
-            answer = self.base.predict(noisy_latents, timesteps_B, conditioning).float()
-            answers = answer.split([len(subject), len(prior)])
+        both = self.inputs(subject, rng), self.inputs(prior, rng.fork("prior"))
+        if both[0].can_batch_with(both[1]):
+            noisy_latents = torch.cat([inputs.noised.noisy_latents for inputs in both])
+            timesteps_B = torch.cat([inputs.noised.timesteps_B for inputs in both])
+            conditioning = concatenate([inputs.conditioning for inputs in both])
+            noise_pred = self.base.predict(noisy_latents, timesteps_B, conditioning).float()
+            noise_preds = noise_pred.split([len(subject), len(prior)])
         else:
-            answers = tuple(self._answer(question) for question in questions)
+            noise_preds = tuple(self._predict(inputs) for inputs in both)
         first, second = (
-            self.compare(answer, question.noised, examples.loss_mask).mean()
-            for answer, question, examples in zip(answers, questions, (subject, prior), strict=True)
+            self.loss_of(noise_pred, inputs.noised, examples.loss_mask).mean()
+            for noise_pred, inputs, examples in zip(
+                noise_preds, both, (subject, prior), strict=True
+            )
         )
         return first, second
 
-    def ask(self, examples: Examples, rng: Rng, *, timesteps_B: Tensor | None = None) -> "Question":
-        """What the denoiser will be asked about these examples. `rng` is that of the step."""
+    def inputs(
+        self, examples: Examples, rng: Rng, *, timesteps_B: Tensor | None = None
+    ) -> "DenoiserInputs":
+        """The denoiser's inputs for these examples. `rng` is that of the step."""
         rng = rng.for_samples(examples.sample_ids)
         noised = self.add_noise(examples, rng, timesteps_B=timesteps_B)
-        return Question(noised, self.condition(examples, rng, noised.latents))
+        return DenoiserInputs(noised, self.condition(examples, rng, noised.latents))
 
-    def _answer(self, question: "Question") -> Tensor:
-        noised = question.noised
+    def _predict(self, inputs: "DenoiserInputs") -> Tensor:
+        noised = inputs.noised
         return self.base.predict(
-            noised.noisy_latents, noised.timesteps_B, question.conditioning
+            noised.noisy_latents, noised.timesteps_B, inputs.conditioning
         ).float()
 
     def add_noise(
@@ -174,17 +184,17 @@ class DenoisingLoss:
             noise = noise + self.objective.noise_offset * shift
         return noise
 
-    def compare(self, answer: Tensor, noised: Noised, mask: Tensor | None) -> Tensor:
-        """The loss of each example, float32 [B], where the denoiser gave `answer` (float32)."""
+    def loss_of(self, noise_pred: Tensor, noised: Noised, mask: Tensor | None) -> Tensor:
+        """The loss of each example, float32 [B]. `noise_pred`: the denoiser's output, float32."""
         timesteps_B = noised.timesteps_B
-        wanted = self.process.target(noised.latents, noised.noise, timesteps_B)
-        return self.compare_with(wanted, answer, timesteps_B, mask)
+        target = self.process.target(noised.latents, noised.noise, timesteps_B)
+        return self.weighted_loss(noise_pred, target, timesteps_B, mask)
 
-    def compare_with(
-        self, wanted: Tensor, answer: Tensor, timesteps_B: Tensor, mask: Tensor | None
+    def weighted_loss(
+        self, noise_pred: Tensor, target: Tensor, timesteps_B: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """The same against any target [B, C, h, w]."""
-        loss = distance(answer, wanted, self.objective)
+        """The same for any target [B, C, h, w]: masked, and weighted by timestep."""
+        loss = elementwise_loss(noise_pred, target, self.objective)
         if mask is not None and self.objective.masked:
             loss = loss * mask
         loss_B = loss.flatten(1).mean(1)
@@ -211,19 +221,21 @@ def subject_and_prior_loss(
     if batch.prior is None:
         return denoising(batch.subject, rng)
     if isinstance(denoising, DenoisingLoss):
-        subject, prior = denoising.of_both(batch.subject, batch.prior, rng)
+        subject, prior = denoising.subject_and_prior(batch.subject, batch.prior, rng)
     else:
         subject, prior = denoising(batch.subject, rng), denoising(batch.prior, rng.fork("prior"))
     return subject + prior_weight * prior
 
 
-def distance(answer: Tensor, wanted: Tensor, objective: ObjectiveConfig) -> Tensor:
+def elementwise_loss(noise_pred: Tensor, target: Tensor, objective: ObjectiveConfig) -> Tensor:
     """Element-wise distance. Huber is scaled so that it equals the square near zero."""
     if objective.loss == "mse":
-        return functional.mse_loss(answer, wanted, reduction="none")
+        return functional.mse_loss(noise_pred, target, reduction="none")
     if objective.loss == "l1":
-        return functional.l1_loss(answer, wanted, reduction="none")
-    return 2 * functional.huber_loss(answer, wanted, reduction="none", delta=objective.huber_delta)
+        return functional.l1_loss(noise_pred, target, reduction="none")
+    return 2 * functional.huber_loss(
+        noise_pred, target, reduction="none", delta=objective.huber_delta
+    )
 
 
 def random_holes(rng: Rng, height: int, width: int) -> Tensor:

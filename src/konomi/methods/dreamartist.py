@@ -145,11 +145,11 @@ class DreamArtist(AdapterMethod):
         """The mean loss of the guided prediction, a scalar."""
         rng = rng.for_samples(examples.sample_ids)
         noised = self.denoising.add_noise(examples, rng)
-        answer = self.guided(examples, noised, rng)
-        loss_B = self.denoising.compare(answer, noised, examples.loss_mask)
+        noise_pred = self.guided(examples, noised, rng)
+        loss_B = self.denoising.loss_of(noise_pred, noised, examples.loss_mask)
         if self.config.reconstruction:
             loss_B = loss_B + self.config.reconstruction * self.reconstruction_error(
-                examples, noised, answer
+                examples, noised, noise_pred
             )
         return loss_B.mean()
 
@@ -160,8 +160,8 @@ class DreamArtist(AdapterMethod):
         rng = rng.for_samples(examples.sample_ids)
         noised = self.denoising.add_noise(examples, rng, timesteps_B=timesteps_B)
         with nullcontext() if self.lora is None else self.lora.both_branches():
-            answer = self.guided(examples, noised, rng)
-        return self.denoising.compare(answer, noised, examples.loss_mask)
+            noise_pred = self.guided(examples, noised, rng)
+        return self.denoising.loss_of(noise_pred, noised, examples.loss_mask)
 
     def guided(self, examples: Examples, noised: Noised, rng: Rng) -> Tensor:
         """e_neg + s (e_pos - e_neg), float32: both branches in one pass, with the same noise at
@@ -179,19 +179,21 @@ class DreamArtist(AdapterMethod):
         high, low = self.config.guidance, self.config.low_guidance
         if low is None:
             return torch.full_like(timesteps_B, high, dtype=torch.float32).view(-1, 1, 1, 1)
-        share = self.denoising.process.share(timesteps_B)
+        share = self.denoising.process.fraction_at(timesteps_B)
         return (low + (high - low) * torch.cos((share - 1) * (math.pi / 2))).view(-1, 1, 1, 1)
 
-    def reconstruction_error(self, examples: Examples, noised: Noised, answer: Tensor) -> Tensor:
+    def reconstruction_error(
+        self, examples: Examples, noised: Noised, noise_pred: Tensor
+    ) -> Tensor:
         """Mean |D(z_0 as the prediction has it) - image|, [B], weighted by the mask like the other
         loss.
         """
         if examples.pixels is None:
             raise AssertionError("the reconstruction loss needs pixels in every step")
-        estimate = self.denoising.process.clean_estimate(
-            answer, noised.noisy_latents, noised.timesteps_B
+        pred_original = self.denoising.process.pred_original_sample(
+            noise_pred, noised.noisy_latents, noised.timesteps_B
         )
-        error = (self.base.decode_latents(estimate) - examples.pixels).abs()
+        error = (self.base.decode_latents(pred_original) - examples.pixels).abs()
         if examples.loss_mask is not None and self.recipe.objective.masked:
             error = error * functional.interpolate(
                 examples.loss_mask, size=error.shape[2:], mode="nearest"

@@ -59,7 +59,11 @@ class Full:
         self.parts = _parts(config, base)
         self.denoising = DenoisingLoss(base, recipe)
         self.preserving = PreservingLoss(
-            base, recipe, self.denoising, untouched=self.untouched, trains_text=config.text_encoder
+            base,
+            recipe,
+            self.denoising,
+            original_base=self.original_base,
+            trains_text=config.text_encoder,
         )
         self._before: dict[nn.Parameter, Tensor] = {}
 
@@ -103,7 +107,7 @@ class Full:
             return self.preserving(batch, rng)
 
     @contextmanager
-    def untouched(self) -> Iterator[None]:
+    def original_base(self) -> Iterator[None]:
         """Inside, the base has the weights it came with, of which a copy is kept where the prior
         asks for it.
         """

@@ -135,7 +135,7 @@ class HypernetworkMethod(AdapterMethod):
             self._widths(base.meta_copy())
         self.denoising = DenoisingLoss(base, recipe)
         self.preserving = PreservingLoss(
-            base, recipe, self.denoising, untouched=lambda: self.live.pause(), trains_text=False
+            base, recipe, self.denoising, original_base=lambda: self.live.pause(), trains_text=False
         )
 
     @staticmethod

@@ -111,7 +111,7 @@ class Lora(AdapterMethod):
             base,
             recipe,
             self.denoising,
-            untouched=lambda: self.live.pause(),
+            original_base=lambda: self.live.pause(),
             trains_text=self.trains_text,
         )
 

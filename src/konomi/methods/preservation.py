@@ -1,9 +1,9 @@
 """Prior preservation, for every method that learns a subject: subject loss + weight x class loss.
 
 With class images the class loss is an ordinary denoising loss (Ruiz et al. 2022, equation 2).
-Without images its target is what the untouched base itself answers to the class prompt, for the
-subject's own noisy latents and timesteps: the class is kept where the subject is learned, and
-nothing has to be drawn before.
+Without images its target is the original base's own prediction for the class prompt, on the
+subject's noisy latents and timesteps: the class is preserved where the subject is learned, and
+nothing has to be generated before.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,14 +20,14 @@ from konomi.diffusion.random import Rng
 from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
 from konomi.models.base import BaseModel
 
-Untouched = Callable[[], AbstractContextManager[None]]
+OriginalBase = Callable[[], AbstractContextManager[None]]
 """Inside, the base computes as if it had never been trained."""
 
 
 class PreservingLoss:
     """`loss(batch, rng)`: the subjects' loss and, weighted, that of the class.
 
-    `untouched` is how the method takes its learning off the base for a moment. `trains_text`:
+    `original_base` is how the method takes its learning off the base for a moment. `trains_text`:
     class prompts are encoded anew in every step, because the text encoder changes; else once.
     """
 
@@ -37,12 +37,12 @@ class PreservingLoss:
         recipe: Recipe,
         denoising: DenoisingLoss,
         *,
-        untouched: Untouched,
+        original_base: OriginalBase,
         trains_text: bool,
     ) -> None:
         self.base = base
         self.denoising = denoising
-        self.untouched = untouched
+        self.original_base = original_base
         self.trains_text = trains_text
         self.weight = recipe.objective.prior_weight
         self.predicts = recipe.prior.source == "prediction" and self.weight > 0
@@ -58,41 +58,43 @@ class PreservingLoss:
             return subject_and_prior_loss(self.denoising, batch, rng, prior_weight=self.weight)
         # First of all: the method's learning is off for it, and no graph may be waiting for its
         # backward pass then.
-        wanted = self.target(batch.subject, rng)
+        target = self.target(batch.subject, rng)
         loss = subject_and_prior_loss(self.denoising, batch, rng, prior_weight=self.weight)
-        return loss + self.weight * self.prediction_loss(batch.subject, wanted, rng)
+        return loss + self.weight * self.prediction_loss(batch.subject, target, rng)
 
     def target(self, subject: Examples, rng: Rng) -> Tensor:
-        """The untouched base's answer to the class prompts, float32 [B, C, h, w]."""
+        """The original base's prediction for the class prompts, float32 [B, C, h, w]."""
         # The autocast of weights is cached by parameter: what is cast here must not be taken for
         # the trained weights.
         device = self.base.device.type
         with (
             torch.no_grad(),
-            self.untouched(),
+            self.original_base(),
             torch.autocast(
                 device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), False
             ),
         ):
-            return self._answer(subject, rng)[0]
+            return self._predict(subject, rng)[0]
 
-    def prediction_loss(self, subject: Examples, wanted: Tensor, rng: Rng) -> Tensor:
-        """How far the base in training is from `wanted`; the mask of the subject says nothing
+    def prediction_loss(self, subject: Examples, target: Tensor, rng: Rng) -> Tensor:
+        """How far the base in training is from `target`; the mask of the subject says nothing
         about the class.
         """
-        answer, timesteps_B = self._answer(subject, rng)
-        return self.denoising.compare_with(wanted, answer, timesteps_B, None).mean()
+        noise_pred, timesteps_B = self._predict(subject, rng)
+        return self.denoising.weighted_loss(noise_pred, target, timesteps_B, None).mean()
 
-    def _answer(self, subject: Examples, rng: Rng) -> tuple[Tensor, Tensor]:
-        """(answer, timesteps). Chance is a pure function of `rng`: latents, noise and timesteps
+    def _predict(self, subject: Examples, rng: Rng) -> tuple[Tensor, Tensor]:
+        """(noise_pred, timesteps). Chance is a pure function of `rng`: latents, noise and timesteps
         are the subject's.
         """
         examples = self._of_class(subject)
         rng = rng.for_samples(subject.sample_ids)
         noised = self.denoising.add_noise(examples, rng)
         conditioning = self.denoising.condition(examples, rng, noised.latents)
-        answer = self.base.predict(noised.noisy_latents, noised.timesteps_B, conditioning).float()
-        return answer, noised.timesteps_B
+        noise_pred = self.base.predict(
+            noised.noisy_latents, noised.timesteps_B, conditioning
+        ).float()
+        return noise_pred, noised.timesteps_B
 
     def _of_class(self, subject: Examples) -> Examples:
         nouns = subject.class_nouns or (next(iter(self._nouns), ""),) * len(subject)

@@ -150,7 +150,7 @@ def denoiser_reactions(base: BaseModel, prompts: Sequence[str], plain: Condition
     changes = torch.zeros(len(prompts))
     process = base.process.to(base.device)
     for level in LEVELS:
-        at = process.timesteps([process.at(level)], base.device)
+        at = process.timesteps([process.timestep_at(level)], base.device)
         noisy = process.add_noise(image.to(base.device), noise.to(base.device), at)
         before = _predict(base, noisy, at, plain)
         after = _predict(

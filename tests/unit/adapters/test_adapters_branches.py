@@ -53,7 +53,7 @@ def same(a, b):
 @pytest.mark.parametrize("strength", [1.0, 0.5, -2.0])
 def test_each_branch_is_what_its_own_adapter_makes(strength):
     base = random_base("sd1")
-    untouched = weights(base)
+    original_base = weights(base)
     # The negative half touches other layers than the positive one, and one that both touch.
     positive, negative = (
         Adapter(layers=layers(base, 1, KEYS[:2])),
@@ -64,7 +64,7 @@ def test_each_branch_is_what_its_own_adapter_makes(strength):
     above, below = seen(base, [(both, strengths)])
     assert same(above, seen(base, [(positive, strengths)])[0])
     assert same(below, seen(base, [(negative, strengths)])[0])
-    assert same(weights(base), untouched) and base.negative_weights == {}
+    assert same(weights(base), original_base) and base.negative_weights == {}
 
 
 def test_a_plain_adapter_beside_it_acts_in_both_branches():
@@ -88,10 +88,10 @@ def test_a_plain_adapter_beside_it_acts_in_both_branches():
 
 def test_strength_zero_is_the_base_in_both_branches_and_plain_adapters_keep_no_second_weights():
     base = random_base("sd1")
-    untouched = weights(base)
+    original_base = weights(base)
     both = Adapter(layers=layers(base, 1), negative=Adapter(layers=layers(base, 2)))
     above, below = seen(base, [(both, Strengths(0.0, 0.0))])
-    assert same(above, untouched) and same(below, untouched)
+    assert same(above, original_base) and same(below, original_base)
     with attach(base, [(Adapter(layers=both.layers), Strengths())]):
         assert base.negative_weights == {}
 
@@ -108,10 +108,10 @@ def test_folded_for_good_both_branches_stay():
 
 def test_a_negative_half_of_another_base_is_refused_before_anything_changes():
     base = random_base("sd1")
-    untouched = weights(base)
+    original_base = weights(base)
     stranger = Adapter(
         layers={"denoiser.nowhere": LowRank(torch.ones(1, 4), torch.ones(4, 1), alpha=1.0)}
     )
     with pytest.raises(ModelError, match=r"has no layer denoiser\.nowhere"):
         attach(base, [(Adapter(layers=layers(base, 1), negative=stranger), Strengths())])
-    assert same(weights(base), untouched) and base.negative_weights == {}
+    assert same(weights(base), original_base) and base.negative_weights == {}

@@ -89,7 +89,7 @@ def test_what_is_noised_is_estimated_again():
     t = torch.tensor([0.0, 0.25, 0.5, 1.0])
     noisy = FLOW.add_noise(CLEAN, NOISE, t)
     assert torch.equal(noisy[0], CLEAN[0]) and torch.equal(noisy[3], NOISE[3])
-    torch.testing.assert_close(FLOW.clean_estimate(NOISE - CLEAN, noisy, t), CLEAN)
+    torch.testing.assert_close(FLOW.pred_original_sample(NOISE - CLEAN, noisy, t), CLEAN)
     assert torch.equal(FLOW.target(CLEAN, NOISE, t), NOISE - CLEAN)
 
 
@@ -115,8 +115,8 @@ def test_uniform_times_within_bounds_and_the_bases_own_shift():
 
 
 def test_a_share_of_the_way_is_a_timestep_of_each_process():
-    assert [VP.at(share) for share in (0, 0.25, 0.5, 0.75, 1)] == [0, 250, 500, 750, 999]
-    assert [FLOW.at(share) for share in (0, 0.25, 1)] == [0, 0.25, 1]
+    assert [VP.timestep_at(share) for share in (0, 0.25, 0.5, 0.75, 1)] == [0, 250, 500, 750, 999]
+    assert [FLOW.timestep_at(share) for share in (0, 0.25, 1)] == [0, 0.25, 1]
 
 
 def test_cosmap_is_diffusers():

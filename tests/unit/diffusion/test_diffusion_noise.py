@@ -8,8 +8,8 @@ from diffusers.training_utils import compute_snr
 
 from konomi.diffusion.noise import (
     add_noise,
-    clean_estimate,
     loss_weights,
+    pred_original_sample,
     scaled_linear_schedule,
     target,
     zero_terminal_snr,
@@ -56,8 +56,8 @@ def test_snr_equals_diffusers(schedule, reference):
 def test_the_right_answer_gives_the_clean_latents(prediction, schedule, pair):
     latents, noise = pair
     noisy = add_noise(schedule, latents, noise, STEPS)
-    answer = target(schedule, prediction, latents, noise, STEPS)
-    estimate = clean_estimate(schedule, prediction, answer, noisy, STEPS)
+    model_output = target(schedule, prediction, latents, noise, STEPS)
+    estimate = pred_original_sample(schedule, prediction, model_output, noisy, STEPS)
     torch.testing.assert_close(estimate, latents, rtol=1e-4, atol=1e-4)
 
 

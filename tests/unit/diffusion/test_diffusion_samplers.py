@@ -48,8 +48,8 @@ def trajectories(name, prediction, *, num_steps, strength=1.0, zero_terminal_snr
     chance = {"generator": their_chance} if ours.adds_noise else {}
     for i, timestep in enumerate(timesteps):
         a = ours.step(denoise(ours.model_input(a, i), timestep), i, a, our_chance)
-        answer = denoise(theirs.scale_model_input(b, timestep), timestep)
-        b = theirs.step(answer, timestep, b, return_dict=False, **chance)[0]
+        model_output = denoise(theirs.scale_model_input(b, timestep), timestep)
+        b = theirs.step(model_output, timestep, b, return_dict=False, **chance)[0]
         pairs.append((a, b))
     return pairs
 
@@ -124,10 +124,12 @@ def sample(name, schedule, prediction, clean, num_steps=20, seed=0):
         )
         alpha = (1 / (1 + sigma**2)).sqrt()
         noise = (scaled - alpha * clean) / (sigma * alpha)
-        answer = {"epsilon": noise, "v": alpha * noise - sigma * alpha * clean, "sample": clean}[
-            prediction
-        ]
-        latents = sampler.step(answer, step, latents, generators)
+        model_output = {
+            "epsilon": noise,
+            "v": alpha * noise - sigma * alpha * clean,
+            "sample": clean,
+        }[prediction]
+        latents = sampler.step(model_output, step, latents, generators)
     return latents
 
 
@@ -186,8 +188,8 @@ def test_the_target_of_training_is_the_answer_in_sampling():
         sampler = make_sampler("ddim", SCHEDULE, prediction, num_steps=10)
         timestep, following = sampler.timesteps[3:5, None]
         noisy = add_noise(SCHEDULE, clean, noise, timestep)
-        answer = target(SCHEDULE, prediction, clean, noise, timestep)
-        stepped = sampler.step(answer, 3, noisy, [])
+        model_output = target(SCHEDULE, prediction, clean, noise, timestep)
+        stepped = sampler.step(model_output, 3, noisy, [])
         torch.testing.assert_close(
             stepped, add_noise(SCHEDULE, clean, noise, following), rtol=1e-4, atol=1e-4
         )

@@ -155,15 +155,15 @@ def test_the_first_position_alone_would_teach_nothing():
     states = torch.randn(
         2, 77, module.in_features, generator=torch.Generator().manual_seed(1), requires_grad=True
     )
-    answer = module(states)
-    upstream = torch.randn(answer.shape, generator=torch.Generator().manual_seed(2))
-    answer.backward(upstream)
+    noise_pred = module(states)
+    upstream = torch.randn(noise_pred.shape, generator=torch.Generator().manual_seed(2))
+    noise_pred.backward(upstream)
     # Closed form: dL/dW is the sum of upstream x state over all positions but the first.
     expected = torch.einsum("bto,bti->oi", upstream[:, 1:], states.detach()[:, 1:])
     torch.testing.assert_close(parameters[f"{key}.change"].grad, expected, rtol=1e-5, atol=1e-5)
     assert not states.grad[:, 0].any() and states.grad[:, 1:].any()
     whole = module.weight + parameters[f"{key}.change"]
-    torch.testing.assert_close(answer, states @ whole.T, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(noise_pred, states @ whole.T, rtol=1e-5, atol=1e-5)
 
 
 def test_every_chunk_begins_with_a_position_that_teaches_nothing():
@@ -260,9 +260,11 @@ def test_only_what_was_pasted_counts_and_the_caption_says_how_large():
         )
         alphas = base.process.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1).float()
         noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
-        answer = base.predict(noisy, timesteps, base.encode_captions(varied.captions, TextConfig()))
+        noise_pred = base.predict(
+            noisy, timesteps, base.encode_captions(varied.captions, TextConfig())
+        )
     counts = varied.loss_mask > 0
-    squares = (answer - noise).square()
+    squares = (noise_pred - noise).square()
     expected = torch.stack([squares[i][:, counts[i, 0]].mean() for i in range(2)]).mean()
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-4, atol=1e-6)
 

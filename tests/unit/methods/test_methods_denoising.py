@@ -80,9 +80,9 @@ def expected(base, objective, batch, step=0):
         inputs = (
             noise + objective.input_perturbation * rng.fork("perturbation").normal(shape).double()
         )
-    answer = torch.tanh(a * z0 + s * inputs)
+    noise_pred = torch.tanh(a * z0 + s * inputs)
     wanted = {"epsilon": noise, "v": a * noise - s * z0, "sample": z0}[base.process.prediction]
-    difference = (answer - wanted).abs()
+    difference = (noise_pred - wanted).abs()
     delta = objective.huber_delta
     loss = {
         "mse": difference**2,
