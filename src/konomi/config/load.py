@@ -13,6 +13,7 @@ from konomi.config.paths import with_paths_from
 from konomi.config.problems import adapter_of, missing, problem_lines, unknown
 from konomi.config.recipe import Recipe
 from konomi.config.schema import recipe_settings
+from konomi.config.sections import ObjectiveConfig
 from konomi.config.write import commented_recipe, recipe_data, write_recipe
 from konomi.errors import RecipeError
 
@@ -107,14 +108,21 @@ def check_recipe(recipe: Recipe) -> Recipe:
     return parse_recipe(recipe_data(recipe), (type(recipe.method),))
 
 
+def timestep_contradiction(objective: ObjectiveConfig) -> str:
+    """Why no timestep lies between the objective's bounds; "" where some do."""
+    if objective.min_timestep <= objective.max_timestep:
+        return ""
+    return (
+        f"objective.min_timestep is {objective.min_timestep}; at most objective.max_timestep,"
+        f" which is {objective.max_timestep}."
+    )
+
+
 def _contradictions(recipe: Recipe) -> list[str]:
     objective, buckets = recipe.objective, recipe.data.buckets
     lines = []
-    if objective.min_timestep > objective.max_timestep:
-        lines.append(
-            f"objective.min_timestep is {objective.min_timestep}; at most objective.max_timestep,"
-            f" which is {objective.max_timestep}."
-        )
+    if line := timestep_contradiction(objective):
+        lines.append(line)
     if buckets.max_side and buckets.min_side > buckets.max_side:
         lines.append(
             f"data.buckets.min_side is {buckets.min_side}; at most data.buckets.max_side, which is "

@@ -65,8 +65,8 @@ def _predict(
     conditioning: Conditioning,
     guidance: "_Guidance | None",
 ) -> Tensor:
-    """The denoiser's prediction, with guidance where there is some: both halves in one pass, or in two
-    where they do not share their weights.
+    """The denoiser's prediction, with guidance where there is some: both halves in one pass, or in
+    two where they do not share their weights.
     """
     scaled = sampler.model_input(latents, step).to(base.dtype)
     timesteps = sampler.timesteps[step].to(base.device).expand(len(scaled))
@@ -112,9 +112,9 @@ class _Guidance:
 
 
 def rescale_guidance(guided: Tensor, with_prompt: Tensor, share: Tensor | float) -> Tensor:
-    """`share` (phi) of the guided prediction brought back to the contrast that each image's prediction for
-    the prompt has (Lin et al. 2023, equations 15 and 16): guidance overexposes models whose noise
-    process ends in pure noise.
+    """`share` (phi) of the guided prediction brought back to the contrast that each image's
+    prediction for the prompt has (Lin et al. 2023, equations 15 and 16): guidance overexposes
+    models whose noise process ends in pure noise.
     """
     factor = with_prompt.std((1, 2, 3), keepdim=True) / guided.std(
         (1, 2, 3), keepdim=True

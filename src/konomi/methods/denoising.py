@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from konomi.config.load import timestep_contradiction
 from konomi.config.recipe import Recipe
 from konomi.config.sections import ObjectiveConfig
 from konomi.data.batch import Batch, Examples
@@ -258,9 +259,6 @@ def random_holes(rng: Rng, height: int, width: int) -> Tensor:
 
 def check_objective(base: BaseModel, objective: ObjectiveConfig) -> None:
     """Refuse combinations that cannot work. Raises RecipeError."""
-    if objective.min_timestep > objective.max_timestep:
-        raise RecipeError(
-            f"objective.min_timestep is {objective.min_timestep}, above objective.max_timestep "
-            f"({objective.max_timestep}). Swap them."
-        )
+    if line := timestep_contradiction(objective):
+        raise RecipeError(line)
     base.process.for_objective(objective, base.name)

@@ -75,7 +75,6 @@ PAIRS = {
     "method.initial: {word} is more than one token of this base. Choose another word.": "method.initial: {word} はこのベースモデルでは複数のトークンになります。別の言葉を選んでください。",
     "method.initial names {count} words; {wanted} are to be learned.": "method.initial の言葉は {count} 個ですが、学習する言葉は {wanted} 個です。",
     "method.start: {path} is not a hypernetwork.": "method.start: {path} はハイパーネットワークではありません。",
-    "objective.min_timestep is {low}, above objective.max_timestep ({high}). Swap them.": "objective.min_timestep が {low} で、objective.max_timestep({high})より大きくなっています。入れ替えてください。",
     "objective.zero_terminal_snr is on, but {base} predicts noise (epsilon), which is undefined where nothing but noise is left. Switch it off, or take a v-prediction base.": "objective.zero_terminal_snr が有効ですが、{base} はノイズ予測(epsilon)のモデルで、ノイズだけになる時刻では予測が定まりません。無効にするか、v 予測のベースモデルを使ってください。",
     'prior.source is "prediction", which {method} cannot do. Use "generate" or "none".': 'prior.source が "prediction" ですが、{method} では使えません。"generate" か "none" にしてください。',
     "run.batch_size is {batch} for {processes} processes together: {idle} idle in every step. Set run.batch_size = {same} or more, or start fewer.": "run.batch_size が {batch} ですが、プロセスは全部で {processes} 個あり、毎ステップ {idle} が空いています。run.batch_size を {same} 以上にするか、プロセスを減らしてください。",
