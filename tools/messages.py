@@ -87,7 +87,7 @@ def messages() -> Iterator[Message]:
 
 def has_japanese(message: Message) -> bool:
     """Whether the message, or the entry of one that it is a piece of, is in the catalogue."""
-    from konomi.cli.language import translated, translated_sum
+    from konomi.language import translated, translated_sum
 
     text = message.text.strip().removeprefix("{} ")
     forms = [text, f"{text}.", f"{text} {{}}", text.removesuffix("{}").rstrip()]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from konomi.cli.language import translated
+from konomi.language import translated
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from konomi.cli.language import translated, translated_sum
 from konomi.cli.plain import label
 from konomi.cli.screen import screen, seconds_text
 from konomi.errors import printable
+from konomi.language import translated, translated_sum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from konomi.cli.arguments import ArgumentParser
-from konomi.cli.language import translated
 from konomi.cli.plain import json_text, plain, tell
 from konomi.cli.recipes import add_base_flags
 from konomi.errors import KonomiError, printable
+from konomi.language import translated
 
 
 def inspect(arguments: list[str]) -> int:

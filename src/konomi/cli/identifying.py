@@ -4,8 +4,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from konomi.cli.arguments import ArgumentParser
-from konomi.cli.language import translated
 from konomi.cli.plain import json_text, tell
+from konomi.language import translated
 
 if TYPE_CHECKING:
     from konomi.tasks.identifying import Identifier

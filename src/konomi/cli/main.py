@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from konomi import __version__
-from konomi.cli.language import translated
 from konomi.errors import KonomiError
+from konomi.language import translated
 
 USAGE_ERROR = 2
 INTERRUPTED = 130

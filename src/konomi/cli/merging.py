@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from konomi.cli.arguments import ArgumentParser
-from konomi.cli.language import translated
 from konomi.cli.plain import tell
 from konomi.errors import RecipeError
+from konomi.language import translated
 
 KINDS = ("custom",)
 

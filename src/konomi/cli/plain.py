@@ -9,8 +9,8 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
-from konomi.cli.language import translated
 from konomi.errors import printable
+from konomi.language import translated
 
 
 def plain(value: Any) -> Any:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from konomi.cli.language import translated
 from konomi.cli.screen import seconds_text
 from konomi.errors import printable
+from konomi.language import translated
 from konomi.training.events import (
     Checkpointed,
     Event,

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from konomi.cli.arguments import ArgumentParser
-from konomi.cli.language import translated
 from konomi.cli.plain import json_text
 from konomi.errors import RecipeError
+from konomi.language import translated
 
 if TYPE_CHECKING:
     from konomi.config.recipe import Recipe

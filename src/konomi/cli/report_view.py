@@ -9,10 +9,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from konomi.cli.language import translated
 from konomi.cli.plain import label
 from konomi.cli.screen import screen
 from konomi.errors import printable
+from konomi.language import translated
 
 if TYPE_CHECKING:
     from konomi.formats.report import FileReport

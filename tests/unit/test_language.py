@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from konomi.cli.japanese import AREAS, PAIRS
-from konomi.cli.language import language, translated, translated_sum
 from konomi.cli.main import main
+from konomi.language import language, translated, translated_sum
 
-SOURCE = Path(__file__).parents[3] / "src" / "konomi"
+SOURCE = Path(__file__).parents[2] / "src" / "konomi"
 
 
 @pytest.fixture

@@ -37,9 +37,11 @@ def language() -> str:
     return short if short in LANGUAGES else "en"
 
 
-def translated(text: str) -> str:
-    """The text in the reader's language, line by line."""
-    chosen = language()
+def translated(text: str, chosen: str = "") -> str:
+    """The text in the reader's language, or in the one of `LANGUAGES` that is chosen, line by
+    line.
+    """
+    chosen = chosen or language()
     if chosen == "en":
         return text
     return "\n".join(_indented(line, chosen) for line in text.split("\n"))
