@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
+from konomi.config.evaluation import EvaluationConfig
 from konomi.config.prior import PriorConfig
 from konomi.config.sections import (
     DataConfig,
@@ -59,5 +60,7 @@ class Recipe:
     """The pictures drawn while training."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     """The loss on images that are not trained on."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """How finished files are measured, and which images are kept for that."""
     save: SaveConfig = field(default_factory=SaveConfig)
     """The result file."""

@@ -1,34 +1,84 @@
-"""Images that are measured and not trained on: which they are, and how they are seen."""
+"""Images that are not trained on: those whose loss is measured, those that finished pictures are
+compared with, and how they are seen.
+"""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from konomi.config.recipe import Recipe
 from konomi.config.sections import DataConfig, SourceConfig
-from konomi.data.manifest import Record
+from konomi.data.manifest import Record, first_names
 from konomi.data.remembered import remembered_scan
 from konomi.diffusion.random import stable_hash
 from konomi.errors import DataError
 
-Split = tuple[tuple[Record, ...], tuple[Record, ...], tuple[str, ...]]
-"""Records to train on, records to measure, and what is to be said about them."""
+ENOUGH = 8
+"""Different training images of a subject from which on some are kept for the evaluation."""
+SHARE = 8
+"""One in so many."""
+MOST = 16
+"""More references than these make a score no surer, and cost what could be learned from them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A manifest's records, divided. No picture is trained on and held out, under whatever name."""
+
+    training: tuple[Record, ...]
+    validation: tuple[Record, ...] = ()
+    """Their loss is measured while training."""
+    references: tuple[Record, ...] = ()
+    """Finished pictures are compared with them: those of `validation` where there are such."""
+    notes: tuple[str, ...] = ()
+    """What is to be said about them."""
 
 
 def split_off(records: tuple[Record, ...], recipe: Recipe, memory: Path) -> Split:
-    """Divide a manifest's records as the recipe asks for it. No picture is on both sides, under
-    whatever name.
+    """Divide a manifest's records as the recipe asks for it.
 
     `memory` is the cache folder.
 
-    Raises DataError where there is nothing to measure, or nothing would be left to train on.
+    Raises DataError where there is nothing to validate on, or nothing would be left to train on.
     """
-    if not recipe.run.validate_every:
-        return records, (), ()
-    if recipe.validation.path:
-        return _given(records, recipe, memory)
-    return _hold_out(records, recipe)
+    if recipe.run.validate_every:
+        given = bool(recipe.validation.path)
+        return _given(records, recipe, memory) if given else _hold_out(records, recipe)
+    if recipe.evaluation.hold_out == "off":
+        return Split(records)
+    return _references(records)
+
+
+def _references(records: tuple[Record, ...]) -> Split:
+    """Keep one in eight images of each subject for the evaluation, with all their copies."""
+    subjects: dict[tuple[str, str], dict[str, Record]] = {}
+    for record in records:
+        if record.role == "train":
+            pictures = subjects.setdefault((record.trigger, record.class_noun), {})
+            pictures.setdefault(record.content, record)
+    kept = [
+        pictures[content]
+        for pictures in subjects.values()
+        if len(pictures) >= ENOUGH
+        for content in _by_content(pictures)[: min(len(pictures) // SHARE, MOST)]
+    ]
+    if not kept:
+        return Split(records)
+    contents = {record.content for record in kept}
+    training = tuple(record for record in records if record.content not in contents)
+    total = len({record.content for record in records if record.role == "train"})
+    note = (
+        f"{len(contents)} of {total} different images are not trained on, so that results can be "
+        f"compared with them ({first_names(sorted(record.name for record in kept))}). "
+        'evaluation.hold_out = "off" trains on all.'
+    )
+    return Split(training, references=tuple(kept), notes=(note,))
+
+
+def _by_content(contents: Iterable[str]) -> list[str]:
+    """In an order that does not depend on names or on what else is there."""
+    return sorted(contents, key=lambda content: stable_hash("hold out", content))
 
 
 def as_measured(data: DataConfig) -> DataConfig:
@@ -50,7 +100,7 @@ def _hold_out(records: tuple[Record, ...], recipe: Recipe) -> Split:
     and all copies.
     """
     training = Counter(record.content for record in records if record.role == "train")
-    contents = sorted(training, key=lambda content: stable_hash("hold out", content))
+    contents = _by_content(training)
     count = max(1, round(recipe.validation.fraction * len(contents)))
     if len(contents) <= count:
         raise DataError(
@@ -67,11 +117,8 @@ def _hold_out(records: tuple[Record, ...], recipe: Recipe) -> Split:
             "say nothing.",
         )
     once = {record.content: record for record in reversed(records) if record.role == "train"}
-    return (
-        tuple(r for r in records if r.content not in chosen),
-        tuple(once[c] for c in contents[:count]),
-        notes,
-    )
+    held_out = tuple(once[c] for c in contents[:count])
+    return Split(tuple(r for r in records if r.content not in chosen), held_out, held_out, notes)
 
 
 def _given(records: tuple[Record, ...], recipe: Recipe, memory: Path) -> Split:
@@ -100,7 +147,8 @@ def _given(records: tuple[Record, ...], recipe: Recipe, memory: Path) -> Split:
         notes.append(
             f"validation images without caption are worded like most training images: {words!r}."
         )
-    return records, tuple(_worded(record, wording) for record in validation), tuple(notes)
+    held_out = tuple(_worded(record, wording) for record in validation)
+    return Split(records, held_out, held_out, tuple(notes))
 
 
 def _wording(records: Sequence[Record]) -> tuple[tuple[str, str, str], bool]:

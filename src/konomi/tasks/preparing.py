@@ -64,6 +64,8 @@ class Job:
     assignment: Assignment
     held_out: Assignment
     """Validation images; empty where nothing is validated."""
+    references: tuple[Record, ...]
+    """Images that were not trained on, for the evaluation; empty where there are none."""
     summary: DatasetSummary
     processes: Processes
     precision: torch.dtype
@@ -105,21 +107,21 @@ def prepare(recipe: Recipe) -> Job:
     method = method_type(recipe.method, base, recipe)
     size = parse_size(recipe.data.resolution or str(base.resolution))
     grid = grid_for(base.size_step)
-    training, validation, split_notes = split_off(manifest.records, recipe, memory)
-    assignment = assign(training, size, recipe.data.buckets, grid)
-    validation = with_triggers_in_reach(Manifest(validation), base, recipe, memory).records
+    split = split_off(manifest.records, recipe, memory)
+    assignment = assign(split.training, size, recipe.data.buckets, grid)
+    validation = with_triggers_in_reach(Manifest(split.validation), base, recipe, memory).records
     held_out = assign(validation, size, recipe.data.buckets, grid)
     manifest = with_enlarged_told(with_shapes_left_out(manifest, assignment, held_out), assignment)
     step = base.size_step
     class_images = class_images_of(
-        recipe, training, (size[0] // step * step, size[1] // step * step)
+        recipe, split.training, (size[0] // step * step, size[1] // step * step)
     )
     summary = dataset_summary(
         manifest,
         assignment,
         recipe.data,
         batch_size=recipe.run.batch_size,
-        steps=_wanted_steps(recipe, method, training),
+        steps=_wanted_steps(recipe, method, split.training),
         epochs=recipe.run.epochs,
         class_images=class_images.total,
     )
@@ -145,16 +147,17 @@ def prepare(recipe: Recipe) -> Job:
         manifest=manifest,
         assignment=assignment,
         held_out=held_out,
+        references=split.references,
         summary=summary,
         processes=processes,
         precision=precision,
         class_images=class_images,
         notes=(
             *base.notes,
-            *identifier_notes(base, needs, training),
+            *identifier_notes(base, needs, split.training),
             *slow_precision_notes(precision, processes.device),
             *needs.notes,
-            *split_notes,
+            *split.notes,
             *_idle_notes(recipe.run.batch_size, processes.world),
             *unused_settings(situation),
             *preview_notes(recipe, base),

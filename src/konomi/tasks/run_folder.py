@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from konomi.config.load import read_recipe, write_recipe
+from konomi.config.load import read_recipe, read_toml, write_recipe
 from konomi.config.parse import parse_json
 from konomi.config.recipe import Recipe
 from konomi.config.sections import RunConfig
@@ -86,7 +86,9 @@ def recipe_of_run(folder: Path) -> Recipe:
         raise RunError(str(strange)) from strange
     if size > _MAX_RECIPE:
         raise RunError(f"{file}: is {size} bytes long, far too much for a recipe. It is not read.")
-    return read_recipe(file, (), METHOD_CONFIGS)
+    # A run of a version without that section trains on every image, and goes on doing so.
+    older = () if "evaluation" in read_toml(file) else ("evaluation.hold_out=off",)
+    return read_recipe(file, older, METHOD_CONFIGS)
 
 
 def write_inputs(job: Job, folder: Path) -> None:

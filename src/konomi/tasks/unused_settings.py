@@ -368,6 +368,13 @@ def _of_validation(run: Situation) -> Reasons:
     )
 
 
+def _of_evaluation(run: Situation) -> Reasons:
+    if not run.recipe.run.validate_every:
+        return {}
+    reason = "the images that run.validate_every measures are compared with, and no others."
+    return {"evaluation.hold_out": reason}
+
+
 _SECTIONS: dict[str, Callable[[Situation], Reasons]] = {
     "data.captions.": _of_captions,
     "data.": _of_images,
@@ -380,5 +387,6 @@ _SECTIONS: dict[str, Callable[[Situation], Reasons]] = {
     "text.": _of_text,
     "preview.": _of_previews,
     "validation.": _of_validation,
+    "evaluation.": _of_evaluation,
 }
 """Where a setting begins -> who knows of those that do nothing."""

@@ -37,12 +37,14 @@ FREE = (
     "memory.compile",
     "memory.channels_last",
     "preview.",
+    "evaluation.",
     "prior.clip",
     "save.",
     "data.workers",
     "data.cache.",
 )
-"""Settings that may change between sittings without making it another run."""
+"""Settings that may change between sittings without making it another run. Which images are held
+out shows in what is trained on."""
 
 
 PICTURES = "the pictures"

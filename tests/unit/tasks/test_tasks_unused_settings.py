@@ -144,6 +144,7 @@ UNUSED = [
     ),
     ("lora", "run.preview_every=10 preview.guidance_rescale=0", "pure noise"),
     ("lora", "validation.fraction=0.3", "run.validate_every"),
+    ("lora", "run.validate_every=10 evaluation.hold_out=off", "run.validate_every"),
 ]
 
 

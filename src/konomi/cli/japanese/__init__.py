@@ -4,6 +4,7 @@ from konomi.cli.japanese import (
     adapters,
     checks,
     commands,
+    evaluation,
     folders,
     methods,
     models,
@@ -44,6 +45,7 @@ AREAS = tuple(
         stored_files,
         models,
         adapters,
+        evaluation,
     )
 )
 
