@@ -143,7 +143,7 @@ def test_texts_of_strangers_are_read_within_bounds():
     readers = (
         "src/konomi/config/parse.py",
         "src/konomi/data/file_index.py",
-        "src/konomi/data/remembered.py",
+        "src/konomi/data/scan_cache.py",
     )
     found = []
     for path in SOURCES:

@@ -211,8 +211,8 @@ def mask_to_latent_grid(mask: Mask, factor: int = 8) -> Mask:
     return mean
 
 
-class Remembers(Protocol):
-    """Which images were decoded before; `konomi.data.remembered.WholeImages`."""
+class VerifiedSet(Protocol):
+    """Which images were decoded before; `konomi.data.scan_cache.VerifiedImages`."""
 
     def __contains__(self, record: object) -> bool: ...
     def add(self, record: Record) -> None: ...
@@ -220,14 +220,16 @@ class Remembers(Protocol):
 
 
 def unreadable(
-    records: Iterable[Record], *, workers: int = 1, whole: Remembers | None = None
+    records: Iterable[Record], *, workers: int = 1, verified: VerifiedSet | None = None
 ) -> tuple[Excluded, ...]:
-    """Decode every image (and mask) completely, but for those that `whole` knows; those that fail,
-    with the reason, in order.
+    """Decode every image (and mask) completely, but for those that `verified` knows; those that
+    fail, with the reason, in order.
     """
     found: list[Excluded] = []
     pending = (
-        iter(records) if whole is None else (record for record in records if record not in whole)
+        iter(records)
+        if verified is None
+        else (record for record in records if record not in verified)
     )
     with ThreadPoolExecutor(max(1, workers)) as pool:
         # In portions: a manifest of 100,000 must not become 100,000 waiting tasks.
@@ -235,10 +237,10 @@ def unreadable(
             for record, bad in zip(portion, pool.map(_try_reading, portion)):
                 if bad is not None:
                     found.append(bad)
-                elif whole is not None:
-                    whole.add(record)
-    if whole is not None:
-        whole.save()
+                elif verified is not None:
+                    verified.add(record)
+    if verified is not None:
+        verified.save()
     return tuple(found)
 
 
@@ -250,13 +252,13 @@ def _try_reading(record: Record) -> Excluded | None:
     return None
 
 
-def verify(manifest: Manifest, *, workers: int = 1, whole: Remembers | None = None) -> None:
-    """Decode every image once, before any model loads, but for those that `whole` knows.
+def verify(manifest: Manifest, *, workers: int = 1, verified: VerifiedSet | None = None) -> None:
+    """Decode every image once, before any model loads, but for those that `verified` knows.
 
     Raises:
         DataError: names all files that cannot be read, with the reasons.
     """
-    bad = unreadable(manifest.records, workers=workers, whole=whole)
+    bad = unreadable(manifest.records, workers=workers, verified=verified)
     if not bad:
         return
     shown = "; ".join(excluded.reason for excluded in bad[:MAX_LISTED])

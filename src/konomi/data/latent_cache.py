@@ -1,7 +1,7 @@
-"""Encoded images: mean and deviation of the VAE's distribution for every cut of every image, and
+"""Encoded images: mean and deviation of the VAE's distribution for every crop of every image, and
 the loss mask.
 
-A row is keyed by the file's content, the bucket, the cut, the handling of transparency and the
+A row is keyed by the file's content, the bucket, the crop, the handling of transparency and the
 separate mask's state; the encoder's fingerprint and the stored number format name the folder.
 float32 is stored by default: a run from the cache then equals one that encodes in every step, bit
 for bit. At 128 KiB for 512x512 pixels, 10,000 images take 1.3 GB; float16 halves that with a
@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from konomi.config.sections import ImageConfig
-from konomi.data.ahead import ahead
 from konomi.data.batch import Latents
 from konomi.data.buckets import Assignment, Bucket
 from konomi.data.containers import split_locator
+from konomi.data.crops import Crop, LoadImage, PreparedImage, cached_crop, num_crops
 from konomi.data.manifest import Record
+from konomi.data.prefetch import prefetch
 from konomi.data.shards import Notice, Progress, ShardStore, digest
-from konomi.data.variants import Prepare, PreparedImage, Variant, cached_variant, num_variants
 from konomi.errors import DataError, ModelError, RunError, printable
-from konomi.hardware.garbage import many_objects
+from konomi.hardware.garbage_collection import gc_paused
 
 EncodeImages = Callable[[Tensor], Latents]
 """Pixels, float32 [B, 3, H, W] from -1 to 1 on the CPU -> scaled latents, anywhere. Moves them
@@ -51,14 +51,14 @@ class _Job(NamedTuple):
 
     record: Record
     bucket: Bucket
-    variant: Variant
+    crop: Crop
     number: int
-    """Of the variant."""
+    """Of the crop."""
     key: str
 
 
 class LatentCache:
-    """Latents by image and cut, on disk (`folder`) or in memory (None).
+    """Latents by image and crop, on disk (`folder`) or in memory (None).
 
     `fingerprint` must tell everything the values depend on: weights and settings of the VAE and
     the number format it computes in.
@@ -86,10 +86,10 @@ class LatentCache:
         """
         return [notice.message for notice in self._store.open()]
 
-    def get(self, record: Record, bucket: Bucket, variant: Variant) -> CachedImage:
+    def get(self, record: Record, bucket: Bucket, crop: Crop) -> CachedImage:
         """Raises RunError for an image that was not built, or whose row is damaged."""
         try:
-            row = self._store.get(self._key(record, bucket, variant))
+            row = self._store.get(self._key(record, bucket, crop))
         except KeyError:
             raise RunError(
                 f"{record.name}: not in the cache of encoded images. Start again, it is then added."
@@ -99,7 +99,7 @@ class LatentCache:
     def build(
         self,
         assignment: Assignment,
-        prepare: Prepare,
+        load_image: LoadImage,
         encode: EncodeImages,
         *,
         batch_size: int = 1,
@@ -128,8 +128,11 @@ class LatentCache:
             yield Notice(f"{images} changed since being encoded; encoded again.")
         done = len(jobs) - len(missing)
         yield Progress(done, len(jobs))
-        prepared = ahead(
-            partial(_prepare, prepare), missing, workers=workers, depth=2 * max(batch_size, workers)
+        prepared = prefetch(
+            partial(_load_image, load_image),
+            missing,
+            workers=workers,
+            depth=2 * max(batch_size, workers),
         )
         try:
             batch: list[tuple[_Job, PreparedImage]] = []
@@ -149,14 +152,14 @@ class LatentCache:
             prepared.close()
         self._store.flush()
 
-    @many_objects()
+    @gc_paused()
     def _jobs(self, assignment: Assignment) -> list[_Job]:
         jobs: dict[str, _Job] = {}
         for record, bucket in zip(assignment.records, assignment.buckets, strict=True):
-            for index in range(num_variants(self.images)):
-                variant = cached_variant(self.images, record.content, index)
-                key = self._key(record, bucket, variant)
-                jobs[key] = _Job(record, bucket, variant, index, key)
+            for index in range(num_crops(self.images)):
+                crop = cached_crop(self.images, record.content, index)
+                key = self._key(record, bucket, crop)
+                jobs[key] = _Job(record, bucket, crop, index, key)
         return list(jobs.values())
 
     def _origin(self, job: _Job) -> str:
@@ -164,13 +167,11 @@ class LatentCache:
             job.record.locator, job.bucket, job.number, self.images.crop, self._transform
         )[:16]
 
-    def _key(self, record: Record, bucket: Bucket, variant: Variant) -> str:
+    def _key(self, record: Record, bucket: Bucket, crop: Crop) -> str:
         mask = self._mask_state(record.mask) if record.mask else ""
         if record.attention:
             mask = f"{mask} attention {self._mask_state(record.attention)}"
-        return digest(
-            record.content, bucket, variant.x, variant.y, variant.flip, self._transform, mask
-        )
+        return digest(record.content, bucket, crop.x, crop.y, crop.flip, self._transform, mask)
 
     def _mask_state(self, locator: str) -> str:
         """A separate mask is not opened to see whether it changed: size and time of its file
@@ -212,8 +213,8 @@ class LatentCache:
             self._store.put(job.key, self._origin(job), row)
 
 
-def _prepare(prepare: Prepare, job: _Job) -> PreparedImage:
-    return prepare(job.record, job.bucket, job.variant)
+def _load_image(load_image: LoadImage, job: _Job) -> PreparedImage:
+    return load_image(job.record, job.bucket, job.crop)
 
 
 def _encode_resilient(

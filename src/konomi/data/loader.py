@@ -10,10 +10,17 @@ import torch
 from torch import Tensor
 
 from konomi.config.sections import DataConfig
-from konomi.data.ahead import ahead
 from konomi.data.batch import Batch, Examples, Latents
 from konomi.data.buckets import Assignment, Bucket
 from konomi.data.captions import caption_varies, final_caption
+from konomi.data.crops import (
+    Crop,
+    LoadImage,
+    cached_crop,
+    fresh_crop,
+    image_loader,
+    num_crops,
+)
 from konomi.data.epoch import (
     Epoch,
     EpochStep,
@@ -25,18 +32,11 @@ from konomi.data.epoch import (
 )
 from konomi.data.latent_cache import LatentCache
 from konomi.data.manifest import Record
+from konomi.data.prefetch import prefetch
 from konomi.data.text_cache import TextCache
-from konomi.data.variants import (
-    Prepare,
-    Variant,
-    cached_variant,
-    fresh_variant,
-    num_variants,
-    preparing,
-)
 from konomi.diffusion.random import stable_hash
 from konomi.errors import DataError, printable
-from konomi.hardware.garbage import many_objects
+from konomi.hardware.garbage_collection import gc_paused
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +71,14 @@ class BatchStream:
         latents: LatentCache | None = None,
         text: TextCache | None = None,
         pixels: bool = False,
-        prepare: Prepare | None = None,
+        load_image: LoadImage | None = None,
     ) -> None:
         self._config = config
         self._seed = seed
         self._latents = latents
         self._text = text
         self._pixels = pixels or latents is None
-        self._prepare = prepare or preparing(config.images)
+        self._load_image = load_image or image_loader(config.images)
         self._pin = torch.cuda.is_available()
         self._subjects = _pool(assignment, "train", config)
         self._priors = _pool(assignment, "prior", config)
@@ -138,7 +138,7 @@ class BatchStream:
         # Gathering rows of a cache takes some 50 microseconds, less than waiting for a thread.
         workers = self._config.workers if self._pixels else 0
         make = partial(self.step, rank=rank, world=world, accumulation=accumulation)
-        return ahead(make, range(start, stop), workers=workers, depth=max(2, 2 * workers))
+        return prefetch(make, range(start, stop), workers=workers, depth=max(2, 2 * workers))
 
     def names(self, step: int) -> tuple[str, ...]:
         """The subjects of a step, over all processes, for messages."""
@@ -177,11 +177,11 @@ class BatchStream:
             class_nouns=tuple(record.class_noun for record in records),
         )
         bucket = pool.buckets[samples[0]]
-        variants = [self._variant(record, key) for record, key in zip(records, keys)]
+        crops = [self._crop(record, key) for record, key in zip(records, keys)]
         if self._latents is not None:
-            examples = _with_latents(examples, self._latents, records, bucket, variants)
+            examples = _with_latents(examples, self._latents, records, bucket, crops)
         if self._pixels:
-            examples = _with_pixels(examples, self._prepare, records, bucket, variants)
+            examples = _with_pixels(examples, self._load_image, records, bucket, crops)
         return examples
 
     def _caption(self, pool: _Pool, sample: int, key: int) -> str:
@@ -192,17 +192,17 @@ class BatchStream:
             else fixed
         )
 
-    def _variant(self, record: Record, key: int) -> Variant:
+    def _crop(self, record: Record, key: int) -> Crop:
         images = self._config.images
         if self._latents is None:
-            return fresh_variant(images, key)
-        count = num_variants(images)
-        return cached_variant(
+            return fresh_crop(images, key)
+        count = num_crops(images)
+        return cached_crop(
             images, record.content, stable_hash("variant", key) % count if count > 1 else 0
         )
 
 
-@many_objects()
+@gc_paused()
 def static_captions(records: Sequence[Record], config: DataConfig) -> tuple[frozenset[str], bool]:
     """The captions that come again and again, and whether these are all that training will see.
 
@@ -228,7 +228,7 @@ def static_captions(records: Sequence[Record], config: DataConfig) -> tuple[froz
 _NO_SIZES = torch.empty((0, 6), dtype=torch.int64)
 
 
-@many_objects()
+@gc_paused()
 def _pool(assignment: Assignment, role: str, config: DataConfig) -> _Pool:
     records, buckets, names, captions = [], [], [], []
     seen: dict[tuple[object, ...], int] = {}
@@ -254,9 +254,9 @@ def _with_latents(
     cache: LatentCache,
     records: Sequence[Record],
     bucket: Bucket,
-    variants: Sequence[Variant],
+    crops: Sequence[Crop],
 ) -> Examples:
-    rows = [cache.get(record, bucket, variant) for record, variant in zip(records, variants)]
+    rows = [cache.get(record, bucket, crop) for record, crop in zip(records, crops)]
     return replace(
         examples,
         sizes=torch.stack([row.sizes for row in rows]),
@@ -270,12 +270,12 @@ def _with_latents(
 
 def _with_pixels(
     examples: Examples,
-    prepare: Prepare,
+    load_image: LoadImage,
     records: Sequence[Record],
     bucket: Bucket,
-    variants: Sequence[Variant],
+    crops: Sequence[Crop],
 ) -> Examples:
-    images = [prepare(record, bucket, variant) for record, variant in zip(records, variants)]
+    images = [load_image(record, bucket, crop) for record, crop in zip(records, crops)]
     return replace(
         examples,
         sizes=torch.tensor([image.sizes for image in images], dtype=torch.int64),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from konomi.errors import printable
-from konomi.hardware.garbage import many_objects
+from konomi.hardware.garbage_collection import gc_paused
 from konomi.storage.atomic import write_file
 
 
@@ -95,8 +95,8 @@ class Manifest:
     records: tuple[Record, ...]
     excluded: tuple[Excluded, ...] = ()
     findings: tuple[Finding, ...] = ()
-    memory: str = field(default="", compare=False)
-    """Names the scan that is remembered (see `konomi.data.remembered`), where it is one."""
+    cache_key: str = field(default="", compare=False)
+    """Names the scan that is remembered (see `konomi.data.scan_cache`), where it is one."""
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ class Manifest:
         return tuple(finding.message for finding in self.findings)
 
 
-@many_objects()
+@gc_paused()
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """One object a line: the images, then those left out. Raises RunError for the disk."""
     with write_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:

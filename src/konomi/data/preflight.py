@@ -27,7 +27,7 @@ CLASS_FOLDERS = (
     "class_images",
     "classimages",
 )
-MAX_SPOKEN = 12
+MAX_LINES = 12
 """Notes on the data that `train` repeats; a hundred subsets can have hundreds."""
 
 
@@ -188,7 +188,7 @@ def folder_findings(place: Place, candidates: Sequence[Candidate]) -> list[Findi
     """
     shown = printable(str(place.path))
     training = [candidate for candidate in candidates if candidate.record.role == "train"]
-    found = _next_door(shown, place, training)
+    found = _sibling_folders(shown, place, training)
     if not place.reads_folder_names:
         return found
     folders = dict.fromkeys(part for c in training for part in c.entry.name.split("/")[:-1])
@@ -219,7 +219,7 @@ def folder_findings(place: Place, candidates: Sequence[Candidate]) -> list[Findi
     return found
 
 
-def _next_door(shown: str, place: Place, training: Sequence[Candidate]) -> list[Finding]:
+def _sibling_folders(shown: str, place: Place, training: Sequence[Candidate]) -> list[Finding]:
     """Folders beside the source that its images may be meant to go with."""
     if not place.path.is_dir():
         return []
@@ -292,11 +292,11 @@ def duplicate_findings(records: Iterable[Record]) -> list[Finding]:
     return [listing_names(message, pairs)]
 
 
-def spoken(findings: Sequence[Finding], excluded: Sequence[Excluded]) -> list[str]:
+def summary_lines(findings: Sequence[Finding], excluded: Sequence[Excluded]) -> list[str]:
     """What `train` says of its data: a line for each finding, as far as a person reads, and one
     for all files left out (`check` has one for each).
     """
-    lines = [finding.message for finding in findings[:MAX_SPOKEN]]
+    lines = [finding.message for finding in findings[:MAX_LINES]]
     if excluded:
         reasons = [f"{bad.name} ({bad.reason})" for bad in excluded]
         files = "1 file is" if len(excluded) == 1 else f"{len(excluded)} files are"
@@ -304,9 +304,9 @@ def spoken(findings: Sequence[Finding], excluded: Sequence[Excluded]) -> list[st
             0,
             f"{files} left out: {first_names(reasons, most=3)}. `konomi check` lists all of them.",
         )
-    if len(findings) > MAX_SPOKEN:
+    if len(findings) > MAX_LINES:
         lines.append(
-            f"and {len(findings) - MAX_SPOKEN} more notes on the data; `konomi check` shows them "
+            f"and {len(findings) - MAX_LINES} more notes on the data; `konomi check` shows them "
             "all."
         )
     return lines

@@ -123,7 +123,7 @@ def read_source(source: SourceConfig, captions: CaptionConfig) -> Iterator[Tree]
     if is_shard_pattern(source.path):
         place = _place(source, Path(source.path), captions)
         shards = [read_shard(path, place) for path in expand_shards(source.path)]
-        yield _looked_over(
+        yield _with_folder_findings(
             Tree(
                 [c for s in shards for c in s.candidates], [x for s in shards for x in s.excluded]
             ),
@@ -197,7 +197,7 @@ def _read_place(place: Place) -> Tree:
     tree = read_tree(inside, place)
     if not tree.candidates:
         raise nothing_found(place, listing, tree)
-    return _looked_over(tree, place)
+    return _with_folder_findings(tree, place)
 
 
 def _list_place(place: Place) -> Listing:
@@ -212,7 +212,7 @@ def _list_place(place: Place) -> Listing:
     )
 
 
-def _looked_over(tree: Tree, place: Place) -> Tree:
+def _with_folder_findings(tree: Tree, place: Place) -> Tree:
     if not tree.candidates:
         raise DataError(f"{printable(str(place.path))}: no images in it. Is it the right file?")
     tree.findings += (

@@ -11,7 +11,7 @@ from konomi.data.buckets import Assignment, Bucket
 from konomi.data.captions import final_caption
 from konomi.data.epoch import draws_per_bucket, short_batches, steps_per_epoch
 from konomi.data.manifest import Excluded, Finding, Manifest, Record
-from konomi.hardware.garbage import many_objects
+from konomi.hardware.garbage_collection import gc_paused
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class DatasetSummary:
     """How the number of steps comes about."""
 
 
-@many_objects()
+@gc_paused()
 def dataset_summary(
     manifest: Manifest,
     assignment: Assignment,

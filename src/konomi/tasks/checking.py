@@ -8,7 +8,7 @@ from typing import overload
 from konomi.config.recipe import Recipe
 from konomi.data.images import unreadable
 from konomi.data.manifest import Finding, first_names
-from konomi.data.remembered import WholeImages
+from konomi.data.scan_cache import VerifiedImages
 from konomi.data.summary import ImageSummary
 from konomi.errors import RunError
 from konomi.tasks.preparing import Job, cache_folder, prepare
@@ -106,8 +106,10 @@ def check(
     job = prepare(recipe)
     bad: dict[str, str] = {}
     if read_all:
-        whole = WholeImages(cache_folder(job.recipe))
-        found = unreadable(job.assignment.records, workers=job.recipe.data.workers, whole=whole)
+        verified = VerifiedImages(cache_folder(job.recipe))
+        found = unreadable(
+            job.assignment.records, workers=job.recipe.data.workers, verified=verified
+        )
         bad = {excluded.name: excluded.reason for excluded in found}
     rows = CheckRows(job.summary.images, bad)
     stops = _what_stops(job, bad)

@@ -11,7 +11,7 @@ from konomi.config.recipe import Recipe
 from konomi.data.buckets import Assignment
 from konomi.data.captions import caption_varies, final_caption, has_trigger
 from konomi.data.manifest import Finding, Manifest, Record, listing_names
-from konomi.data.remembered import Worked
+from konomi.data.scan_cache import CachedResult
 from konomi.models.base import BaseModel
 from konomi.training.identity import flat
 
@@ -21,7 +21,7 @@ ENLARGED = 1.5
 """Factor of a picture's sides from which on it is said."""
 
 
-def with_shapes_left_out(manifest: Manifest, *assignments: Assignment) -> Manifest:
+def exclude_unfitting(manifest: Manifest, *assignments: Assignment) -> Manifest:
     """The manifest with images that fit no bucket among those left out, so that its file has a row
     with the reason.
     """
@@ -41,7 +41,7 @@ def with_shapes_left_out(manifest: Manifest, *assignments: Assignment) -> Manife
     return replace(manifest, records=records, excluded=(*manifest.excluded, *excluded))
 
 
-def with_enlarged_told(manifest: Manifest, assignment: Assignment) -> Manifest:
+def note_enlarged(manifest: Manifest, assignment: Assignment) -> Manifest:
     """The manifest with a line on training images that are much smaller than what they train as: a
     model learns the softness of an enlarged picture with everything else.
     """
@@ -61,15 +61,13 @@ def with_enlarged_told(manifest: Manifest, assignment: Assignment) -> Manifest:
     return replace(manifest, findings=(*manifest.findings, listing_names(message, small)))
 
 
-def with_triggers_in_reach(
-    manifest: Manifest, base: BaseModel, recipe: Recipe, memory: Path
-) -> Manifest:
+def move_triggers(manifest: Manifest, base: BaseModel, recipe: Recipe, cache: Path) -> Manifest:
     """The manifest with its triggers put in front where the text encoder would not have seen them,
     and what is cut off
     told: a caption beyond `text.max_tokens` loses its end, and a word that stands there is not
         learned at all.
 
-    `memory`: the cache folder; captions that have not changed are not counted again.
+    `cache`: the cache folder; captions that have not changed are not counted again.
     """
     limit = recipe.text.max_tokens
     probe = base.tokens(_PROBE)
@@ -82,19 +80,21 @@ def with_triggers_in_reach(
         recipe.data.captions,
         _vectors(recipe),
     )
-    worked = Worked(memory, manifest, "reach", facts)
-    known = worked.get()
+    cached_result = CachedResult(cache, manifest, "reach", facts)
+    known = cached_result.get()
     if known is None:
         known = _beyond_the_limit(manifest, base, recipe)
-        worked.put(known)
+        cached_result.put(known)
     long, moved, longest = known["long"], known["moved"], known["longest"]
     if not long and not moved:
         return manifest
     records = list(manifest.records)
     for index in moved:
         records[index] = replace(records[index], trigger_first=True)
-    told = _told([records[i].name for i in long], [records[i].name for i in moved], longest, limit)
-    return replace(manifest, records=tuple(records), findings=manifest.findings + told)
+    found = _length_findings(
+        [records[i].name for i in long], [records[i].name for i in moved], longest, limit
+    )
+    return replace(manifest, records=tuple(records), findings=manifest.findings + found)
 
 
 def _beyond_the_limit(manifest: Manifest, base: BaseModel, recipe: Recipe) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _is_out_of_reach(
     return "BREAK" in before or count(before) > limit
 
 
-def _told(
+def _length_findings(
     long: Sequence[str], moved: Sequence[str], longest: int, limit: int
 ) -> tuple[Finding, ...]:
     found = []

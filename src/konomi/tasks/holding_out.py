@@ -10,7 +10,7 @@ from pathlib import Path
 from konomi.config.recipe import Recipe
 from konomi.config.sections import DataConfig, SourceConfig
 from konomi.data.manifest import Record, first_names
-from konomi.data.remembered import remembered_scan
+from konomi.data.scan_cache import cached_scan
 from konomi.diffusion.random import stable_hash
 from konomi.errors import DataError
 
@@ -35,16 +35,16 @@ class Split:
     """What is to be said about them."""
 
 
-def split_off(records: tuple[Record, ...], recipe: Recipe, memory: Path) -> Split:
+def split_off(records: tuple[Record, ...], recipe: Recipe, cache: Path) -> Split:
     """Divide a manifest's records as the recipe asks for it.
 
-    `memory` is the cache folder.
+    `cache` is the cache folder.
 
     Raises DataError where there is nothing to validate on, or nothing would be left to train on.
     """
     if recipe.run.validate_every:
         given = bool(recipe.validation.path)
-        return _given(records, recipe, memory) if given else _hold_out(records, recipe)
+        return _given(records, recipe, cache) if given else _hold_out(records, recipe)
     if recipe.evaluation.hold_out == "off":
         return Split(records)
     return _references(records)
@@ -121,12 +121,12 @@ def _hold_out(records: tuple[Record, ...], recipe: Recipe) -> Split:
     return Split(tuple(r for r in records if r.content not in chosen), held_out, held_out, notes)
 
 
-def _given(records: tuple[Record, ...], recipe: Recipe, memory: Path) -> Split:
+def _given(records: tuple[Record, ...], recipe: Recipe, cache: Path) -> Split:
     """The images of `validation.path`, worded as training words its own, without those that are
     trained on.
     """
     source = SourceConfig(path=recipe.validation.path)
-    found = remembered_scan(replace(recipe.data, sources=(source,)), memory).records
+    found = cached_scan(replace(recipe.data, sources=(source,)), cache).records
     trained = {record.content for record in records}
     validation = [record for record in found if record.content not in trained]
     if not validation:

@@ -14,16 +14,16 @@ from konomi.config.load import change_recipe, recipe_data, with_absolute_paths
 from konomi.config.recipe import Recipe
 from konomi.data.batch import Latents
 from konomi.data.buckets import Assignment, assign, grid_for, parse_size
+from konomi.data.crops import image_loader
 from konomi.data.images import verify
 from konomi.data.kohya_dataset import read_dataset_toml
 from konomi.data.latent_cache import LatentCache
 from konomi.data.loader import BatchStream, static_captions
 from konomi.data.manifest import Finding, Manifest, Record
-from konomi.data.remembered import WholeImages, remembered_scan
+from konomi.data.scan_cache import VerifiedImages, cached_scan
 from konomi.data.shards import Notice, Progress
 from konomi.data.summary import DatasetSummary, dataset_summary
 from konomi.data.text_cache import TextCache
-from konomi.data.variants import preparing
 from konomi.errors import DataError, RecipeError
 from konomi.formats import WRITERS
 from konomi.hardware.precision import PRECISIONS, choose_precision, slow_precision_notes
@@ -33,7 +33,7 @@ from konomi.methods.method import Method, Needs
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base
 from konomi.storage.home import expanded
-from konomi.tasks.findings import with_enlarged_told, with_shapes_left_out, with_triggers_in_reach
+from konomi.tasks.findings import exclude_unfitting, move_triggers, note_enlarged
 from konomi.tasks.holding_out import as_measured, as_measured_record, split_off
 from konomi.tasks.likely_mistakes import likely_mistakes
 from konomi.tasks.preview_notes import preview_notes
@@ -100,18 +100,18 @@ def prepare(recipe: Recipe) -> Job:
     method_type = method_of(recipe)
     needs = method_type.needs(recipe.method, base, recipe)
     _check_format(recipe, needs)
-    memory = cache_folder(recipe)
+    cache = cache_folder(recipe)
     recipe = with_identifier_captions(recipe, needs)
-    manifest = with_triggers_in_reach(remembered_scan(recipe.data, memory), base, recipe, memory)
+    manifest = move_triggers(cached_scan(recipe.data, cache), base, recipe, cache)
     recipe = with_prior(recipe, needs, manifest.records, base)
     method = method_type(recipe.method, base, recipe)
     size = parse_size(recipe.data.resolution or str(base.resolution))
     grid = grid_for(base.size_step)
-    split = split_off(manifest.records, recipe, memory)
+    split = split_off(manifest.records, recipe, cache)
     assignment = assign(split.training, size, recipe.data.buckets, grid)
-    validation = with_triggers_in_reach(Manifest(split.validation), base, recipe, memory).records
+    validation = move_triggers(Manifest(split.validation), base, recipe, cache).records
     held_out = assign(validation, size, recipe.data.buckets, grid)
-    manifest = with_enlarged_told(with_shapes_left_out(manifest, assignment, held_out), assignment)
+    manifest = note_enlarged(exclude_unfitting(manifest, assignment, held_out), assignment)
     step = base.size_step
     class_images = class_images_of(
         recipe, split.training, (size[0] // step * step, size[1] // step * step)
@@ -174,7 +174,9 @@ def open_stream(job: Job) -> Iterator[Prepared | Warned | BatchStream]:
     place(job)
     latents, text = _make_caches(job)
     if latents is None and job.processes.is_first:
-        verify(job.manifest, workers=recipe.data.workers, whole=WholeImages(cache_folder(recipe)))
+        verify(
+            job.manifest, workers=recipe.data.workers, verified=VerifiedImages(cache_folder(recipe))
+        )
     # What lies on disk is built by the first process and only opened by the others; memory is
     # everyone's own.
     mine = [
@@ -198,7 +200,7 @@ def open_stream(job: Job) -> Iterator[Prepared | Warned | BatchStream]:
         latents=latents,
         text=text,
         pixels=job.needs.pixels,
-        prepare=preparing(recipe.data.images, job.base.latent_factor),
+        load_image=image_loader(recipe.data.images, job.base.latent_factor),
     )
     if recipe.memory.offload:
         if latents is not None and not job.needs.pixels:
@@ -228,7 +230,7 @@ def held_out_stream(job: Job) -> BatchStream | None:
         latents=latents,
         text=text,
         pixels=job.needs.pixels,
-        prepare=preparing(recipe.data.images, job.base.latent_factor),
+        load_image=image_loader(recipe.data.images, job.base.latent_factor),
     )
 
 
@@ -371,7 +373,7 @@ def _build(
         )
 
     if latents is not None:
-        prepare_image = preparing(recipe.data.images, base.latent_factor)
+        prepare_image = image_loader(recipe.data.images, base.latent_factor)
         # One at a time on the CPU makes values independent of what else was missing; a GPU wants
         # company.
         together = 1 if job.processes.device.type == "cpu" else 4

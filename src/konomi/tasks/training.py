@@ -11,7 +11,7 @@ from typing import Any
 
 from konomi.config.recipe import Recipe
 from konomi.data.loader import BatchStream
-from konomi.data.preflight import spoken
+from konomi.data.preflight import summary_lines
 from konomi.models.memory import apply_memory_options
 from konomi.storage.atomic import explained, sweep_temporaries
 from konomi.storage.lock import RunLock
@@ -129,7 +129,8 @@ def _run(
         )
         if job.processes.is_first and not resuming:
             yield from (
-                Warned(note) for note in (*spoken(job.findings, job.manifest.excluded), *job.notes)
+                Warned(note)
+                for note in (*summary_lines(job.findings, job.manifest.excluded), *job.notes)
             )
         for news in draw_class_images(job):
             yield news

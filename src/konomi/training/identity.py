@@ -15,7 +15,7 @@ from konomi.data.kohya_dataset import read_dataset_toml
 from konomi.data.manifest import Record
 from konomi.diffusion.random import stable_hash
 from konomi.errors import RunError
-from konomi.hardware.garbage import many_objects
+from konomi.hardware.garbage_collection import gc_paused
 from konomi.training.schedules import schedule_length
 
 FREE = (
@@ -97,7 +97,7 @@ def run_identity(
     }
 
 
-@many_objects()
+@gc_paused()
 def data_identity(records: Sequence[Record], held_out: Sequence[Record]) -> dict[str, str]:
     """What a run learns from, by kind: how many and a hash, so that a difference can be named."""
     subjects = [record for record in records if record.role == "train"]

@@ -18,10 +18,10 @@ from torch.nn import functional
 from konomi.config.sections import BucketConfig, ImageConfig
 from konomi.data.batch import Latents
 from konomi.data.buckets import Assignment, assign
+from konomi.data.crops import Crop, LoadImage, cached_crop, image_loader, num_crops
 from konomi.data.latent_cache import LatentCache
 from konomi.data.manifest import Record
 from konomi.data.shards import Notice, Progress
-from konomi.data.variants import Prepare, Variant, cached_variant, num_variants, preparing
 from konomi.errors import DataError, ModelError, RunError
 
 IMAGES = ImageConfig()
@@ -91,12 +91,12 @@ def build(
     cache: LatentCache,
     records: Sequence[Record],
     encode: object = None,
-    prepare: Prepare | None = None,
+    load_image: LoadImage | None = None,
     **options: int,
 ) -> list[Progress | Notice]:
     encode = encode or Encoder()
-    prepare = prepare or preparing(cache.images)
-    return list(cache.build(assigned(records), prepare, encode, **options))  # type: ignore[arg-type]
+    load_image = load_image or image_loader(cache.images)
+    return list(cache.build(assigned(records), load_image, encode, **options))  # type: ignore[arg-type]
 
 
 def notices(events: Sequence[Progress | Notice]) -> list[str]:
@@ -111,11 +111,11 @@ def check_exact(cache: LatentCache, records: Sequence[Record]) -> None:
     """Every row equals what encoding now gives, bit for bit."""
     assignment = assigned(records)
     for record, bucket in zip(assignment.records, assignment.buckets):
-        for index in range(num_variants(cache.images)):
-            variant = cached_variant(cache.images, record.content, index)
-            image = preparing(cache.images)(record, bucket, variant)
+        for index in range(num_crops(cache.images)):
+            crop = cached_crop(cache.images, record.content, index)
+            image = image_loader(cache.images)(record, bucket, crop)
             expected = Encoder()(image.pixels[None])
-            row = cache.get(record, bucket, variant)
+            row = cache.get(record, bucket, crop)
             torch.testing.assert_close(row.mean, expected.mean[0], rtol=0, atol=0)
             torch.testing.assert_close(row.std, expected.std[0], rtol=0, atol=0)
             assert row.sizes.tolist() == list(image.sizes)
@@ -148,9 +148,9 @@ def test_second_run_opens_no_image(records: list[Record], tmp_path: Path) -> Non
     assert build(cache, records, no_encoder, no_image) == [Progress(6, 6)]  # type: ignore[arg-type]
     other_process = make(tmp_path)
     assert other_process.open() == []
-    row = other_process.get(assignment.records[0], assignment.buckets[0], Variant())
+    row = other_process.get(assignment.records[0], assignment.buckets[0], Crop())
     torch.testing.assert_close(
-        row.mean, cache.get(assignment.records[0], assignment.buckets[0], Variant()).mean
+        row.mean, cache.get(assignment.records[0], assignment.buckets[0], Crop()).mean
     )
 
 
@@ -165,8 +165,8 @@ def test_flips_crops_and_masks(tmp_path: Path) -> None:
     again = make(tmp_path / "cache", images=images)
     build(again, records, no_encoder, no_image)  # type: ignore[arg-type]
     check_exact(again, records)
-    variants = [cached_variant(images, records[0].content, index) for index in range(6)]
-    assert len(set(variants)) == 6 and sum(variant.flip for variant in variants) == 3
+    crops = [cached_crop(images, records[0].content, index) for index in range(6)]
+    assert len(set(crops)) == 6 and sum(crop.flip for crop in crops) == 3
 
 
 @pytest.mark.parametrize(("field", "mark"), [("mask", "-masklabel"), ("attention", "_att")])
@@ -303,7 +303,7 @@ def test_damage_found_while_training_names_the_file_and_the_way_out(
 @pytest.mark.parametrize("how", ["closed", "failed", "interrupted"])
 def test_interrupted_build_goes_on(records: list[Record], tmp_path: Path, how: str) -> None:
     encoder = Encoder()
-    prepare = preparing(IMAGES)
+    load_image = image_loader(IMAGES)
     count = 0
 
     def failing(*arguments: object) -> object:
@@ -311,11 +311,11 @@ def test_interrupted_build_goes_on(records: list[Record], tmp_path: Path, how: s
         count += 1
         if count == 4:
             raise {"failed": DataError("3.png: broken"), "interrupted": KeyboardInterrupt()}[how]
-        return prepare(*arguments)  # type: ignore[arg-type]
+        return load_image(*arguments)  # type: ignore[arg-type]
 
     cache = make(tmp_path / "cache")
     if how == "closed":
-        building = cache.build(assigned(records), prepare, encoder)
+        building = cache.build(assigned(records), load_image, encoder)
         for event in building:
             if event == Progress(3, 6):
                 break
@@ -388,7 +388,7 @@ def test_too_large_batches_are_halved_and_a_failing_image_is_named(records: list
     assert encoder.batches == [1] * 6
     check_exact(cache, records)
 
-    target = preparing(IMAGES)(records[2], (64, 64), Variant()).pixels
+    target = image_loader(IMAGES)(records[2], (64, 64), Crop()).pixels
 
     def refuses_one(pixels: Tensor) -> Latents:
         if any(torch.equal(image, target) for image in pixels):
@@ -403,8 +403,8 @@ def test_half_precision_rows(records: list[Record], tmp_path: Path) -> None:
     cache = LatentCache("vae", IMAGES, folder=tmp_path, dtype=torch.float16)
     build(cache, records)
     assignment = assigned(records)
-    row = cache.get(assignment.records[0], assignment.buckets[0], Variant())
-    image = preparing(IMAGES)(assignment.records[0], assignment.buckets[0], Variant())
+    row = cache.get(assignment.records[0], assignment.buckets[0], Crop())
+    image = image_loader(IMAGES)(assignment.records[0], assignment.buckets[0], Crop())
     assert row.mean.dtype == torch.float16
     torch.testing.assert_close(
         row.mean.float(), Encoder()(image.pixels[None]).mean[0], rtol=5e-4, atol=1e-6
@@ -415,7 +415,7 @@ def test_an_image_that_was_not_built_is_an_error(records: list[Record]) -> None:
     cache = make(None)
     build(cache, records[:1])
     with pytest.raises(RunError, match=r"1\.png"):
-        cache.get(records[1], (64, 64), Variant())
+        cache.get(records[1], (64, 64), Crop())
 
 
 def test_many_rows_make_few_files_and_publish_in_time(
@@ -425,7 +425,7 @@ def test_many_rows_make_few_files_and_publish_in_time(
     records = [save_image(tmp_path / f"{i}.png", 64, 64, seed=i) for i in range(10)]
     cache = make(tmp_path / "cache")
     counts = []
-    for event in cache.build(assigned(records), preparing(IMAGES), Encoder()):
+    for event in cache.build(assigned(records), image_loader(IMAGES), Encoder()):
         assert isinstance(event, Progress)
         counts.append(len(shards(tmp_path / "cache")))
     assert counts == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2]

@@ -17,7 +17,7 @@ from konomi.config.sections import CaptionConfig, DataConfig, SourceConfig
 from konomi.data.images import read_image
 from konomi.data.manifest import Excluded, Finding, Manifest
 from konomi.data.pixels import heif_format
-from konomi.data.preflight import MAX_SPOKEN, spoken
+from konomi.data.preflight import MAX_LINES, summary_lines
 from konomi.data.sources import scan
 from konomi.errors import DataError
 
@@ -343,14 +343,14 @@ def test_a_changed_file_of_the_same_size_and_time_is_noticed(
 
 
 def test_train_says_a_bounded_number_of_lines() -> None:
-    assert spoken((), ()) == []
-    findings = [Finding(f"number {n}") for n in range(MAX_SPOKEN + 5)]
+    assert summary_lines((), ()) == []
+    findings = [Finding(f"number {n}") for n in range(MAX_LINES + 5)]
     excluded = [Excluded(name=f"{n}.png", reason="damaged") for n in range(9)]
-    lines = spoken(findings, excluded)
+    lines = summary_lines(findings, excluded)
     assert lines[0].startswith(
         "9 files are left out: 0.png (damaged), 1.png (damaged), 2.png (damaged) and 6 more"
     )
-    assert lines[-1].startswith("and 5 more notes") and len(lines) == MAX_SPOKEN + 2
+    assert lines[-1].startswith("and 5 more notes") and len(lines) == MAX_LINES + 2
 
 
 def test_a_caption_too_large_is_named(tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ from konomi.config.sections import CaptionConfig, DataConfig, ImageConfig, TextC
 from konomi.data.batch import Batch, Examples, Latents
 from konomi.data.buckets import Assignment, Bucket
 from konomi.data.captions import final_caption
+from konomi.data.crops import Crop, PreparedImage
 from konomi.data.latent_cache import LatentCache
 from konomi.data.loader import BatchStream, static_captions
 from konomi.data.manifest import Finding, Manifest, Record
 from konomi.data.summary import dataset_summary, steps_sentence
 from konomi.data.text_cache import TextCache
-from konomi.data.variants import PreparedImage, Variant
 from konomi.diffusion.conditioning import Conditioning
 from konomi.diffusion.random import stable_hash
 from konomi.errors import DataError
@@ -60,9 +60,9 @@ def assignment(
     return Assignment(tuple(records), (*buckets, *priors))
 
 
-def fake_image(one: Record, bucket: Bucket, variant: Variant) -> PreparedImage:
+def fake_image(one: Record, bucket: Bucket, crop: Crop) -> PreparedImage:
     """Pixels that tell image and cut."""
-    values = torch.tensor([int(one.content[:6], 16) / 2**24, variant.x, variant.y - variant.flip])
+    values = torch.tensor([int(one.content[:6], 16) / 2**24, crop.x, crop.y - crop.flip])
     pixels = values[:, None, None].expand(3, bucket[1], bucket[0])
     mask = (
         torch.full((1, bucket[1] // 8, bucket[0] // 8), 0.5)
@@ -70,7 +70,7 @@ def fake_image(one: Record, bucket: Bucket, variant: Variant) -> PreparedImage:
         else None
     )
     return PreparedImage(
-        pixels, (one.height, one.width, round(variant.y * 10), 0, bucket[1], bucket[0]), mask
+        pixels, (one.height, one.width, round(crop.y * 10), 0, bucket[1], bucket[0]), mask
     )
 
 
@@ -108,7 +108,7 @@ def stream(
         seed=seed,
         latents=latents,
         text=text,
-        prepare=fake_image,
+        load_image=fake_image,
     )
 
 
@@ -238,7 +238,7 @@ def test_predicted_steps_are_the_actual_ones(
         Manifest(images.records), images, DataConfig(), batch_size=batch_size, epochs=epochs
     )
     batches = BatchStream(
-        images, DataConfig(workers=0), batch_size=batch_size, seed=1, prepare=fake_image
+        images, DataConfig(workers=0), batch_size=batch_size, seed=1, load_image=fake_image
     )
     seen: Counter[str] = Counter()
     steps = 0
@@ -351,7 +351,7 @@ def test_latents_and_pixels_show_the_same_cut() -> None:
     cache = LatentCache("vae", VARIED.images, folder=None)
     list(cache.build(MIXED, fake_image, encode))
     batches = BatchStream(
-        MIXED, VARIED, batch_size=2, seed=0, latents=cache, pixels=True, prepare=fake_image
+        MIXED, VARIED, batch_size=2, seed=0, latents=cache, pixels=True, load_image=fake_image
     )
     for (batch,) in batches.iterate(0, 10):
         assert batch.subject.latents is not None and batch.subject.pixels is not None

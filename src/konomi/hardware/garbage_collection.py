@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def many_objects() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """For work that makes an object for each of many images, none of them in a circle.
 
     Each few hundred new objects make Python look through the young ones, and now and then through

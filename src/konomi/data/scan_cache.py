@@ -23,7 +23,7 @@ from konomi.data.pixels import readers
 from konomi.data.preflight import CLASS_FOLDERS
 from konomi.data.sources import scan, watched_paths
 from konomi.errors import RunError
-from konomi.hardware.garbage import many_objects
+from konomi.hardware.garbage_collection import gc_paused
 from konomi.storage.atomic import sweep_temporaries, write_file
 
 _VERSION = 1
@@ -33,12 +33,12 @@ _FIELDS = tuple(field.name for field in fields(Record))
 _DIGEST = 16
 _NEVER_THE_SAME = "cannot be read"
 """In the reason of a file left out that may be mended without changing: such a scan is not
-remembered."""
+cached."""
 
 
-def remembered_scan(data: DataConfig, folder: Path) -> Manifest:
-    """What `scan` gives, from memory where no file has changed since; `folder` is where memory
-    lies.
+def cached_scan(data: DataConfig, folder: Path) -> Manifest:
+    """What `scan` gives, from the cache where no file has changed since. `folder`: the cache
+    folder.
 
     Raises as `scan`.
     """
@@ -57,19 +57,19 @@ def remembered_scan(data: DataConfig, folder: Path) -> Manifest:
     manifest = scan(data, index=folder / "images.jsonl")
     if state and not any(_NEVER_THE_SAME in bad.reason for bad in manifest.excluded):
         _write(path, {"state": state} | _plain(manifest))
-        return replace(manifest, memory=f"{key}{state}")
+        return replace(manifest, cache_key=f"{key}{state}")
     return manifest
 
 
-class Worked:
-    """Something worked out from a manifest and settings that `facts` name, remembered beside its
-    scan.
-    """
+class CachedResult:
+    """Something worked out from a manifest and settings that `facts` name, cached beside its
+    scan."""
 
     def __init__(self, folder: Path, manifest: Manifest, what: str, facts: object) -> None:
         self._path: Path | None = None
-        if manifest.memory:
-            name = f"{manifest.memory[:24]}-{what}-{_hex(repr((manifest.memory, facts)))[:16]}.json"
+        if manifest.cache_key:
+            key = manifest.cache_key
+            name = f"{key[:24]}-{what}-{_hex(repr((key, facts)))[:16]}.json"
             self._path = folder / "scans" / name
 
     def get(self) -> dict[str, Any] | None:
@@ -80,7 +80,7 @@ class Worked:
             _write(self._path, content)
 
 
-class WholeImages:
+class VerifiedImages:
     """The images that have been decoded to their end without a fault, by content. `folder` None
     remembers nothing.
     """
@@ -108,7 +108,7 @@ class WholeImages:
         self._new.append(self._key(record))
 
     def save(self) -> None:
-        """Remember what was added. A disk that refuses costs the memory, and nothing else."""
+        """Store what was added. A disk that refuses costs the cache entry, and nothing else."""
         if self._path is None or not self._new:
             return
         body = b"".join(sorted(self._known.union(self._new)))
@@ -201,8 +201,8 @@ def _plain(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-@many_objects()
-def _manifest(content: dict[str, Any], memory: str) -> Manifest:
+@gc_paused()
+def _manifest(content: dict[str, Any], cache_key: str) -> Manifest:
     columns = content["records"]
     columns["captions"] = map(tuple, columns["captions"])
     rows = zip(*(columns[name] for name in _FIELDS))
@@ -210,11 +210,11 @@ def _manifest(content: dict[str, Any], memory: str) -> Manifest:
         tuple(Record(**dict(zip(_FIELDS, row))) for row in rows),
         tuple(Excluded(name=name, reason=reason) for name, reason in content["excluded"]),
         tuple(Finding(message, tuple(names)) for message, names in content["findings"]),
-        memory,
+        cache_key,
     )
 
 
-@many_objects()
+@gc_paused()
 def _read(path: Path) -> dict[str, Any] | None:
     """What `_write` wrote; None where there is no such file, or it is damaged."""
     try:
@@ -228,7 +228,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """A disk that refuses costs the memory, and nothing else: what it is made from is there."""
+    """A disk that refuses costs the cache entry, and nothing else: what it is made from is
+    there."""
     body = json.dumps(content, separators=(",", ":")).encode()
     try:
         with write_file(path) as temporary:

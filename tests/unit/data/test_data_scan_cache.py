@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from konomi.config.sections import CaptionConfig, DataConfig, SourceConfig
-from konomi.data import images, remembered
+from konomi.data import images, scan_cache
 from konomi.data.images import unreadable
 from konomi.data.manifest import Manifest, Record, write_manifest
-from konomi.data.remembered import WholeImages, Worked, remembered_scan
+from konomi.data.scan_cache import CachedResult, VerifiedImages, cached_scan
 from konomi.data.sources import scan
 
 
@@ -46,7 +46,7 @@ def never_scans(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object, **__: object) -> Manifest:
         raise AssertionError("scanned again")
 
-    monkeypatch.setattr(remembered, "scan", forbidden)
+    monkeypatch.setattr(scan_cache, "scan", forbidden)
 
 
 def test_an_unchanged_set_is_not_read_again(
@@ -56,7 +56,7 @@ def test_an_unchanged_set_is_not_read_again(
     with zipfile.ZipFile(archive, "w") as target:
         target.write(folder / "1.png", "z.png")
     data, cache = data_of(folder, archive), tmp_path / "cache"
-    cold = remembered_scan(data, cache)
+    cold = cached_scan(data, cache)
     assert cold == scan(data) and len(cold.records) == 5 and cold.excluded and cold.findings
     never_scans(monkeypatch)
     opened: list[str] = []
@@ -64,8 +64,8 @@ def test_an_unchanged_set_is_not_read_again(
     monkeypatch.setattr(
         os, "open", lambda path, *rest: opened.append(str(path)) or really_open(path, *rest)
     )
-    warm = remembered_scan(data, cache)
-    assert warm == cold and warm.memory == cold.memory
+    warm = cached_scan(data, cache)
+    assert warm == cold and warm.cache_key == cold.cache_key
     assert all(isinstance(record.captions, tuple) for record in warm.records)
     assert not [path for path in opened if str(folder) in path]
 
@@ -104,20 +104,20 @@ def test_whatever_changes_is_noticed(
     folder: Path, tmp_path: Path, change: Callable[[Path], object]
 ) -> None:
     data, cache = data_of(folder), tmp_path / "cache"
-    before = remembered_scan(data, cache)
+    before = cached_scan(data, cache)
     time.sleep(0.01)  # The clock of the file system has steps of some milliseconds.
     change(folder)
-    after = remembered_scan(data, cache)
-    assert after == scan(data) and after.memory != before.memory
-    assert remembered_scan(data, cache).memory == after.memory
+    after = cached_scan(data, cache)
+    assert after == scan(data) and after.cache_key != before.cache_key
+    assert cached_scan(data, cache).cache_key == after.cache_key
 
 
 def test_settings_that_change_what_is_read(folder: Path, tmp_path: Path) -> None:
     data, cache = data_of(folder), tmp_path / "cache"
-    joined = remembered_scan(data, cache)
-    lines = remembered_scan(replace(data, captions=CaptionConfig(lines="alternatives")), cache)
+    joined = cached_scan(data, cache)
+    lines = cached_scan(replace(data, captions=CaptionConfig(lines="alternatives")), cache)
     assert [len(manifest.records[0].captions) for manifest in (joined, lines)] == [1, 2]
-    assert remembered_scan(data_of(folder, repeats=3), cache).records[0].repeats == 3
+    assert cached_scan(data_of(folder, repeats=3), cache).records[0].repeats == 3
 
 
 def test_what_a_dataset_toml_names_is_watched(folder: Path, tmp_path: Path) -> None:
@@ -126,17 +126,17 @@ def test_what_a_dataset_toml_names_is_watched(folder: Path, tmp_path: Path) -> N
         f'[[datasets]]\n[[datasets.subsets]]\nimage_dir = "{folder.as_posix()}"\n', encoding="utf-8"
     )
     data, cache = data_of(toml), tmp_path / "cache"
-    assert len(remembered_scan(data, cache).records) == 3
+    assert len(cached_scan(data, cache).records) == 3
     picture(folder / "new.png")
-    assert len(remembered_scan(data, cache).records) == 4
+    assert len(cached_scan(data, cache).records) == 4
     toml.write_text(toml.read_text(encoding="utf-8") + "num_repeats = 2\n", encoding="utf-8")
-    assert remembered_scan(data, cache).records[0].repeats == 2
+    assert cached_scan(data, cache).records[0].repeats == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 100, b"{}"])
 def test_damaged_memory_counts_as_none(folder: Path, tmp_path: Path, damage: bytes) -> None:
     data, cache = data_of(folder), tmp_path / "cache"
-    cold = remembered_scan(data, cache)
+    cold = cached_scan(data, cache)
     (path,) = (cache / "scans").iterdir()
     good = path.read_bytes()
     for bad in (
@@ -146,7 +146,7 @@ def test_damaged_memory_counts_as_none(folder: Path, tmp_path: Path, damage: byt
         good.replace(b"fox", b"cat", 1),
     ):
         path.write_bytes(bad)
-        assert remembered_scan(data, cache) == cold
+        assert cached_scan(data, cache) == cold
     assert path.read_bytes() == good
 
 
@@ -154,25 +154,25 @@ def test_a_disk_that_refuses_costs_the_memory_only(folder: Path, tmp_path: Path)
     data, cache = data_of(folder), tmp_path / "cache"
     cache.mkdir()
     (cache / "scans").write_text("in the way", encoding="utf-8")
-    assert remembered_scan(data, cache) == scan(data)
+    assert cached_scan(data, cache) == scan(data)
 
 
 def test_old_memory_goes(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    for repeats in range(1, remembered._KEPT + 6):
-        remembered_scan(data_of(folder, repeats=repeats), cache)
-    assert len(list((cache / "scans").iterdir())) == remembered._KEPT
+    for repeats in range(1, scan_cache._KEPT + 6):
+        cached_scan(data_of(folder, repeats=repeats), cache)
+    assert len(list((cache / "scans").iterdir())) == scan_cache._KEPT
 
 
 def test_what_was_worked_out_belongs_to_its_scan_and_facts(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    manifest = remembered_scan(data_of(folder), cache)
-    Worked(cache, manifest, "reach", (1, "a")).put({"x": [1, 2]})
-    assert Worked(cache, manifest, "reach", (1, "a")).get() == {"x": [1, 2]}
-    assert Worked(cache, manifest, "reach", (2, "a")).get() is None
+    manifest = cached_scan(data_of(folder), cache)
+    CachedResult(cache, manifest, "reach", (1, "a")).put({"x": [1, 2]})
+    assert CachedResult(cache, manifest, "reach", (1, "a")).get() == {"x": [1, 2]}
+    assert CachedResult(cache, manifest, "reach", (2, "a")).get() is None
     picture(folder / "new.png")
-    assert Worked(cache, remembered_scan(data_of(folder), cache), "reach", (1, "a")).get() is None
-    unknown = Worked(cache, scan(data_of(folder)), "reach", (1, "a"))
+    assert CachedResult(cache, cached_scan(data_of(folder), cache), "reach", (1, "a")).get() is None
+    unknown = CachedResult(cache, scan(data_of(folder)), "reach", (1, "a"))
     unknown.put({"x": 1})
     assert unknown.get() is None
 
@@ -193,17 +193,17 @@ def test_whole_images_are_decoded_once(
     records = scan(data_of(folder)).records
     for wanted in (["0.png", "1.png", "2.png", "0.png"], ["1.png"]):
         decoded.clear()
-        bad = unreadable(records, whole=WholeImages(tmp_path / "cache"))
+        bad = unreadable(records, verified=VerifiedImages(tmp_path / "cache"))
         assert sorted(decoded) == sorted(wanted) and [one.name for one in bad] == ["1.png"]
     time.sleep(0.01)
     picture(folder / "deep" / "0-masklabel.png", (3, 3, 3))
     decoded.clear()
-    unreadable(records, whole=WholeImages(tmp_path / "cache"))
+    unreadable(records, verified=VerifiedImages(tmp_path / "cache"))
     assert sorted(decoded) == ["0.png", "1.png"]
     path = tmp_path / "cache" / "whole-images"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     decoded.clear()
-    unreadable(records, whole=WholeImages(tmp_path / "cache"))
+    unreadable(records, verified=VerifiedImages(tmp_path / "cache"))
     assert len(decoded) == 4
 
 
@@ -231,11 +231,11 @@ def test_what_killed_processes_left_in_the_memory_goes(folder: Path, tmp_path: P
         path.touch()
         # Of another host, as its name says: swept when it is a day old.
         os.utime(path, (0, 0))
-    manifest = remembered_scan(data_of(folder), cache)
+    manifest = cached_scan(data_of(folder), cache)
     assert not any(path.exists() for path in left)
     left[0].touch()
     os.utime(left[0], (0, 0))
-    unreadable(manifest.records, whole=WholeImages(cache))
+    unreadable(manifest.records, verified=VerifiedImages(cache))
     assert not left[0].exists()
     assert sorted(path.name for path in cache.iterdir()) == [
         "images.jsonl",

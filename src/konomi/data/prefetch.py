@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(
+def prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, depth: int
 ) -> Generator[Result, None, None]:
     """`map(function, items)`, up to `depth` items early by `workers` threads; 0 workers compute at
