@@ -42,7 +42,7 @@ def start(kit, family="sd1", prediction=None, total=3, base=None, **options):
 def words_of(method):
     """Word -> {part: parameter}."""
     found = {}
-    for name, parameter in method.words.parameters.items():
+    for name, parameter in method.tokens.parameters.items():
         part, _, word = name.partition(".")
         found.setdefault(word, {})[part] = parameter
     return found
@@ -341,7 +341,7 @@ def test_lora_variant_shows_what_it_exports_and_leaves_the_base_clean(kit, famil
         torch.testing.assert_close(ask(base), live, rtol=1e-3, atol=1e-3)
     assert torch.equal(ask(base), live) and base.negative_weights == {}
     method.close()
-    assert base.words == {}
+    assert base.added_tokens == {}
     assert torch.equal(ask(base), ask(original_base))
 
 

@@ -28,7 +28,7 @@ class Net(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.negative_weights, self.words = {}, {}
+        self.negative_weights, self.added_tokens = {}, {}
         with torch.random.fork_rng():
             torch.manual_seed(3)
             self.conv = nn.Conv2d(4, 6, 3, stride=2, padding=1)

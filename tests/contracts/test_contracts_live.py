@@ -12,9 +12,9 @@ from konomi.adapters.hypernetwork import LiveHypernetwork, make_network, width_o
 from konomi.adapters.kinds import tensors_of
 from konomi.adapters.kinds.low_rank import LoraSpec
 from konomi.adapters.layers import inject
-from konomi.adapters.live import Together, set_learning
+from konomi.adapters.live import LiveAdapters, set_requires_grad
+from konomi.adapters.tokens import TrainedTokens
 from konomi.adapters.weight_change import WeightChanges
-from konomi.adapters.words import TrainedWords
 from konomi.config.sections import TextConfig
 from konomi.diffusion.random import Rng
 from konomi.formats.hypernetwork import tensors_of as networks_of
@@ -27,7 +27,7 @@ def layers(base, seed=1):
 
 def words(base):
     vectors = {part: torch.randn(2, width) for part, width in widths_of(base).items()}
-    return TrainedWords(base.words, {"sks": vectors})
+    return TrainedTokens(base.added_tokens, {"sks": vectors})
 
 
 def networks(base):
@@ -54,7 +54,7 @@ def branches(base):
 
 
 def together(base):
-    return Together(words(base), changes(base), networks(base))
+    return LiveAdapters(words(base), changes(base), networks(base))
 
 
 every_live_adapter = pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def shared():
 @pytest.fixture
 def base(shared):
     yield shared
-    assert not shared.words
+    assert not shared.added_tokens
     assert not any("forward" in vars(module) for module in shared.denoiser.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in shared.denoiser.modules())
 
@@ -215,7 +215,7 @@ def test_gradients_reach_its_parameters_and_nothing_else(base, made, make):
         )
     finally:
         base.denoiser.eval()
-    set_learning(live, False)
+    set_requires_grad(live, False)
     assert not any(parameter.requires_grad for parameter in live.parameters.values())
 
 

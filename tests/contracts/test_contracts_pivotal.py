@@ -80,7 +80,7 @@ def test_the_first_phase_is_textual_inversion_and_the_second_a_lora_beside_its_w
     assert losses[:3] == expected
     word = inversion.export()
     inversion.close()
-    trained = method.inversion.words.parameters
+    trained = method.inversion.tokens.parameters
     assert all(
         torch.equal(p, word.embeddings["sks"][n.partition(".")[0]]) for n, p in trained.items()
     )
@@ -124,9 +124,10 @@ def test_a_phase_leaves_behind_what_would_be_saved(kit):
     for _ in range(3):
         next(run)
     with trainer.weights_for_use():
-        saved = {name: p.clone() for name, p in method.inversion.words.parameters.items()}
+        saved = {name: p.clone() for name, p in method.inversion.tokens.parameters.items()}
     list(run)
-    assert all(torch.equal(p, saved[name]) for name, p in method.inversion.words.parameters.items())
+    after = method.inversion.tokens.parameters
+    assert all(torch.equal(p, saved[name]) for name, p in after.items())
 
 
 def test_a_longer_run_does_not_go_back_to_the_word(kit):

@@ -138,7 +138,7 @@ def test_loss_and_gradient(kit, family, prediction, keep_norm):
 
 
 def parameters(method):
-    return {name.partition(".")[0]: p for name, p in method.words.parameters.items()}
+    return {name.partition(".")[0]: p for name, p in method.tokens.parameters.items()}
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
@@ -147,11 +147,11 @@ def test_the_token_table_never_changes(kit, family):
     state = {
         part: {n: t.clone() for n, t in base.state(part).items()} for part in base.text_encoders
     }
-    first = {name: p.detach().clone() for name, p in method.words.parameters.items()}
+    first = {name: p.detach().clone() for name, p in method.tokens.parameters.items()}
     list(trainer.run(kit.stream(kit.batch()), stop=Stop()))
     for part, tensors in state.items():
         assert all(torch.equal(tensor, base.state(part)[name]) for name, tensor in tensors.items())
-    assert all(not torch.equal(p, first[name]) for name, p in method.words.parameters.items())
+    assert all(not torch.equal(p, first[name]) for name, p in method.tokens.parameters.items())
     (group,) = trainer.phases[0].groups
     assert group.weight_decay == 0.0
 
@@ -170,7 +170,7 @@ def test_kept_lengths_are_what_is_exported_and_drawn(kit, keep_norm):
     if keep_norm == "rescale":
         torch.testing.assert_close(lengths, mean.expand(4), rtol=1e-4, atol=0)
     else:
-        assert method.words.parameters["text_encoder.sks"].norm(dim=1).max() > mean
+        assert method.tokens.parameters["text_encoder.sks"].norm(dim=1).max() > mean
     with torch.no_grad():
         live = base.encode_captions(["a sks"], kit.recipe(None).text).states
         with method.as_loaded(result):
@@ -181,14 +181,14 @@ def test_vectors_start_as_words_repeated_or_as_noise_like_the_table(kit):
     base, method, _ = start(kit, initial="red panda", vectors=3)
     known = base.token_vectors("red panda")["text_encoder"]
     assert len(known) == 2
-    assert torch.equal(method.words.parameters["text_encoder.sks"], known[[0, 1, 0]])
+    assert torch.equal(method.tokens.parameters["text_encoder.sks"], known[[0, 1, 0]])
     noun = start(kit, sources=[{"trigger": "qxz", "class_noun": "dog"}], vectors=2)[1]
     dog = base.token_vectors("dog")["text_encoder"]
-    assert torch.equal(noun.words.parameters["text_encoder.qxz"], dog.repeat(2, 1))
-    noise = start(kit, vectors=75)[1].words.parameters["text_encoder.sks"]
+    assert torch.equal(noun.tokens.parameters["text_encoder.qxz"], dog.repeat(2, 1))
+    noise = start(kit, vectors=75)[1].tokens.parameters["text_encoder.sks"]
     table = base.module("text_encoder.text_model.embeddings.token_embedding").weight
     assert noise.std().item() == pytest.approx(table.std().item(), rel=0.1)
-    assert torch.equal(noise, start(kit, vectors=75)[1].words.parameters["text_encoder.sks"])
+    assert torch.equal(noise, start(kit, vectors=75)[1].tokens.parameters["text_encoder.sks"])
     with pytest.raises(RecipeError, match="holds no word"):
         start(kit, initial=" ")
 
@@ -196,15 +196,15 @@ def test_vectors_start_as_words_repeated_or_as_noise_like_the_table(kit):
 def test_several_words_at_once_are_learned_apart(kit):
     sources = [{"trigger": "sks", "class_noun": "dog"}, {"trigger": "qxz"}, {"trigger": "sks"}]
     base, method, trainer = start(kit, sources=sources)
-    assert list(base.words) == ["sks", "qxz"]
-    before = {name: p.detach().clone() for name, p in method.words.parameters.items()}
+    assert list(base.added_tokens) == ["sks", "qxz"]
+    before = {name: p.detach().clone() for name, p in method.tokens.parameters.items()}
     list(trainer.run(kit.stream(kit.batch()), stop=Stop()))
-    after = method.words.parameters
+    after = method.tokens.parameters
     assert not torch.equal(after["text_encoder.sks"], before["text_encoder.sks"])
     assert torch.equal(after["text_encoder.qxz"], before["text_encoder.qxz"])
     fresh = kit.base("sd1")
     with attach(fresh, [(method.export(), Strengths())]):
-        assert list(fresh.words) == ["sks", "qxz"]
+        assert list(fresh.added_tokens) == ["sks", "qxz"]
 
 
 @pytest.mark.parametrize(
@@ -248,11 +248,11 @@ def test_a_word_alone_is_put_into_a_template(kit, templates):
 def test_steps_whose_captions_were_all_dropped_change_nothing(kit):
     _, method, trainer = start(kit, total=2)
     batch = kit.batch()
-    before = {name: p.detach().clone() for name, p in method.words.parameters.items()}
+    before = {name: p.detach().clone() for name, p in method.tokens.parameters.items()}
     dropped = replace(batch, subject=replace(batch.subject, captions=("", "")))
     losses = [event.loss for event in trainer.run(kit.stream(dropped), stop=Stop())]
     assert len(losses) == 2
-    assert all(torch.equal(p, before[name]) for name, p in method.words.parameters.items())
+    assert all(torch.equal(p, before[name]) for name, p in method.tokens.parameters.items())
 
 
 @pytest.mark.kernels

@@ -374,7 +374,7 @@ def test_diffusers_reads_sdxl_embeddings_as_the_words_they_are(tmp_path: Path) -
     with torch.no_grad():
         states, _, pooled, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
         with attach(base, [(read_adapter(tmp_path / "cat.safetensors"), Strengths())]):
-            word = next(iter(base.words))
+            word = next(iter(base.added_tokens))
             ours = base.encode_captions([prompt.replace("<cat>", word)], TextConfig())
         plain = base.encode_captions(["a photo of cat on a mat"], TextConfig())
     torch.testing.assert_close(ours.states, states, rtol=1e-4, atol=1e-4)

@@ -114,7 +114,7 @@ def test_prompts_of_all_shapes_hold_the_word(base_folder, tmp_path):
 
     file = embedding(tmp_path / "x.safetensors")
     base, other = load_base(str(base_folder)), load_base(str(base_folder))
-    base.words |= named_as_trained(read_adapter(file)).embeddings
+    base.added_tokens |= named_as_trained(read_adapter(file)).embeddings
     rows = other.token_vectors("zebra violin umbrella")["text_encoder"]
     assert len(rows) == 3
     loaded_encoder = other.loaded_encoders()[0]

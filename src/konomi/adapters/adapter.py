@@ -67,7 +67,7 @@ class Adapter:
     hypernetwork: Hypernetwork | None = None
     negative: "Adapter | None" = None
     """What acts in the negative branch of guidance; `layers` then act in the positive branch alone
-    (DreamArtist++). Only its layers count: learned words of both branches are all in
+    (DreamArtist++). Only its layers count: learned tokens of both branches are all in
     `embeddings`."""
     notes: tuple[str, ...] = ()
     """What a person should know of the file it was read from: a line each on what was not used or

@@ -1,5 +1,5 @@
 """Put adapters on a base, and take them off again: updates, times a strength, are folded into its
-weights, learned words are added to its vocabulary, hypernetworks are hung before its attention
+weights, learned tokens are added to its vocabulary, hypernetworks are put before its attention
 layers.
 """
 
@@ -30,13 +30,13 @@ class HasModules(Protocol):
         """The module of a canonical key. Raises ModelError if there is none."""
         ...
 
-    def targets(self, word: str) -> Mapping[str, nn.Module]:
+    def targets(self, token: str) -> Mapping[str, nn.Module]:
         """Canonical key -> module, for a neutral word such as `attention.kv`."""
         ...
 
     @property
-    def words(self) -> dict[str, Mapping[str, Tensor]]:
-        """Learned word -> {part of the text encoder: vectors [n, D]}."""
+    def added_tokens(self) -> dict[str, Mapping[str, Tensor]]:
+        """Learned token -> {part of the text encoder: vectors [n, D]}."""
         ...
 
     @property
@@ -125,14 +125,14 @@ def attach(
     place.
 
     The order of adapters does not matter beyond float32 rounding; DoRA and rescaling refer to the
-    untouched weight. A part at strength 0 is left alone, bit for bit, and not looked at; a word at
-    text strength 0 is not there. Vectors of learned words are multiplied by the text strength.
+    untouched weight. A part at strength 0 is left alone, bit for bit, and not looked at; a token at
+    text strength 0 is not there. Vectors of learned tokens are multiplied by the text strength.
     Hypernetworks chain in the order given. `keep_on_cpu` holds the originals in main memory. Where
     an adapter has a `negative`, its own layers are for the positive branch alone, and the changes
     of both branches start from the same weights.
 
     Raises ModelError, with the base unchanged, where a layer is missing or of another shape, a
-    word's vectors are of another width, or two adapters bring the same word.
+    token's vectors are of another width, or two adapters bring the same token.
     """
     uses = _collect(adapters)
     modules = {key: _checked(base, key, layer) for key, layer in uses.items()}
@@ -145,7 +145,7 @@ def attach(
                 attachment.keep(parameter, on_cpu=keep_on_cpu)
                 _add(parameter, change)
         for adapter, strengths in adapters:
-            _attach_words(base, adapter, strengths.text, attachment)
+            _attach_tokens(base, adapter, strengths.text, attachment)
             if adapter.hypernetwork is not None and strengths.denoiser != 0.0:
                 attachment.on_detach(
                     attach_hypernetwork(
@@ -167,9 +167,9 @@ def check_fits(base: HasModules, adapter: Adapter, strengths: Strengths) -> None
     for both in (adapter, adapter.negative):
         for key, uses in _collect([(both, strengths)] if both is not None else []).items():
             _checked(base, key, uses)
-    for word, vectors in adapter.embeddings.items() if strengths.text != 0.0 else ():
+    for token, vectors in adapter.embeddings.items() if strengths.text != 0.0 else ():
         for part, vectors_nD in vectors.items():
-            _check_width(base, adapter, word, part, vectors_nD)
+            _check_width(base, adapter, token, part, vectors_nD)
 
 
 def fold(base: HasModules, adapters: Sequence[tuple[Adapter, Strengths]]) -> tuple[str, ...]:
@@ -224,25 +224,27 @@ def _put_back(
         weights[parameter] = before
 
 
-def _attach_words(
+def _attach_tokens(
     base: HasModules, adapter: Adapter, strength: float, attachment: Attachment
 ) -> None:
-    """Add an adapter's learned words to the base's."""
+    """Add an adapter's learned tokens to the base's."""
     if strength == 0.0:
         return
-    for word, vectors in adapter.embeddings.items():
-        if word in base.words:
+    for token, vectors in adapter.embeddings.items():
+        if token in base.added_tokens:
             raise ModelError(
-                f"{_name(adapter)} has the word {word!r}, which another adapter already has."
+                f"{_name(adapter)} has the word {token!r}, which another adapter already has."
             )
         for part, vectors_nD in vectors.items():
-            _check_width(base, adapter, word, part, vectors_nD)
-        base.words[word] = {part: vectors_nD * strength for part, vectors_nD in vectors.items()}
-        attachment.on_detach(partial(base.words.pop, word))
+            _check_width(base, adapter, token, part, vectors_nD)
+        base.added_tokens[token] = {
+            part: vectors_nD * strength for part, vectors_nD in vectors.items()
+        }
+        attachment.on_detach(partial(base.added_tokens.pop, token))
 
 
 def _check_width(
-    base: HasModules, adapter: Adapter, word: str, part: str, vectors_nD: Tensor
+    base: HasModules, adapter: Adapter, token: str, part: str, vectors_nD: Tensor
 ) -> None:
     try:
         table = base.module(f"{part}.text_model.embeddings.token_embedding")
@@ -251,7 +253,7 @@ def _check_width(
     width = int(table.weight.shape[1])  # type: ignore[index]
     if vectors_nD.shape[-1] != width:
         raise ModelError(
-            f"The learned word {word!r} is {vectors_nD.shape[-1]} wide; {part} of this base has "
+            f"The learned word {token!r} is {vectors_nD.shape[-1]} wide; {part} of this base has "
             f"width {width}. {_hint(base, adapter)}"
         )
 

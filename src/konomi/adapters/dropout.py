@@ -1,5 +1,5 @@
-"""Dropout (Srivastava et al. 2014) whose chance is an argument: the same masks however a batch is
-cut into passes.
+"""Dropout (Srivastava et al. 2014) whose randomness is an argument: the same masks however a batch
+is split into micro-batches.
 
 Shapes: B samples.
 """
@@ -12,20 +12,20 @@ from torch import Tensor
 from konomi.diffusion.random import Rng
 
 
-def dropped(states: Tensor, rate: float, rng: Rng) -> Tensor:
+def dropout(states: Tensor, rate: float, rng: Rng) -> Tensor:
     """[B, ...] with each value left out by chance and the others made larger; `rng` has a key per
     sample.
     """
-    return states * kept(states.shape[1:], rate, rng) * make_up(rate)
+    return states * keep_mask(states.shape[1:], rate, rng) * keep_scale(rate)
 
 
-def kept(shape: Sequence[int], rate: float, rng: Rng) -> Tensor:
+def keep_mask(shape: Sequence[int], rate: float, rng: Rng) -> Tensor:
     """Bool [B, *shape], true where a value stays."""
     return rng.uniform(shape) >= rate
 
 
-def make_up(rate: float) -> float:
-    """What keeps the mean where a share is dropped; nothing is left to scale where all is."""
+def keep_scale(rate: float) -> float:
+    """1 / (1 - rate), which keeps the mean; 0 where everything is dropped."""
     return 1.0 / (1.0 - rate) if rate < 1.0 else 0.0
 
 

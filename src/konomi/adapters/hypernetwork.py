@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from konomi.adapters.adapter import Adapter, Hypernetwork, Perceptron
-from konomi.adapters.dropout import dropped, for_batch
+from konomi.adapters.dropout import dropout, for_batch
 from konomi.adapters.live import paused
 from konomi.diffusion.random import Rng
 from konomi.errors import ModelError
@@ -92,7 +92,7 @@ class Network(nn.Module):
                 if not isinstance(layer, nn.Dropout):
                     hidden = layer(hidden)
                 elif rng is not None:
-                    hidden = dropped(hidden, layer.p, rng.fork(str(position)))
+                    hidden = dropout(hidden, layer.p, rng.fork(str(position)))
         return hidden.to(dtype)
 
 

@@ -1,4 +1,4 @@
-"""What is being trained beside a frozen base, whatever it is: layers, words, networks, changes of
+"""What is being trained beside a frozen base, whatever it is: layers, tokens, networks, changes of
 weights.
 """
 
@@ -59,7 +59,7 @@ class LiveAdapter(Protocol):
         ...
 
 
-class Together:
+class LiveAdapters:
     """Several live adapters as one. They are attached in their order and taken off in the opposite
     one.
     """
@@ -103,13 +103,13 @@ class Together:
             member.detach()
 
     def export(self) -> Adapter:
-        """One adapter with the layers, words and networks of all; at most one member brings each
+        """One adapter with the layers, tokens and networks of all; at most one member brings each
         of them.
         """
         found = [member.export() for member in self.members]
         layers = {key: update for adapter in found for key, update in adapter.layers.items()}
         embeddings = {
-            word: vectors for adapter in found for word, vectors in adapter.embeddings.items()
+            token: vectors for adapter in found for token, vectors in adapter.embeddings.items()
         }
         hypernetwork = next(
             (adapter.hypernetwork for adapter in found if adapter.hypernetwork is not None), None
@@ -133,7 +133,7 @@ def paused(live: LiveAdapter) -> Iterator[None]:
         live.attach()
 
 
-def set_learning(live: LiveAdapter, active: bool) -> None:
+def set_requires_grad(live: LiveAdapter, active: bool) -> None:
     """Whether gradients reach the parameters."""
     for parameter in live.parameters.values():
         parameter.requires_grad_(active)

@@ -71,7 +71,7 @@ def drawing_of(base: BaseModel, request: Request, encode: PromptEncoder) -> Draw
     """`request` must have its size (`with_size`). Its negative prompt is completed by learned
     negative words.
     """
-    request = replace(request, negative=with_negative_words(request, base.words))
+    request = replace(request, negative=with_negative_words(request, base.added_tokens))
     sampler = base.process.sampler(
         request.sampler, num_steps=request.steps, strength=request.strength
     )

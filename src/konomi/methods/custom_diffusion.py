@@ -12,9 +12,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from konomi.adapters.live import Together
+from konomi.adapters.live import LiveAdapters
+from konomi.adapters.tokens import TrainedTokens
 from konomi.adapters.weight_change import WeightChanges
-from konomi.adapters.words import TrainedWords
 from konomi.config.bounds import STRICT
 from konomi.config.recipe import Recipe
 from konomi.data.batch import Batch, Examples
@@ -90,7 +90,7 @@ class CustomDiffusion(AdapterMethod):
 
     def plan(self) -> tuple[Phase, ...]:
         start = {name: self._start(name, index) for index, name in enumerate(self.names)}
-        self.words = TrainedWords(self.base.words, start)
+        self.tokens = TrainedTokens(self.base.added_tokens, start)
         # Each chunk begins with a start token of its own, unless the inner ones are stripped.
         every = (
             self.base.num_positions
@@ -98,7 +98,7 @@ class CustomDiffusion(AdapterMethod):
             else self.recipe.text.max_tokens + 2
         )
         self.changes = WeightChanges(self.base.targets("cross_attention.kv"), frozen_every=every)
-        self.live = Together(self.words, self.changes)
+        self.live = LiveAdapters(self.tokens, self.changes)
         return (
             Phase("custom_diffusion", self._groups(), self.loss, modules=(self.base.denoiser,)),
         )
@@ -115,7 +115,7 @@ class CustomDiffusion(AdapterMethod):
         )
         # A word that no caption of this pass has gets a gradient of zero, not none: the optimiser
         # would pass over it, and whether it does would depend on how the batch is divided.
-        return loss + 0.0 * sum(vectors.sum() for vectors in self.words.parameters.values())
+        return loss + 0.0 * sum(vectors.sum() for vectors in self.tokens.parameters.values())
 
     def _with_mask_as_asked(self, examples: Examples) -> Examples:
         return examples if self.recipe.objective.masked else replace(examples, loss_mask=None)
@@ -133,7 +133,7 @@ class CustomDiffusion(AdapterMethod):
             # Decay would pull a word towards nothing, a change towards the base.
             ParameterGroup(
                 "words",
-                self.words.parameters,
+                self.tokens.parameters,
                 rate if text_rate is None else text_rate,
                 weight_decay=0.0,
             ),

@@ -24,8 +24,8 @@ from torch.nn import functional
 from konomi.adapters.branches import BranchLayers
 from konomi.adapters.kinds.low_rank import LoraSpec
 from konomi.adapters.layers import TrainedLayers, inject
-from konomi.adapters.live import Together
-from konomi.adapters.words import TrainedWords, repeated
+from konomi.adapters.live import LiveAdapters
+from konomi.adapters.tokens import TrainedTokens, repeated
 from konomi.config.bounds import STRICT
 from konomi.config.recipe import Recipe
 from konomi.data.batch import Batch, Examples
@@ -130,10 +130,10 @@ class DreamArtist(AdapterMethod):
             self.word: self._start(negative=False),
             self.negative_word: self._start(negative=True),
         }
-        self.words = TrainedWords(self.base.words, start)
+        self.tokens = TrainedTokens(self.base.added_tokens, start)
         if self.config.lora_rank:
             self.lora = BranchLayers(self._inject("positive"), self._inject("negative"))
-        self.live = self.words if self.lora is None else Together(self.words, self.lora)
+        self.live = self.tokens if self.lora is None else LiveAdapters(self.tokens, self.lora)
         modules = (*self.base.text_encoders.values(), self.base.denoiser)
         return (Phase("dreamartist", self._groups(), self.loss, self.per_example, modules=modules),)
 
@@ -231,7 +231,7 @@ class DreamArtist(AdapterMethod):
         optimizer = self.recipe.optimizer
         rate, _ = learning_rates(optimizer, self.default_learning_rate)
         # Decay would pull a word towards nothing.
-        groups = [ParameterGroup("words", self.words.parameters, rate, weight_decay=0.0)]
+        groups = [ParameterGroup("words", self.tokens.parameters, rate, weight_decay=0.0)]
         branches = {} if self.lora is None else self.lora.branches
         rates = {"positive": self.config.lora_rate, "negative": self.config.negative_lora_rate}
         for branch, layers in branches.items():

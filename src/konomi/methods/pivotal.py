@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from konomi.adapters.live import Together, set_learning
+from konomi.adapters.live import LiveAdapters, set_requires_grad
 from konomi.config.bounds import STRICT
 from konomi.config.recipe import Recipe
 from konomi.data.batch import Batch, Examples
@@ -95,7 +95,7 @@ class Pivotal(AdapterMethod):
     def plan(self) -> tuple[Phase, ...]:
         (inversion,) = self.inversion.plan()
         (lora,) = self.lora.plan()
-        self.live = Together(self.inversion.words, self.lora.layers)
+        self.live = LiveAdapters(self.inversion.tokens, self.lora.layers)
         self._learn(words=True, lora=False)
         # The rates of the recipe are the LoRA's; a schedule holds for both.
         optimizer, later = self.recipe.optimizer, self.config.word_rate_later
@@ -140,12 +140,12 @@ class Pivotal(AdapterMethod):
         )
 
     def _words(self, rate: float) -> ParameterGroup:
-        return ParameterGroup("words", self.inversion.words.parameters, rate, weight_decay=0.0)
+        return ParameterGroup("words", self.inversion.tokens.parameters, rate, weight_decay=0.0)
 
     def _learn(self, *, words: bool, lora: bool) -> None:
         """Gradients reach nothing that the phase's optimiser does not know: they would pile up."""
-        set_learning(self.inversion.words, words)
-        set_learning(self.lora.layers, lora)
+        set_requires_grad(self.inversion.tokens, words)
+        set_requires_grad(self.lora.layers, lora)
         # At its start it changes nothing, and would only cost time.
         if lora or self.config.lora.start:
             self.lora.layers.attach()

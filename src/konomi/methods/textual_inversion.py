@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from konomi.adapters.words import KeepNorm, TrainedWords, repeated
+from konomi.adapters.tokens import KeepNorm, TrainedTokens, repeated
 from konomi.config.bounds import STRICT
 from konomi.config.recipe import Recipe
 from konomi.config.sections import SourceConfig
@@ -131,14 +131,14 @@ class TextualInversion(AdapterMethod):
         tables = {part: _token_table(self.base, part) for part in self.base.text_encoders}
         norms = {part: float(table.norm(dim=1).mean()) for part, table in tables.items()}
         start = {word: self._start(word, tables) for word in self.sources}
-        self.live = self.words = TrainedWords(
-            self.base.words, start, keep_norm=self.config.keep_norm, norms=norms
+        self.live = self.tokens = TrainedTokens(
+            self.base.added_tokens, start, keep_norm=self.config.keep_norm, norms=norms
         )
         rate, _ = learning_rates(self.recipe.optimizer, self.default_learning_rate)
         text_rate = self.recipe.optimizer.text_learning_rate
         # Decay would pull a word towards nothing.
         group = ParameterGroup(
-            "words", self.words.parameters, rate if text_rate is None else text_rate, 0.0
+            "words", self.tokens.parameters, rate if text_rate is None else text_rate, 0.0
         )
         modules = (self.base.denoiser, *self.base.text_encoders.values())
         return (Phase("textual_inversion", (group,), self.loss, modules=modules),)
@@ -152,7 +152,7 @@ class TextualInversion(AdapterMethod):
             return loss
         # Captions that were all dropped hold no word: nothing to learn in this step.
         return loss + sum(
-            (0.0 * vectors.sum() for vectors in self.words.parameters.values()),
+            (0.0 * vectors.sum() for vectors in self.tokens.parameters.values()),
             torch.zeros_like(loss),
         )
 

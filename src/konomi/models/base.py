@@ -15,7 +15,7 @@ from konomi.data.batch import Latents
 from konomi.diffusion.conditioning import Conditioning
 from konomi.diffusion.process import Process
 from konomi.families.family import Family, Part
-from konomi.models.text_encoding import NO_WORDS, Words
+from konomi.models.text_encoding import NO_TOKENS, AddedTokens
 
 
 class BaseModel(Protocol):
@@ -54,8 +54,9 @@ class BaseModel(Protocol):
     """Channels of the denoiser's first level."""
     published_width: int
     """The same of the published models of its family."""
-    words: dict[str, Mapping[str, Tensor]]
-    """Learned words that captions may use now: word -> {part of the text encoder: vectors [n, D]}.
+    added_tokens: dict[str, Mapping[str, Tensor]]
+    """Learned tokens that captions may use now: token -> {part of the text encoder: vectors [n,
+    D]}.
     `attach` puts an adapter's here and takes them away again; a method that trains some puts its
     parameters here."""
     negative_weights: dict[nn.Parameter, Tensor]
@@ -156,17 +157,17 @@ class BaseModel(Protocol):
         ...
 
     def encode_captions(
-        self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS
+        self, captions: Sequence[str], text: TextConfig, *, tokens: AddedTokens = NO_TOKENS
     ) -> Conditioning:
         """Captions -> states (gradients flow if the text encoder's parameters want them, and to
         learned words).
 
-        `words` are known beside, and before, those of the base.
+        `tokens` are known beside, and before, those of the base.
         """
         ...
 
     def count_chunks(
-        self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS
+        self, captions: Sequence[str], text: TextConfig, *, tokens: AddedTokens = NO_TOKENS
     ) -> int:
         """Chunks of 75 tokens the longest caption needs: times 75, the `max_tokens` that cuts
         nothing off.

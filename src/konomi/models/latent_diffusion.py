@@ -25,9 +25,9 @@ from konomi.models.noise_config import noise_process, with_zero_terminal_snr
 from konomi.models.parts import LazyParts, build_part, empty_part
 from konomi.models.source import PartSource
 from konomi.models.text_encoding import (
-    NO_WORDS,
+    NO_TOKENS,
+    AddedTokens,
     LoadedTextEncoder,
-    Words,
     count_chunks,
     encode_text,
     token_vectors,
@@ -75,7 +75,7 @@ class LatentDiffusion:
         """Set it to compute the VAE in another precision than the rest; None follows `place`."""
         self.width = int(unet["block_out_channels"][0])
         self.published_width = self.spec.denoiser.width
-        self.words: dict[str, Mapping[str, Tensor]] = {}
+        self.added_tokens: dict[str, Mapping[str, Tensor]] = {}
         self.negative_weights: dict[nn.Parameter, Tensor] = {}
         self._device = torch.device("cpu")
         self._dtype = torch.float32
@@ -205,23 +205,22 @@ class LatentDiffusion:
         return pixels
 
     def encode_captions(
-        self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS
+        self, captions: Sequence[str], text: TextConfig, *, tokens: AddedTokens = NO_TOKENS
     ) -> Conditioning:
-        return encode_text(self.loaded_encoders(), captions, text, words=self.words | dict(words))
+        known = self.added_tokens | dict(tokens)
+        return encode_text(self.loaded_encoders(), captions, text, tokens=known)
 
     def count_chunks(
-        self, captions: Sequence[str], text: TextConfig, *, words: Words = NO_WORDS
+        self, captions: Sequence[str], text: TextConfig, *, tokens: AddedTokens = NO_TOKENS
     ) -> int:
-        return count_chunks(self.loaded_encoders(), captions, text, words=self.words | dict(words))
+        known = self.added_tokens | dict(tokens)
+        return count_chunks(self.loaded_encoders(), captions, text, tokens=known)
 
     def token_vectors(self, text: str) -> Mapping[str, Tensor]:
         return token_vectors(self.loaded_encoders(), text)
 
     def tokens(self, text: str) -> dict[str, tuple[str, ...]]:
-        return {
-            encoder.part: tuple(self.tokenizer(encoder).pieces(text))
-            for encoder in self.spec.text_encoders
-        }
+        return {s.part: tuple(self.tokenizer(s).pieces(text)) for s in self.spec.text_encoders}
 
     def vocabularies(self) -> dict[str, dict[str, int]]:
         return {spec.part: self.tokenizer(spec).vocabulary() for spec in self.spec.text_encoders}

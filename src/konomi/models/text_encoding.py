@@ -17,10 +17,10 @@ from konomi.errors import ModelError, RecipeError
 from konomi.models.clip_text import TextEncoder
 from konomi.models.prompt_syntax import Span, find_words, parse_emphasis, parse_mixture
 
-Words = Mapping[str, Mapping[str, Tensor]]
-"""Learned word -> {part of the text encoder: vectors [n, D]}."""
+AddedTokens = Mapping[str, Mapping[str, Tensor]]
+"""Learned token -> {part of the text encoder: vectors [n, D]}."""
 
-NO_WORDS: Words = {}
+NO_TOKENS: AddedTokens = {}
 _TOKENS_PER_CHUNK = 75
 
 
@@ -79,7 +79,7 @@ def encode_text(
     captions: Sequence[str],
     text: TextConfig,
     *,
-    words: Words = NO_WORDS,
+    tokens: AddedTokens = NO_TOKENS,
     restore_mean: bool = True,
 ) -> Conditioning:
     """States [B, T, D of all text encoders] and, where one gives it, the pooled vector of each
@@ -88,7 +88,7 @@ def encode_text(
     Every caption becomes `text.max_tokens / 75` chunks, the missing ones empty, the surplus cut
     off: what a caption becomes never depends on its neighbours in the batch (`count_chunks` tells
     how many it needs). Each chunk is wrapped in start and end tokens and encoded alone; T is 77,
-    154, 231 ..., or with `sd_scripts` chunking 77, 152, 227 ... Learned `words` put their vectors
+    154, 231 ..., or with `sd_scripts` chunking 77, 152, 227 ... Learned `tokens` put their vectors
     in place of token embeddings. Gradients flow to both.
 
     With `text.emphasis` the states of a weighted token are multiplied by its weight. Then, with
@@ -105,8 +105,8 @@ def encode_text(
     flat = [prompt for mixture in mixtures for prompt, _ in mixture]
     states, pooled = [], None
     for encoder in encoders:
-        chunks = [_fit(_chunk(encoder, prompt, text, words), text) for prompt in flat]
-        encoder_states, encoder_pooled = _encode(encoder, chunks, text, words, restore_mean)
+        chunks = [_fit(_chunk(encoder, prompt, text, tokens), text) for prompt in flat]
+        encoder_states, encoder_pooled = _encode(encoder, chunks, text, tokens, restore_mean)
         states.append(_blend(encoder_states, mixtures))
         if encoder_pooled is not None:
             pooled = _blend(encoder_pooled, mixtures)
@@ -118,14 +118,14 @@ def count_chunks(
     captions: Sequence[str],
     text: TextConfig,
     *,
-    words: Words = NO_WORDS,
+    tokens: AddedTokens = NO_TOKENS,
 ) -> int:
     """How many chunks the longest caption needs, at least 1; times 75 it is the `max_tokens` that
     cuts nothing off.
     """
     prompts = [p for c in captions for p, _ in (parse_mixture(c) if text.emphasis else ((c, 1.0),))]
     return max(
-        (len(_chunk(encoder, prompt, text, words)) for encoder in encoders for prompt in prompts),
+        (len(_chunk(encoder, prompt, text, tokens)) for encoder in encoders for prompt in prompts),
         default=1,
     )
 
@@ -146,7 +146,9 @@ def token_vectors(encoders: Sequence[LoadedTextEncoder], text: str) -> dict[str,
     return found
 
 
-def _chunk(encoder: LoadedTextEncoder, prompt: str, text: TextConfig, words: Words) -> list[_Chunk]:
+def _chunk(
+    encoder: LoadedTextEncoder, prompt: str, text: TextConfig, tokens: AddedTokens
+) -> list[_Chunk]:
     """As many chunks as the prompt needs. A learned word is never torn apart."""
     size = encoder.num_positions - 2
     sections = parse_emphasis(prompt) if text.emphasis else ((Span(prompt),),)
@@ -154,7 +156,7 @@ def _chunk(encoder: LoadedTextEncoder, prompt: str, text: TextConfig, words: Wor
     for section in sections:
         chunks.append(_Chunk())
         for span in section:
-            for word, ids in _tokenize(encoder, span.text, words):
+            for word, ids in _tokenize(encoder, span.text, tokens):
                 if word is not None and len(ids) > size:
                     raise ModelError(
                         f"The learned word {word!r} has {len(ids)} vectors; at most {size} fit."
@@ -170,14 +172,14 @@ def _chunk(encoder: LoadedTextEncoder, prompt: str, text: TextConfig, words: Wor
 
 
 def _tokenize(
-    encoder: LoadedTextEncoder, span: str, words: Words
+    encoder: LoadedTextEncoder, span: str, tokens: AddedTokens
 ) -> list[tuple[str | None, list[int]]]:
     """(learned word or None, token ids). A learned word's ids only hold its places."""
     found: list[tuple[str | None, list[int]]] = []
-    known = [word for word, vectors in words.items() if encoder.part in vectors]
+    known = [word for word, vectors in tokens.items() if encoder.part in vectors]
     for piece, word in find_words(span, known):
         if word is not None:
-            found.append((word, [0] * len(words[word][encoder.part])))
+            found.append((word, [0] * len(tokens[word][encoder.part])))
         elif piece.strip():
             found.append((None, encoder.tokenizer.ids(piece)))
     return found
@@ -193,7 +195,7 @@ def _encode(
     encoder: LoadedTextEncoder,
     captions: list[list[_Chunk]],
     text: TextConfig,
-    words: Words,
+    tokens: AddedTokens,
     restore_mean: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """States [B, T, D] and pooled [B, P] of one text encoder, all chunks in one pass."""
@@ -203,7 +205,7 @@ def _encode(
         device, non_blocking=True
     )
     states_NLD, last_NLD = _run_layers(
-        encoder, _embed(encoder, ids_NL, chunks, words), text.clip_skip
+        encoder, _embed(encoder, ids_NL, chunks, tokens), text.clip_skip
     )
     if any(weight != 1.0 for chunk in chunks for weight in chunk.weights):
         states_NLD = _emphasise(states_NLD, chunks, restore_mean)
@@ -228,7 +230,7 @@ def _wrap(encoder: LoadedTextEncoder, ids: list[int]) -> list[int]:
 
 
 def _embed(
-    encoder: LoadedTextEncoder, ids_NL: Tensor, chunks: list[_Chunk], words: Words
+    encoder: LoadedTextEncoder, ids_NL: Tensor, chunks: list[_Chunk], tokens: AddedTokens
 ) -> Tensor:
     """Token embeddings with learned words in their places."""
     embedded_NLD: Tensor = encoder.module.text_model.embeddings.token_embedding(ids_NL)
@@ -239,7 +241,7 @@ def _embed(
         return embedded_NLD
     vectors = []
     for _, _, word in places:
-        vector = words[word][encoder.part]
+        vector = tokens[word][encoder.part]
         if vector.shape[1] != embedded_NLD.shape[2]:
             raise ModelError(
                 f"The learned word {word!r} is {vector.shape[1]} wide; {encoder.part} of this base "

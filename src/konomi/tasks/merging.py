@@ -73,7 +73,7 @@ def merge_custom(
             tell(note)
     words = _words(adapters, files)
     loaded = load_base(base, needs_vae=False)
-    loaded.words.update(
+    loaded.added_tokens.update(
         {word: vectors for adapter in adapters for word, vectors in adapter.embeddings.items()}
     )
     texts = {word: _prompts_of(word, prompts) for word in words}
@@ -152,7 +152,7 @@ def _target_states(base: BaseModel, text: str) -> Tensor:
 
     What stands before the word is the same for every concept, and cannot get an answer of each.
     """
-    pieces = find_words(text, base.words)
+    pieces = find_words(text, base.added_tokens)
     if sum(found is not None for _, found in pieces) != 1:
         raise RecipeError(f"--prompt {text!r}: it must contain one word of one file, exactly once.")
     lengths = [_num_tokens(base, piece, found) for piece, found in pieces]
@@ -168,7 +168,7 @@ def _num_tokens(base: BaseModel, piece: str, word: str | None) -> int:
     if word is None:
         vectors = base.token_vectors(piece) if piece.strip() else {}
     else:
-        vectors = base.words[word]
+        vectors = base.added_tokens[word]
     return max((len(vectors_nD) for vectors_nD in vectors.values()), default=0)
 
 

@@ -59,7 +59,7 @@ class SmallBase:
         self.family = "sdxl" if sdxl else "sd1"
         self.spec = family_named(self.family)
         self.inpainting = inpainting
-        self.words: dict[str, dict[str, Tensor]] = {}
+        self.added_tokens: dict[str, dict[str, Tensor]] = {}
         self.negative_weights: dict[torch.nn.Parameter, Tensor] = {}
         self.process = VariancePreserving(scaled_linear_schedule(), "epsilon")
         self.zero_terminal_snr, self.guidance_rescale = False, 0.0

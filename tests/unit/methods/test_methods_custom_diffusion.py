@@ -44,7 +44,7 @@ def make_examples(
 def words_of(method):
     """Word -> {part: the parameter that is trained}."""
     found = {}
-    for key, vectors in method.words.parameters.items():
+    for key, vectors in method.tokens.parameters.items():
         part, word = key.split(".", 1)
         found.setdefault(word, {})[part] = vectors
     return found
@@ -126,7 +126,7 @@ def test_loss_and_gradients_equal_a_plain_formulation_in_float64(family):
     alphas = other.process.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
     text = other.with_sizes(
-        other.encode_captions(examples.captions, TextConfig(), words=words), examples.sizes
+        other.encode_captions(examples.captions, TextConfig(), tokens=words), examples.sizes
     )
     velocity = alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
     wanted = noise.double() if other.process.prediction == "epsilon" else velocity
@@ -344,11 +344,11 @@ def test_latents_are_cached_where_sizes_stay():
 
 def test_closing_gives_the_base_back():
     base, method, parameters = make_method()
-    before = copy.deepcopy(base.words)
+    before = copy.deepcopy(base.added_tokens)
     moved(parameters)
     assert set(before) == {"<a>", "<b>"}
     method.close()
-    assert base.words == {}
+    assert base.added_tokens == {}
     fresh = random_base("sd1")
     states = torch.randn(1, 77, 32, generator=torch.Generator().manual_seed(1))
     for key, module in base.targets("cross_attention.kv").items():

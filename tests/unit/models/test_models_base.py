@@ -174,7 +174,7 @@ def test_random_bases_repeat_and_leave_the_generator_alone() -> None:
 
 
 def counts(base: BaseModel) -> dict[str, int]:
-    words = (
+    tokens = (
         "attention",
         "attention.kv",
         "cross_attention",
@@ -183,7 +183,7 @@ def counts(base: BaseModel) -> dict[str, int]:
         "projection",
         "text",
     )
-    return {word: len(base.targets(word)) for word in (*words, "transformer", "conv")}
+    return {word: len(base.targets(word)) for word in (*tokens, "transformer", "conv")}
 
 
 def test_target_words_count_what_the_architecture_has() -> None:

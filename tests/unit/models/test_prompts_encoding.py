@@ -253,23 +253,23 @@ def rows_of(loaded_encoder, text):
 
 @torch.no_grad()
 def test_a_learned_word_with_known_rows_equals_those_words(loaded_encoder):
-    words = {"MyPet": {"text_encoder": rows_of(loaded_encoder, "brown dog")}}
+    tokens = {"MyPet": {"text_encoder": rows_of(loaded_encoder, "brown dog")}}
     for prompt in ("a {} runs", "a ({}:1.3) runs", "cat " * 73 + "{}", "{}, {}"):
         text = TextConfig(emphasis=True, max_tokens=150)
         expected = states(loaded_encoder, prompt.replace("{}", "brown dog"), text)
         torch.testing.assert_close(
-            states(loaded_encoder, prompt.replace("{}", "mypet"), text, words=words), expected
+            states(loaded_encoder, prompt.replace("{}", "mypet"), text, tokens=tokens), expected
         )
 
 
 @torch.no_grad()
 def test_a_learned_word_is_never_torn_apart(loaded_encoder):
-    words = {"sks": {"text_encoder": torch.randn(4, 24)}}
+    tokens = {"sks": {"text_encoder": torch.randn(4, 24)}}
     caption = "cat " * 73 + "sks"
-    assert count_chunks([loaded_encoder], [caption], EMPHASIS, words=words) == 2
-    encoded = states(loaded_encoder, caption, TextConfig(max_tokens=150), words=words)
+    assert count_chunks([loaded_encoder], [caption], EMPHASIS, tokens=tokens) == 2
+    encoded = states(loaded_encoder, caption, TextConfig(max_tokens=150), tokens=tokens)
     torch.testing.assert_close(encoded[:77], states(loaded_encoder, "cat " * 73))
-    torch.testing.assert_close(encoded[77:], states(loaded_encoder, "sks", words=words))
+    torch.testing.assert_close(encoded[77:], states(loaded_encoder, "sks", tokens=tokens))
 
 
 def test_gradients_reach_learned_words_and_the_encoder(loaded_encoder, second):
@@ -277,7 +277,7 @@ def test_gradients_reach_learned_words_and_the_encoder(loaded_encoder, second):
         part: torch.randn(2, 24, requires_grad=True) for part in ("text_encoder", "text_encoder_2")
     }
     encoded = encode_text(
-        [loaded_encoder, second], ["a (<s1>:1.2)"], EMPHASIS, words={"<s1>": vectors}
+        [loaded_encoder, second], ["a (<s1>:1.2)"], EMPHASIS, tokens={"<s1>": vectors}
     )
     (encoded.states.square().sum() + encoded.pooled.square().sum()).backward()
     assert all(v.grad.abs().sum(1).min() > 0 for v in vectors.values())
@@ -299,12 +299,12 @@ def test_a_learned_word_of_another_family_is_refused(loaded_encoder):
     with pytest.raises(
         ModelError, match=r"'sks' is 16 wide; text_encoder of this base has width 24"
     ):
-        states(loaded_encoder, "sks", words={"sks": {"text_encoder": torch.randn(1, 16)}})
+        states(loaded_encoder, "sks", tokens={"sks": {"text_encoder": torch.randn(1, 16)}})
     with pytest.raises(ModelError, match="80 vectors; at most 75"):
-        states(loaded_encoder, "sks", words={"sks": {"text_encoder": torch.randn(80, 24)}})
+        states(loaded_encoder, "sks", tokens={"sks": {"text_encoder": torch.randn(80, 24)}})
 
 
 @torch.no_grad()
 def test_a_learned_word_without_vectors_for_a_tower_is_plain_text_there(second):
-    words = {"dog": {"text_encoder": torch.randn(1, 24)}}
-    torch.testing.assert_close(states(second, "a dog", words=words), states(second, "a dog"))
+    tokens = {"dog": {"text_encoder": torch.randn(1, 24)}}
+    torch.testing.assert_close(states(second, "a dog", tokens=tokens), states(second, "a dog"))

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from konomi.adapters.dropout import dropped, for_batch, kept, make_up
+from konomi.adapters.dropout import dropout, for_batch, keep_mask, keep_scale
 from konomi.adapters.kinds.closed_form import fit_bias, precise
 from konomi.adapters.kinds.kind import About, LayerUpdate
 from konomi.adapters.kinds.low_rank_product import low_rank_conv, low_rank_linear
@@ -332,7 +332,7 @@ class LoraLayer(nn.Module):
     def _with_dropout(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         assert self.rng is not None
         spec, rng = self.spec, for_batch(self.rng, x.shape[0])
-        inputs = dropped(x, spec.dropout, rng.fork("dropout")) if spec.dropout > 0 else x
+        inputs = dropout(x, spec.dropout, rng.fork("dropout")) if spec.dropout > 0 else x
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
         hidden = (
             F.linear(inputs, down) if self.window is None else self.window.convolve(inputs, down)
@@ -341,10 +341,10 @@ class LoraLayer(nn.Module):
         rank_shape = [1] * (x.dim() - 1)
         rank_shape[-1 if self.window is None else 0] = spec.rank
         if spec.rank_dropout > 0:
-            keep = kept(rank_shape, spec.rank_dropout, rng.fork("rank_dropout"))
-            hidden = hidden * keep * make_up(spec.rank_dropout)
+            keep = keep_mask(rank_shape, spec.rank_dropout, rng.fork("rank_dropout"))
+            hidden = hidden * keep * keep_scale(spec.rank_dropout)
         if spec.module_dropout > 0:
-            hidden = hidden * kept(
+            hidden = hidden * keep_mask(
                 [1] * (x.dim() - 1), spec.module_dropout, rng.fork("module_dropout")
             )
         if self.window is None:

@@ -1,6 +1,7 @@
-"""Words in training: their vectors are parameters, the token table they join never changes.
+"""Tokens in training (Textual Inversion): their vectors are parameters, the token table they join
+never changes.
 
-Shapes: n vectors of a word, D width of a text encoder's token embeddings.
+Shapes: n vectors of a token, D width of a text encoder's token embeddings.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,9 +21,9 @@ Start = Mapping[str, Tensor]
 """Part of the text encoder -> vectors [n, D]."""
 
 
-class TrainedWords:
+class TrainedTokens:
     """Vectors being learned, as a `LiveAdapter`: whatever encodes captions finds them among the
-    words of the base.
+    added tokens of the base.
     """
 
     def __init__(
@@ -33,16 +34,16 @@ class TrainedWords:
         keep_norm: KeepNorm = "none",
         norms: Mapping[str, float] | None = None,
     ) -> None:
-        """`known` are the base's words, `norms` the length that `keep_norm` keeps vectors to, by
-        part.
+        """`known` are the base's added tokens, `norms` the length that `keep_norm` keeps vectors
+        to, by part.
         """
         self._known = known
-        self._words = {
-            word: {
+        self._tokens = {
+            token: {
                 part: nn.Parameter(vectors.detach().float().clone())
                 for part, vectors in parts.items()
             }
-            for word, parts in start.items()
+            for token, parts in start.items()
         }
         self._keep_norm: KeepNorm = keep_norm
         self._norms = dict(norms or {})
@@ -51,17 +52,17 @@ class TrainedWords:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """`PART.WORD` -> [n, D]."""
+        """`PART.TOKEN` -> [n, D]."""
         return {
-            f"{part}.{word}": vectors
-            for word, parts in self._words.items()
+            f"{part}.{token}": vectors
+            for token, parts in self._tokens.items()
             for part, vectors in parts.items()
         }
 
     def begin_step(self, rng: Rng) -> None:
         """They draw nothing."""
 
-    def kept(self, part: str, vectors_nD: Tensor) -> Tensor:
+    def with_kept_norm(self, part: str, vectors_nD: Tensor) -> Tensor:
         """The vectors as captions use them: their lengths kept, as a function that training sees
         through.
         """
@@ -72,35 +73,36 @@ class TrainedWords:
     def export(self) -> Adapter:
         """The vectors as captions use them, float32 [n, D]."""
         embeddings = {
-            word: {
-                part: self.kept(part, vectors.detach()).clone() for part, vectors in parts.items()
+            token: {
+                part: self.with_kept_norm(part, vectors.detach()).clone()
+                for part, vectors in parts.items()
             }
-            for word, parts in self._words.items()
+            for token, parts in self._tokens.items()
         }
         return Adapter(embeddings=embeddings)
 
     def pause(self) -> AbstractContextManager[None]:
-        """Inside, the base does not know these words."""
+        """Inside, the base does not know these tokens."""
         return paused(self)
 
     def attach(self) -> None:
-        self._known.update({word: _Live(self, parts) for word, parts in self._words.items()})
+        self._known.update({token: _Live(self, parts) for token, parts in self._tokens.items()})
         self.attached = True
 
     def detach(self) -> None:
-        for word in self._words:
-            self._known.pop(word, None)
+        for token in self._tokens:
+            self._known.pop(token, None)
         self.attached = False
 
 
 class _Live(Mapping[str, Tensor]):
     """Part -> vectors as they are at the moment of asking."""
 
-    def __init__(self, words: TrainedWords, parts: Mapping[str, nn.Parameter]) -> None:
-        self._trained, self._parts = words, parts
+    def __init__(self, tokens: TrainedTokens, parts: Mapping[str, nn.Parameter]) -> None:
+        self._trained, self._parts = tokens, parts
 
     def __getitem__(self, part: str) -> Tensor:
-        return self._trained.kept(part, self._parts[part])
+        return self._trained.with_kept_norm(part, self._parts[part])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)

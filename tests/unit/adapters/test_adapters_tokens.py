@@ -49,7 +49,7 @@ def test_a_word_stands_for_its_vectors_until_it_is_taken_off():
             table.weight.copy_(kept)
         torch.testing.assert_close(states(base), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(states(base), plain)
-    assert base.words == {}
+    assert base.added_tokens == {}
 
 
 def test_text_strength_zero_leaves_a_word_as_plain_text():
@@ -63,10 +63,10 @@ def test_words_of_another_width_or_twice_are_refused_and_leave_no_trace():
     base = random_base("sd1")
     with pytest.raises(ModelError, match="is 48 wide; text_encoder of this base has width 32"):
         attach(base, [(word(name="<dog>"), Strengths()), (word(48), Strengths())])
-    assert base.words == {}
+    assert base.added_tokens == {}
     with pytest.raises(ModelError, match="another adapter already has"):
         attach(base, [(word(), Strengths()), (word(), Strengths())])
-    assert base.words == {}
+    assert base.added_tokens == {}
 
 
 def hypernetwork(width=32):
