@@ -57,7 +57,7 @@ class Bias:
         return 2
 
     def plan(self):
-        modules = self.base.targets("feed_forward")
+        modules = self.base.select_layers("feed_forward")
         self.modules = {
             key: m.requires_grad_(False) for key, m in modules.items() if m.bias is not None
         }
@@ -228,7 +228,7 @@ from konomi.adapters.kinds.shift import Shift
 from konomi.formats import read_adapter, write_adapter
 
 base, file = load_base("tiny", device="cpu"), Path(sys.argv[1])
-modules = base.targets("transformer")
+modules = base.select_layers("transformer")
 shift = {
     k: Shift(torch.randn(m.weight.shape[0]) / 9, torch.randn(m.weight.shape[1]) / 9)
     for k, m in modules.items()
@@ -369,7 +369,7 @@ def test_a_new_format_is_its_file_and_one_tuple(copied, tmp_path):
         "ADAPTER_FORMATS: tuple[AdapterFormat, ...] = (",
         "from konomi.formats import plain\n\nADAPTER_FORMATS: tuple[AdapterFormat, ...] = (plain, ",
     )
-    key, module = next(iter(load_base("tiny", device="cpu").targets("attention").items()))
+    key, module = next(iter(load_base("tiny", device="cpu").select_layers("attention").items()))
     file = tmp_path / "some.safetensors"
     save_file({key: torch.ones_like(module.weight)}, file, metadata={"format": "plain-differences"})
 

@@ -283,7 +283,9 @@ def test_each_lora_acts_in_its_own_branch_alone(kit, family):
     base, method, _, _ = trained(kit, family, lora_rank=2)
     result = method.export()
     assert (
-        result.layers.keys() == result.negative.layers.keys() == base.targets("transformer").keys()
+        result.layers.keys()
+        == result.negative.layers.keys()
+        == base.select_layers("transformer").keys()
     )
     assert all(
         update.up.abs().max() > 0

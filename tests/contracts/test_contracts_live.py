@@ -21,7 +21,7 @@ from konomi.formats.hypernetwork import tensors_of as networks_of
 
 
 def layers(base, seed=1):
-    modules = base.targets("cross_attention")
+    modules = base.select_layers("cross_attention")
     return inject(modules, lambda key: LoraSpec(2, 2.0, dropout=0.5), seed=seed)
 
 
@@ -32,17 +32,17 @@ def words(base):
 
 def networks(base):
     spec = Hypernetwork({}, dropout=(0.0, 0.5, 0.0), activation="relu")
-    found = base.targets("attention.kv")
+    found = base.select_layers("attention.kv")
     pairs = {}
     for layer in found.values():
         pairs[width_of(layer)] = tuple(
             make_network(width_of(layer), spec, layer.weight) for _ in "kv"
         )
-    return LiveHypernetwork(found, pairs, spec, values=base.targets("attention.v"))
+    return LiveHypernetwork(found, pairs, spec, values=base.select_layers("attention.v"))
 
 
 def changes(base):
-    return WeightChanges(base.targets("cross_attention.kv"))
+    return WeightChanges(base.select_layers("cross_attention.kv"))
 
 
 def branches(base):

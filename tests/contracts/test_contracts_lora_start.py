@@ -195,13 +195,13 @@ def test_a_start_for_another_noise_process_is_said(kit, trained, tmp_path, metad
 )
 def test_a_word_that_names_no_layer_is_an_error(kit, config, monkeypatch):
     base = kit.base("sd1")
-    targets = type(base).targets
+    select_layers = type(base).select_layers
     monkeypatch.setattr(
         type(base),
-        "targets",
-        lambda self, word: {} if word == "projection" else targets(self, word),
+        "select_layers",
+        lambda self, word: {} if word == "projection" else select_layers(self, word),
     )
-    with pytest.raises(RecipeError, match="no layers called 'projection'"):
+    with pytest.raises(RecipeError, match="no layers that 'projection' selects"):
         kit.method(base, kit.recipe(config))
     with pytest.raises(ModelError, match="no layers called 'atention'"):
         kit.method(base, kit.recipe(replace(config, targets=("atention",))))

@@ -102,7 +102,7 @@ def test_lora_against_peft(kit, family):
     examples = kit.examples()
     with torch.no_grad():
         text = base.encode_captions(examples.captions, kit.recipe(None).text)
-    names = [key.removeprefix("denoiser.") for key in base.targets("transformer")]
+    names = [key.removeprefix("denoiser.") for key in base.select_layers("transformer")]
     unet = inject_adapter_in_model(
         PeftConfig(r=16, lora_alpha=16, target_modules=names), base.denoiser
     )

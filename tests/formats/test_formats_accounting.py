@@ -155,7 +155,7 @@ def test_the_verbs_tell_of_it(tmp_path: Path) -> None:
     on from a file.
     """
     base = load_base("tiny")
-    key, module = next(iter(base.targets("attention").items()))
+    key, module = next(iter(base.select_layers("attention").items()))
     name = f"lora_unet_{key.removeprefix('denoiser.').replace('.', '_')}"
     outputs, inputs = module.weight.shape  # type: ignore[misc]
     tensors = {

@@ -74,7 +74,7 @@ def use(path: Path) -> None:
         assert all("\n" not in note for note in base.notes)
         base.encode_captions(["a cat!"], TextConfig())
         base.tokens("cat")
-        base.targets("attention")
+        base.select_layers("attention")
         base.encode_images(torch.zeros(1, 3, 64, 64))
 
 

@@ -30,8 +30,8 @@ class HasModules(Protocol):
         """The module of a canonical key. Raises ModelError if there is none."""
         ...
 
-    def targets(self, token: str) -> Mapping[str, nn.Module]:
-        """Canonical key -> module, for a neutral word such as `attention.kv`."""
+    def select_layers(self, selector: str) -> Mapping[str, nn.Module]:
+        """Canonical key -> module, for a layer selector such as `attention.kv`."""
         ...
 
     @property

@@ -50,7 +50,7 @@ HALVES = ("k", "v")
 class HasAttention(Protocol):
     """The part of a base that is needed here."""
 
-    def targets(self, word: str) -> Mapping[str, nn.Module]: ...
+    def select_layers(self, selector: str) -> Mapping[str, nn.Module]: ...
 
 
 def build_network(width: int, spec: Hypernetwork) -> nn.Sequential:
@@ -213,7 +213,7 @@ def attach_hypernetwork(
     Raises ModelError where the base is of another family.
     """
     check_fits(base, hypernetwork, name, family)
-    layers = base.targets("attention.kv")
+    layers = base.select_layers("attention.kv")
     weight = next(iter(layers.values())).weight
     assert isinstance(weight, Tensor)
     pairs = {}
@@ -224,7 +224,7 @@ def attach_hypernetwork(
         k.load_state_dict(halves[0].tensors)
         v.load_state_dict(halves[1].tensors)
         pairs[width] = (k, v)
-    values = base.targets("attention.v")
+    values = base.select_layers("attention.v")
     return LiveHypernetwork(layers, pairs, hypernetwork, values=values, strength=strength).detach
 
 
@@ -239,8 +239,8 @@ def check_fits(
     """Raises ModelError where a base is of another family than `family`, has no layer of the
     hypernetwork's widths, or reads text of another width.
     """
-    has = {width_of(layer) for layer in base.targets("attention.kv").values()}
-    text = {width_of(layer) for layer in base.targets("cross_attention.kv").values()}
+    has = {width_of(layer) for layer in base.select_layers("attention.kv").values()}
+    text = {width_of(layer) for layer in base.select_layers("cross_attention.kv").values()}
     own_family = getattr(base, "family", "")
     lacking = sorted(set(hypernetwork.pairs) - has)
     title = f"The hypernetwork {name or 'given'}"

@@ -97,7 +97,9 @@ class CustomDiffusion(AdapterMethod):
             if self.recipe.text.chunking == "novelai"
             else self.recipe.text.max_tokens + 2
         )
-        self.changes = WeightChanges(self.base.targets("cross_attention.kv"), frozen_every=every)
+        self.changes = WeightChanges(
+            self.base.select_layers("cross_attention.kv"), frozen_every=every
+        )
         self.live = LiveAdapters(self.tokens, self.changes)
         return (
             Phase("custom_diffusion", self._groups(), self.loss, modules=(self.base.denoiser,)),

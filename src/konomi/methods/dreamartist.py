@@ -35,7 +35,7 @@ from konomi.errors import RecipeError
 from konomi.families.selectors import check_selectors
 from konomi.formats.learned_words import NEGATIVE
 from konomi.methods.denoising import DenoisingLoss, Noised, subject_and_prior_loss
-from konomi.methods.layer_words import check_words, layers_called
+from konomi.methods.layer_selectors import check_base_has_layers, selected_layers
 from konomi.methods.method import (
     AdapterMethod,
     Needs,
@@ -111,7 +111,7 @@ class DreamArtist(AdapterMethod):
             )
         check_selectors(base.spec, config.targets)
         if config.lora_rank:
-            check_words(base, config.targets, DreamArtistConfig().targets)
+            check_base_has_layers(base, config.targets, DreamArtistConfig().targets)
         _word(recipe)
         return Needs(
             trains_text=True,
@@ -217,7 +217,7 @@ class DreamArtist(AdapterMethod):
     def _inject(self, branch: str) -> TrainedLayers:
         modules: dict[str, nn.Module] = {}
         for word in self.config.targets:
-            modules |= layers_called(self.base, word)
+            modules |= selected_layers(self.base, word)
         if not modules:
             raise RecipeError(
                 "method.targets is empty: the LoRAs of method.lora_rank would change nothing."

@@ -159,7 +159,7 @@ class HypernetworkMethod(AdapterMethod):
         return min(max(each * num_images, least), most)
 
     def plan(self) -> tuple[Phase, ...]:
-        layers = self.base.targets("attention.kv")
+        layers = self.base.select_layers("attention.kv")
         started = self.started
         pairs = {}
         for width in self._widths(self.base):
@@ -172,7 +172,7 @@ class HypernetworkMethod(AdapterMethod):
             pairs[width] = (k, v)
         for layer in layers.values():
             layer.requires_grad_(False)
-        values = self.base.targets("attention.v")
+        values = self.base.select_layers("attention.v")
         self.live = self.networks = LiveHypernetwork(layers, pairs, self.spec, values=values)
         self.shallow = self._shallow()
         default = for_width(
@@ -209,7 +209,7 @@ class HypernetworkMethod(AdapterMethod):
     def _widths(self, base: BaseModel) -> tuple[int, ...]:
         """Those that are trained, in order. Raises RecipeError for widths that the base has not."""
         word = "attention.kv" if self.config.layers == "all" else "cross_attention.kv"
-        known = sorted({width_of(layer) for layer in base.targets(word).values()})
+        known = sorted({width_of(layer) for layer in base.select_layers(word).values()})
         for width in self.config.widths:
             if width not in known:
                 raise RecipeError(
@@ -248,7 +248,11 @@ class HypernetworkMethod(AdapterMethod):
     def _shallow(self) -> frozenset[str]:
         """Keys of the projections of the first quarter of the attention layers."""
         pairs = list(
-            zip(self.base.targets("attention.k"), self.base.targets("attention.v"), strict=True)
+            zip(
+                self.base.select_layers("attention.k"),
+                self.base.select_layers("attention.v"),
+                strict=True,
+            )
         )
         pairs.sort(key=lambda pair: depth_of(self.base.spec, pair[0]))
         return frozenset(key for pair in pairs[: math.ceil(len(pairs) / 4)] for key in pair)

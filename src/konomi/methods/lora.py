@@ -23,7 +23,7 @@ from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.families.selectors import check_selectors, selects
 from konomi.methods.denoising import DenoisingLoss
-from konomi.methods.layer_words import check_words, layers_called
+from konomi.methods.layer_selectors import check_base_has_layers, selected_layers
 from konomi.methods.lora_start import Start, read_start
 from konomi.methods.method import (
     AdapterMethod,
@@ -121,12 +121,12 @@ class Lora(AdapterMethod):
     ) -> Needs:
         dora_axis(config, recipe.save.format)
         check_selectors(base.spec, config.targets)
-        words = [
+        selectors = [
             *config.targets,
             *["conv"] * bool(config.conv_rank),
             *["text"] * bool(config.text_rank),
         ]
-        check_words(base, words, LoraConfig().targets)
+        check_base_has_layers(base, selectors, LoraConfig().targets)
         start = read_start(config.start, section, base) if config.start else None
         return Needs(
             trains_text=_trains_text(config, start),
@@ -168,16 +168,20 @@ class Lora(AdapterMethod):
             () if start is not None and config.targets == LoraConfig().targets else config.targets
         )
         specs = {}
-        for word in targets:
+        for selector in targets:
             specs.update(
-                dict.fromkeys(layers_called(self.base, word), self._spec(config.rank, config.alpha))
+                dict.fromkeys(
+                    selected_layers(self.base, selector), self._spec(config.rank, config.alpha)
+                )
             )
-        for word, rank, alpha in (
+        for selector, rank, alpha in (
             ("conv", config.conv_rank, config.conv_alpha),
             ("text", config.text_rank, config.text_alpha),
         ):
             if rank:
-                specs.update(dict.fromkeys(layers_called(self.base, word), self._spec(rank, alpha)))
+                specs.update(
+                    dict.fromkeys(selected_layers(self.base, selector), self._spec(rank, alpha))
+                )
         specs |= self.start_specs
         if not specs:
             where = f"{self.section}.targets"

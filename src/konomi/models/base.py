@@ -206,8 +206,8 @@ class BaseModel(Protocol):
         """
         ...
 
-    def targets(self, word: str) -> dict[str, nn.Module]:
-        """Canonical key -> module, for a neutral word.
+    def select_layers(self, selector: str) -> dict[str, nn.Module]:
+        """Canonical key -> module, for a layer selector.
 
         `attention` (q k v out of self and cross), `attention.kv`, `attention.k`, `attention.v`,
         `cross_attention`, `cross_attention.kv`,

@@ -294,14 +294,15 @@ class LatentDiffusion:
         )[0]
         return output
 
-    def targets(self, word: str) -> dict[str, nn.Module]:
-        check_selectors(self.spec, [word])
-        specs = [spec for spec in self.spec.adapted_parts if word in spec.selectors]
+    def select_layers(self, selector: str) -> dict[str, nn.Module]:
+        check_selectors(self.spec, [selector])
+        specs = [spec for spec in self.spec.adapted_parts if selector in spec.selectors]
         return {
             f"{spec.part}.{path}": module
             for spec in specs
             for path, module in self._part(spec.part).named_modules()
-            if isinstance(module, (nn.Linear, nn.Conv2d)) and spec.selectors[word].fullmatch(path)
+            if isinstance(module, (nn.Linear, nn.Conv2d))
+            and spec.selectors[selector].fullmatch(path)
         }
 
     def block_of(self, key: str) -> str:

@@ -141,7 +141,7 @@ def make(widths, seed, **options):
 
 
 def widths_of(base):
-    return sorted({width_of(layer) for layer in base.targets("attention.kv").values()})
+    return sorted({width_of(layer) for layer in base.select_layers("attention.kv").values()})
 
 
 def fallback_base():
@@ -153,7 +153,7 @@ def fallback_base():
 
 def answer(base):
     generator = torch.Generator().manual_seed(0)
-    width = width_of(next(iter(base.targets("cross_attention.kv").values())))
+    width = width_of(next(iter(base.select_layers("cross_attention.kv").values())))
     extra = None
     if base.family == "sdxl":
         extra = {
@@ -174,7 +174,7 @@ def rewritten(base, chain):
     """Every to_k and to_v of a copy computes the formula itself: what web UIs patch into
     attention.
     """
-    for key, layer in base.targets("attention.kv").items():
+    for key, layer in base.select_layers("attention.kv").items():
 
         def forward(x, layer=layer, key=key):
             c = x.double()
@@ -229,7 +229,7 @@ def test_beside_a_lora_on_the_same_layers(build):
     """The LoRA, folded in or still in training, reads what the networks have changed."""
     base = build()
     net = make(widths_of(base), 1)
-    keys = list(base.targets("attention.kv"))
+    keys = list(base.select_layers("attention.kv"))
     layers = inject(
         {key: base.module(key) for key in keys}, lambda key: LoraSpec(rank=2, alpha=2.0), seed=0
     )
@@ -291,8 +291,10 @@ class Attending:
         self.layers = {f"denoiser.{w}.attn1.to_k": torch.nn.Linear(w, 4, bias=False) for w in own}
         self.layers |= {"denoiser.x.attn2.to_k": torch.nn.Linear(text, 4, bias=False)}
 
-    def targets(self, word):
-        return {k: m for k, m in self.layers.items() if word == "attention.kv" or ".attn2." in k}
+    def select_layers(self, selector):
+        return {
+            k: m for k, m in self.layers.items() if selector == "attention.kv" or ".attn2." in k
+        }
 
 
 SD1, SD2 = ("sd1", (320, 640, 1280), 768), ("sd2", (320, 640, 1280), 1024)

@@ -86,7 +86,7 @@ def hypernetwork(width=32):
 def test_a_hypernetwork_changes_what_keys_and_values_read_and_comes_off():
     base = random_base("sd1")
     net = hypernetwork()
-    key = next(k for k in base.targets("cross_attention.kv") if k.endswith("to_k"))
+    key = next(k for k in base.select_layers("cross_attention.kv") if k.endswith("to_k"))
     layer = base.module(key)
     context = torch.randn(1, 5, 32)
     plain = layer(context)

@@ -151,7 +151,7 @@ def test_the_first_position_alone_would_teach_nothing():
     """
     base, _, parameters = make_method()
     moved(parameters)
-    key, module = next(iter(base.targets("cross_attention.kv").items()))
+    key, module = next(iter(base.select_layers("cross_attention.kv").items()))
     states = torch.randn(
         2, 77, module.in_features, generator=torch.Generator().manual_seed(1), requires_grad=True
     )
@@ -168,7 +168,7 @@ def test_the_first_position_alone_would_teach_nothing():
 
 def test_every_chunk_begins_with_a_position_that_teaches_nothing():
     base, _, _ = make_method()
-    module = next(iter(base.targets("cross_attention.kv").values()))
+    module = next(iter(base.select_layers("cross_attention.kv").values()))
     states = torch.ones(1, 154, module.in_features, requires_grad=True)
     module(states).sum().backward()
     assert [t for t in range(154) if not states.grad[0, t].any()] == [0, 77]
@@ -351,5 +351,5 @@ def test_closing_gives_the_base_back():
     assert base.added_tokens == {}
     fresh = random_base("sd1")
     states = torch.randn(1, 77, 32, generator=torch.Generator().manual_seed(1))
-    for key, module in base.targets("cross_attention.kv").items():
+    for key, module in base.select_layers("cross_attention.kv").items():
         assert torch.equal(module(states), fresh.module(key)(states))

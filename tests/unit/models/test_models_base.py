@@ -139,7 +139,7 @@ def test_a_sound_vae_that_overflows_in_half_precision_is_not_called_damaged() ->
 
 def test_what_is_loaded_for_now_goes_again() -> None:
     base = random_base("sd1")
-    base.targets("attention")
+    base.select_layers("attention")
     with temporarily_loaded(base, MemoryConfig()):
         base.encode_captions(["a"], TextConfig())
         assert "text_encoder" in base.loaded_parts()
@@ -155,7 +155,7 @@ def test_parts_load_when_first_used(family: str) -> None:
     assert base.loaded_parts() == ()
     assert "text_encoder" in list(base.text_encoders)
     assert base.loaded_parts() == ()
-    base.targets("attention")
+    base.select_layers("attention")
     assert base.loaded_parts() == ("denoiser",)
     before = base.state("denoiser")["conv_in.weight"].clone()
     base.unload("denoiser")
@@ -183,7 +183,7 @@ def counts(base: BaseModel) -> dict[str, int]:
         "projection",
         "text",
     )
-    return {word: len(base.targets(word)) for word in (*tokens, "transformer", "conv")}
+    return {word: len(base.select_layers(word)) for word in (*tokens, "transformer", "conv")}
 
 
 def test_target_words_count_what_the_architecture_has() -> None:
@@ -209,9 +209,9 @@ def test_target_words_count_what_the_architecture_has() -> None:
 def test_targets_and_module_agree(family: str) -> None:
     base = random_base(family)
     for word in ("transformer", "conv", "text"):
-        for key, module in base.targets(word).items():
+        for key, module in base.select_layers(word).items():
             assert base.module(key) is module
-    assert all(".text_model.encoder." in key for key in base.targets("text"))
+    assert all(".text_model.encoder." in key for key in base.select_layers("text"))
     state = base.state("text_encoder")
     assert all(name.startswith("text_model.") for name in state)
 
@@ -236,7 +236,7 @@ def test_full_size_targets_are_kohyas_counts() -> None:
 def test_unknown_words_and_keys_are_refused() -> None:
     base = random_base("sd1")
     with pytest.raises(ModelError, match=r"'attn'.*cross_attention\.kv"):
-        base.targets("attn")
+        base.select_layers("attn")
     with pytest.raises(ModelError, match=r"has no layer denoiser\.down_blocks\.9"):
         base.module("denoiser.down_blocks.9.conv")
     with pytest.raises(ModelError, match="has no part 'text_encoder_2'"):

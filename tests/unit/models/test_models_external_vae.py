@@ -81,7 +81,7 @@ def test_a_missing_vae_is_an_error_only_where_one_is_needed(files: Path, tmp_pat
     ):
         load_base(files / "bare.safetensors")
     base = load_base(files / "bare.safetensors", needs_vae=False)
-    assert base.targets("attention")
+    assert base.select_layers("attention")
     with pytest.raises(ModelError, match="holds no VAE"):
         base.vae  # noqa: B018 (loads it)
     with pytest.raises(ModelError, match=r"nothing\.pt: there is no such VAE"):

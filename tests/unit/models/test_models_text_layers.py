@@ -80,7 +80,7 @@ def test_sd2_with_and_without_the_layer_that_nothing_reads(tmp_path: Path) -> No
         torch.testing.assert_close(
             found.encode_captions(["a red cat"], TextConfig()).states, expected
         )
-        keys = found.targets("text")
+        keys = found.select_layers("text")
         assert "text_encoder.text_model.encoder.layers.2.self_attn.q_proj" in keys
         assert len(keys) == 3 * 6
         skipped = found.encode_captions(["a red cat"], TextConfig(clip_skip=2)).states
