@@ -62,6 +62,7 @@ EXCEPTIONS: dict[str, str] = {
     r"^a (network \{\} of width|whole number of \{\} bits|list or table of \{\})|^ and "
     r"layer norm$": "a value",
     r"^(another file|not noted|out of all bounds)$": "a value",
+    r"et al\. [12]\d{3}": "a paper",
 }
 """Patterns of texts that are no messages by themselves, and what they are."""
 _PROSE = re.compile(r"[A-Za-z]{2,},? [a-z]{2,}")

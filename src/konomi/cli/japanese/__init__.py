@@ -12,6 +12,7 @@ from konomi.cli.japanese import (
     processes,
     programs,
     runs,
+    scores,
     screens,
     settings,
     stored,
@@ -44,6 +45,7 @@ AREAS = tuple(
         stored,
         stored_files,
         models,
+        scores,
         adapters,
         evaluation,
     )

@@ -11,8 +11,10 @@ from torch import Tensor
 class ImageEncoder(Protocol):
     """Features of pictures: DINOv2, DINOv3, CLIP, SigLIP 2, or the small CLIP inside konomi."""
 
-    name: str
-    """As the recipe names it."""
+    @property
+    def name(self) -> str:
+        """As the recipe names it."""
+        ...
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:
         """Unit vectors [N, D], float32 on the CPU. A picture that was asked for before is not
