@@ -26,6 +26,7 @@ OURS = {
 NOT_READ: dict[str, str] = {
     "evaluation/report.py": "the page of `demo`, a file in English",
     "tasks/demonstration.py": "prompts, and the same page",
+    "evaluation/prompts.py": "prompts",
     "methods/textual_inversion.py": "captions that are trained on",
     "data/size_variation.py": "words put into captions",
     "generation/infotext.py": "names that A1111 reads",

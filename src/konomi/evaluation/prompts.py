@@ -2,8 +2,12 @@
 unrelated.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from konomi.data.captions import has_trigger
 
 PromptKind = Literal["subject", "context", "class", "unrelated"]
 """`context` names the subject in a place where it was not photographed (recontextualisation, Ruiz
@@ -20,3 +24,91 @@ class EvaluationPrompt:
     plain: str
     """The same in words that a text encoder knows: without the trigger, with the class noun. Prompt
     following is measured against it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What was learned, in words."""
+
+    trigger: str = ""
+    noun: str = ""
+    """Its class, in plain words."""
+
+    @property
+    def words(self) -> str:
+        return " ".join(word for word in (self.trigger, self.noun) if word)
+
+
+HOLE = "{}"
+"""Stands for the subject in a prompt."""
+_PHOTOS = (
+    "a photo of a {}",
+    "a photo of a {} on the beach",
+    "a photo of a {} in the snow",
+    "a photo of a {} in front of a city",
+)
+_DRAWINGS = (
+    "a {}",
+    "a {} on a blue background",
+    "a {} on a green background with white dots",
+    "a small {} on a yellow background",
+)
+"""In words that the base `tiny` knows."""
+_UNRELATED = ("a house by a lake", "a bowl of fruit")
+_UNRELATED_DRAWINGS = ("a fox on a green background", "a house on a blue background")
+_SAYS_NOTHING = re.compile(r"\b(an?|the|photo|picture|image|drawing|painting|of)\b|[\W_]")
+
+
+def default_prompts(subject: Subject, *, drawings: bool = False) -> tuple[EvaluationPrompt, ...]:
+    """The subject, the subject in three other places, its class alone (where it has both a trigger
+    and a class), and something unrelated. `drawings`: in the words of the base `tiny`.
+
+    The subject must have words.
+    """
+    lines = list(_DRAWINGS if drawings else _PHOTOS)
+    if subject.noun and subject.trigger:
+        lines.append(_filled(lines[0], subject.noun))
+    others = _UNRELATED_DRAWINGS if drawings else _UNRELATED
+    free = [line for line in others if not (subject.noun and has_trigger(line, subject.noun))]
+    return prompts_of([*lines, free[0]], subject)
+
+
+def prompts_of(lines: Sequence[str], subject: Subject) -> tuple[EvaluationPrompt, ...]:
+    """Prompts as somebody wrote them, `{}` standing for trigger and class noun. What each is for
+    follows from its words: those with the trigger show the subject, those with the class noun
+    alone the class, others neither. Where there is no trigger the class noun calls the subject,
+    and where there is neither, every prompt shows what was learned.
+    """
+    found = (_prompt(" ".join(line.split()), subject) for line in lines)
+    return tuple({prompt.text: prompt for prompt in found}.values())
+
+
+def _prompt(line: str, subject: Subject) -> EvaluationPrompt:
+    if not subject.words:
+        return EvaluationPrompt(line, "context", line)
+    text = _filled(line, subject.words) if subject.noun else _named(line, subject.trigger)
+    plain = _filled(line, subject.noun) if subject.noun else _named(line, "something")
+    calls = subject.trigger or subject.noun
+    if not has_trigger(text, calls):
+        of_class = bool(subject.noun) and has_trigger(text, subject.noun)
+        return EvaluationPrompt(text, "class" if of_class else "unrelated", text)
+    if subject.trigger:
+        plain = _without(plain, subject.trigger)
+    left = _SAYS_NOTHING.sub("", _without(text, subject.trigger, subject.noun).casefold())
+    return EvaluationPrompt(text, "context" if left else "subject", plain)
+
+
+def _filled(line: str, words: str) -> str:
+    article = "an" if words[0].casefold() in "aeiou" else "a"
+    return re.sub(r"\ban? \{\}", f"{article} {{}}", line).replace(HOLE, words)
+
+
+def _named(line: str, name: str) -> str:
+    """A name, and not a thing, has no article before it."""
+    return re.sub(r"\ban? \{\}", HOLE, line).replace(HOLE, name)
+
+
+def _without(text: str, *words: str) -> str:
+    for word in filter(None, words):
+        text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", " ", text, flags=re.IGNORECASE)
+    return " ".join(text.split())

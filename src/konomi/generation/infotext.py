@@ -8,7 +8,7 @@ value` pairs divided by commas, values with commas, colons or line breaks in the
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import count
@@ -176,10 +176,11 @@ def read_infotext(path: Path) -> Infotext | None:
     return parse_infotext(text) if isinstance(text, str) else None
 
 
-def png_bytes(picture: Picture) -> bytes:
-    """A PNG file with the infotext in it."""
+def png_bytes(picture: Picture, *, more: Mapping[str, str] | None = None) -> bytes:
+    """A PNG file with the infotext in it, and `more` text chunks by their keywords."""
     chunk = PngInfo()
-    chunk.add_text("parameters", picture.infotext)
+    for keyword, text in {"parameters": picture.infotext, **(more or {})}.items():
+        chunk.add_text(keyword, text)
     encoded = BytesIO()
     picture.image.save(encoded, "PNG", pnginfo=chunk)
     return encoded.getvalue()
