@@ -6,4 +6,5 @@ PAIRS = {
     "{path}: the picture is gone. Run the command again.": "{path}: 絵がなくなっています。もう一度実行してください。",
     "{folder}: holds no summary.json. Name a folder that `konomi evaluate` or `konomi compare` wrote.": "{folder}: summary.json がありません。`konomi evaluate` か `konomi compare` が書いたフォルダを指定してください。",
     "{path}: is damaged ({why}). Remove it and run the command again.": "{path}: 壊れています({why})。削除して、もう一度実行してください。",
+    "result of an evaluation": "評価結果",
 }
