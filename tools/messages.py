@@ -32,6 +32,7 @@ NOT_READ: dict[str, str] = {
     "generation/infotext.py": "names that A1111 reads",
     "models/unused.py": "names of settings",
     "data/summary.py": "counts, which `COUNTS` of the catalogue translates one by one",
+    "evaluation/reasons.py": "sentences with their Japanese beside them",
     "config/schema.py": "docs/settings.md",
     "config/write.py": "the comments of a recipe, in English with their settings",
 }

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from konomi.config.bounds import STRICT, Positive, Size
 from konomi.config.generation import GenerationConfig
+from konomi.config.suggestion import SuggestionConfig
 
 Weight = Annotated[float, Field(ge=-100, le=100)]
 
@@ -54,3 +55,5 @@ class EvaluationConfig(GenerationConfig):
     """Pictures that are drawn together."""
     encoders: EncodersConfig = field(default_factory=EncodersConfig)
     """Whose features are compared."""
+    suggestion: SuggestionConfig = field(default_factory=SuggestionConfig)
+    """Which of the measured files is recommended."""
