@@ -148,8 +148,10 @@ class PlainLines:
     not a step.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, prefix: str = "") -> None:
         self.clock = clock
+        self.prefix = prefix
+        """Which run the lines are of, where there are several."""
         self.pace = Pace()
         self.last_time = clock()
         self.last_step = 0
@@ -174,7 +176,7 @@ class PlainLines:
                     self.pace.begin(event)
                     self.last_step = event.first_step
                 if text := sentence(event):
-                    print(translated(text), flush=True)
+                    print(self.prefix + translated(text), flush=True)
 
     def _is_due(self) -> bool:
         return self.clock() - self.last_time >= LINE_SECONDS
@@ -188,7 +190,7 @@ class PlainLines:
 
     def _print(self, text: str) -> None:
         self.last_time = self.clock()
-        print(translated(text), flush=True)
+        print(self.prefix + translated(text), flush=True)
 
 
 class LiveBar:

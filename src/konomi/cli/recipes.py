@@ -206,9 +206,7 @@ def recipe_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> "
     what, *changes = options.what
     if strays := [word for word in changes if "=" not in word]:
         parser.error(f"unexpected {strays[0]!r}; settings are changed by name=value")
-    for folder in (*options.images, *([options.prior] if options.prior else [])):
-        if not folder.exists():
-            raise RecipeError(f"--images {folder}: no such file or folder.{_similar(folder)}")
+    check_folders(options)
     if options.steps is not None and options.steps < 1:
         raise RecipeError(
             f"--steps is {options.steps}; at least 1. Without it the recipe's or method's number "
@@ -217,6 +215,13 @@ def recipe_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> "
     if _looks_like_file(what):
         return _from_file(what, options, changes)
     return _from_method(what, options, changes)
+
+
+def check_folders(options: argparse.Namespace) -> None:
+    """Raises RecipeError where --images or --prior names nothing."""
+    for folder in (*options.images, *([options.prior] if options.prior else [])):
+        if not folder.exists():
+            raise RecipeError(f"--images {folder}: no such file or folder.{_similar(folder)}")
 
 
 def _from_file(what: str, options: argparse.Namespace, changes: list[str]) -> "Recipe":

@@ -168,6 +168,15 @@ def to_do(job: Job, folder: Path, checkpoint: Checkpoint) -> tuple[str, ...]:
     return tuple(missing)
 
 
+def finished_result(folder: Path) -> tuple[int, Path] | None:
+    """(last step, result file) of a run whose result is written; None for any other folder."""
+    checkpoints = checkpoint_paths(folder / "checkpoints")
+    name = _noted_result(checkpoints[-1]) if checkpoints else ""
+    if not name or Path(name).name != name or not (folder / name).exists():
+        return None
+    return int(checkpoints[-1].name.rpartition("-")[2]), folder / name
+
+
 def moved(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe for a run that lies in `folder`."""
     return replace(recipe, run=replace(recipe.run, output=str(folder)))

@@ -2,9 +2,10 @@
 once. From then on the first saves and ends, the second ends at once.
 """
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -48,3 +49,15 @@ def stop_on_signals(stop: Stop) -> Iterator[Stop]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def stop_on_input(lines: Iterable[str], stop: Stop) -> None:
+    """For a thread of a process that works for another one: the line `stop` requests the stop, and
+    the end of the lines ends the process at once.
+
+    Whoever would take the result is gone then; a run is as safe as if it had been killed.
+    """
+    for line in lines:
+        if line.strip() == "stop":
+            stop.request()
+    os._exit(1)

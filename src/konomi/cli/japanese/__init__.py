@@ -4,6 +4,7 @@ from konomi.cli.japanese import (
     adapters,
     checks,
     commands,
+    comparing,
     evaluation,
     folders,
     methods,
@@ -48,6 +49,7 @@ AREAS = tuple(
         scores,
         adapters,
         evaluation,
+        comparing,
     )
 )
 

@@ -1,0 +1,122 @@
+"""`konomi compare`."""
+
+import argparse
+from pathlib import Path
+
+from konomi.cli.arguments import ArgumentParser
+from konomi.cli.recipes import check_folders
+
+
+def compare(arguments: list[str]) -> int:
+    """Train candidates at an equal budget, measure them alike, and say which to keep."""
+    parser = _parser()
+    options = parser.parse_intermixed_args(arguments)
+    what, changes = split_words(options.what)
+    if not what:
+        parser.error("name the methods or recipes to compare")
+    check_folders(options)
+
+    from konomi import tasks
+    from konomi.cli.comparison_view import follow_comparison
+
+    events = tasks.compare(
+        what,
+        images=options.images,
+        base=options.base,
+        trigger=options.trigger,
+        class_noun=options.class_noun,
+        prior_images=options.prior,
+        seed=options.seed,
+        overrides=changes,
+        budget=options.budget,
+        sweep=options.sweep,
+        saves=options.saves,
+        jobs=options.jobs,
+        output=options.output,
+        plan_only=options.plan,
+    )
+    return follow_comparison(events, as_json=options.json)
+
+
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """Candidates, and settings for all of them."""
+    what = [word for word in words if "=" not in word or Path(word).is_file()]
+    return what, [word for word in words if word not in what]
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="konomi compare",
+        usage="konomi compare METHOD|RECIPE... --images DIR --base BASE [options] [key=value ...]",
+        description="Train candidates at an equal budget on the same pictures, measure their files "
+        "beside the untouched base, and say which one to keep and why. Asked again after an "
+        "interruption it goes on where it was.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "what",
+        metavar="METHOD|RECIPE",
+        nargs="+",
+        help="methods (lora, textual_inversion, ...) or recipe files",
+    )
+    add_subject_flags(parser)
+    add(
+        "--budget",
+        metavar="UNIT=N",
+        default="",
+        help="what each candidate may spend: steps=600, images=2400 or minutes=10",
+    )
+    add(
+        "--sweep",
+        metavar="KEY=V1,V2",
+        action="append",
+        default=[],
+        help="a run for each value of a setting; may be repeated",
+    )
+    add(
+        "--saves",
+        metavar="N",
+        type=int,
+        help="files of each run that are measured (default: 4, of whole models 2)",
+    )
+    add(
+        "--jobs",
+        metavar="N",
+        type=int,
+        default=1,
+        help="runs at a time (default: %(default)s)",
+    )
+    add("--output", metavar="DIR", help="where to (default: runs/compare-NAME)")
+    add("--plan", action="store_true", help="show runs, steps and time, and stop there")
+    add("--json", action="store_true", help="print JSON for a program to read")
+    return parser
+
+
+def add_subject_flags(parser: argparse.ArgumentParser) -> None:
+    """What all candidates learn, and from where."""
+    add = parser.add_argument
+    add(
+        "--images",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        default=[],
+        help="images to learn; may be repeated",
+    )
+    add(
+        "--base",
+        default="",
+        help="`tiny` (built in), a folder, a .safetensors or .ckpt file, or a hub id",
+    )
+    add(
+        "--trigger",
+        metavar="WORD",
+        default="",
+        help="the prompt word that stands for what is learned",
+    )
+    add("--class", dest="class_noun", metavar="NOUN", default="", help="what it is, e.g. dog")
+    add(
+        "--prior", metavar="DIR", type=Path, help="images of the class, so that it is not forgotten"
+    )
+    add("--seed", metavar="S", type=int, help="decides order, noise and timesteps")
