@@ -352,7 +352,7 @@ def test_lora_variant_resumes_bit_for_bit(kit):
     _, _, first = start(
         kit, lora_rank=2, learning_rate=1e-2, lora_rate=1e-2, negative_lora_rate=1e-2
     )
-    run = first.run(kit.stream(kit.batch()), stop=Stop(), rest_at=lambda step: step == 2)
+    run = first.run(kit.stream(kit.batch()), stop=Stop(), sync_at=lambda step: step == 2)
     losses = [next(run).loss, next(run).loss]
     state = copy.deepcopy(first.state())
     run.close()

@@ -224,7 +224,7 @@ def test_dropout_resumes_bit_for_bit_and_does_not_depend_on_passes(kit):
     _, _, whole = start(kit, config, total=4)
     expected = train(whole, kit)
     _, _, first = start(kit, config, total=4)
-    run = first.run(kit.stream(kit.batch()), stop=Stop(), rest_at=lambda step: step == 2)
+    run = first.run(kit.stream(kit.batch()), stop=Stop(), sync_at=lambda step: step == 2)
     losses = [next(run).loss, next(run).loss]
     state = copy.deepcopy(first.state())
     run.close()

@@ -151,7 +151,7 @@ def test_resume_equals_uninterrupted(kit, kind, family):
     _, _, whole = start(kit, family, kind, total=4)
     expected = train(whole, kit)
     _, _, first = start(kit, family, kind, total=4)
-    run = first.run(kit.stream(kit.batch()), stop=Stop(), rest_at=lambda step: step == 2)
+    run = first.run(kit.stream(kit.batch()), stop=Stop(), sync_at=lambda step: step == 2)
     losses = [next(run).loss, next(run).loss]
     state = copy.deepcopy(first.state())
     run.close()

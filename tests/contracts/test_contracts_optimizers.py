@@ -87,7 +87,7 @@ def test_every_group_moves_by_about_its_rate_and_resumes(kit, optimizer, config,
             rates, {}
         )
     trainer = start(kit, config, options)
-    run = trainer.run(kit.stream(kit.batch()), stop=Stop(), rest_at=lambda step: True)
+    run = trainer.run(kit.stream(kit.batch()), stop=Stop(), sync_at=lambda step: True)
     before = weights(trainer)
     losses = [next(run).loss for _ in range(4)]
     after, kept = weights(trainer), copy.deepcopy(trainer.state())
@@ -128,7 +128,7 @@ def test_prodigy_takes_rates_of_a_methods_own_as_shares(kit):
 def test_the_rate_that_is_shown_for_prodigy_is_the_step_it_takes(kit):
     pytest.importorskip("prodigyopt")
     trainer = start(kit, LoraConfig(rank=2), {"kind": "prodigy"})
-    events = list(trainer.run(kit.stream(kit.batch()), stop=Stop(), rest_at=lambda step: True))
+    events = list(trainer.run(kit.stream(kit.batch()), stop=Stop(), sync_at=lambda step: True))
     assert events[-1].learning_rate == pytest.approx(trainer.optimizer.param_groups[0]["d"])
     assert 0 < events[-1].learning_rate < 0.1
 

@@ -49,7 +49,7 @@ def moved(before, after):
 def test_each_phase_moves_its_own(kit, later):
     _, _, trainer = start(kit, word_steps=2, word_rate_later=later)
     states = [weights(trainer)]
-    run = trainer.run(kit.stream(kit.batch()), stop=Stop(), rest_at=lambda step: True)
+    run = trainer.run(kit.stream(kit.batch()), stop=Stop(), sync_at=lambda step: True)
     rates = []
     for event in run:
         states.append(weights(trainer))
@@ -105,7 +105,7 @@ def test_resume_is_bit_exact_across_the_border(kit, stopped_at, optimizer):
     _, _, whole = start(kit, **options)
     expected = [event.loss for event in whole.run(kit.stream(kit.batch()), stop=Stop())]
     _, _, first = start(kit, **options)
-    run = first.run(kit.stream(kit.batch()), stop=Stop(), rest_at=lambda step: step == stopped_at)
+    run = first.run(kit.stream(kit.batch()), stop=Stop(), sync_at=lambda step: step == stopped_at)
     losses = [next(run).loss for _ in range(stopped_at)]
     state = copy.deepcopy(first.state())
     run.close()
@@ -120,7 +120,7 @@ def test_resume_is_bit_exact_across_the_border(kit, stopped_at, optimizer):
 def test_a_phase_leaves_behind_what_would_be_saved(kit):
     """The average, not the last step's weights."""
     _, method, trainer = start(kit, word_steps=3, optimizer={"ema_decay": 0.9})
-    run = trainer.run(kit.stream(kit.batch()), stop=Stop(), rest_at=lambda step: step == 3)
+    run = trainer.run(kit.stream(kit.batch()), stop=Stop(), sync_at=lambda step: step == 3)
     for _ in range(3):
         next(run)
     with trainer.weights_for_use():

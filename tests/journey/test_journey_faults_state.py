@@ -102,7 +102,7 @@ def test_a_longer_run_that_dies_before_its_result_does_not_pass_off_the_earlier_
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("konomi.tasks.between_steps.save_result", die)
+        patch.setattr("konomi.tasks.run_outputs.save_result", die)
         with pytest.raises(RunError):
             list(konomi.resume(folder, steps=3))
     assert (folder / "sks.safetensors").read_bytes() == earlier
@@ -391,7 +391,7 @@ def test_what_a_run_was_cut_off_before_is_made_up_for_after_its_checkpoint(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("konomi.tasks.between_steps.save_result", die)
+        patch.setattr("konomi.tasks.run_outputs.save_result", die)
         with pytest.raises(RunError):
             list(konomi.train(make_recipe(folder, steps=3, overrides=overrides)))
     events = [type(event).__name__ for event in konomi.resume(folder)]

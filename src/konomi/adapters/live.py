@@ -33,8 +33,8 @@ class LiveAdapter(Protocol):
         ...
 
     def begin_step(self, rng: Rng) -> None:
-        """Give dropout its randomness for all passes up to the next call. `rng` has a key per
-        sample.
+        """Give dropout its randomness for all micro-batches up to the next call. `rng` has a key
+        per sample.
         """
         ...
 

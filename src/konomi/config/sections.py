@@ -264,7 +264,7 @@ class RunConfig:
     """Times through the images, in all. With 0 here and in `steps`, the method's own default
     counts."""
     batch_size: Positive = 1
-    """Images behind one optimiser step, over all processes and accumulated passes together."""
+    """Images behind one optimiser step, over all processes and micro-batches together."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Decides order, noise and timesteps. The same seed gives the same result."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -302,7 +302,8 @@ class MemoryConfig:
     __pydantic_config__ = STRICT
 
     accumulation: Positive = 1
-    """Split each batch into this many passes. Same result, less memory."""
+    """Split each batch into this many micro-batches (gradient accumulation). Same result, less
+    memory."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about 40 % slower, much less memory."""
     offload: bool = True

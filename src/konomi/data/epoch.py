@@ -138,7 +138,8 @@ def short_batches(counts: Iterable[int], batch_size: int) -> int:
 def split_step(
     step: Sequence[Item], rank: int, world: int, accumulation: int
 ) -> tuple[tuple[slice, float], ...]:
-    """The parts of a step that process `rank` of `world` computes, in up to `accumulation` passes.
+    """The parts of a step that process `rank` of `world` computes, in up to `accumulation`
+    micro-batches.
 
     Returns (slice of the step, weight) with weight = part / whole, for parts that are not empty.
     Over all processes the slices cover the step once and the weights add up to 1. Sizes differ by

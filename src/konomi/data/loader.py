@@ -102,7 +102,8 @@ class BatchStream:
     def step(
         self, step: int, *, rank: int = 0, world: int = 1, accumulation: int = 1
     ) -> tuple[Batch, ...]:
-        """The passes of process `rank` for one optimiser step, counted from 0 over the whole run.
+        """The micro-batches of process `rank` for one optimiser step, counted from 0 over the whole
+        run.
 
         At most `accumulation` of them, and none for a process to which the step gives nothing.
         Over all processes their weights add up to 1. Raises DataError naming a file that cannot be

@@ -171,7 +171,7 @@ class RewordsCaptions(Protocol):
 def begin_step(live: LiveAdapter, batch: Batch, rng: Rng) -> None:
     """Give what is trained the randomness of a step. `rng` is the step's.
 
-    It follows the subjects, so that a batch computed in several passes drops the same. To be
+    It follows the subjects, so that a batch in several micro-batches drops the same. To be
     called once for all losses of a step: gradient checkpointing computes the first forward pass
     again after the second.
     """

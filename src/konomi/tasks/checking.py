@@ -14,7 +14,7 @@ from konomi.errors import RunError
 from konomi.tasks.preparing import Job, cache_folder, prepare
 from konomi.tasks.prior import propose_nouns
 from konomi.tasks.run_folder import check_run_folder
-from konomi.tasks.saving import check_way_is_free
+from konomi.tasks.saving import check_output_paths
 from konomi.tasks.timing import seconds_per_step
 
 
@@ -154,7 +154,7 @@ def _what_stops(job: Job, bad: Mapping[str, str]) -> tuple[str, ...]:
         folder = Path(job.recipe.run.output)
         try:
             check_run_folder(folder)
-            check_way_is_free(job, folder, replace=False)
+            check_output_paths(job, folder, replace=False)
         except RunError as error:
             found.append(str(error))
     return tuple(found)

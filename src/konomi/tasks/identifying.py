@@ -21,7 +21,7 @@ from konomi.errors import RecipeError
 from konomi.models.base import BaseModel
 from konomi.tasks.generating import load_base
 from konomi.tasks.prior import is_ordinary
-from konomi.tasks.words import is_in_use, is_offensive
+from konomi.tasks.word_lists import is_in_use, is_offensive
 from konomi.training.events import Prepared
 
 CANDIDATES = 1500

@@ -25,7 +25,7 @@ def likely_mistakes(run: Situation) -> tuple[str, ...]:
 
 
 def _of_rates(run: Situation) -> Iterator[str]:
-    optimizer = run.asked.optimizer
+    optimizer = run.requested.optimizer
     for name in ("learning_rate", "text_learning_rate"):
         rate = getattr(optimizer, name)
         if rate is None or f"optimizer.{name}" in run.needs.unused:
@@ -46,7 +46,7 @@ def _of_rates(run: Situation) -> Iterator[str]:
 
 
 def _of_averages(run: Situation) -> Iterator[str]:
-    optimizer = run.asked.optimizer
+    optimizer = run.requested.optimizer
     if optimizer.kind == "schedule_free" and optimizer.ema_decay:
         yield (
             "optimizer.ema_decay averages the weights that schedule_free trains, in place of the "
@@ -106,9 +106,9 @@ def _of_captions(run: Situation) -> Iterator[str]:
 
 def _of_the_class(run: Situation) -> Iterator[str]:
     if run.recipe.objective.prior_weight == 0:
-        if run.asked.prior.source not in ("auto", "none"):
+        if run.requested.prior.source not in ("auto", "none"):
             yield (
-                f'objective.prior_weight is 0: what prior.source = "{run.asked.prior.source}" '
+                f'objective.prior_weight is 0: what prior.source = "{run.requested.prior.source}" '
                 "makes has no effect."
             )
         elif any(record.role == "prior" for record in run.records):

@@ -33,8 +33,8 @@ from konomi.methods.method import Method, Needs
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base
 from konomi.storage.home import expanded
+from konomi.tasks.data_split import split_records, without_augmentation, without_repeats
 from konomi.tasks.findings import exclude_unfitting, move_triggers, note_enlarged
-from konomi.tasks.holding_out import as_measured, as_measured_record, split_off
 from konomi.tasks.likely_mistakes import likely_mistakes
 from konomi.tasks.preview_notes import preview_notes
 from konomi.tasks.prior import (
@@ -89,7 +89,7 @@ def prepare(recipe: Recipe) -> Job:
     chosen_trackers(recipe.run.trackers)
     processes = find_processes(recipe.run.device)
     precision = choose_precision(recipe.run.precision, processes.device)
-    recipe = asked = _with_dataset_values(with_absolute_paths(recipe))
+    recipe = requested = _with_dataset_values(with_absolute_paths(recipe))
     base = load_base(recipe.base, vae=recipe.vae, prediction=recipe.prediction)
     own_zero_snr = base.zero_terminal_snr
     check_objective(base, recipe.objective)
@@ -107,7 +107,7 @@ def prepare(recipe: Recipe) -> Job:
     method = method_type(recipe.method, base, recipe)
     size = parse_size(recipe.data.resolution or str(base.resolution))
     grid = grid_for(base.size_step)
-    split = split_off(manifest.records, recipe, cache)
+    split = split_records(manifest.records, recipe, cache)
     assignment = assign(split.training, size, recipe.data.buckets, grid)
     validation = move_triggers(Manifest(split.validation), base, recipe, cache).records
     held_out = assign(validation, size, recipe.data.buckets, grid)
@@ -126,7 +126,7 @@ def prepare(recipe: Recipe) -> Job:
         class_images=class_images.total,
     )
     situation = Situation(
-        asked=asked,
+        requested=requested,
         recipe=recipe,
         needs=needs,
         records=assignment.records,
@@ -215,8 +215,8 @@ def held_out_stream(job: Job) -> BatchStream | None:
     if not job.held_out.records:
         return None
     # The base and the method see the same pictures and words at every measurement.
-    recipe = replace(job.recipe, data=as_measured(job.recipe.data))
-    measured = tuple(as_measured_record(record) for record in job.held_out.records)
+    recipe = replace(job.recipe, data=without_augmentation(job.recipe.data))
+    measured = tuple(without_repeats(record) for record in job.held_out.records)
     job = replace(job, recipe=recipe, held_out=replace(job.held_out, records=measured))
     latents, text = _make_caches(job)
     captions, _ = static_captions(measured, recipe.data)

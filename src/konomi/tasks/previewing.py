@@ -78,7 +78,7 @@ def draw_previews(
     Raises PreviewStopped after the sampling step in which `stop` was requested.
     """
 
-    def look_up(done: int, of: int) -> None:
+    def check_stop(done: int, of: int) -> None:
         if stop is not None and stop.requested:
             raise PreviewStopped("the run is to end")
 
@@ -88,7 +88,7 @@ def draw_previews(
         job.method.as_loaded(as_read_back(job, result)),
     ):
         pictures = generate(
-            job.base, preview_requests(job), on_step=look_up, origin=Origin(model=job.base.name)
+            job.base, preview_requests(job), on_step=check_stop, origin=Origin(model=job.base.name)
         )
         for path, picture in zip(paths, pictures, strict=True):
             with write_file(path) as temporary:

@@ -91,7 +91,7 @@ def adapter_target(chosen: str) -> Target | None:
     return next((target for target in TARGETS if target == chosen), None)
 
 
-def check_way_is_free(job: Job, folder: Path, *, replace: bool) -> None:
+def check_output_paths(job: Job, folder: Path, *, replace: bool) -> None:
     """Raises RunError if the finished result could not be put in its place: better known before
     the first step.
 

@@ -17,7 +17,7 @@ from konomi.training.trainer import Trainer
 STEPS = 3
 
 
-class MadeUpStream:
+class SyntheticBatches:
     """Random latents in the size of the most common bucket, and captions as the images have
     them.
     """
@@ -70,7 +70,7 @@ def seconds_per_step(job: Job) -> float:
     Raises RunError where even one step does not fit into memory.
     """
     place(job)
-    stream = MadeUpStream(job)
+    stream = SyntheticBatches(job)
     trainer = Trainer(
         job.method.plan(),
         job.recipe,
@@ -80,7 +80,7 @@ def seconds_per_step(job: Job) -> float:
     )
     times = []
     started = time.perf_counter()
-    for _ in trainer.run(stream, stop=Stop(), rest_at=lambda step: True):
+    for _ in trainer.run(stream, stop=Stop(), sync_at=lambda step: True):
         now = time.perf_counter()
         times.append(now - started)
         started = now

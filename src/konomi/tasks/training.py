@@ -1,5 +1,5 @@
 """`train` and `resume`: a run from its recipe to its last event. What happens between two steps:
-`between_steps`.
+`run_outputs`.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,6 @@ from konomi.data.preflight import summary_lines
 from konomi.models.memory import apply_memory_options
 from konomi.storage.atomic import explained, sweep_temporaries
 from konomi.storage.lock import RunLock
-from konomi.tasks.between_steps import BetweenSteps
 from konomi.tasks.checkpointing import Checkpoints
 from konomi.tasks.class_images import draw_class_images, with_class_images
 from konomi.tasks.preparing import Job, open_stream, prepare
@@ -28,6 +27,7 @@ from konomi.tasks.run_folder import (
     to_do,
     write_inputs,
 )
+from konomi.tasks.run_outputs import RunOutputs
 from konomi.tasks.run_previews import RunPreviews
 from konomi.tasks.same_run import (
     identity_of,
@@ -36,7 +36,7 @@ from konomi.tasks.same_run import (
     schedule_steps,
     with_schedule,
 )
-from konomi.tasks.saving import check_way_is_free
+from konomi.tasks.saving import check_output_paths
 from konomi.tasks.validating import Validation
 from konomi.training.checkpoint import Checkpoint, newest_good
 from konomi.training.events import Event, Finished, Started, Step, Warned
@@ -64,7 +64,7 @@ def train(recipe: Recipe, *, overwrite: bool = False, stop: Stop | None = None) 
     with stop_on_signals(stop or Stop()) as heeded:
         job = prepare(recipe)
         folder = new_run_folder(job, overwrite=overwrite)
-        check_way_is_free(job, folder, replace=overwrite)
+        check_output_paths(job, folder, replace=overwrite)
         job = replace(job, recipe=moved(job.recipe, folder))
         yield from _run(job, folder, heeded, resuming=False, allow_changes=False)
 
@@ -95,7 +95,7 @@ def resume(
         run = Path(run)
         recipe = moved(recipe_of_run(run), run)
         job = prepare(replace(recipe, run=new_length(recipe.run, steps, epochs)))
-        check_way_is_free(job, run, replace=True)
+        check_output_paths(job, run, replace=True)
         yield from _run(
             job,
             run,
@@ -208,8 +208,8 @@ def _events(
             )
         if job.processes.is_first:
             checkpoints.check_space(trainer)
-        work = BetweenSteps(job, folder, trainer, checkpoints, validation, previews, missing)
-        yield from _loop(work, stream, stop)
+        outputs = RunOutputs(job, folder, trainer, checkpoints, validation, previews, missing)
+        yield from _loop(outputs, stream, stop)
     finally:
         job.method.close()
 
@@ -223,8 +223,8 @@ def _stopped_early(job: Job, checkpoint: Checkpoint | None) -> Finished:
     return Finished(done, "", interrupted=True)
 
 
-def _loop(work: BetweenSteps, stream: BatchStream, stop: Stop) -> Iterator[Event]:
-    job, trainer = work.job, work.trainer
+def _loop(outputs: RunOutputs, stream: BatchStream, stop: Stop) -> Iterator[Event]:
+    job, trainer = outputs.job, outputs.trainer
     yield Started(
         first_step=trainer.step,
         total_steps=job.total_steps,
@@ -234,12 +234,12 @@ def _loop(work: BetweenSteps, stream: BatchStream, stop: Stop) -> Iterator[Event
         precision=str(job.precision).removeprefix("torch."),
     )
     if trainer.step == 0:
-        yield from work.before_first()
+        yield from outputs.before_first_step()
     elif trainer.step < job.total_steps:
-        yield from work.after_resumed()
+        yield from outputs.after_resume()
     stop.saves = True
-    for event in trainer.run(stream, stop=stop, rest_at=work.is_due):
+    for event in trainer.run(stream, stop=stop, sync_at=outputs.is_due):
         yield event
         if isinstance(event, Step):
-            yield from work.after(event.step)
-    yield from work.finish(interrupted=trainer.step < job.total_steps)
+            yield from outputs.after_step(event.step)
+    yield from outputs.finish(interrupted=trainer.step < job.total_steps)

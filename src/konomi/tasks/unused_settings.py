@@ -30,7 +30,7 @@ Reasons = dict[str, str]
 class Situation:
     """What is known of a run before it starts."""
 
-    asked: Recipe
+    requested: Recipe
     """As it was written: what it leaves open is at its default."""
     recipe: Recipe
     """With everything filled in."""
@@ -63,7 +63,7 @@ class Situation:
 
 def unused_settings(run: Situation) -> tuple[str, ...]:
     """A line for each setting that differs from its default and has no effect."""
-    changed = dict(changed_settings(run.asked))
+    changed = dict(changed_settings(run.requested))
     # Reasons are looked for where something was asked: some take a look at every caption.
     found = reasons(
         run, [section for section in _SECTIONS if any(path.startswith(section) for path in changed)]

@@ -42,7 +42,7 @@ class Validation:
             return
         notes: list[str] = []
         with optional_work("the base could not be measured, and nothing will be validated", notes):
-            held_out = [passes[0].subject for passes in stream.iterate(0, stream.steps_per_epoch)]
+            held_out = [batches[0].subject for batches in stream.iterate(0, stream.steps_per_epoch)]
             known = None
             if checkpoint is not None and same_measured(checkpoint.run, identity):
                 known = checkpoint.run.get("validation_base")

@@ -1,4 +1,4 @@
-"""The run's diary: `log.jsonl`, one object a step, and the trackers beside it."""
+"""The log of a run: `log.jsonl`, one object a step, and the trackers beside it."""
 
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -69,17 +69,17 @@ def logged(
 ) -> Iterator[Event]:
     """The same events, written down on their way, and what the trackers have to say."""
     closed = closing(events) if isinstance(events, Generator) else nullcontext()
-    with explained(run), Diary(run, trackers) as diary, closed:
+    with explained(run), RunLog(run, trackers) as log, closed:
         for event in events:
-            diary.write(event)
+            log.write(event)
             if isinstance(event, Finished):
                 # Nothing comes after it, so what the trackers say in the end must come before.
-                diary.close()
-            yield from (Warned(news) for tracker in trackers for news in tracker.news())
+                log.close()
+            yield from (Warned(message) for tracker in trackers for message in tracker.messages())
             yield event
 
 
-class Diary:
+class RunLog:
     """An open log; lines reach the file at once, so that a kill loses none."""
 
     def __init__(self, run: Path, trackers: Sequence[Tracking] = ()) -> None:
@@ -87,7 +87,7 @@ class Diary:
         self.trackers = tuple(trackers)
         self.file: TextIO | None = None
 
-    def __enter__(self) -> "Diary":
+    def __enter__(self) -> "RunLog":
         self.file = (self.run / NAME).open("a", encoding="utf-8", buffering=1)
         return self
 

@@ -33,7 +33,7 @@ class Processes:
         if self.world > 1 and distributed.is_initialized():
             distributed.destroy_process_group()
 
-    def add_up(self, parameters: Iterable[Tensor], extra: Tensor) -> Tensor:
+    def sum_gradients(self, parameters: Iterable[Tensor], extra: Tensor) -> Tensor:
         """Sum the gradients over all processes, in place, in one message; `extra` (1-D) rides
         along and is returned.
 

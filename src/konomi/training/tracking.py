@@ -34,7 +34,7 @@ class Tracking:
     def __init__(self, kind: type[Tracker], run: TrackedRun) -> None:
         self.kind, self.run = kind, run
         self.tracker: Tracker | None = None
-        self.begun = self.failed = self.told = False
+        self.begun = self.failed = self.noted = False
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"tracker {kind.name}")
         self.waiting: deque[Future[None]] = deque()
 
@@ -55,10 +55,10 @@ class Tracking:
         work(self.tracker)
         self.failed = False
 
-    def news(self) -> Iterator[str]:
+    def messages(self) -> Iterator[str]:
         """What the user should know of the work done so far."""
-        if not self.told and self.tracker is not None and self.tracker.note:
-            self.told = True
+        if not self.noted and self.tracker is not None and self.tracker.note:
+            self.noted = True
             yield self.tracker.note
         while self.waiting and self.waiting[0].done():
             error = self.waiting.popleft().exception()

@@ -21,7 +21,7 @@ from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.errors import RunError
 from konomi.methods.method import Phase
-from konomi.training.average import Average
+from konomi.training.ema import EMA
 from konomi.training.events import Step, Warned
 from konomi.training.fused_adamw import FusedAdamW
 from konomi.training.memory import peak_memory
@@ -102,23 +102,23 @@ class Trainer:
         batches: BatchSource,
         *,
         stop: Stop,
-        rest_at: Callable[[int], bool] = lambda step: False,
+        sync_at: Callable[[int], bool] = lambda step: False,
     ) -> Iterator[Step | Warned]:
         """Train up to `total_steps`, or until `stop` is requested.
 
-        `rest_at(step)` names the steps after which the caller wants to work with the weights: when
+        `sync_at(step)` names the steps after which the caller wants to work with the weights: when
         their event comes, nothing is in flight. Raises RunError on a loss that is not finite,
         before any weight is changed by it.
         """
         readout = Readout(self.device)
         while self.step < self.total_steps and not self.processes.agree(stop.requested):
             try:
-                yield from self._stretch(batches, readout, stop, rest_at)
+                yield from self._run_phase(batches, readout, stop, sync_at)
             except torch.OutOfMemoryError as full:
                 yield self._halve_micro_batch(full)
 
-    def _stretch(
-        self, batches: BatchSource, readout: Readout, stop: Stop, rest_at: Callable[[int], bool]
+    def _run_phase(
+        self, batches: BatchSource, readout: Readout, stop: Stop, sync_at: Callable[[int], bool]
     ) -> Iterator[Step]:
         """Steps until the run, the phase, or memory ends, or a stop is asked for."""
         self._begin_phase(self._phase_at(self.step))
@@ -129,44 +129,44 @@ class Trainer:
             world=self.processes.world,
             accumulation=self.accumulation,
         )
-        with closing(source) as micro_batches:  # type: ignore[type-var]
+        with closing(source) as steps:  # type: ignore[type-var]
             started = time.perf_counter()
-            for passes in micro_batches:
-                loss = self._train_step(passes)
+            for micro_batches in steps:
+                loss = self._train_step(micro_batches)
                 self.step += 1
-                self.samples_seen += _samples(passes)
+                self.samples_seen += _samples(micro_batches)
                 stopping = self.processes.agree(stop.requested)
                 now = time.perf_counter()
-                readout.put(self._event(batches, now - started), _files(passes), loss)
+                readout.put(self._event(batches, now - started), _files(micro_batches), loss)
                 started = now
-                resting = (
-                    rest_at(self.step)
+                syncing = (
+                    sync_at(self.step)
                     or self.step in (self.total_steps, self._phase_end())
                     or stopping
                 )
-                for event, files, value in readout.take(everything=resting):
+                for event, files, value in readout.take(everything=syncing):
                     if not math.isfinite(value):
                         raise RunError(_not_finite(event, files, value))
                     yield replace(event, loss=value)
-                if resting:
+                if syncing:
                     started = time.perf_counter()
                 if stopping:
                     return
 
-    def _train_step(self, passes: tuple[Batch, ...]) -> Tensor:
-        """One optimiser step over this process's passes. Returns the mean loss over all processes,
-        on the device.
+    def _train_step(self, micro_batches: tuple[Batch, ...]) -> Tensor:
+        """One optimiser step over this process's micro-batches. Returns the mean loss over all
+        processes, on the device.
         """
         phase = self.phases[self.phase_index]
         rng = Rng.for_step(self.recipe.run.seed, self.step, device=self.device)
         loss = torch.zeros((), device=self.device)
         try:
-            for batch in passes:
-                part = phase.loss(batch.to(self.device), rng) * batch.weight
-                self.scaler.scale(part).backward()
-                loss = loss + part.detach()
+            for batch in micro_batches:
+                micro_loss = phase.loss(batch.to(self.device), rng) * batch.weight
+                self.scaler.scale(micro_loss).backward()
+                loss = loss + micro_loss.detach()
             parameters = self._trained
-            loss = self.processes.add_up(parameters, loss.view(1)).squeeze(0)
+            loss = self.processes.sum_gradients(parameters, loss.view(1)).squeeze(0)
             self._update(parameters, loss)
         finally:
             self.optimizer.zero_grad(set_to_none=True)
@@ -192,8 +192,8 @@ class Trainer:
                 loss.fill_(math.nan)
                 return
             self.optimizer.step()
-        if self.average is not None:
-            self.average.update()
+        if self.ema is not None:
+            self.ema.update()
 
     def _clip(self, parameters: list[nn.Parameter]) -> Tensor:
         """Shorten the gradient to `optimizer.clip_norm`. Returns its length before."""
@@ -221,32 +221,32 @@ class Trainer:
         )
 
     def _halve_micro_batch(self, full: torch.OutOfMemoryError) -> Warned:
-        """Same batch in twice as many passes; the step is done again. Raises RunError at one image
-        a pass.
+        """The same batch in twice as many micro-batches; the step is done again. Raises RunError
+        at one image each.
         """
         self.optimizer.zero_grad(set_to_none=True)
         # Several processes would have to shrink together, and a peer that waits in a sum cannot be
         # told.
         if self.accumulation >= self.recipe.run.batch_size or self.processes.world > 1:
             raise RunError(
-                f"out of memory in step {self.step + 1}, batch in {self.accumulation} passes. "
-                "Lower data.resolution, raise memory.accumulation (up to run.batch_size), set "
-                "memory.gradient_checkpointing = true, or lower the method's rank; then: konomi "
-                "resume."
+                f"out of memory in step {self.step + 1}, with the batch in {self.accumulation} "
+                "micro-batches. Lower data.resolution, raise memory.accumulation (up to "
+                "run.batch_size), set memory.gradient_checkpointing = true, or lower the method's "
+                "rank; then: konomi resume."
             ) from full
         self.accumulation = min(self.accumulation * 2, self.recipe.run.batch_size)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return Warned(
-            f"out of memory in step {self.step + 1}: each batch is now computed in "
-            f"{self.accumulation} passes; the result stays the same."
+            f"out of memory in step {self.step + 1}: each batch is now split into "
+            f"{self.accumulation} micro-batches; the result stays the same."
         )
 
     def _begin_phase(self, index: int) -> None:
-        at_work = getattr(self, "phase_index", None)
-        if at_work == index:
+        current = getattr(self, "phase_index", None)
+        if current == index:
             return
-        if at_work is not None:
+        if current is not None:
             self._leave_phase()
         self.phase_index = index
         phase = self.phases[index]
@@ -254,7 +254,7 @@ class Trainer:
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._trained = list(self.parameters.values())
         decay = self.recipe.optimizer.ema_decay
-        self.average = Average(self.parameters, decay) if decay else None
+        self.ema = EMA(self.parameters, decay) if decay else None
         for module in phase.modules:
             module.train()
         set_training(self.optimizer, True)
@@ -263,11 +263,11 @@ class Trainer:
         """What a phase leaves behind is what would be saved: the average, or schedule-free's other
         weights.
         """
-        if self.average is None:
+        if self.ema is None:
             set_training(self.optimizer, False)
             return
         for name, parameter in self.parameters.items():
-            parameter.data.copy_(self.average.tensors[name])
+            parameter.data.copy_(self.ema.tensors[name])
 
     def _phase_at(self, step: int) -> int:
         """Never one before the phase at work: a run that is made longer may move the end of one it
@@ -293,8 +293,8 @@ class Trainer:
         """Inside, parameters hold what should be saved and shown: the average, or schedule-free's
         other weights.
         """
-        if self.average is not None:
-            with self.average.swapped_in():
+        if self.ema is not None:
+            with self.ema.swapped_in():
                 yield
             return
         switches = hasattr(self.optimizer, "eval")
@@ -320,8 +320,8 @@ class Trainer:
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.parameters.items()}
         tensors, numbers = optimizer_state(self.optimizer, names)
         files = {"weights": weights, "optimizer": tensors}
-        if self.average is not None:
-            files["average"] = self.average.tensors
+        if self.ema is not None:
+            files["average"] = self.ema.tensors
         return TrainState(
             files,
             {
@@ -329,7 +329,7 @@ class Trainer:
                 "phase": self.phase_index,
                 "samples_seen": self.samples_seen,
                 "accumulation": self.accumulation,
-                "average_updates": 0 if self.average is None else self.average.updates,
+                "average_updates": 0 if self.ema is None else self.ema.updates,
                 "scaler": self.scaler.state_dict(),
                 "optimizer": numbers,
             },
@@ -351,11 +351,11 @@ class Trainer:
         restore_optimizer(
             self.optimizer, names, state.tensors["optimizer"], state.numbers["optimizer"]
         )
-        if self.average is not None:
-            check_same_tensors(self.average.tensors, state.tensors.get("average", {}), "averages")
-            for name, tensor in self.average.tensors.items():
+        if self.ema is not None:
+            check_same_tensors(self.ema.tensors, state.tensors.get("average", {}), "averages")
+            for name, tensor in self.ema.tensors.items():
                 tensor.copy_(state.tensors["average"][name])
-            self.average.updates = state.numbers["average_updates"]
+            self.ema.updates = state.numbers["average_updates"]
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state.numbers["scaler"])
         self.step = state.numbers["step"]
@@ -363,14 +363,14 @@ class Trainer:
         self.accumulation = state.numbers["accumulation"]
 
 
-def _files(passes: tuple[Batch, ...]) -> tuple[str, ...]:
-    examples = [e for batch in passes for e in (batch.subject, batch.prior) if e is not None]
+def _files(micro_batches: tuple[Batch, ...]) -> tuple[str, ...]:
+    examples = [e for batch in micro_batches for e in (batch.subject, batch.prior) if e is not None]
     return tuple(name for e in examples for name in e.names)
 
 
-def _samples(passes: tuple[Batch, ...]) -> int:
+def _samples(micro_batches: tuple[Batch, ...]) -> int:
     """Subjects of the whole step, over all processes."""
-    return round(len(passes[0].subject) / passes[0].weight) if passes else 0
+    return round(len(micro_batches[0].subject) / micro_batches[0].weight) if micro_batches else 0
 
 
 def _not_finite(event: Step, files: tuple[str, ...], value: float) -> str:

@@ -20,7 +20,7 @@ from konomi.models.tokenizer import clip_vocabulary
 from konomi.tasks.identifying import candidates, denoiser_reactions, identifiers
 from konomi.tasks.prior import _list as prior_list
 from konomi.tasks.prior import everyday_nouns, is_ordinary
-from konomi.tasks.words import is_in_use, is_offensive
+from konomi.tasks.word_lists import is_in_use, is_offensive
 from konomi.training.events import Prepared
 
 

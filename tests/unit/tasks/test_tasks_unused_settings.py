@@ -318,7 +318,7 @@ def test_zero_terminal_snr_asked_of_a_base_that_has_it_is_named(marked):
         base="x", method=LoraConfig(), objective=ObjectiveConfig(zero_terminal_snr=True)
     )
     run = Situation(
-        asked=recipe,
+        requested=recipe,
         recipe=recipe,
         needs=Needs(),
         records=(),
@@ -337,10 +337,10 @@ def test_zero_terminal_snr_asked_of_a_base_that_has_it_is_named(marked):
 
 def test_previews_that_come_out_otherwise_than_written_are_said(notes):
     prompts = "preview.prompts=['a <lora:x:0.5> dog', '__color__ dog', 'a dog']"
-    asked = ("preview.size='67x64'", prompts, "preview.negative='a AND b'")
+    requested = ("preview.size='67x64'", prompts, "preview.negative='a AND b'")
     told = [
         note
-        for note in notes("lora", "run.preview_every=10", *asked)
+        for note in notes("lora", "run.preview_every=10", *requested)
         if note.startswith("preview.")
     ]
     assert [note.split(" ")[0] for note in told] == [
@@ -348,4 +348,4 @@ def test_previews_that_come_out_otherwise_than_written_are_said(notes):
     ]  # fmt: skip
     assert "64x64" in told[0]
     assert "<lora:x>" in told[1]
-    assert not [note for note in notes("lora", *asked) if note.startswith("preview.prompts.0:")]
+    assert not [note for note in notes("lora", *requested) if note.startswith("preview.prompts.0:")]

@@ -50,7 +50,7 @@ def test_resume_is_bit_exact(toy_kit, kind, stopped_at):
     expected = toy_kit.losses(toy_kit.trainer(whole, **options), toy_kit.stream())
 
     first = toy_kit.trainer(toy_kit.toy(), **options)
-    run = first.run(toy_kit.stream(), stop=Stop(), rest_at=lambda step: step == stopped_at)
+    run = first.run(toy_kit.stream(), stop=Stop(), sync_at=lambda step: step == stopped_at)
     losses = [next(run).loss for _ in range(stopped_at)]
     state = copy.deepcopy(first.state())
     run.close()
@@ -157,7 +157,7 @@ def test_out_of_memory_halves_the_passes_and_loses_no_step(toy_kit):
     assert [event.step for event in steps] == list(range(1, 13))
     assert [event.loss for event in steps] == pytest.approx(expected, rel=1e-5)
     (warning,) = [event for event in events if isinstance(event, Warned)]
-    assert "2 passes" in warning.message
+    assert "2 micro-batches" in warning.message
 
 
 def test_out_of_memory_with_single_images_is_an_error_that_says_what_to_do(toy_kit):
@@ -199,7 +199,7 @@ def test_phases_follow_one_another_and_resume_inside_the_second(toy_kit):
     assert [rate for _, _, rate in expected] == [0.05] * 4 + [0.01] * 5
 
     first = trainer_of(toy_kit.toy())
-    run = first.run(toy_kit.stream(), stop=Stop(), rest_at=lambda step: step == 6)
+    run = first.run(toy_kit.stream(), stop=Stop(), sync_at=lambda step: step == 6)
     got = [(e.step, e.loss, e.learning_rate) for e in (next(run) for _ in range(6))]
     state = copy.deepcopy(first.state())
     run.close()

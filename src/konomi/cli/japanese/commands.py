@@ -52,8 +52,8 @@ PAIRS = {
     "{run}: holds no checkpoint, so there is nothing to resume. Start the run anew with train.": "{run}: チェックポイントがないので再開できません。train で最初から始めてください。",
     "{folder}: {needed} are needed and {free} are free. Free some space or choose another output folder.": "{folder}: {needed} 必要ですが、空きは {free} です。空きを作るか、別の出力先を選んでください。",
     "{path}: the checksum does not fit; the file is damaged.": "{path}: チェックサムが合いません。ファイルが壊れています。",
-    "out of memory in step {step}: each batch is now computed in {passes} passes; the result stays the same.": "ステップ {step} でメモリが足りません。以後は各バッチを {passes} 回に分けて計算します。結果は変わりません。",
-    "out of memory in step {step}, batch in {passes} passes. Lower data.resolution, raise memory.accumulation (up to run.batch_size), set memory.gradient_checkpointing = true, or lower the method's rank; then: konomi resume.": "ステップ {step} でメモリが足りません(バッチは {passes} 回に分割済み)。data.resolution を下げる、memory.accumulation を上げる(run.batch_size まで)、memory.gradient_checkpointing = true にする、rank を下げる、のどれかをしてから konomi resume で続けてください。",
+    "out of memory in step {step}: each batch is now split into {count} micro-batches; the result stays the same.": "ステップ {step} でメモリが足りません。以後は各バッチを {count} 個のマイクロバッチに分けて計算します。結果は変わりません。",
+    "out of memory in step {step}, with the batch in {count} micro-batches. Lower data.resolution, raise memory.accumulation (up to run.batch_size), set memory.gradient_checkpointing = true, or lower the method's rank; then: konomi resume.": "ステップ {step} でメモリが足りません(バッチは {count} 個のマイクロバッチに分割済み)。data.resolution を下げる、memory.accumulation を上げる(run.batch_size まで)、memory.gradient_checkpointing = true にする、rank を下げる、のどれかをしてから konomi resume で続けてください。",
     # Generating.
     "there is no prompt. Say what to draw: konomi generate 'a cat' --base tiny": "プロンプトがありません。何を描くか書いてください: konomi generate 'a cat' --base tiny",
     "--mask is given without --init. Give the picture that the mask belongs to.": "--mask には --init が必要です。マスクの元の絵を指定してください。",

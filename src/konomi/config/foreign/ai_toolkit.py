@@ -139,16 +139,18 @@ def import_ai_toolkit(fields: Mapping[str, Any]) -> Imported:
 
 
 def _rest(found: Imported, flat: Mapping[str, Any], name: str) -> None:
-    passes = whole(
+    accumulation = whole(
         flat.get("train.gradient_accumulation_steps")
         or flat.get("train.gradient_accumulation")
         or 1
     )
     found.put(
-        "train.batch_size", "run.batch_size", passes * whole(flat.get("train.batch_size") or 1)
+        "train.batch_size",
+        "run.batch_size",
+        accumulation * whole(flat.get("train.batch_size") or 1),
     )
-    if passes > 1:
-        found.put("train.gradient_accumulation_steps", "memory.accumulation", passes)
+    if accumulation > 1:
+        found.put("train.gradient_accumulation_steps", "memory.accumulation", accumulation)
     if switch(flat.get("train.ema_config.use_ema", False)):
         found.put(
             "train.ema_config",

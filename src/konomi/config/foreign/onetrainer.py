@@ -152,11 +152,11 @@ def import_onetrainer(fields: Mapping[str, Any]) -> Imported:
 
 
 def _rest(found: Imported, flat: Mapping[str, Any], kind: str) -> None:
-    passes = whole(flat.get("gradient_accumulation_steps") or 1)
-    if passes > 1:
-        batch = passes * whole(flat.get("batch_size") or 1)
+    accumulation = whole(flat.get("gradient_accumulation_steps") or 1)
+    if accumulation > 1:
+        batch = accumulation * whole(flat.get("batch_size") or 1)
         found.put("batch_size x gradient_accumulation_steps", "run.batch_size", batch)
-        found.put("gradient_accumulation_steps", "memory.accumulation", passes)
+        found.put("gradient_accumulation_steps", "memory.accumulation", accumulation)
     if flat.get("optimizer.beta1") is not None and flat.get("optimizer.beta2") is not None:
         betas = [float(flat["optimizer.beta1"]), float(flat["optimizer.beta2"])]
         found.put("optimizer.beta1, beta2", "optimizer.betas", betas)

@@ -294,13 +294,13 @@ def _sources(found: Imported, flat: Mapping[str, Any]) -> None:
 
 
 def _length(found: Imported, flat: Mapping[str, Any]) -> None:
-    passes = whole(flat.get("gradient_accumulation_steps") or 1)
-    batch = whole(flat.get("train_batch_size") or 1) * passes
-    if "train_batch_size" in flat or passes > 1:
+    accumulation = whole(flat.get("gradient_accumulation_steps") or 1)
+    batch = whole(flat.get("train_batch_size") or 1) * accumulation
+    if "train_batch_size" in flat or accumulation > 1:
         # There, a batch is what one pass takes; here, what one step of the optimiser takes.
         found.put("train_batch_size x gradient_accumulation_steps", "run.batch_size", batch)
-    if passes > 1:
-        found.put("gradient_accumulation_steps", "memory.accumulation", passes)
+    if accumulation > 1:
+        found.put("gradient_accumulation_steps", "memory.accumulation", accumulation)
     run = found.data.get("run", {})
     if run.get("epochs"):
         found.drop("run.steps", "max_train_epochs counts where both are given, as in sd-scripts")

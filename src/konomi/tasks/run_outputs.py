@@ -1,4 +1,4 @@
-"""What happens between two steps: checkpoints first, then result files, then what may fail
+"""What a run writes between two steps: checkpoints first, then result files, then what may fail
 (previews).
 """
 
@@ -23,10 +23,9 @@ from konomi.training.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
-class BetweenSteps:
-    """The order of things, and what is due when. Only the first of several processes does any of
-    it.
-    """
+class RunOutputs:
+    """Which outputs are due when, and their order. Only the first of several processes writes
+    any."""
 
     job: Job
     folder: Path
@@ -47,7 +46,7 @@ class BetweenSteps:
             or any(period and step % period == 0 for period in every)
         )
 
-    def before_first(self) -> Iterator[Event]:
+    def before_first_step(self) -> Iterator[Event]:
         """What the base itself does."""
         if self.job.processes.is_first:
             if self.job.recipe.run.validate_every:
@@ -55,7 +54,7 @@ class BetweenSteps:
             if self.previews.due(0):
                 yield from self.previews.draw(self.trainer)
 
-    def after(self, step: int) -> Iterator[Event]:
+    def after_step(self, step: int) -> Iterator[Event]:
         """After a step's event has been passed on. The last step is `finish`'s."""
         run = self.job.recipe.run
         if not self.job.processes.is_first or step >= self.job.total_steps:
@@ -69,7 +68,7 @@ class BetweenSteps:
         if self.previews.due(step):
             yield from self.previews.draw(self.trainer)
 
-    def after_resumed(self) -> Iterator[Event]:
+    def after_resume(self) -> Iterator[Event]:
         """What the run was cut off before, right after the checkpoint it goes on from."""
         step, job = self.trainer.step, self.job
         if not job.processes.is_first:

@@ -35,7 +35,7 @@ class Split:
     """What is to be said about them."""
 
 
-def split_off(records: tuple[Record, ...], recipe: Recipe, cache: Path) -> Split:
+def split_records(records: tuple[Record, ...], recipe: Recipe, cache: Path) -> Split:
     """Divide a manifest's records as the recipe asks for it.
 
     `cache` is the cache folder.
@@ -81,7 +81,7 @@ def _by_content(contents: Iterable[str]) -> list[str]:
     return sorted(contents, key=lambda content: stable_hash("hold out", content))
 
 
-def as_measured(data: DataConfig) -> DataConfig:
+def without_augmentation(data: DataConfig) -> DataConfig:
     """The data section for measuring: every picture whole and as it is, with its caption whole and
     in order.
     """
@@ -90,7 +90,7 @@ def as_measured(data: DataConfig) -> DataConfig:
     return replace(data, captions=captions, images=images)
 
 
-def as_measured_record(record: Record) -> Record:
+def without_repeats(record: Record) -> Record:
     """An image once, with the first of its captions."""
     return replace(record, role="train", repeats=1, shuffle=False, captions=record.captions[:1])
 

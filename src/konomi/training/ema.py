@@ -1,4 +1,4 @@
-"""A running average of the weights (EMA), kept beside those in training."""
+"""The exponential moving average of the weights (EMA), kept beside those in training."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class EMA:
     """average <- decay * average + (1 - decay) * weight, with the decay warmed up as (1 + n) / (10
     + n).
     """
