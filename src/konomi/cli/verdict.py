@@ -84,10 +84,10 @@ def _prediction(metadata: Mapping[str, str]) -> str:
     """Only where it is not the usual noise: a model that is sampled the other way draws nothing
     but noise.
     """
-    from konomi.formats.trained_for import said_prediction, said_zero_snr
+    from konomi.formats.trained_for import declared_prediction, declared_zero_snr
 
-    says = metadata.get("prediction_type") or said_prediction(metadata)
-    zero = said_zero_snr(metadata) or metadata.get("zero_terminal_snr", "").lower() == "true"
+    says = metadata.get("prediction_type") or declared_prediction(metadata)
+    zero = declared_zero_snr(metadata) or metadata.get("zero_terminal_snr", "").lower() == "true"
     if says in ("", "epsilon") and not zero:
         return ""
     what = {

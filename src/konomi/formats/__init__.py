@@ -23,9 +23,8 @@ from konomi.formats import (
     peft_lora,
     webui_embedding,
 )
-from konomi.formats.accounting import accounted, lines
 from konomi.formats.family import odd_context_layer
-from konomi.formats.recognition import stranger_of
+from konomi.formats.recognition import unsupported_kind_of
 from konomi.formats.report import (
     FileReport,
     adapter_report,
@@ -37,6 +36,7 @@ from konomi.formats.report import (
     unknown_layers,
 )
 from konomi.formats.source import Parsed, Source, open_source
+from konomi.formats.unused import lines, with_unused_named
 from konomi.formats.writer import TARGETS, Content, Target, WriteOptions, Writer, content_of
 from konomi.storage.tensor_file import is_finite
 
@@ -100,14 +100,14 @@ def read_adapter(path: Path | str, *, weight_of: peft_lora.WeightOf | None = Non
     source = open_source(path)
     found = adapter_format(source)
     if found is None:
-        if what := stranger_of(source):
+        if what := unsupported_kind_of(source):
             raise FileFormatError(f"{path}: {what}, so nothing was loaded.")
         report = other_report(source, check=False)
         raise FileFormatError(
             f"{path}: holds no LoRA that konomi knows; it is a file of kind {report.kind!r}."
         )
     is_peft = found is peft_lora and weight_of is not None
-    parsed = accounted(
+    parsed = with_unused_named(
         source, peft_lora.parse(source, weight_of) if is_peft else found.parse(source)
     )
     if parsed.unknown:
@@ -193,7 +193,7 @@ def inspect_file(path: Path | str, *, check: bool = True) -> FileReport:
     if found is None:
         return other_report(source, check=check)
     try:
-        parsed = accounted(source, found.parse(source))
+        parsed = with_unused_named(source, found.parse(source))
     except FileFormatError as error:
         return refused_report(source, found.NAME, str(error), check=check)
     return adapter_report(source, found.NAME, parsed, check=check)
@@ -203,7 +203,7 @@ def adapter_format(source: Source) -> AdapterFormat | None:
     """The format that recognises a source; None if none does, and for LoRA of other families and
     of other kinds.
     """
-    if stranger_of(source):
+    if unsupported_kind_of(source):
         return None
     return next((candidate for candidate in ADAPTER_FORMATS if candidate.recognise(source)), None)
 

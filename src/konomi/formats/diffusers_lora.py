@@ -27,7 +27,6 @@ from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
 from konomi.families.family import DENOISER
 from konomi.families.foreign_names import folder_of_part, part_of_folder
-from konomi.formats.accounting import METADATA
 from konomi.formats.family import family_of
 from konomi.formats.kohya import cast_floats, embedding_parts
 from konomi.formats.layers import LayerError, layer_from_parts
@@ -40,6 +39,7 @@ from konomi.formats.peft_config import (
     split_parts,
 )
 from konomi.formats.source import DIFFUSERS_LORA_NAME, Parsed, Source, fault
+from konomi.formats.unused import METADATA
 from konomi.formats.writer import Writer
 from konomi.storage.tensor_file import write_tensors
 

@@ -20,7 +20,6 @@ from konomi.adapters.kinds.magnitude import per_output
 from konomi.errors import FileFormatError
 from konomi.families.foreign_names import embedding_names, part_of_embedding_name
 from konomi.families.recognition import family_of_kohya_names
-from konomi.formats.accounting import accounted, prefixed
 from konomi.formats.family import family_by_layers, family_of
 from konomi.formats.grouping import assemble, group
 from konomi.formats.kohya_keys import PREFIXES, is_norm, key_of, layout_for, name_of
@@ -29,6 +28,7 @@ from konomi.formats.layers import LayerError, layer_from_parts, part_of
 from konomi.formats.ldm_keys import UNetLayout
 from konomi.formats.learned_words import NEGATIVE
 from konomi.formats.source import Parsed, Source, fault, open_source
+from konomi.formats.unused import prefixed, with_unused_named
 from konomi.formats.writer import Writer
 from konomi.storage.tensor_file import is_finite, write_tensors
 
@@ -166,7 +166,7 @@ def _with_negative(source: Source, parsed: Parsed) -> Parsed:
             raise fault(
                 path, name, "holds NaN or infinity; the file is broken. Use another save of it"
             )
-    found = accounted(half, parse(half))
+    found = with_unused_named(half, parse(half))
     negative = replace(found.adapter, embeddings={})
     together = replace(
         adapter, embeddings=adapter.embeddings | found.adapter.embeddings, negative=negative

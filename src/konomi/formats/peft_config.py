@@ -105,9 +105,9 @@ class PeftConfig:
             )
         try:
             wrong = {
-                path: said
+                path: declared
                 for path, rank in ranks.items()
-                if (said := self._said_rank(path)) not in (None, rank)
+                if (declared := self._declared_rank(path)) not in (None, rank)
             }
             idle = [
                 f"{name} {pattern!r}"
@@ -122,11 +122,11 @@ class PeftConfig:
             return (f"rank_pattern cannot be compared with the tensors: a pattern of it {error}.",)
         found = []
         if wrong:
-            path, said = next(iter(wrong.items()))
+            path, declared = next(iter(wrong.items()))
             others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             scale = self.alpha_of(path, ranks[path]) / ranks[path]
             found.append(
-                f"the settings say rank {said} for {path}{others}, the tensors have {ranks[path]}: "
+                f"the settings say rank {declared} for {path}{others}, the tensors have {ranks[path]}: "
                 f"read with the tensors' rank, at the scale {scale:g}. PEFT does not load it; "
                 "correct r or rank_pattern."
             )
@@ -135,7 +135,7 @@ class PeftConfig:
         )
         return tuple(found)
 
-    def _said_rank(self, path: str) -> int | None:
+    def _declared_rank(self, path: str) -> int | None:
         return next(
             (rank for pattern, rank in self.rank_pattern.items() if matches(pattern, path)),
             self.rank,
@@ -182,18 +182,18 @@ def read_config(table: Mapping[str, Any], where: str) -> PeftConfig:
     improper values, and settings under which the tensors mean something that konomi does not do.
     """
     wanted = LowRank.about.peft_type
-    said = table.get("peft_type") or wanted
-    if said != wanted:
+    declared = table.get("peft_type") or wanted
+    if declared != wanted:
         known = next(
             (
                 f" konomi reads {kind.about.name} from LyCORIS' files."
                 for kind in KINDS
-                if kind.about.peft_type == said
+                if kind.about.peft_type == declared
             ),
             "",
         )
         raise FileFormatError(
-            f"{where}: PEFT type {str(said)[:40]} is not read; only {wanted} is.{known}"
+            f"{where}: PEFT type {str(declared)[:40]} is not read; only {wanted} is.{known}"
         )
     for name, why in _CHANGING.items():
         if table.get(name):
@@ -205,8 +205,8 @@ def read_config(table: Mapping[str, Any], where: str) -> PeftConfig:
                 "bias": "trained biases are not read",
                 "modules_to_save": "whole modules are not read",
             }
-            said = what.get(name, "weights the other way round are not read")
-            raise FileFormatError(f"{where}: {name} is {str(value)[:80]}: {said}.")
+            declared = what.get(name, "weights the other way round are not read")
+            raise FileFormatError(f"{where}: {name} is {str(value)[:80]}: {declared}.")
     # PEFT's own default, whatever the rank.
     alpha, pattern = table.get("lora_alpha", 8), table.get("alpha_pattern") or {}
     if alpha is not None and not _is_number(alpha):

@@ -23,7 +23,6 @@ from konomi.adapters.kinds import LayerUpdate, LowRank
 from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
 from konomi.families.foreign_names import folder_of_part, part_of_folder
-from konomi.formats.accounting import accounted, joined, prefixed
 from konomi.formats.family import family_of
 from konomi.formats.kohya import cast_floats
 from konomi.formats.layers import LayerError, layer_from_parts
@@ -38,6 +37,7 @@ from konomi.formats.peft_config import (
 )
 from konomi.formats.peft_start import StartError, start_of
 from konomi.formats.source import PEFT_CONFIG_NAME, PEFT_WEIGHTS, Parsed, Source, fault, open_source
+from konomi.formats.unused import joined, prefixed, with_unused_named
 from konomi.formats.writer import Writer
 from konomi.storage.atomic import write_folder
 from konomi.storage.sniff import FileKind
@@ -177,7 +177,7 @@ def _read_part(part: str, folder: Path, weight_of: WeightOf | None) -> Parsed:
     if path is None:
         raise FileFormatError(f"{folder}: holds {PEFT_CONFIG_NAME} but no {PEFT_WEIGHTS[0]}.")
     source = open_source(path, alone=True)
-    parsed = accounted(source, _read_weights(source, part, config))
+    parsed = with_unused_named(source, _read_weights(source, part, config))
     return _less_initial(parsed, part, folder, config, weight_of) if config.init else parsed
 
 

@@ -37,7 +37,7 @@ def start_of(kind: str, weight_OI: Tensor, rank: int, scale: float) -> tuple[Ten
     weight = weight_OI.detach().to("cpu", torch.float64)
     if kind == "olora":
         q, r = torch.linalg.qr(weight)
-        _check_told(
+        _check_determined(
             float(torch.linalg.matrix_norm(weight, 2)),
             float(r.diagonal()[:rank].abs().min()),
             weight,
@@ -45,13 +45,13 @@ def start_of(kind: str, weight_OI: Tensor, rank: int, scale: float) -> tuple[Ten
         return r[:rank].float().contiguous(), q[:, :rank].float().contiguous()
     u, s, v = torch.linalg.svd(weight, full_matrices=False)
     if rank < len(s):
-        _check_told(float(s[0]), float(s[rank - 1] - s[rank]), weight)
+        _check_determined(float(s[0]), float(s[rank - 1] - s[rank]), weight)
     return (s[:rank, None] * v[:rank] / scale).float().contiguous(), u[
         :, :rank
     ].float().contiguous()
 
 
-def _check_told(largest: float, gap: float, weight: Tensor) -> None:
+def _check_determined(largest: float, gap: float, weight: Tensor) -> None:
     """The subspace turns by about rounding error / gap (Davis and Kahan 1970)."""
     if _EPSILON * largest * max(weight.shape) ** 0.5 > _TOLERANCE * gap:
         raise StartError(

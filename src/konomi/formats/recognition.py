@@ -22,7 +22,7 @@ from konomi.families.recognition import (
     family_of_vectors,
 )
 from konomi.formats.source import Source
-from konomi.formats.strangers import holds_updates, other_family, other_kind
+from konomi.formats.unsupported import holds_updates, other_family, other_kind
 from konomi.storage.sniff import FileKind
 from konomi.storage.tensor_file import read_tensors
 
@@ -69,7 +69,7 @@ def recognise(source: Source) -> Recognised:
     return _table(source)
 
 
-def stranger_of(source: Source) -> str:
+def unsupported_kind_of(source: Source) -> str:
     """What a LoRA is that konomi cannot load by its family or kind, as the end of a sentence; ""
     for all others.
     """
@@ -90,7 +90,7 @@ def _other_family(source: Source) -> str:
 
 def _table(source: Source) -> Recognised:
     shapes = source.shapes
-    if what := stranger_of(source):
+    if what := unsupported_kind_of(source):
         kind, family = other_kind(shapes)[1], _other_family(source)
         return Recognised(
             kind or "lora",

@@ -20,7 +20,7 @@ _MEANING = {
 }
 
 
-def said_prediction(metadata: Mapping[str, str]) -> str:
+def declared_prediction(metadata: Mapping[str, str]) -> str:
     """`v`, `epsilon`, or "" where the file does not say. An entry that says v outweighs one that
     says epsilon, which programs also write where they do not know.
     """
@@ -35,7 +35,7 @@ def said_prediction(metadata: Mapping[str, str]) -> str:
     return _WORDS.get(metadata.get("modelspec.prediction_type", "").lower(), "")
 
 
-def said_zero_snr(metadata: Mapping[str, str]) -> bool | None:
+def declared_zero_snr(metadata: Mapping[str, str]) -> bool | None:
     """Whether training had a process that ends in pure noise; None where the file does not say."""
     return _SAID.get(metadata.get("ss_zero_terminal_snr", ""))
 
@@ -47,11 +47,11 @@ def other_process(metadata: Mapping[str, str], *, prediction: str, zero_terminal
     `prediction`, `zero_terminal_snr`: the base's.
     """
     differences = []
-    trained = said_prediction(metadata)
+    trained = declared_prediction(metadata)
     if trained and trained != prediction:
         asked, has = _MEANING[trained], _MEANING[prediction]
         differences.append(f"for a base that predicts {asked}, and this one predicts {has}")
-    with_zero = said_zero_snr(metadata)
+    with_zero = declared_zero_snr(metadata)
     if with_zero is not None and with_zero != zero_terminal_snr:
         how, has = ("with", "has none") if with_zero else ("without", "has it")
         differences.append(f"{how} zero terminal SNR, and this base {has}")

@@ -21,7 +21,6 @@ from konomi.adapters.adapter import Adapter
 from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
 from konomi.families.foreign_names import embedding_names, part_of_embedding_name
-from konomi.formats.accounting import prefixed
 from konomi.formats.learned_words import (
     NEGATIVE,
     WORD,
@@ -32,6 +31,7 @@ from konomi.formats.learned_words import (
     with_family,
 )
 from konomi.formats.source import Parsed, Source, fault, open_source
+from konomi.formats.unused import prefixed
 from konomi.formats.writer import Writer, check_ending
 from konomi.storage.pickles import write_pickle
 from konomi.storage.sniff import FileKind

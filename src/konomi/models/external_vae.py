@@ -17,9 +17,9 @@ from konomi.families.family import Family, Part, Shapes
 from konomi.formats.ldm_keys import vae_to_diffusers
 from konomi.models.folder import complete_vae_config, component_tensors
 from konomi.models.hub import download, is_hub_id, wanted_vae_files
-from konomi.models.infer import TOLD, infer_vae
+from konomi.models.infer import DECLARED, infer_vae
 from konomi.models.parts import canonical_tensors
-from konomi.models.single_file import told_configs, vae_tensors
+from konomi.models.single_file import declared_configs, vae_tensors
 from konomi.models.source import PartSource
 from konomi.models.tensor_files import TensorFile, open_tensor_file, read_json
 from konomi.models.tokenizer import Vocabulary
@@ -79,15 +79,15 @@ def with_vae(main: PartSource, source: str | Path) -> WithVae:
         config = read_json(path / "config.json")
     else:
         file = open_tensor_file(path)
-        told = _told(main, file)
+        declared = _declared(main, file)
         try:
             if any(name.startswith("encoder.down_blocks.") for name in file.shapes):
-                config = _of_diffusers_names(main.family, file.shapes, told)
+                config = _of_diffusers_names(main.family, file.shapes, declared)
             else:
                 prefix = (
                     VAE_PREFIX if any(name.startswith(VAE_PREFIX) for name in file.shapes) else ""
                 )
-                config = infer_vae(main.family, file.shapes, told, prefix=prefix)
+                config = infer_vae(main.family, file.shapes, declared, prefix=prefix)
                 notes += _left(path, file.shapes, prefix)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
@@ -120,18 +120,22 @@ def _found(source: str | Path) -> Path:
     return download(str(source), None, choose=wanted_vae_files, what="VAE")
 
 
-def _told(main: PartSource, file: TensorFile) -> dict[str, Any]:
+def _declared(main: PartSource, file: TensorFile) -> dict[str, Any]:
     """What shapes do not tell: said by the file, or else by the base where its VAE is not the
     published one.
     """
     shipped, own = published_config(main.family, "vae"), main.configs["vae"]
     unusual = {
-        name: own[name] for name in TOLD["vae"] if name in own and own[name] != shipped.get(name)
+        name: own[name]
+        for name in DECLARED["vae"]
+        if name in own and own[name] != shipped.get(name)
     }
-    return {**unusual, **told_configs(file).get("vae", {})}
+    return {**unusual, **declared_configs(file).get("vae", {})}
 
 
-def _of_diffusers_names(family: Family, shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
+def _of_diffusers_names(
+    family: Family, shapes: Shapes, declared: Mapping[str, Any]
+) -> dict[str, Any]:
     """A VAE alone under diffusers' names, without its config: read as the same VAE in LDM's layout
     would be.
     """
@@ -142,7 +146,7 @@ def _of_diffusers_names(family: Family, shapes: Shapes, told: Mapping[str, Any])
         theirs = vae_to_diffusers(name, levels=levels, layers=layers)
         if theirs is not None and theirs in shapes:
             renamed[name] = shapes[theirs]
-    return infer_vae(family, renamed, told, prefix="")
+    return infer_vae(family, renamed, declared, prefix="")
 
 
 def _ldm_names(levels: int, layers: int) -> list[str]:

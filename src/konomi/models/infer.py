@@ -12,7 +12,7 @@ from konomi.families import published_config
 from konomi.families.autoencoder import VAE_PREFIX
 from konomi.families.family import Family, Shapes, TextEncoderSpec
 
-TOLD: Mapping[str, tuple[str, ...]] = {
+DECLARED: Mapping[str, tuple[str, ...]] = {
     "unet": ("attention_head_dim", "norm_num_groups", "sample_size", "norm_eps", "act_fn"),
     "vae": ("norm_num_groups", "sample_size", "scaling_factor", "force_upcast", "act_fn"),
     "text_encoder": (
@@ -33,7 +33,7 @@ TOLD: Mapping[str, tuple[str, ...]] = {
 
 
 def infer_unet(
-    family: Family, shapes: Shapes, told: Mapping[str, Any], *, check: bool = True
+    family: Family, shapes: Shapes, declared: Mapping[str, Any], *, check: bool = True
 ) -> dict[str, Any]:
     """`UNet2DConditionModel`'s config from LDM names."""
     config = published_config(family, "unet")
@@ -72,7 +72,7 @@ def infer_unet(
     if widths != published["block_out_channels"]:
         per_level = isinstance(published["attention_head_dim"], list)
         config["attention_head_dim"] = [max(1, width // 64) for width in widths] if per_level else 8
-    config.update({name: value for name, value in told.items() if name in TOLD["unet"]})
+    config.update({name: value for name, value in declared.items() if name in DECLARED["unet"]})
     if check:
         _check_groups(config, "UNet")
     return config
@@ -81,7 +81,7 @@ def infer_unet(
 def infer_vae(
     family: Family,
     shapes: Shapes,
-    told: Mapping[str, Any],
+    declared: Mapping[str, Any],
     *,
     prefix: str = VAE_PREFIX,
     check: bool = True,
@@ -102,14 +102,14 @@ def infer_vae(
     config["up_block_types"] = ["UpDecoderBlock2D"] * len(widths)
     config["layers_per_block"] = layers
     config["latent_channels"] = _shape(table, "decoder.conv_in.weight")[1]
-    config.update({name: value for name, value in told.items() if name in TOLD["vae"]})
+    config.update({name: value for name, value in declared.items() if name in DECLARED["vae"]})
     if check:
         _check_groups(config, "VAE")
     return config
 
 
 def infer_text(
-    family: Family, encoder: TextEncoderSpec, shapes: Shapes, told: Mapping[str, Any]
+    family: Family, encoder: TextEncoderSpec, shapes: Shapes, declared: Mapping[str, Any]
 ) -> dict[str, Any]:
     """CLIP's text config from names in transformers' or OpenCLIP's layout."""
     config = published_config(family, encoder.part)
@@ -135,9 +135,11 @@ def infer_text(
     if config["hidden_size"] != width:
         config["num_attention_heads"] = max(1, config["hidden_size"] // 64)
         used = None
-    config.update({name: value for name, value in told.items() if name in TOLD[encoder.part]})
-    if "num_hidden_layers" in told:
-        used = told["num_hidden_layers"]
+    config.update(
+        {name: value for name, value in declared.items() if name in DECLARED[encoder.part]}
+    )
+    if "num_hidden_layers" in declared:
+        used = declared["num_hidden_layers"]
     config["num_hidden_layers"] = num_layers(encoder, held, used)
     return config
 

@@ -39,8 +39,8 @@ def default_prediction(family: Family, in_channels: int) -> Prediction:
     return "epsilon" if inpainting and "epsilon" in family.predictions else family.predictions[0]
 
 
-def told_prediction(
-    file: TensorFile, family: Family, told: Mapping[str, Mapping[str, Any]]
+def declared_prediction(
+    file: TensorFile, family: Family, declared: Mapping[str, Mapping[str, Any]]
 ) -> Prediction | None:
     """From marker tensors, konomi's or modelspec metadata, a `.yaml` of the same name, or the
     training step.
@@ -50,8 +50,8 @@ def told_prediction(
     """
     if V_MARKER in file.shapes:
         return "v"
-    if "prediction_type" in told.get("scheduler", {}):
-        return prediction_of(told["scheduler"])
+    if "prediction_type" in declared.get("scheduler", {}):
+        return prediction_of(declared["scheduler"])
     word = file.metadata.get("modelspec.prediction_type", "").lower()
     if word:
         return "v" if word.startswith("v") else "epsilon"

@@ -16,7 +16,7 @@ from konomi.families.family import DENOISER, VAE, Part, TextEncoderSpec
 from konomi.formats.ldm_keys import UNetLayout, transformers_to_openclip, unet_to_ldm, vae_to_ldm
 from konomi.formats.writer import check_ending
 from konomi.models.base import BaseModel
-from konomi.models.infer import TOLD, infer_text, infer_unet, infer_vae
+from konomi.models.infer import DECLARED, infer_text, infer_unet, infer_vae
 from konomi.models.latent_diffusion import LatentDiffusion
 from konomi.models.noise_config import with_zero_terminal_snr
 from konomi.models.parts import complete_config
@@ -258,7 +258,7 @@ def _own_metadata(base: LatentDiffusion, content: Mapping[str, Tensor]) -> dict[
     )
     inferred["scheduler"]["prediction_type"] = base.scheduler.get("prediction_type", "epsilon")
     unusual = {}
-    for name, settings in TOLD.items():
+    for name, settings in DECLARED.items():
         actual = base.scheduler if name == "scheduler" else base.source.configs.get(name, {})
         differing = {
             s: actual[s] for s in settings if s in actual and actual[s] != inferred[name].get(s)

@@ -24,9 +24,9 @@ from konomi.formats.ldm_keys import (
 )
 from konomi.models.config_check import check_configs, without_nulls
 from konomi.models.identify import check_channels, recognise
-from konomi.models.infer import TOLD, infer_text, infer_unet, infer_vae, time_embedding_width
+from konomi.models.infer import DECLARED, infer_text, infer_unet, infer_vae, time_embedding_width
 from konomi.models.noise_config import noise_schedule, prediction_word, with_zero_terminal_snr
-from konomi.models.prediction import ZERO_SNR_MARKER, default_prediction, told_prediction
+from konomi.models.prediction import ZERO_SNR_MARKER, declared_prediction, default_prediction
 from konomi.models.tensor_files import TensorFile, open_tensor_file
 from konomi.models.tokenizer import Vocabulary, clip_vocabulary
 from konomi.models.unused import other_schedule, unused_tensors
@@ -69,8 +69,10 @@ class SingleFileSource:
 
     def vocabulary(self, tokenizer: str) -> tuple[Vocabulary, str]:
         encoder = self.family.text_encoder(tokenizer)
-        told = self.file.metadata.get(VOCABULARY_KEY)
-        vocabulary = clip_vocabulary() if told is None else _told_vocabulary(told, self.where)
+        declared = self.file.metadata.get(VOCABULARY_KEY)
+        vocabulary = (
+            clip_vocabulary() if declared is None else _declared_vocabulary(declared, self.where)
+        )
         size = self.configs[encoder.part]["vocab_size"]
         if max(vocabulary.tokens.values()) >= size:
             raise ModelError(
@@ -180,16 +182,18 @@ def open_single_file(path: Path, *, prediction: Prediction | None = None) -> Sin
     shapes = dict(file.shapes)
     shapes.update({name: file.shapes[stored] for name, stored in aliases.items()})
     family = recognise(shapes, str(path))
-    told = told_configs(file)
+    declared = declared_configs(file)
     try:
         configs: dict[str, dict[str, Any]] = {
-            encoder.part: infer_text(family, encoder, shapes, told.get(encoder.part, {}))
+            encoder.part: infer_text(family, encoder, shapes, declared.get(encoder.part, {}))
             for encoder in family.text_encoders
         }
-        unet: dict[str, Any] = infer_unet(family, shapes, told.get("unet", {}))
+        unet: dict[str, Any] = infer_unet(family, shapes, declared.get("unet", {}))
         has_vae = any(name.startswith(f"{VAE_PREFIX}encoder.") for name in shapes)
         vae = (
-            infer_vae(family, shapes, told.get("vae", {})) if has_vae else _absent_vae(family, told)
+            infer_vae(family, shapes, declared.get("vae", {}))
+            if has_vae
+            else _absent_vae(family, declared)
         )
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
@@ -201,12 +205,12 @@ def open_single_file(path: Path, *, prediction: Prediction | None = None) -> Sin
     given = prediction
     prediction = (
         prediction
-        or told_prediction(file, family, told)
+        or declared_prediction(file, family, declared)
         or default_prediction(family, unet["in_channels"])
     )
-    if "sample_size" not in told.get("unet", {}):
+    if "sample_size" not in declared.get("unet", {}):
         unet["sample_size"] = family.variant(prediction).resolution // family.vae.latent_factor
-    scheduler = {**published_config(family, "scheduler"), **told.get("scheduler", {})}
+    scheduler = {**published_config(family, "scheduler"), **declared.get("scheduler", {})}
     scheduler["prediction_type"] = prediction_word(prediction)
     if given == "epsilon":
         scheduler.pop("rescale_betas_zero_snr", None)
@@ -222,9 +226,9 @@ def open_single_file(path: Path, *, prediction: Prediction | None = None) -> Sin
     return replace(source, notes=tuple(f"{path}: {line}" for line in _unused(source)))
 
 
-def _absent_vae(family: Family, told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _absent_vae(family: Family, declared: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What a file that holds no VAE expects of one."""
-    return {**published_config(family, "vae"), **told.get("vae", {})}
+    return {**published_config(family, "vae"), **declared.get("vae", {})}
 
 
 def _unused(source: SingleFileSource) -> list[str]:
@@ -289,8 +293,8 @@ def _ema_aliases(shapes: Shapes) -> dict[str, str]:
     return aliases
 
 
-def told_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
-    """Settings the file states about itself, those of `TOLD` alone."""
+def declared_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
+    """Settings the file states about itself, those of `DECLARED` alone."""
     raw = file.metadata.get(CONFIGS_KEY)
     if raw is None:
         return {}
@@ -300,7 +304,7 @@ def told_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
             component: {
                 name: stated[component][name] for name in names if name in stated[component]
             }
-            for component, names in TOLD.items()
+            for component, names in DECLARED.items()
             if component in stated
         }
     except (ValueError, TypeError, KeyError) as error:
@@ -309,7 +313,7 @@ def told_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
         ) from error
 
 
-def _told_vocabulary(raw: str, where: str) -> Vocabulary:
+def _declared_vocabulary(raw: str, where: str) -> Vocabulary:
     try:
         content = parse_json(raw)
         tokens = {str(token): int(number) for token, number in content["tokens"].items()}

@@ -103,14 +103,14 @@ def other_family(
     flat = [name[:_LONGEST].replace(".", "_") for name in names]
     if any(_UNET.search(name[:_LONGEST]) for name in names):
         return ""
-    said = other_by_metadata(metadata)
+    declared = other_by_metadata(metadata)
     for family, pattern in _BY_NAME:
         if any(pattern.search(name) for name in flat):
             if family == "Z-Image":
                 family = next((_WIDTHS[width] for width in widths if width in _WIDTHS), family)
             # FLUX.1, Kontext and HunyuanImage have layers of the same names.
-            return said or family
-    return said
+            return declared or family
+    return declared
 
 
 def other_by_metadata(metadata: Mapping[str, str]) -> str:

@@ -31,7 +31,7 @@ _DESCRIPTIVE = ("ss_", "sshs_", "modelspec.", "konomi.")
 _NAMED = 3
 
 
-def accounted(source: Source, parsed: Parsed) -> Parsed:
+def with_unused_named(source: Source, parsed: Parsed) -> Parsed:
     """The same, with every tensor, field and telling header entry that the reader left out among
     `ignored`.
     """
