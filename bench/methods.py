@@ -26,9 +26,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 from tools.tiny import pack
-from tools.tiny.asked import draw
 from tools.tiny.captions import with_article
-from tools.tiny.clip import Towers, tokenize
+from tools.tiny.clip import ClipModel, tokenize
+from tools.tiny.prompt_following import draw
 from tools.tiny.scenes import STYLES, Sprites, index_sprites, read_zip, render
 from tools.tiny.style import image_features
 from tools.tiny.teach import (
@@ -110,24 +110,24 @@ def main() -> None:
     novel = index_sprites(
         [s for s in read_zip(options.data / "emoji-novel.zip") if s.style in STYLES]
     )
-    towers = pack.load_towers(TINY).eval()
+    clip_model = pack.load_clip_model(TINY).eval()
     tokenizer = CLIPTokenizer.from_pretrained(TINY / "tokenizer")
     wanted = options.concepts.split(",")
     exams = [
-        prepare(lesson, novel, towers, tokenizer)
+        prepare(lesson, novel, clip_model, tokenizer)
         for lesson in lessons(novel, options.style)
         if lesson.name in wanted
     ]
     print("{:44}{:>9}{:>10}{:>10}{:>10}{:>9}{:>13}".format(*HEADINGS))
     show(
         "(the base, with the class word)",
-        [judge(load_base(TINY), exam, towers, exam.lesson.noun) for exam in exams],
+        [judge(load_base(TINY), exam, clip_model, exam.lesson.noun) for exam in exams],
     )
     with ThreadPoolExecutor(options.jobs) as pool:
         for asked in options.kinds.split(","):
             show(
                 asked,
-                list(pool.map(lambda exam, kind=asked: run(kind, exam, novel, towers), exams)),
+                list(pool.map(lambda exam, kind=asked: run(kind, exam, novel, clip_model), exams)),
             )
 
 
@@ -139,12 +139,17 @@ def show(name: str, scores: Sequence[Score]) -> None:
 
 
 @torch.no_grad()
-def prepare(lesson: Lesson, novel: Sprites, towers: Towers, tokenizer: CLIPTokenizer) -> Exam:
-    truth = image_features(towers, [render(novel, scene) for scene in lesson.kept])
+def prepare(
+    lesson: Lesson, novel: Sprites, clip_model: ClipModel, tokenizer: CLIPTokenizer
+) -> Exam:
+    truth = image_features(clip_model, [render(novel, scene) for scene in lesson.kept])
     captions = [words_for(lesson.noun, scene) for scene in lesson.kept]
-    words = towers.text(input_ids=tokenize(tokenizer, captions, "cpu")).text_embeds.float()
+    words = clip_model.text(input_ids=tokenize(tokenizer, captions, "cpu")).text_embeds.float()
     nearness = likeness(
-        towers, draw(load_base(TINY), classes_of(lesson), guidance=GUIDANCE), truth, matched=False
+        clip_model,
+        draw(load_base(TINY), classes_of(lesson), guidance=GUIDANCE),
+        truth,
+        matched=False,
     )
     return Exam(lesson, truth, F.normalize(words, dim=1), nearness)
 
@@ -154,7 +159,7 @@ def classes_of(lesson: Lesson) -> list[str]:
     return [with_article(lesson.noun)] * NUM_CLASS_PICTURES
 
 
-def run(asked: str, exam: Exam, novel: Sprites, towers: Towers) -> Score:
+def run(asked: str, exam: Exam, novel: Sprites, clip_model: ClipModel) -> Score:
     """Train as a user would, then draw. `asked` is KIND, or KIND+SETTING+SETTING."""
     kind, *settings = asked.split("+")
     with TemporaryDirectory() as scratch:
@@ -170,7 +175,7 @@ def run(asked: str, exam: Exam, novel: Sprites, towers: Towers) -> Score:
         seconds, memory = measured(command)
         result = newest_result(folder / "run")
         with tuned(result) as base:
-            score = judge(base, exam, towers, f"{IDENTIFIER} {exam.lesson.noun}")
+            score = judge(base, exam, clip_model, f"{IDENTIFIER} {exam.lesson.noun}")
         size = sum(p.stat().st_size for p in results_of(result)) / 1024
     print(
         f"  {asked}, {exam.lesson.name}: {score.likeness:.3f} in {seconds:.0f} s",
@@ -234,16 +239,16 @@ def tuned(result: Path) -> Iterator[BaseModel]:
         yield base
 
 
-def judge(base: BaseModel, exam: Exam, towers: Towers, subject: str) -> Score:
+def judge(base: BaseModel, exam: Exam, clip_model: ClipModel, subject: str) -> Score:
     """Likeness, prompt following, and the nearness of the class to the concept over the untouched
     base's.
     """
     pictures = draw(
         base, [words_for(subject, scene) for scene in exam.lesson.kept], guidance=GUIDANCE
     )
-    found = image_features(towers, pictures)
+    found = image_features(clip_model, pictures)
     classes = draw(base, classes_of(exam.lesson), guidance=GUIDANCE)
-    drift = likeness(towers, classes, exam.truth_ND, matched=False) - exam.nearness
+    drift = likeness(clip_model, classes, exam.truth_ND, matched=False) - exam.nearness
     like, prompt = (
         float((found * exam.truth_ND).sum(1).mean()),
         float((found * exam.words_ND).sum(1).mean()),

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from tools.tiny import asked, pack
-from tools.tiny.clip import Towers, retrieval
+from tools.tiny import pack, prompt_following
+from tools.tiny.clip import ClipModel, retrieval
 from tools.tiny.dataset import FAVOURITES, known_sprites
 from tools.tiny.scenes import (
     STYLES,
@@ -116,7 +116,7 @@ def figures(options: argparse.Namespace, wanted: tuple[str, ...]) -> Iterator[Fi
     novel = index_sprites(
         [s for s in read_zip(options.data / "emoji-novel.zip") if s.style in STYLES]
     )
-    towers = pack.load_towers(options.model).eval()
+    clip_model = pack.load_clip_model(options.model).eval()
     tokenizer = CLIPTokenizer.from_pretrained(options.model / "tokenizer")
     yield Figure(
         "weights, MiB", pack.weigh(options.model) / 2**20, "{:.2f}", 24.0, less_is_better=True
@@ -130,38 +130,41 @@ def figures(options: argparse.Namespace, wanted: tuple[str, ...]) -> Iterator[Fi
         )
         yield Figure("VAE, scenes with novel concepts, dB", psnr(vae, scenes), "{:.1f}", 27.0, 24.0)
     if "clip" in wanted:
-        found = retrieval(towers, everything, tokenizer, first_seed=EVALUATION_SEED)
+        found = retrieval(clip_model, everything, tokenizer, first_seed=EVALUATION_SEED)
         yield Figure("CLIP, caption to its own scene among 64", found, "{:.1%}", 0.85, 0.6)
     if "draw" in wanted:
-        yield from drawing_figures(options, everything, towers, tokenizer)
+        yield from drawing_figures(options, everything, clip_model, tokenizer)
     if "speed" in wanted:
         yield from speed_figures(options.model)
     if "teach" in wanted:
-        yield from teaching_figures(options, novel, towers)
+        yield from teaching_figures(options, novel, clip_model)
 
 
 def drawing_figures(
-    options: argparse.Namespace, everything: Sprites, towers: Towers, tokenizer: CLIPTokenizer
+    options: argparse.Namespace,
+    everything: Sprites,
+    clip_model: ClipModel,
+    tokenizer: CLIPTokenizer,
 ) -> Iterator[Figure]:
     """Concepts, colours, styles and pairs, of the things that the denoiser has learned; any name
     may be told.
     """
     base = load_base(options.model)
     sprites = known_sprites(options.data)
-    finder = asked.NameFinder(towers, tokenizer, sprites, everything.names)
-    judge = StyleJudge(towers, sprites)
+    finder = prompt_following.NameFinder(clip_model, tokenizer, sprites, everything.names)
+    judge = StyleJudge(clip_model, sprites)
 
     def drawn(scenes: list[Scene]) -> list[np.ndarray]:
-        prompts = [asked.prompt_for(sprites, scene) for scene in scenes]
-        return asked.draw(base, prompts, guidance=options.guidance)
+        prompts = [prompt_following.prompt_for(sprites, scene) for scene in scenes]
+        return prompt_following.draw(base, prompts, guidance=options.guidance)
 
-    scenes = asked.single_scenes(sprites, options.captions)
+    scenes = prompt_following.single_scenes(sprites, options.captions)
     pictures = drawn(scenes)
     real = [render(sprites, scene) for scene in scenes]
     count = f"{len(scenes)} captions"
     found = finder.named(scenes, pictures)
     yield Figure(
-        f"{count}: concept among the CLIP's first {asked.TOP} of all names",
+        f"{count}: concept among the CLIP's first {prompt_following.TOP} of all names",
         found,
         "{:.1%}",
         0.6,
@@ -169,18 +172,22 @@ def drawing_figures(
     )
     yield Figure("  the same on the real scenes", finder.named(scenes, real), "{:.1%}")
     yield Figure(
-        "  background colour as named", asked.coloured(scenes, pictures), "{:.1%}", 0.9, 0.85
+        "  background colour as named",
+        prompt_following.coloured(scenes, pictures),
+        "{:.1%}",
+        0.9,
+        0.85,
     )
     yield Figure("  style as named", judge.share_right(pictures, scenes), "{:.1%}", 0.8, 0.65)
     yield Figure("  the style judge on new real scenes", judge.accuracy_on_real(), "{:.1%}")
-    favourites = asked.single_scenes(sprites, options.pairs, only=FAVOURITES)
+    favourites = prompt_following.single_scenes(sprites, options.pairs, only=FAVOURITES)
     liked = drawn(favourites)
     yield Figure(
         f"{len(favourites)} captions of favourites: concept",
         finder.named(favourites, liked),
         "{:.1%}",
     )
-    pairs = asked.pair_scenes(sprites, options.pairs)
+    pairs = prompt_following.pair_scenes(sprites, options.pairs)
     beside = drawn(pairs)
     found = finder.both_named(pairs, beside)
     yield Figure(
@@ -189,14 +196,14 @@ def drawing_figures(
     real = [render(sprites, scene) for scene in pairs]
     yield Figure("  the same on the real scenes", finder.both_named(pairs, real), "{:.1%}")
     if options.grid:
-        nonsense = asked.draw(base, list(NONSENSE), guidance=options.guidance)
+        nonsense = prompt_following.draw(base, list(NONSENSE), guidance=options.guidance)
         for name, some in (
             ("", pictures[:64]),
             ("-favourites", liked),
             ("-pairs", beside),
             ("-nonsense", nonsense),
         ):
-            asked.save_grid(some, options.grid.with_stem(options.grid.stem + name))
+            prompt_following.save_grid(some, options.grid.with_stem(options.grid.stem + name))
 
 
 def speed_figures(model: Path) -> Iterator[Figure]:
@@ -219,11 +226,11 @@ def speed_figures(model: Path) -> Iterator[Figure]:
         less_is_better=True,
     )
     base = load_base(model)
-    asked.draw(base, ["a cat"], guidance=5.0)
+    prompt_following.draw(base, ["a cat"], guidance=5.0)
     seconds = []
     for number in range(5):
         started = time.monotonic()
-        asked.draw(base, ["a cat"], guidance=5.0, first_seed=number)
+        prompt_following.draw(base, ["a cat"], guidance=5.0, first_seed=number)
         seconds.append(time.monotonic() - started)
     threads = torch.get_num_threads()
     middle = statistics.median(seconds)
@@ -246,7 +253,7 @@ def speed_figures(model: Path) -> Iterator[Figure]:
 
 
 def teaching_figures(
-    options: argparse.Namespace, novel: Sprites, towers: Towers
+    options: argparse.Namespace, novel: Sprites, clip_model: ClipModel
 ) -> Iterator[Figure]:
     """LoRA with konomi's defaults on four scenes of each novel concept, in the three styles in
     turn.
@@ -262,10 +269,10 @@ def teaching_figures(
     plain: list[Outcome] = []
     kept: list[Outcome] = []
     for number, lesson in enumerate(chosen):
-        plain.append(teach(model, towers, novel, lesson, prior=False))
+        plain.append(teach(model, clip_model, novel, lesson, prior=False))
         print(f"  {plain[-1]}", file=sys.stderr, flush=True)
         if number < options.with_prior:
-            kept.append(teach(model, towers, novel, lesson, prior=True))
+            kept.append(teach(model, clip_model, novel, lesson, prior=True))
             print(f"  with prior: {kept[-1]}", file=sys.stderr, flush=True)
     rise = statistics.mean(o.likeness_after - o.likeness_before for o in plain)
     yield Figure(

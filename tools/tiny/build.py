@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from tools.tiny import pack
-from tools.tiny.clip import Towers, retrieval, train_clip
+from tools.tiny.clip import ClipModel, retrieval, train_clip
 from tools.tiny.dataset import BAND, known_sprites, write_bands, write_mixture
 from tools.tiny.denoiser import Schedule, denoiser_recipe, train_denoiser
-from tools.tiny.image_tower import ROUND, train_image_tower
+from tools.tiny.image_encoder import ROUND, train_image_encoder
 from tools.tiny.scenes import SIDE, Sprites, describe, load_sprites, render
 from tools.tiny.second_thing import train_second_thing
 from tools.tiny.stage import Work
-from tools.tiny.text_tower import train_text_tower
+from tools.tiny.text_encoder import train_text_encoder
 from tools.tiny.tokenizer import write_tokenizer
 from tools.tiny.unet import new_unet
 from tools.tiny.vae import fold_scale, psnr, train_decoder, train_vae
@@ -69,8 +69,8 @@ class Plan:
         return {
             "tokenizer": 0.3,
             "clip": self.clip * 0.9 / 60,
-            "image tower": self.image * 0.45 / 60,
-            "text tower": self.text * 0.55 / 60,
+            "image encoder": self.image * 0.45 / 60,
+            "text encoder": self.text * 0.55 / 60,
             "second thing": self.second * 0.6 / 60,
             "vae": self.vae * 0.55 / 60,
             "decoder": self.decoder * 0.45 / 60,
@@ -86,7 +86,7 @@ GPU_SPEED = 40
 idle."""
 
 
-STAYS = ("text tower", "second thing")
+STAYS = ("text encoder", "second thing")
 """Stages of the CPU."""
 
 
@@ -127,12 +127,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def print_estimate(plan: Plan, *, go_on: bool) -> None:
-    """Minutes. Composing scenes and training the text tower on stay on the CPU, wherever the rest
+    """Minutes. Composing scenes and training the text encoder on stay on the CPU, wherever the rest
     runs.
     """
     drawn = {
         "clip": plan.clip * 128,
-        "image tower": min(plan.image, ROUND) * 128,
+        "image encoder": min(plan.image, ROUND) * 128,
         "vae": plan.vae * 13,
         "decoder": plan.decoder * 13,
         "scenes": plan.scenes * 12,
@@ -157,17 +157,21 @@ def build(work: Work, plan: Plan, output: Path) -> None:
     if not (vocabulary / "vocab.json").exists():
         write_tokenizer(sprites, vocabulary)
     tokenizer = CLIPTokenizer.from_pretrained(vocabulary)
-    towers = train_clip(work, sprites, tokenizer, steps=plan.clip)
-    towers = train_image_tower(work, towers, sprites, tokenizer, steps=plan.image)
+    clip_model = train_clip(work, sprites, tokenizer, steps=plan.clip)
+    clip_model = train_image_encoder(work, clip_model, sprites, tokenizer, steps=plan.image)
     known = known_sprites(work.data)
-    towers = train_text_tower(
-        work, towers, sprites, known, tokenizer, steps=plan.text, count=max(200, 4 * plan.text)
+    clip_model = train_text_encoder(
+        work, clip_model, sprites, known, tokenizer, steps=plan.text, count=max(200, 4 * plan.text)
     )
-    towers = train_second_thing(work, towers, sprites, known, tokenizer, steps=plan.second).eval()
-    found = retrieval(towers, sprites, tokenizer, first_seed=EVALUATION_SEED, device=work.device)
+    clip_model = train_second_thing(
+        work, clip_model, sprites, known, tokenizer, steps=plan.second
+    ).eval()
+    found = retrieval(
+        clip_model, sprites, tokenizer, first_seed=EVALUATION_SEED, device=work.device
+    )
     print(f"clip: own scene among 64: {found:.1%}")
     base = work.folder / "base"
-    _pack_base(work, plan, sprites, towers, base)
+    _pack_base(work, plan, sprites, clip_model, base)
     denoised = _train_denoiser(work, plan, base, lot=0)
     shutil.copytree(base, output, dirs_exist_ok=True)
     unet = new_unet()
@@ -176,7 +180,7 @@ def build(work: Work, plan: Plan, output: Path) -> None:
     print(f"weights: {pack.weigh(output) / 2**20:.2f} MiB")
 
 
-def _pack_base(work: Work, plan: Plan, sprites: Sprites, towers: Towers, base: Path) -> None:
+def _pack_base(work: Work, plan: Plan, sprites: Sprites, clip_model: ClipModel, base: Path) -> None:
     """VAE with folded scale and decoder trained on, CLIP, and a random denoiser: konomi starts
     there.
     """
@@ -193,7 +197,7 @@ def _pack_base(work: Work, plan: Plan, sprites: Sprites, towers: Towers, base: P
     restore_forward(vae)
     print(f"vae: {psnr(vae.eval(), pictures[:40], work.device):.2f} dB")
     pack.pack_vae(vae, base)
-    pack.pack_clip(towers, base)
+    pack.pack_clip(clip_model, base)
     pack.pack_unet(new_unet(), base)
     pack.pack_rest(work.folder / "tokenizer", base)
 

@@ -1,8 +1,8 @@
-"""Stage 3: text tower (the text encoder of `tiny`) and image tower, trained together on captions
-and their scenes.
+"""Stage 3: text encoder (the text encoder of `tiny`) and image encoder, trained together on
+captions and their scenes.
 
 Contrastive loss (Radford et al. 2021) plus, while training only, one learned direction per
-concept, style and background colour that both towers are drawn to (proxies, Movshovitz-Attias et
+concept, style and background colour that both encoders are drawn to (proxies, Movshovitz-Attias et
 al. 2017): batches that a CPU can hold have too few negatives to tell 1,489 concepts apart. B
 batch, D projection width.
 """
@@ -31,7 +31,7 @@ PEAK = 1.5e-3
 WIDTH_TEXT, WIDTH_SHARED = 192, 128
 
 
-class ImageTower(nn.Module):
+class ImageEncoder(nn.Module):
     """The network and its projection into the shared space."""
 
     def __init__(self) -> None:
@@ -47,14 +47,14 @@ class ImageTower(nn.Module):
         return F.normalize(self.visual_projection(pooled).float(), dim=1)
 
 
-class Towers(nn.Module):
+class ClipModel(nn.Module):
     """Both towers, the temperature and the proxies."""
 
     def __init__(self, concepts: int, seed: int = 13) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.text = CLIPTextModelWithProjection(text_config())
-        self.image = ImageTower().to(memory_format=torch.channels_last)
+        self.image = ImageEncoder().to(memory_format=torch.channels_last)
         self.log_scale = nn.Parameter(torch.tensor(2.7))
         self.concepts = nn.Parameter(F.normalize(torch.randn(concepts, WIDTH_SHARED), dim=1))
         self.styles = nn.Linear(WIDTH_SHARED, len(STYLES))
@@ -77,7 +77,7 @@ def text_config() -> CLIPTextConfig:
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str], device: str) -> Tensor:
-    """Ids padded to the longest: the towers are causal, so what follows the end token does not
+    """Ids padded to the longest: the text encoder is causal, so what follows the end token does not
     matter.
     """
     rows = [
@@ -90,22 +90,22 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str], device: str) -> Tens
     )
 
 
-def towers_loss(
-    towers: Towers, tokens: Tensor, pixels: Tensor, labels: Tensor
+def clip_loss(
+    clip_model: ClipModel, tokens: Tensor, pixels: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(loss, share of captions whose own picture is nearest). `labels` [B, 4]: concept, style,
     colour, said (bits).
     """
-    text, image = towers(tokens, pixels)
-    scale = towers.log_scale.clamp(max=4.6).exp()
+    text, image = clip_model(tokens, pixels)
+    scale = clip_model.log_scale.clamp(max=4.6).exp()
     logits = scale * text @ image.T
     own = torch.arange(len(text), device=text.device)
     contrast = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-    proxies = F.normalize(towers.concepts, dim=1).T
+    proxies = F.normalize(clip_model.concepts, dim=1).T
     concept, style, colour, said = labels.unbind(1)
     guide = F.cross_entropy(16 * image @ proxies, concept, label_smoothing=0.05)
     guide = guide + F.cross_entropy(16 * text @ proxies, concept, label_smoothing=0.05)
-    for head, target, bit in ((towers.styles, style, 1), (towers.colours, colour, 2)):
+    for head, target, bit in ((clip_model.styles, style, 1), (clip_model.colours, colour, 2)):
         guide = guide + 0.3 * F.cross_entropy(8 * head(image), target)
         mentioned = (said & bit) > 0
         if mentioned.any():
@@ -127,16 +127,16 @@ def label(
     return [concept, STYLES.index(scene.style), list(COLOURS).index(scene.background.colour), said]
 
 
-def train_clip(work: Work, sprites: Sprites, tokenizer: CLIPTokenizer, *, steps: int) -> Towers:
+def train_clip(work: Work, sprites: Sprites, tokenizer: CLIPTokenizer, *, steps: int) -> ClipModel:
     numbers = {name: n for n, name in enumerate(sprites.names)}
-    towers = Towers(len(numbers)).to(work.device)
+    clip_model = ClipModel(len(numbers)).to(work.device)
     if work.device == "cpu":
         # The fused attention's backward pass in bfloat16 takes a third of the step on the CPU;
         # plain products do not.
-        towers.text.set_attn_implementation("eager")
-        use_fast_group_norm(towers.image)
-    decayed = [p for p in towers.parameters() if p.dim() > 1]
-    plain = [p for p in towers.parameters() if p.dim() <= 1]
+        clip_model.text.set_attn_implementation("eager")
+        use_fast_group_norm(clip_model.image)
+    decayed = [p for p in clip_model.parameters() if p.dim() > 1]
+    plain = [p for p in clip_model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
         lr=PEAK,
@@ -152,24 +152,24 @@ def train_clip(work: Work, sprites: Sprites, tokenizer: CLIPTokenizer, *, steps:
         )
         pixels = to_tensor([render(sprites, scene) for scene in scenes], work.device)
         with work.autocast():
-            loss, hits = towers_loss(
-                towers, tokenize(tokenizer, words, work.device), pixels, labels
+            loss, hits = clip_loss(
+                clip_model, tokenize(tokenizer, words, work.device), pixels, labels
             )
         return loss, f"loss {loss.item():.3f} top-1 {hits.item():.2f}"
 
     train(
-        Progress(work.folder / "clip", towers, optimizer, decay=0.998),
+        Progress(work.folder / "clip", clip_model, optimizer, decay=0.998),
         loss_at,
         steps=steps,
         peak=PEAK,
         warmup=200,
     )
-    return towers
+    return clip_model
 
 
 @torch.no_grad()
 def retrieval(
-    towers: Towers,
+    clip_model: ClipModel,
     sprites: Sprites,
     tokenizer: CLIPTokenizer,
     *,
@@ -190,6 +190,6 @@ def retrieval(
             chosen.setdefault(sprites.all[scene.items[0].sprite].name, scene)
         words = [caption(sprites, scene, 0) for scene in chosen.values()]
         pixels = to_tensor([render(sprites, scene) for scene in chosen.values()], device)
-        text, image = towers(tokenize(tokenizer, words, device), pixels)
+        text, image = clip_model(tokenize(tokenizer, words, device), pixels)
         hits.append(((text @ image.T).argmax(1).cpu() == torch.arange(64)).float().mean().item())
     return float(np.mean(hits))

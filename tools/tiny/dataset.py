@@ -16,7 +16,7 @@ FIRST_SEED = 400_000_000
 KNOWN_GROUPS = (3, 4)
 """Emoji groups that the denoiser learns: animals and plants, food. With them come FAVOURITES of
 other groups. What a training on a CPU can learn is some hundred things well or all badly; text and
-image tower know all names."""
+image encoder know all names."""
 PAIR_SHARE = 0.35
 
 _FAVOURITES = """

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from tools.tiny.clip import WIDTH_SHARED, Towers, text_config
+from tools.tiny.clip import WIDTH_SHARED, ClipModel, text_config
 from tools.tiny.scenes import SIDE
 from tools.tiny.vae import new_vae
 from torch import Tensor
@@ -75,7 +75,7 @@ def _plain(config: Mapping[str, object], name: str) -> dict[str, object]:
     }
 
 
-def _tower(config: Mapping[str, object], name: str) -> dict[str, object]:
+def _encoder(config: Mapping[str, object], name: str) -> dict[str, object]:
     # As in published SD1 folders: without it, transformers >= 5 computes in the file's format,
     # beside a float32 UNet.
     return {"architectures": [name], "torch_dtype": "float32"} | {
@@ -93,20 +93,20 @@ def pack_unet(unet: UNet2DConditionModel, folder: Path) -> None:
     _write(folder / "unet", config, "diffusion_pytorch_model.safetensors", unet.state_dict())
 
 
-def pack_clip(towers: Towers, folder: Path) -> None:
-    """`text_encoder` as every SD1 checkpoint has it; `clip` with the image tower and both
+def pack_clip(clip_model: ClipModel, folder: Path) -> None:
+    """`text_encoder` as every SD1 checkpoint has it; `clip` with the image encoder and both
     projections.
     """
     state = {
         f"text_model.{k.removeprefix('text_model.')}": v
-        for k, v in towers.text.text_model.state_dict().items()
+        for k, v in clip_model.text.text_model.state_dict().items()
     }
-    config = _tower(text_config().to_dict(), "CLIPTextModel")
+    config = _encoder(text_config().to_dict(), "CLIPTextModel")
     _write(folder / "text_encoder", config, "model.safetensors", state)
-    image = {f"image.{k}": v for k, v in towers.image.state_dict().items()}
+    image = {f"image.{k}": v for k, v in clip_model.image.state_dict().items()}
     others = {
-        "text_projection.weight": towers.text.text_projection.weight,
-        "logit_scale": towers.log_scale,
+        "text_projection.weight": clip_model.text.text_projection.weight,
+        "logit_scale": clip_model.log_scale,
     }
     config = {
         "architectures": ["ResidualImageEncoder"], "model_type": "konomi_residual_tower",
@@ -145,17 +145,17 @@ def load_vae(state: Mapping[str, Tensor]) -> AutoencoderKL:
     return vae.eval()
 
 
-def load_towers(folder: Path) -> Towers:
+def load_clip_model(folder: Path) -> ClipModel:
     """Both towers of a packed model, float32; the proxies of training are not in it (random)."""
-    towers = Towers(concepts=1)
+    clip_model = ClipModel(concepts=1)
     text = load_file(folder / "text_encoder" / "model.safetensors")
     others = load_file(folder / "clip" / "model.safetensors")
-    towers.text.text_model.load_state_dict(
+    clip_model.text.text_model.load_state_dict(
         {k.removeprefix("text_model."): v for k, v in text.items()}
     )
     image = {k.removeprefix("image."): v for k, v in others.items() if k.startswith("image.")}
-    towers.image.load_state_dict(image)
+    clip_model.image.load_state_dict(image)
     with torch.no_grad():
-        towers.text.text_projection.weight.copy_(others["text_projection.weight"])
-        towers.log_scale.copy_(others["logit_scale"])
-    return towers.float().eval()
+        clip_model.text.text_projection.weight.copy_(others["text_projection.weight"])
+        clip_model.log_scale.copy_(others["logit_scale"])
+    return clip_model.float().eval()

@@ -1,11 +1,11 @@
 """Stage 3d: of two things in a caption, the second means what it means alone.
 
-A causal text tower that was only asked what a whole caption shows lets the first thing run into
+A causal text encoder that was only asked what a whole caption shows lets the first thing run into
 the second. After stage 3c the state of "pizza" in "a cat next to a pizza" was nearer to that of
 "cat" (cosine 0.62, means taken off) than to that of "pizza" in "a pizza" (0.54), and the denoiser
-drew the right thing in the right half of one pair in ten, in the left half of four. Here the tower
-learns to say at the second thing's tokens what it says of the thing alone, and by how much, the
-same for all things, a second differs from a first; everywhere else it has to stay what it was
+drew the right thing in the right half of one pair in ten, in the left half of four. Here the
+encoder learns to say at the second thing's tokens what it says of the thing alone, and by how much,
+the same for all things, a second differs from a first; everywhere else it has to stay what it was
 (learning without forgetting, Li and Hoiem 2016). Captions alone are needed. B captions, T tokens,
 N tokens of a thing, W width of a state.
 """
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tools.tiny.captions import caption, with_article
-from tools.tiny.clip import Towers, tokenize
+from tools.tiny.clip import ClipModel, tokenize
 from tools.tiny.scenes import Sprites, describe
 from tools.tiny.stage import Progress, Work, seeds_of, train
-from tools.tiny.text_tower import LONG_SHARE, at_full_length
+from tools.tiny.text_encoder import LONG_SHARE, at_full_length
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
@@ -32,7 +32,7 @@ PAIRS_FOR_OFFSET = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class NamedCaption:
     """A caption, and the names of the things in it."""
 
     words: str
@@ -68,7 +68,7 @@ def find(row: list[int], wanted: list[int], start: int = 0) -> int:
 
 
 class SecondThings:
-    """Looks up second things in captions. `old` is the tower as it was."""
+    """Looks up second things in captions. `old` is the encoder as it was."""
 
     def __init__(self, old: States, sprites: Sprites, tokenizer: CLIPTokenizer) -> None:
         self.ids = {name: tokenizer(name).input_ids[1:-1] for name in sprites.names}
@@ -82,12 +82,12 @@ class SecondThings:
                 first = find(row, self.ids[name])
                 self.alone[name] = found[first : first + len(self.ids[name])].clone()
 
-    def of(self, captions: Sequence[Told], tokens_BT: Tensor) -> list[Second]:
+    def of(self, captions: Sequence[NamedCaption], tokens_BT: Tensor) -> list[Second]:
         found = []
-        for number, (told, row) in enumerate(zip(captions, tokens_BT.tolist(), strict=True)):
-            if len(told.names) < 2:
+        for number, (named, row) in enumerate(zip(captions, tokens_BT.tolist(), strict=True)):
+            if len(named.names) < 2:
                 continue
-            one, other = told.names
+            one, other = named.names
             start = find(row, self.ids[one])
             place = find(row, self.ids[other], start + len(self.ids[one])) if start >= 0 else -1
             if place >= 0:
@@ -97,7 +97,7 @@ class SecondThings:
 
 
 def offset(
-    old: States, things: SecondThings, captions: Sequence[Told], tokens_BT: Tensor
+    old: States, things: SecondThings, captions: Sequence[NamedCaption], tokens_BT: Tensor
 ) -> Tensor:
     """[W]: by how much second things differ from the same alone, in the mean."""
     with torch.no_grad():
@@ -109,32 +109,32 @@ def offset(
 
 def train_second_thing(
     work: Work,
-    towers: Towers,
+    clip_model: ClipModel,
     sprites: Sprites,
     known: Sprites,
     tokenizer: CLIPTokenizer,
     *,
     steps: int,
     batch: int = BATCH,
-) -> Towers:
+) -> ClipModel:
     """By turns of all things and of those that the denoiser learns. On the CPU, wherever the rest
     runs.
     """
-    towers = towers.cpu().eval()
-    towers.text.set_attn_implementation("eager")
-    old = States(copy.deepcopy(towers.text)).requires_grad_(False)
-    new = States(towers.text).requires_grad_(True)
+    clip_model = clip_model.cpu().eval()
+    clip_model.text.set_attn_implementation("eager")
+    old = States(copy.deepcopy(clip_model.text)).requires_grad_(False)
+    new = States(clip_model.text).requires_grad_(True)
     things = SecondThings(old, sprites, tokenizer)
 
-    def told_at(seed: int, share: float) -> Told:
+    def told_at(seed: int, share: float) -> NamedCaption:
         source = (sprites, known)[seed % 2]
         scene = describe(source, seed, pair_share=share)
-        return Told(
+        return NamedCaption(
             caption(source, scene, 0), tuple(source.all[item.sprite].name for item in scene.items)
         )
 
-    def tokens_of(captions: Sequence[Told]) -> Tensor:
-        return tokenize(tokenizer, [told.words for told in captions], "cpu")
+    def tokens_of(captions: Sequence[NamedCaption]) -> Tensor:
+        return tokenize(tokenizer, [named.words for named in captions], "cpu")
 
     pairs = [told_at(FIRST_SEED - 1 - n, 1.0) for n in range(PAIRS_FOR_OFFSET)]
     second_W = offset(old, things, pairs, tokens_of(pairs))
@@ -160,4 +160,4 @@ def train_second_thing(
 
     progress = Progress(work.folder / "second-thing", new, optimizer, decay=0.99)
     train(progress, loss_at, steps=steps, peak=PEAK, warmup=50)
-    return towers.to(work.device)
+    return clip_model.to(work.device)

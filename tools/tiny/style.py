@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from tools.tiny.clip import Towers
+from tools.tiny.clip import ClipModel
 from tools.tiny.scenes import STYLES, Scene, Sprites, describe, render
 from tools.tiny.vae import to_tensor
 from torch import Tensor
@@ -25,8 +25,8 @@ VIEWS = 3
 class StyleJudge:
     """Knows the real drawings of every concept; compares image features of the CLIP."""
 
-    def __init__(self, towers: Towers, sprites: Sprites) -> None:
-        self.towers, self.sprites = towers, sprites
+    def __init__(self, clip_model: ClipModel, sprites: Sprites) -> None:
+        self.clip_model, self.sprites = clip_model, sprites
         self.drawings: dict[str, dict[str, int]] = defaultdict(dict)
         for number, sprite in enumerate(sprites.all):
             self.drawings[sprite.name][sprite.style] = number
@@ -43,7 +43,7 @@ class StyleJudge:
         views = [
             self._view(scene, known[style], number) for style in STYLES for number in range(VIEWS)
         ]
-        found = image_features(self.towers, [picture, *views])
+        found = image_features(self.clip_model, [picture, *views])
         cosines = (found[1:] @ found[0]).view(len(STYLES), VIEWS).mean(1)
         return STYLES[int(cosines.argmax())]
 
@@ -73,10 +73,10 @@ class StyleJudge:
 
 
 @torch.no_grad()
-def image_features(towers: Towers, pictures: Sequence[np.ndarray]) -> Tensor:
+def image_features(clip_model: ClipModel, pictures: Sequence[np.ndarray]) -> Tensor:
     """Unit image features [N, D] of the CLIP."""
     parts = [
-        towers.image(to_tensor(list(pictures[k : k + 64]), "cpu"))
+        clip_model.image(to_tensor(list(pictures[k : k + 64]), "cpu"))
         for k in range(0, len(pictures), 64)
     ]
     return torch.cat(parts)

@@ -1,7 +1,7 @@
 """Can `tiny` be taught? LoRA on a few scenes of a concept it has never seen, and what becomes of
 it and of its class.
 
-Likeness is the mean cosine of image features (the CLIP's image tower) between pictures drawn for
+Likeness is the mean cosine of image features (the CLIP's image encoder) between pictures drawn for
 the captions of scenes kept aside and those scenes themselves.
 """
 
@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
-from tools.tiny.asked import draw
 from tools.tiny.captions import with_article
-from tools.tiny.clip import Towers
+from tools.tiny.clip import ClipModel
+from tools.tiny.prompt_following import draw
 from tools.tiny.scenes import Scene, Sprites, describe, render
 from tools.tiny.style import image_features
 from torch import Tensor
@@ -118,7 +118,7 @@ def words_for(subject: str, scene: Scene) -> str:
 
 def teach(
     model: str,
-    towers: Towers,
+    clip_model: ClipModel,
     novel: Sprites,
     lesson: Lesson,
     *,
@@ -129,12 +129,14 @@ def teach(
     own.
     """
     base = load_base(model)
-    truth = image_features(towers, [render(novel, scene) for scene in lesson.kept])
+    truth = image_features(clip_model, [render(novel, scene) for scene in lesson.kept])
     ordinary = [words_for(lesson.noun, scene) for scene in lesson.kept]
     own = [words_for(f"{IDENTIFIER} {lesson.noun}", scene) for scene in lesson.kept]
     classes = [with_article(lesson.noun)] * NUM_CLASS_PICTURES
-    before = likeness(towers, draw(base, ordinary, guidance=GUIDANCE), truth)
-    class_before = likeness(towers, draw(base, classes, guidance=GUIDANCE), truth, matched=False)
+    before = likeness(clip_model, draw(base, ordinary, guidance=GUIDANCE), truth)
+    class_before = likeness(
+        clip_model, draw(base, classes, guidance=GUIDANCE), truth, matched=False
+    )
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         images = write_lesson(folder / "images", novel, lesson)
@@ -157,8 +159,10 @@ def teach(
         seconds = time.monotonic() - started
         adapter = read_adapter(folder / "run" / "lesson.safetensors")
     with attach(base, [(adapter, Strengths())]):
-        after = likeness(towers, draw(base, own, guidance=GUIDANCE), truth)
-        class_after = likeness(towers, draw(base, classes, guidance=GUIDANCE), truth, matched=False)
+        after = likeness(clip_model, draw(base, own, guidance=GUIDANCE), truth)
+        class_after = likeness(
+            clip_model, draw(base, classes, guidance=GUIDANCE), truth, matched=False
+        )
     return Outcome(lesson.name, seconds, before, after, class_after - class_before)
 
 
@@ -194,10 +198,10 @@ def write_class(folder: Path, base: BaseModel, lesson: Lesson, count: int = 24) 
 
 
 def likeness(
-    towers: Towers, pictures: list[np.ndarray], truth: Tensor, *, matched: bool = True
+    clip_model: ClipModel, pictures: list[np.ndarray], truth: Tensor, *, matched: bool = True
 ) -> float:
     """Mean cosine to the true scenes: each to its own, or to all where pictures have no scene of
     their own.
     """
-    found = image_features(towers, pictures)
+    found = image_features(clip_model, pictures)
     return float((found * truth).sum(1).mean() if matched else (found @ truth.T).mean())

@@ -18,8 +18,8 @@ from konomi.adapters.adapter import Adapter
 from konomi.adapters.kinds import LayerUpdate
 from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
+from konomi.formats.embedding_metadata import vectors
 from konomi.formats.layers import LayerError, layer_from_parts
-from konomi.formats.learned_words import vectors
 from konomi.formats.peft_config import named
 from konomi.formats.source import Parsed, Source, fault
 from konomi.storage.pickles import read_pickle

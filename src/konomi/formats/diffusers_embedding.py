@@ -12,7 +12,13 @@ import torch
 from konomi.adapters.adapter import Adapter
 from konomi.families.recognition import embedding_widths
 from konomi.formats import webui_embedding
-from konomi.formats.learned_words import WORD, file_metadata, trained_word, vectors, with_family
+from konomi.formats.embedding_metadata import (
+    WORD,
+    file_metadata,
+    trained_token,
+    vectors,
+    with_family,
+)
 from konomi.formats.source import Parsed, Source, fault
 from konomi.formats.writer import Writer
 from konomi.storage.tensor_file import write_tensors
@@ -104,7 +110,7 @@ def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = Non
         webui_embedding.write(adapter, path, dtype=dtype)
         return
     tensors = {
-        trained_word(adapter, token): found["text_encoder"]
+        trained_token(adapter, token): found["text_encoder"]
         if dtype is None
         else found["text_encoder"].to(dtype)
         for token, found in adapter.embeddings.items()

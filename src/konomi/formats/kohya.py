@@ -20,13 +20,13 @@ from konomi.adapters.kinds.magnitude import per_output
 from konomi.errors import FileFormatError
 from konomi.families.foreign_names import embedding_names, part_of_embedding_name
 from konomi.families.recognition import family_of_kohya_names
+from konomi.formats.embedding_metadata import NEGATIVE
 from konomi.formats.family import family_by_layers, family_of
 from konomi.formats.grouping import assemble, group
 from konomi.formats.kohya_keys import PREFIXES, is_norm, key_of, layout_for, name_of
 from konomi.formats.kohya_metadata import with_hashes, with_minimum
 from konomi.formats.layers import LayerError, layer_from_parts, part_of
 from konomi.formats.ldm_keys import UNetLayout
-from konomi.formats.learned_words import NEGATIVE
 from konomi.formats.source import Parsed, Source, fault, open_source
 from konomi.formats.unused import prefixed, with_unused_named
 from konomi.formats.writer import Writer

@@ -126,9 +126,9 @@ class PeftConfig:
             others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             scale = self.alpha_of(path, ranks[path]) / ranks[path]
             found.append(
-                f"the settings say rank {declared} for {path}{others}, the tensors have {ranks[path]}: "
-                f"read with the tensors' rank, at the scale {scale:g}. PEFT does not load it; "
-                "correct r or rank_pattern."
+                f"the settings say rank {declared} for {path}{others}, the tensors have "
+                f"{ranks[path]}: read with the tensors' rank, at the scale {scale:g}. PEFT "
+                "does not load it; correct r or rank_pattern."
             )
         found += (
             [f"{_first(idle)} is the name of no layer here, so it changes nothing."] if idle else []

@@ -21,12 +21,12 @@ from konomi.adapters.adapter import Adapter
 from konomi.config.parse import parse_json
 from konomi.errors import FileFormatError
 from konomi.families.foreign_names import embedding_names, part_of_embedding_name
-from konomi.formats.learned_words import (
+from konomi.formats.embedding_metadata import (
     NEGATIVE,
     WORD,
     file_metadata,
     pickled_facts,
-    trained_word,
+    trained_token,
     vectors,
     with_family,
 )
@@ -129,7 +129,7 @@ def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = Non
         )
         tensors = named_vectors(adapter.embeddings[token], dtype)
         metadata = file_metadata(
-            adapter, tensors, title=target.stem, word=trained_word(adapter, token), extra=extra
+            adapter, tensors, title=target.stem, word=trained_token(adapter, token), extra=extra
         )
         if path.suffix.lower() == ".pt":
             _write_pickle(tensors, metadata, target)

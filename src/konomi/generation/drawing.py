@@ -15,7 +15,7 @@ from konomi.adapters.branches import negative_branch
 from konomi.config.sections import TextConfig
 from konomi.diffusion.conditioning import Conditioning
 from konomi.errors import RecipeError
-from konomi.formats.learned_words import NEGATIVE
+from konomi.formats.embedding_metadata import NEGATIVE
 from konomi.generation.picture_input import fitted_size, init_to_pixels, mask_to_pixels
 from konomi.generation.request import Request
 from konomi.models.base import BaseModel

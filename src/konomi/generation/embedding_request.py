@@ -9,7 +9,7 @@ from pathlib import Path
 from konomi.adapters.adapter import Adapter
 from konomi.errors import FileFormatError
 from konomi.formats import adapter_format, content_of, diffusers_embedding, webui_embedding
-from konomi.formats.learned_words import NEGATIVE, trained_word
+from konomi.formats.embedding_metadata import NEGATIVE, trained_token
 from konomi.formats.source import open_source
 from konomi.generation.adapter_request import AdapterRequest
 from konomi.models.prompt_syntax import extract_tags, find_words
@@ -58,7 +58,7 @@ def named_as_trained(adapter: Adapter) -> Adapter:
     """A word that its file says was trained under another name may be called by that as well."""
     first = adapter.name
     return (
-        _renamed(adapter, first, trained_word(adapter, first))
+        _renamed(adapter, first, trained_token(adapter, first))
         if first in adapter.embeddings
         else adapter
     )

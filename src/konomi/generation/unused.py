@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.kinds import LayerUpdate
 from konomi.errors import shortened
-from konomi.formats.learned_words import NEGATIVE
+from konomi.formats.embedding_metadata import NEGATIVE
 from konomi.formats.trained_for import other_process
 from konomi.generation.adapter_request import AdapterRequest
 from konomi.generation.request import Request

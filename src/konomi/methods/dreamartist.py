@@ -33,7 +33,7 @@ from konomi.diffusion.conditioning import concatenate
 from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import RecipeError
 from konomi.families.selectors import check_selectors
-from konomi.formats.learned_words import NEGATIVE
+from konomi.formats.embedding_metadata import NEGATIVE
 from konomi.methods.denoising import DenoisingLoss, Noised, subject_and_prior_loss
 from konomi.methods.layer_selectors import check_base_has_layers, selected_layers
 from konomi.methods.method import (

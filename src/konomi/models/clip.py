@@ -119,12 +119,13 @@ def load_clip(source: str | Path = "tiny") -> Clip:
             )
         cached = cached_snapshot(str(source), None)
         folder = cached or download(
-            str(source), None, choose=wanted_clip_files, what="CLIP model with both towers"
+            str(source), None, choose=wanted_clip_files, what="CLIP model with both encoders"
         )
     config = read_json(folder / "config.json")
     if config.get("model_type") != "clip":
         raise ModelError(
-            f"{folder}: is of type {config.get('model_type')!r}, not a CLIP model with both towers."
+            f"{folder}: is of type {config.get('model_type')!r}, not a CLIP model with both "
+            "encoders."
         )
     preparing = folder / "preprocessor_config.json"
     norm = read_json(preparing) if preparing.is_file() else {}

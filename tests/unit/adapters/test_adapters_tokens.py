@@ -35,16 +35,16 @@ def test_a_word_stands_for_its_vectors_until_it_is_taken_off():
         kept = table.weight.detach().clone()
         with torch.no_grad():
             table.weight[[300, 301]] = adapter.embeddings["<cat>"]["text_encoder"]
-        tower = base.loaded_encoders()[0]
+        loaded = base.loaded_encoders()[0]
         start, end, pad = (
-            tower.tokenizer.bos_token_id,
-            tower.tokenizer.eos_token_id,
-            tower.tokenizer.pad_token_id,
+            loaded.tokenizer.bos_token_id,
+            loaded.tokenizer.eos_token_id,
+            loaded.tokenizer.pad_token_id,
         )
         row = [start, *ids, 300, 301, end]
         tokens = torch.tensor([row + [pad] * (77 - len(row))])
         with torch.no_grad():
-            theirs = transformers_text(tower.module, base.source.configs["text_encoder"])
+            theirs = transformers_text(loaded.module, base.source.configs["text_encoder"])
             expected = theirs(input_ids=tokens).last_hidden_state
             table.weight.copy_(kept)
         torch.testing.assert_close(states(base), expected, rtol=1e-5, atol=1e-5)

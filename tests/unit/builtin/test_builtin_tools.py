@@ -190,10 +190,10 @@ def test_a_second_thing_comes_to_mean_what_it_means_alone(
     tiny = ROOT / "src" / "konomi" / "builtin" / "tiny"
     words = CLIPTokenizer.from_pretrained(tiny / "tokenizer")
     torch.manual_seed(0)
-    towers = pack.load_towers(tiny)
+    clip_model = pack.load_clip_model(tiny)
     # The packed tower has been taught; a random mixing of positions in its first layer undoes that.
     torch.nn.init.normal_(
-        towers.text.text_model.encoder.layers[0].self_attn.out_proj.weight, std=0.1
+        clip_model.text.text_model.encoder.layers[0].self_attn.out_proj.weight, std=0.1
     )
     things = ("a cat", "an egg", "glasses", "an old key")
     texts = [f"{one} next to {other}" for one in things for other in things if one != other]
@@ -206,14 +206,16 @@ def test_a_second_thing_comes_to_mean_what_it_means_alone(
             for asked in (texts, alone):
                 tokens = clip.tokenize(words, asked, "cpu")
                 end = (tokens == tokens.max()).int().argmax(1)
-                states = towers.text(input_ids=tokens).last_hidden_state[range(len(asked)), end - 1]
+                states = clip_model.text(input_ids=tokens).last_hidden_state[
+                    range(len(asked)), end - 1
+                ]
                 found.append(states - states.mean(0))
         return found[0], found[1]
 
     pairs, single = last_states()
     before = torch.cosine_similarity(pairs, single).mean()
     work = stage.Work(tmp_path, tmp_path)
-    second_thing.train_second_thing(work, towers, sprites, sprites, words, steps=25, batch=24)
+    second_thing.train_second_thing(work, clip_model, sprites, sprites, words, steps=25, batch=24)
     pairs, kept = last_states()
     after = torch.cosine_similarity(pairs, kept).mean()
     assert 1 - after < (1 - before) / 2

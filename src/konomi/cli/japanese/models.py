@@ -1,11 +1,11 @@
 """Base models: configs, tokenizers, VAEs, noise, what of them is not used, saving."""
 
 PAIRS = {
-    "{path}: is of type {kind}, not a CLIP model with both towers.": "{path}: 種類が {kind} で、画像と文の両方を持つ CLIP モデルではありません。",
+    "{path}: is of type {kind}, not a CLIP model with both encoders.": "{path}: 種類が {kind} で、画像と文の両方を持つ CLIP モデルではありません。",
     "{count} tensors of CLIP are missing or misshapen, first {name}.": "CLIP のテンソル {count} 個がないか、形状が異なります(最初は {name})。",
     "no folder of a CLIP model. Give one with config.json, or a hub id owner/name.": "CLIP モデルのフォルダではありません。config.json のあるフォルダか、ハブの ID(owner/name)を指定してください。",
     "the config describes no CLIP that can be built ({why}).": "設定ファイルから CLIP を構築できません({why})。",
-    "CLIP model with both towers": "画像と文の両方を持つ CLIP モデル",
+    "CLIP model with both encoders": "画像と文の両方を持つ CLIP モデル",
     "diffusers model of SD1, SD2 or SDXL": "SD1、SD2、SDXL の diffusers モデル",
     "the config of {part} has {name} = {value}, which no model of this kind has.": "{part} の設定 {name} = {value} は、この種類のモデルではありえない値です。",
     "the config says {name} = {value}, which no model of this kind has.": "設定 {name} = {value} は、この種類のモデルではありえない値です。",

@@ -58,7 +58,7 @@ def open_network(source: str, folder: Path | None, device: torch.device) -> Netw
 
 
 def _clip(clip: Clip, folder: Path | None, device: torch.device) -> Network:
-    """CLIP (Radford et al. 2021): both towers."""
+    """CLIP (Radford et al. 2021): both encoders."""
     model = clip.model.to(device)
     mean, std = (tuple(values.flatten().tolist()) for values in (clip.mean, clip.std))
     side = clip.side
@@ -76,7 +76,7 @@ def _clip(clip: Clip, folder: Path | None, device: torch.device) -> Network:
 
 
 def _siglip(source: str, config: Mapping[str, Any], folder: Path, device: torch.device) -> Network:
-    """SigLIP (Zhai et al. 2023) and SigLIP 2 (Tschannen et al. 2025), both towers."""
+    """SigLIP (Zhai et al. 2023) and SigLIP 2 (Tschannen et al. 2025), both encoders."""
     from transformers import SiglipConfig, SiglipModel
 
     model = _built(source, SiglipModel, SiglipConfig, config, folder).to(device)

@@ -47,7 +47,7 @@ def with_family(adapter: Adapter) -> Adapter:
     return replace(adapter, family=adapter.family or family_of(adapter))
 
 
-def trained_word(adapter: Adapter, token: str) -> str:
+def trained_token(adapter: Adapter, token: str) -> str:
     """The word that `token` was trained as: the file's own says so in its metadata."""
     word = adapter.metadata.get(WORD, "")
     if not word:

@@ -1,7 +1,7 @@
-"""Stage 3b: the image tower learns on, against the finished text tower (locked text, as in LiT,
+"""Stage 3b: the image encoder learns on, against the finished text encoder (locked text, as in LiT,
 Zhai et al. 2022).
 
-The text tower is the text encoder that the denoiser reads, so it stays; the image tower and the
+The text encoder is the text encoder that the denoiser reads, so it stays; the image encoder and the
 text projection, which only measuring reads, learn to tell each scene's concept from all others,
 its style and colour from all others, and its caption from the rest of the batch; while training
 only, also which of all drawings it is. B batch, N concepts, S styles, C colours, K drawings, D
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tools.tiny.captions import caption, with_article
-from tools.tiny.clip import WIDTH_SHARED, Towers, tokenize
+from tools.tiny.clip import WIDTH_SHARED, ClipModel, tokenize
 from tools.tiny.norm import use_fast_group_norm
 from tools.tiny.scenes import COLOURS, SIDE, STYLES, Scene, Sprites, describe, render
 from tools.tiny.stage import Progress, Work, seeds_of, train
@@ -36,14 +36,14 @@ BLURRED = 0.3
 never quite sharp."""
 
 
-class Eye(nn.Module):
+class TrainedImageEncoder(nn.Module):
     """What learns here."""
 
-    def __init__(self, towers: Towers, drawings: int) -> None:
+    def __init__(self, clip_model: ClipModel, drawings: int) -> None:
         super().__init__()
-        self.image = towers.image
-        self.project = towers.text.text_projection
-        self.log_scale = towers.log_scale
+        self.image = clip_model.image
+        self.project = clip_model.text.text_projection
+        self.log_scale = clip_model.log_scale
         torch.manual_seed(19)
         self.drawings = nn.Parameter(F.normalize(torch.randn(drawings, WIDTH_SHARED), dim=1))
 
@@ -60,7 +60,7 @@ class Lesson:
 
 
 def compose(
-    towers: Towers,
+    clip_model: ClipModel,
     sprites: Sprites,
     tokenizer: CLIPTokenizer,
     seeds: range,
@@ -68,7 +68,7 @@ def compose(
     device: str,
 ) -> Lesson:
     scenes = [describe(sprites, seed, pair_share=0.0) for seed in seeds]
-    captions = pooled_texts(towers, tokenizer, [caption(sprites, s, 0) for s in scenes], device)
+    captions = pooled_texts(clip_model, tokenizer, [caption(sprites, s, 0) for s in scenes], device)
     labels = torch.tensor([label(sprites, s, numbers) for s in scenes], device=device)
     return Lesson(np.stack([render(sprites, s) for s in scenes]), labels, captions)
 
@@ -80,31 +80,34 @@ def seen_again(lesson: Lesson, rng: np.random.Generator, device: str) -> Tensor:
 
 
 @torch.no_grad()
-def pooled_texts(towers: Towers, tokenizer: CLIPTokenizer, texts: list[str], device: str) -> Tensor:
-    """The text tower's pooled states before the projection [N, 192]."""
+def pooled_texts(
+    clip_model: ClipModel, tokenizer: CLIPTokenizer, texts: list[str], device: str
+) -> Tensor:
+    """The text encoder's pooled states before the projection [N, 192]."""
     found = []
     for start in range(0, len(texts), 256):
         ids = tokenize(tokenizer, texts[start : start + 256], device)
-        found.append(towers.text.text_model(input_ids=ids).pooler_output.float())
+        found.append(clip_model.text.text_model(input_ids=ids).pooler_output.float())
     return torch.cat(found)
 
 
 def name_states(
-    towers: Towers, tokenizer: CLIPTokenizer, sprites: Sprites, device: str
+    clip_model: ClipModel, tokenizer: CLIPTokenizer, sprites: Sprites, device: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pooled states of "a cat" [N, W], "a cat, noto style" [S, N, W], and with a background colour
     [S, C, N, W].
     """
     names = [with_article(name) for name in sprites.names]
-    bare = pooled_texts(towers, tokenizer, names, device)
+    bare = pooled_texts(clip_model, tokenizer, names, device)
     styled = [
-        pooled_texts(towers, tokenizer, [f"{n}, {s} style" for n in names], device) for s in STYLES
+        pooled_texts(clip_model, tokenizer, [f"{n}, {s} style" for n in names], device)
+        for s in STYLES
     ]
     coloured = [
         torch.stack(
             [
                 pooled_texts(
-                    towers,
+                    clip_model,
                     tokenizer,
                     [f"{n}, {s} style, on a {c} background" for n in names],
                     device,
@@ -117,8 +120,8 @@ def name_states(
     return bare, torch.stack(styled), torch.stack(coloured)
 
 
-def eye_loss(
-    eye: Eye,
+def image_encoder_loss(
+    trained: TrainedImageEncoder,
     image: Tensor,
     labels_B4: Tensor,
     captions_BW: Tensor,
@@ -130,10 +133,10 @@ def eye_loss(
     `form` says which wording of names is asked.
     """
     concept, style, colour, drawing = labels_B4.unbind(1)
-    scale = eye.log_scale.clamp(max=4.6).exp()
+    scale = trained.log_scale.clamp(max=4.6).exp()
 
     def project(pooled: Tensor) -> Tensor:
-        return F.normalize(eye.project(pooled).float(), dim=-1)
+        return F.normalize(trained.project(pooled).float(), dim=-1)
 
     bare, styled, coloured = states
     if form == 0:
@@ -157,21 +160,23 @@ def eye_loss(
     order = torch.arange(len(image), device=image.device)
     contrast = (F.cross_entropy(told, order) + F.cross_entropy(told.T, order)) / 2
     hits = (logits.argmax(1) == concept).float().mean()
-    which = F.cross_entropy(DRAWING_SCALE * image @ F.normalize(eye.drawings, dim=1).T, drawing)
+    which = F.cross_entropy(DRAWING_SCALE * image @ F.normalize(trained.drawings, dim=1).T, drawing)
     return naming + 0.5 * manners + 0.5 * contrast + which, hits
 
 
-def train_image_tower(
-    work: Work, towers: Towers, sprites: Sprites, tokenizer: CLIPTokenizer, *, steps: int
-) -> Towers:
-    towers = towers.to(work.device)
+def train_image_encoder(
+    work: Work, clip_model: ClipModel, sprites: Sprites, tokenizer: CLIPTokenizer, *, steps: int
+) -> ClipModel:
+    clip_model = clip_model.to(work.device)
     numbers = {name: n for n, name in enumerate(sprites.names)}
-    towers.text.text_model.requires_grad_(False)
-    states = name_states(towers, tokenizer, sprites, work.device)
-    eye = Eye(towers, len(sprites.all))
+    clip_model.text.text_model.requires_grad_(False)
+    states = name_states(clip_model, tokenizer, sprites, work.device)
+    trained = TrainedImageEncoder(clip_model, len(sprites.all))
     if work.device == "cpu":
-        use_fast_group_norm(eye)
-    optimizer = torch.optim.AdamW(eye.parameters(), lr=PEAK, weight_decay=0.05, betas=(0.9, 0.98))
+        use_fast_group_norm(trained)
+    optimizer = torch.optim.AdamW(
+        trained.parameters(), lr=PEAK, weight_decay=0.05, betas=(0.9, 0.98)
+    )
     known: dict[int, Lesson] = {}
 
     def loss_at(step: int) -> tuple[Tensor, str]:
@@ -179,7 +184,7 @@ def train_image_tower(
         number = step % ROUND
         if number not in known:
             known[number] = compose(
-                towers,
+                clip_model,
                 sprites,
                 tokenizer,
                 seeds_of(number, BATCH, FIRST_SEED),
@@ -189,14 +194,16 @@ def train_image_tower(
         lesson = known[number]
         pixels = seen_again(lesson, rng, work.device)
         with work.autocast():
-            image = eye.image(pixels)
+            image = trained.image(pixels)
             form = int(rng.choice(3, p=(0.4, 0.54, 0.06)))
-            loss, hits = eye_loss(eye, image, lesson.labels_B4, lesson.captions_BW, states, form)
+            loss, hits = image_encoder_loss(
+                trained, image, lesson.labels_B4, lesson.captions_BW, states, form
+            )
         return loss, f"loss {loss.item():.3f} top-1 {hits.item():.2f}"
 
-    progress = Progress(work.folder / "image-tower", eye, optimizer, decay=0.998)
+    progress = Progress(work.folder / "image-tower", trained, optimizer, decay=0.998)
     train(progress, loss_at, steps=steps, peak=PEAK, warmup=100)
-    return towers
+    return clip_model
 
 
 def label(sprites: Sprites, scene: Scene, numbers: dict[str, int]) -> list[int]:

@@ -1,7 +1,7 @@
-"""Stage 3c: the text tower learns on, against the finished image tower (locked image, Zhai et al.
-2022).
+"""Stage 3c: the text encoder learns on, against the finished image encoder (locked image, Zhai et
+al. 2022).
 
-Stage 3 leaves a text tower whose states say which thing is meant and next to nothing of the rest:
+Stage 3 leaves a text encoder whose states say which thing is meant and next to nothing of the rest:
 between "a cat, noto style" and "a cat, blob style" they differ by a twentieth of what parts two
 names, and a denoiser that reads them never learned styles or pairs. Here a caption has to be told
 from the same scene in the other styles, and its states have to say what the scene looks like: from
@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from tools.tiny.captions import caption, with_article
-from tools.tiny.clip import WIDTH_TEXT, Towers, tokenize
-from tools.tiny.image_tower import pooled_texts
+from tools.tiny.clip import WIDTH_TEXT, ClipModel, tokenize
+from tools.tiny.image_encoder import pooled_texts
 from tools.tiny.scenes import STYLES, Scene, Sprites, describe, render
 from tools.tiny.stage import Progress, Work, train
 from tools.tiny.style import image_features
@@ -82,7 +82,9 @@ def families(sprites: Sprites, known: Sprites, count: int) -> list[list[Scene]]:
     return found
 
 
-def compose(work: Work, towers: Towers, sprites: Sprites, known: Sprites, count: int) -> Bank:
+def compose(
+    work: Work, clip_model: ClipModel, sprites: Sprites, known: Sprites, count: int
+) -> Bank:
     """Some hundred scenes a second; kept on disk."""
     together = families(sprites, known, count)
     scenes = tuple(scene for family in together for scene in family)
@@ -92,7 +94,7 @@ def compose(work: Work, towers: Towers, sprites: Sprites, known: Sprites, count:
         features, small = [], []
         for start in range(0, len(scenes), 256):
             pictures = [render(sprites, scene) for scene in scenes[start : start + 256]]
-            features.append(image_features(towers, pictures))
+            features.append(image_features(clip_model, pictures))
             small.append(made_small(pictures))
         work.folder.mkdir(parents=True, exist_ok=True)
         save_file({"features": torch.cat(features), "looks": components(torch.cat(small))}, path)
@@ -124,10 +126,10 @@ def readout(width: int = WIDTH_TEXT) -> Tensor:
 class Reader(nn.Module):
     """What learns here, and how it is asked."""
 
-    def __init__(self, towers: Towers) -> None:
+    def __init__(self, clip_model: ClipModel) -> None:
         super().__init__()
-        self.text = towers.text
-        self.log_scale = towers.log_scale
+        self.text = clip_model.text
+        self.log_scale = clip_model.log_scale
         self.register_buffer("readout", readout())
 
     def forward(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,24 +196,24 @@ def at_full_length(tokens_BT: Tensor) -> Tensor:
     return F.pad(tokens_BT, (0, 77 - tokens_BT.shape[1]), value=VOCABULARY - 1)
 
 
-def train_text_tower(
+def train_text_encoder(
     work: Work,
-    towers: Towers,
+    clip_model: ClipModel,
     sprites: Sprites,
     known: Sprites,
     tokenizer: CLIPTokenizer,
     *,
     steps: int,
     count: int,
-) -> Towers:
+) -> ClipModel:
     """`count` families of scenes, each seen many times in other words. On the CPU, wherever the
     rest runs.
     """
-    towers = towers.cpu().eval()
-    bank = compose(work, towers, sprites, known, count)
+    clip_model = clip_model.cpu().eval()
+    bank = compose(work, clip_model, sprites, known, count)
     drawings = drawings_of(bank, sprites)
-    towers.text.set_attn_implementation("eager")
-    reader = Reader(towers)
+    clip_model.text.set_attn_implementation("eager")
+    reader = Reader(clip_model)
     reader.requires_grad_(True)
     decayed = [p for p in reader.parameters() if p.dim() > 1]
     plain = [p for p in reader.parameters() if p.dim() <= 1]
@@ -253,12 +255,12 @@ def train_text_tower(
 
     progress = Progress(work.folder / "text-tower", reader, optimizer, decay=0.998)
     train(progress, loss_at, steps=steps, peak=PEAK, warmup=100)
-    fit_projection(towers, sprites, tokenizer, bank)
-    return towers.to(work.device)
+    fit_projection(clip_model, sprites, tokenizer, bank)
+    return clip_model.to(work.device)
 
 
 def fit_projection(
-    towers: Towers,
+    clip_model: ClipModel,
     sprites: Sprites,
     tokenizer: CLIPTokenizer,
     bank: Bank,
@@ -274,7 +276,7 @@ def fit_projection(
     names = [with_article(name) for name in sprites.names]
 
     def pooled(texts: list[str]) -> Tensor:
-        return pooled_texts(towers, tokenizer, texts, "cpu")
+        return pooled_texts(clip_model, tokenizer, texts, "cpu")
 
     bare_NW = pooled(names)
     styled_SNW = torch.stack(
@@ -283,8 +285,8 @@ def fit_projection(
     captions_MW = pooled([caption(sprites, scene, 0) for scene in scenes])
     concept_M = concepts_of(sprites, [scene.items[0].sprite for scene in scenes])
     style_M = torch.tensor([STYLES.index(scene.style) for scene in scenes])
-    scale = towers.log_scale.detach().clamp(max=4.6).exp()
-    weight = towers.text.text_projection.weight
+    scale = clip_model.log_scale.detach().clamp(max=4.6).exp()
+    weight = clip_model.text.text_projection.weight
     optimizer = torch.optim.Adam([weight], lr=PROJECTION_RATE)
     generator = torch.Generator().manual_seed(29)
     for step in range(steps):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tools.tiny.captions import with_article
-from tools.tiny.clip import Towers, tokenize
+from tools.tiny.clip import ClipModel, tokenize
 from tools.tiny.scenes import COLOURS, STYLES, Scene, Sprites, describe
 from tools.tiny.style import image_features
 from torch import Tensor
@@ -80,7 +80,7 @@ class NameFinder:
 
     def __init__(
         self,
-        towers: Towers,
+        clip_model: ClipModel,
         tokenizer: CLIPTokenizer,
         sprites: Sprites,
         names: Sequence[str] | None = None,
@@ -88,18 +88,18 @@ class NameFinder:
         """`sprites` are those of the scenes asked about; `names` all that are to choose from, by
         default theirs.
         """
-        self.towers, self.sprites = towers, sprites
+        self.clip_model, self.sprites = clip_model, sprites
         self.names = tuple(names or sprites.names)
         self.names_ND: dict[str, Tensor] = {}
         for style in STYLES:
             texts = [f"{with_article(name)}, {style} style" for name in self.names]
             with torch.no_grad():
-                found = towers.text(input_ids=tokenize(tokenizer, texts, "cpu")).text_embeds
+                found = clip_model.text(input_ids=tokenize(tokenizer, texts, "cpu")).text_embeds
             self.names_ND[style] = F.normalize(found, dim=1)
 
     def first_names(self, pictures: Sequence[np.ndarray], styles: Sequence[str]) -> list[set[str]]:
         """The TOP nearest names of each picture."""
-        found = image_features(self.towers, pictures)
+        found = image_features(self.clip_model, pictures)
         nearest = [
             (self.names_ND[style] @ row).topk(TOP).indices.tolist()
             for row, style in zip(found, styles)
