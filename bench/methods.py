@@ -46,7 +46,7 @@ from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from konomi.adapters.apply import Strengths, attach
-from konomi.formats import read_adapter
+from konomi.formats.adapter_file import read_adapter
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import konomi
 from konomi.adapters.apply import Strengths, attach
-from konomi.formats import read_adapter
+from konomi.formats.adapter_file import read_adapter
 from konomi.generation.generate import generate
 from konomi.generation.grid import make_grid
 from konomi.generation.request import Request

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from konomi.adapters.apply import Strengths, attach
-from konomi.formats import read_adapter
+from konomi.formats.adapter_file import read_adapter
 from konomi.generation.generate import count_on, generate
 from konomi.generation.grid import make_grid
 from konomi.generation.request import Request

@@ -225,7 +225,7 @@ from konomi.adapters.apply import Strengths, attach, fold
 from konomi.adapters.conversion import with_origins
 from konomi.adapters.delta import delta
 from konomi.adapters.kinds.shift import Shift
-from konomi.formats import read_adapter, write_adapter
+from konomi.formats.adapter_file import read_adapter, write_adapter
 
 base, file = load_base("tiny", device="cpu"), Path(sys.argv[1])
 modules = base.select_layers("transformer")

@@ -15,7 +15,7 @@ from konomi.adapters.apply import Strengths, attach
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
-from konomi.formats import write_adapter
+from konomi.formats.adapter_file import write_adapter
 from konomi.methods.hypernetwork import HypernetworkConfig, initialise
 from konomi.models.memory import enable_gradient_checkpointing
 from konomi.models.modes import eval_mode

@@ -8,7 +8,7 @@ import torch
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
 from konomi.errors import ModelError, RecipeError
-from konomi.formats import write_adapter
+from konomi.formats.adapter_file import write_adapter
 from konomi.methods.dreamartist import DreamArtistConfig
 from konomi.methods.lora import LoraConfig
 from konomi.methods.pivotal import PivotalConfig

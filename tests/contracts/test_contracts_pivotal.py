@@ -11,7 +11,8 @@ from konomi.adapters.apply import Strengths, attach
 from konomi.config.sections import SaveConfig
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
-from konomi.formats import content_of, inspect_file, read_adapter, write_adapter
+from konomi.formats.adapter_file import inspect_file, read_adapter, write_adapter
+from konomi.formats.writer import content_of
 from konomi.methods.lora import LoraConfig
 from konomi.methods.pivotal import PivotalConfig
 from konomi.methods.textual_inversion import TextualInversionConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from konomi.formats import write_adapter
+from konomi.formats.adapter_file import write_adapter
 from konomi.methods.dreamartist import DreamArtistConfig
 from konomi.methods.lora import LoraConfig
 from konomi.methods.pivotal import PivotalConfig

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from konomi.adapters.delta import delta
 from konomi.adapters.kinds import LayerUpdate, LowRank
-from konomi.formats import inspect_file, read_adapter, write_adapter
+from konomi.formats.adapter_file import inspect_file, read_adapter, write_adapter
 from konomi.formats.cloneofsimo import text_paths, unet_paths
 
 ARTIFACTS = Path(__file__).parents[3] / "shared" / "artifacts"

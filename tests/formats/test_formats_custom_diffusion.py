@@ -14,7 +14,8 @@ from torch import Tensor
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.kinds import Difference, LowRank, Replacement
 from konomi.errors import FileFormatError
-from konomi.formats import content_of, inspect_file, read_adapter, write_adapter
+from konomi.formats.adapter_file import inspect_file, read_adapter, write_adapter
+from konomi.formats.writer import content_of
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 K, V = f"{BLOCK}.attn2.to_k", f"{BLOCK}.attn2.to_v"

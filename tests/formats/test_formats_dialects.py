@@ -12,7 +12,7 @@ from torch import Tensor
 from konomi.adapters.delta import bias_delta, delta
 from konomi.adapters.kinds import Difference, LowRank, Replacement
 from konomi.errors import FileFormatError, RecipeError
-from konomi.formats import inspect_file, read_adapter, write_adapter
+from konomi.formats.adapter_file import inspect_file, read_adapter, write_adapter
 from konomi.models.load import load_base
 from konomi.tasks.files import convert
 

@@ -18,7 +18,7 @@ from konomi.adapters.adapter import Adapter
 from konomi.adapters.delta import delta
 from konomi.adapters.kinds import Hadamard, LayerUpdate, LowRank
 from konomi.errors import FileFormatError
-from konomi.formats import convert_adapter, inspect_file, read_adapter, write_adapter
+from konomi.formats.adapter_file import convert_adapter, inspect_file, read_adapter, write_adapter
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from konomi.adapters.kinds import LowRank
 from konomi.adapters.kinds.low_rank import LoraSpec
 from konomi.adapters.layers import TrainedLayers, inject
 from konomi.errors import FileFormatError, RecipeError
-from konomi.formats import read_adapter, write_adapter
+from konomi.formats.adapter_file import read_adapter, write_adapter
 from konomi.methods.lora import LoraConfig, dora_axis
 from konomi.tasks.files import convert
 

@@ -10,7 +10,7 @@ import torch
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.kinds import LowRank
 from konomi.errors import FileFormatError
-from konomi.formats import inspect_file, read_adapter, write_adapter
+from konomi.formats.adapter_file import inspect_file, read_adapter, write_adapter
 
 KEY = "denoiser.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 

@@ -18,7 +18,7 @@ from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
 from konomi.config.sections import TextConfig
 from konomi.errors import FileFormatError
-from konomi.formats import convert_adapter, inspect_file, read_adapter, write_adapter
+from konomi.formats.adapter_file import convert_adapter, inspect_file, read_adapter, write_adapter
 from konomi.models.random_base import random_base
 from konomi.models.save import save_folder
 

@@ -10,7 +10,8 @@ import torch
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.kinds import LowRank, Replacement
 from konomi.errors import FileFormatError
-from konomi.formats import WRITERS, write_adapter
+from konomi.formats import WRITERS
+from konomi.formats.adapter_file import write_adapter
 from konomi.formats.writer import Writer
 from konomi.models.random_base import random_base
 from konomi.models.save import save_folder, save_single_file

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from konomi.adapters.apply import Strengths, attach
-from konomi.formats import read_adapter
+from konomi.formats.adapter_file import read_adapter
 from konomi.models.random_base import random_base
 from konomi.storage.tensor_file import read_tensors
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from konomi.adapters.adapter import Adapter, Hypernetwork, Perceptron
 from konomi.adapters.hypernetwork import ACTIVATIONS, build_network
 from konomi.errors import FileFormatError
-from konomi.formats import convert_adapter, inspect_file, read_adapter, write_adapter
+from konomi.formats.adapter_file import convert_adapter, inspect_file, read_adapter, write_adapter
 from konomi.storage.tensor_file import read_header
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from konomi.cli.main import main
 from konomi.errors import FileFormatError
-from konomi.formats import inspect_file, read_adapter, write_adapter
+from konomi.formats.adapter_file import inspect_file, read_adapter, write_adapter
 from konomi.formats.layers import KNOWN_PARTS
 
 

@@ -13,7 +13,7 @@ from konomi.adapters.adapter import Adapter
 from konomi.adapters.delta import bias_delta, delta
 from konomi.adapters.kinds import KINDS, LayerUpdate, LowRank
 from konomi.errors import FileFormatError
-from konomi.formats import inspect_file, read_adapter, write_adapter
+from konomi.formats.adapter_file import inspect_file, read_adapter, write_adapter
 from konomi.formats.kohya_metadata import TrainingFacts, training_metadata
 
 TO_K = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from konomi.adapters.delta import bias_delta, delta
 from konomi.errors import FileFormatError
-from konomi.formats import inspect_file, read_adapter, write_adapter
+from konomi.formats.adapter_file import inspect_file, read_adapter, write_adapter
 from konomi.formats.peft_config import _CHANGING, _TRAINING_ONLY
 
 KEY = "denoiser.attn1.to_q"

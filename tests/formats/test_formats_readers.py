@@ -17,7 +17,7 @@ from konomi.adapters.adapter import Adapter
 from konomi.adapters.delta import delta
 from konomi.adapters.kinds import LowRank
 from konomi.cli.verdict import verdict
-from konomi.formats import inspect_file, read_adapter, write_adapter
+from konomi.formats.adapter_file import inspect_file, read_adapter, write_adapter
 from konomi.formats.readers import Reading, sentences
 
 BLOCK = "down_blocks_1_attentions_0_transformer_blocks_0"

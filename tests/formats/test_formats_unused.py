@@ -18,7 +18,8 @@ from torch import Tensor
 from konomi import load_base
 from konomi.cli.main import main
 from konomi.errors import FileFormatError, RecipeError
-from konomi.formats import ADAPTER_FORMATS, adapter_format, inspect_file, read_adapter
+from konomi.formats import ADAPTER_FORMATS
+from konomi.formats.adapter_file import format_of, inspect_file, read_adapter
 from konomi.formats.source import leaf_names, open_source
 from konomi.tasks import merge_custom
 from konomi.tasks.preparing import prepare
@@ -109,7 +110,7 @@ def test_every_format_is_in_these_tests(tmp_path: Path) -> None:
     seen = set()
     for table in TABLES.values():
         save_file(table, tmp_path / "x.safetensors")
-        seen.add(adapter_format(open_source(tmp_path / "x.safetensors")))
+        seen.add(format_of(open_source(tmp_path / "x.safetensors")))
     missing = {form.__name__ for form in ADAPTER_FORMATS if form not in seen}  # type: ignore[attr-defined]
     # PEFT's folders have their own tests.
     assert missing <= {"konomi.formats.peft_lora"}

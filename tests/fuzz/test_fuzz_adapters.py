@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from konomi.formats import inspect_file, read_adapter
+from konomi.formats.adapter_file import inspect_file, read_adapter
 from konomi.formats.layers import KNOWN_PARTS
 
 PREFIXES = (

@@ -12,7 +12,7 @@ from PIL import Image
 
 import konomi
 from konomi.cli.main import main
-from konomi.formats import read_adapter
+from konomi.formats.adapter_file import read_adapter
 
 PROMPT, SEED, STEPS = "a photo of a <new1> dog", 5, 4
 

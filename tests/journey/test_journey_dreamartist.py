@@ -12,7 +12,7 @@ from PIL import Image
 import konomi
 from konomi.adapters.adapter import Adapter
 from konomi.cli.main import main
-from konomi.formats import read_adapter, write_adapter
+from konomi.formats.adapter_file import read_adapter, write_adapter
 from konomi.generation.infotext import read_infotext
 from konomi.training.events import Previewed, Saved
 

@@ -142,7 +142,7 @@ def test_an_adapter_of_another_family_is_refused_by_name(draw, tmp_path):
 
     from konomi.adapters.adapter import Adapter
     from konomi.adapters.kinds import LowRank
-    from konomi.formats import write_adapter
+    from konomi.formats.adapter_file import write_adapter
 
     key = "denoiser.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
     wide = LowRank(down=torch.ones(2, 2048), up=torch.ones(640, 2), alpha=2.0)

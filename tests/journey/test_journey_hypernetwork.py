@@ -13,7 +13,7 @@ from konomi.adapters.adapter import Adapter, Hypernetwork, Perceptron
 from konomi.adapters.hypernetwork import build_network
 from konomi.adapters.kinds import LowRank
 from konomi.errors import KonomiError
-from konomi.formats import read_adapter, write_adapter
+from konomi.formats.adapter_file import read_adapter, write_adapter
 from konomi.generation.infotext import read_infotext
 
 

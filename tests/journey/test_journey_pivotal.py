@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import konomi
-from konomi.formats import read_adapter
+from konomi.formats.adapter_file import read_adapter
 from konomi.training.events import Previewed, Saved
 
 OVERRIDES = [

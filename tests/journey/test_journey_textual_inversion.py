@@ -12,7 +12,7 @@ from PIL import Image
 import konomi
 from konomi.adapters.adapter import Adapter
 from konomi.config.sections import TextConfig
-from konomi.formats import read_adapter, write_adapter
+from konomi.formats.adapter_file import read_adapter, write_adapter
 from konomi.training.events import Previewed, Saved
 
 VECTORS = torch.randn(3, 32, generator=torch.Generator().manual_seed(4))

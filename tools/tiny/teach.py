@@ -26,7 +26,7 @@ from konomi.adapters.apply import Strengths, attach
 from konomi.config.load import change_recipe
 from konomi.config.recipe import Recipe
 from konomi.config.sections import CacheConfig, DataConfig, RunConfig, SourceConfig
-from konomi.formats import read_adapter
+from konomi.formats.adapter_file import read_adapter
 from konomi.methods.lora import LoraConfig
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from konomi.adapters.adapter import Adapter
 from konomi.errors import FileFormatError
-from konomi.formats import adapter_format, content_of, diffusers_embedding, webui_embedding
+from konomi.formats import diffusers_embedding, webui_embedding
+from konomi.formats.adapter_file import format_of
 from konomi.formats.embedding_metadata import NEGATIVE, trained_token
 from konomi.formats.source import open_source
+from konomi.formats.writer import content_of
 from konomi.generation.adapter_request import AdapterRequest
 from konomi.models.prompt_syntax import extract_tags, find_words
 
@@ -77,6 +79,6 @@ def _is_embedding(path: Path) -> bool:
     try:
         if not path.is_file() or path.stat().st_size > _LARGEST:
             return False
-        return adapter_format(open_source(path)) in (webui_embedding, diffusers_embedding)
+        return format_of(open_source(path)) in (webui_embedding, diffusers_embedding)
     except (FileFormatError, OSError):
         return False

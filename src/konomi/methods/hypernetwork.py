@@ -32,7 +32,7 @@ from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import RecipeError
 from konomi.families.selectors import depth_of
-from konomi.formats import read_adapter
+from konomi.formats.adapter_file import read_adapter
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.lora_start import trained_for_notes
 from konomi.methods.method import (

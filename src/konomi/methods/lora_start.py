@@ -12,7 +12,7 @@ from konomi.adapters.conversion import weights_of
 from konomi.adapters.kinds import LowRank
 from konomi.adapters.kinds.low_rank import LoraSpec
 from konomi.errors import ModelError, RecipeError
-from konomi.formats import read_adapter
+from konomi.formats.adapter_file import read_adapter
 from konomi.formats.trained_for import other_process
 from konomi.models.base import BaseModel
 

@@ -19,7 +19,7 @@ from konomi.evaluation.change import (
     unrelated_finding,
 )
 from konomi.evaluation.report import Grid, Report, Row, write_report
-from konomi.formats import read_adapter
+from konomi.formats.adapter_file import read_adapter
 from konomi.generation.generate import count_on
 from konomi.generation.generate import generate as draw
 from konomi.generation.request import Request

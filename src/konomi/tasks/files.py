@@ -10,9 +10,10 @@ from konomi.adapters.conversion import as_differences, weights_of, with_origins
 from konomi.adapters.conversion import compress as compressed
 from konomi.adapters.kinds.magnitude import per_output
 from konomi.errors import KonomiError, RecipeError
-from konomi.formats import TARGETS, Target, content_of, inspect_file, read_adapter, write_adapter
+from konomi.formats.adapter_file import inspect_file, read_adapter, write_adapter
 from konomi.formats.readers import sentences
 from konomi.formats.report import FileReport
+from konomi.formats.writer import TARGETS, Target, content_of
 from konomi.hardware.precision import PRECISIONS
 from konomi.models.load import load_base
 from konomi.models.noise_config import prediction_word

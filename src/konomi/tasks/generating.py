@@ -17,7 +17,8 @@ from konomi.adapters.apply import Strengths, attach, check_fits, fold
 from konomi.data.buckets import parse_size
 from konomi.data.images import read_image, read_mask
 from konomi.errors import RecipeError
-from konomi.formats import content_of, read_adapter
+from konomi.formats.adapter_file import read_adapter
+from konomi.formats.writer import content_of
 from konomi.generation.adapter_request import (
     AdapterRequest,
     adapters_of_prompt,

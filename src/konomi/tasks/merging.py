@@ -14,7 +14,8 @@ from konomi.config.sections import TextConfig
 from konomi.data.captions import captions_in, has_trigger
 from konomi.data.encodings import decode_text
 from konomi.errors import RecipeError
-from konomi.formats import Target, content_of, read_adapter, write_adapter
+from konomi.formats.adapter_file import read_adapter, write_adapter
+from konomi.formats.writer import Target, content_of
 from konomi.merging.closed_form import merge
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base

@@ -10,9 +10,10 @@ from typing import Literal
 
 from konomi.adapters.adapter import Adapter
 from konomi.errors import RunError
-from konomi.formats import TARGETS, Target, read_adapter, write_adapter, writer_for
+from konomi.formats.adapter_file import read_adapter, write_adapter, writer_for
 from konomi.formats.kohya_metadata import training_metadata
 from konomi.formats.source import CUSTOM_DIFFUSION_NAMES
+from konomi.formats.writer import TARGETS, Target
 from konomi.generation.embedding_request import named_as_trained
 from konomi.hardware.precision import PRECISIONS
 from konomi.methods.method import Result, Weights

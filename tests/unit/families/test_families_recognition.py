@@ -19,7 +19,7 @@ from konomi.families.recognition import (
     family_of_vectors,
     prediction_of_word,
 )
-from konomi.formats import inspect_file
+from konomi.formats.adapter_file import inspect_file
 from konomi.models.load import load_base
 from konomi.models.random_base import random_base
 from konomi.models.save import save_folder, save_single_file

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from konomi.adapters.adapter import Adapter
-from konomi.formats import read_adapter, write_adapter
+from konomi.formats.adapter_file import read_adapter, write_adapter
 from konomi.generation.embedding_request import (
     embeddings_of_prompt,
     named_as_trained,

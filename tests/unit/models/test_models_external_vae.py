@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from konomi.errors import FileFormatError, ModelError, RecipeError
-from konomi.formats import inspect_file
+from konomi.formats.adapter_file import inspect_file
 from konomi.models.hub import wanted_vae_files
 from konomi.models.load import load_base
 from konomi.models.random_base import random_base

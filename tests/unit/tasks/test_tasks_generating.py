@@ -10,7 +10,7 @@ from konomi import tasks
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.kinds import LowRank
 from konomi.errors import ModelError
-from konomi.formats import write_adapter
+from konomi.formats.adapter_file import write_adapter
 from konomi.models.load import load_base as open_base
 
 HEAVY = ("diffusers", "transformers", "accelerate", "torch._dynamo", "sympy")
