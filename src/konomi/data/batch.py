@@ -27,6 +27,26 @@ class Latents:
         )
 
 
+@dataclass(slots=True)
+class LossRecord:
+    """What each example's loss was, noted while the loss of a pass is computed. Without gradient,
+    on the device.
+    """
+
+    losses_B: Tensor | None = None
+    """Float32 [B]: the mean distance between answer and target where the example counts, before
+    the weight of its noise level. None where the method computes none."""
+    timesteps_B: Tensor | None = None
+
+    def note(self, losses_B: Tensor, timesteps_B: Tensor, mask: Tensor | None) -> None:
+        """`losses_B`: means over all cells, weighted by `mask` [B, 1, h, w] where there is one."""
+        losses_B = losses_B.detach()
+        if mask is not None:
+            # A small or a strongly weighted subject is no easier or harder for that.
+            losses_B = losses_B / mask.flatten(1).mean(1).clamp(min=1e-6)
+        self.losses_B, self.timesteps_B = losses_B, timesteps_B
+
+
 @dataclass(frozen=True, slots=True)
 class Examples:
     """Images of one bucket with all that belongs to them. `latents` or `pixels` is there, `text`
@@ -51,6 +71,8 @@ class Examples:
     """[B, 1, h, w], weight of each latent cell."""
     class_nouns: tuple[str, ...] = ()
     """What each is in plain words, where its source says so (B entries, or none at all)."""
+    record: LossRecord | None = None
+    """Where the loss of each is noted, if anybody wants to know it."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -81,6 +103,11 @@ class Batch:
     weight: float = 1.0
     """This pass's share of the whole optimiser step: its subjects / all subjects of the step, over
     all processes."""
+    first: int = 0
+    """Place of its first subject among those of the step."""
+    images: tuple[int, ...] = ()
+    """A stable number of the image of every subject of the step, over all processes; empty where
+    nobody asks for the loss of each."""
 
     def to(self, device: torch.device | str) -> "Batch":
         return replace(
@@ -88,3 +115,7 @@ class Batch:
             subject=self.subject.to(device),
             prior=None if self.prior is None else self.prior.to(device),
         )
+
+    def recorded(self, record: LossRecord) -> "Batch":
+        """The same; the loss of each subject will be noted in `record`."""
+        return replace(self, subject=replace(self.subject, record=record))

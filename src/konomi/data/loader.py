@@ -86,6 +86,7 @@ class BatchStream:
             raise DataError(
                 "There is no image to train on. `konomi check` lists what was left out, and why."
             )
+        self._numbers = tuple(map(image_number, self._subjects.records))
         repeats = tuple(record.repeats for record in self._subjects.records)
         self._plan = partial(plan_epoch, self._subjects.buckets, repeats, batch_size, seed)
         self._epochs: dict[int, Epoch] = {}
@@ -114,6 +115,7 @@ class BatchStream:
         priors = None
         if self._prior_order is not None:
             priors = self._prior_order.draws(epoch * self.draws_per_epoch + drawn.first, len(drawn))
+        images = tuple(self._numbers[sample] for sample in drawn.samples)
         batches = []
         for part, weight in split_step(drawn.samples, rank, world, accumulation):
             subject = self._examples(
@@ -123,7 +125,7 @@ class BatchStream:
             if priors is not None:
                 # Repeats count on over the passes through the prior images, so they need no epoch.
                 prior = self._examples(self._priors, priors[0][part], priors[1][part], 0)
-            batch = Batch(subject, prior, weight)
+            batch = Batch(subject, prior, weight, part.start, images)
             batches.append(_pinned(batch) if self._pin else batch)
         return tuple(batches)
 
@@ -201,6 +203,13 @@ class BatchStream:
         return cached_crop(
             images, record.content, stable_hash("variant", key) % count if count > 1 else 0
         )
+
+
+def image_number(record: Record) -> int:
+    """What an image is called in the log of losses: a number of 63 bits, from content and name,
+    whatever else is in the data.
+    """
+    return stable_hash("image", record.content, record.name) & (2**63 - 1)
 
 
 @gc_paused()

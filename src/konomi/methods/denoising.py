@@ -13,7 +13,7 @@ from torch.nn import functional
 from konomi.config.load import timestep_contradiction
 from konomi.config.recipe import Recipe
 from konomi.config.sections import ObjectiveConfig
-from konomi.data.batch import Batch, Examples
+from konomi.data.batch import Batch, Examples, LossRecord
 from konomi.diffusion.conditioning import Conditioning, concatenate
 from konomi.diffusion.process import Process
 from konomi.diffusion.random import Rng
@@ -97,7 +97,7 @@ class DenoisingLoss:
     ) -> Tensor:
         """The loss of each example, float32 [B]."""
         inputs = self.inputs(examples, rng, timesteps_B=timesteps_B)
-        return self.loss_of(self._predict(inputs), inputs.noised, examples.loss_mask)
+        return self.loss_of(self._predict(inputs), inputs.noised, examples)
 
     def subject_and_prior(
         self, subject: Examples, prior: Examples, rng: Rng
@@ -117,7 +117,7 @@ class DenoisingLoss:
         else:
             noise_preds = tuple(self._predict(inputs) for inputs in both)
         first, second = (
-            self.loss_of(noise_pred, inputs.noised, examples.loss_mask).mean()
+            self.loss_of(noise_pred, inputs.noised, examples).mean()
             for noise_pred, inputs, examples in zip(
                 noise_preds, both, (subject, prior), strict=True
             )
@@ -185,20 +185,32 @@ class DenoisingLoss:
             noise = noise + self.objective.noise_offset * shift
         return noise
 
-    def loss_of(self, noise_pred: Tensor, noised: Noised, mask: Tensor | None) -> Tensor:
-        """The loss of each example, float32 [B]. `noise_pred`: the denoiser's output, float32."""
+    def loss_of(self, noise_pred: Tensor, noised: Noised, examples: Examples) -> Tensor:
+        """The loss of each example, float32 [B], noted in `examples.record`. `noise_pred`: the
+        denoiser's output, float32.
+        """
         timesteps_B = noised.timesteps_B
         target = self.process.target(noised.latents, noised.noise, timesteps_B)
-        return self.weighted_loss(noise_pred, target, timesteps_B, mask)
+        return self.weighted_loss(
+            noise_pred, target, timesteps_B, examples.loss_mask, examples.record
+        )
 
     def weighted_loss(
-        self, noise_pred: Tensor, target: Tensor, timesteps_B: Tensor, mask: Tensor | None
+        self,
+        noise_pred: Tensor,
+        target: Tensor,
+        timesteps_B: Tensor,
+        mask: Tensor | None,
+        record: LossRecord | None = None,
     ) -> Tensor:
         """The same for any target [B, C, h, w]: masked, and weighted by timestep."""
         loss = elementwise_loss(noise_pred, target, self.objective)
-        if mask is not None and self.objective.masked:
+        mask = mask if self.objective.masked else None
+        if mask is not None:
             loss = loss * mask
         loss_B = loss.flatten(1).mean(1)
+        if record is not None:
+            record.note(loss_B, timesteps_B, mask)
         weights_B = self.process.loss_weights(timesteps_B, self.objective)
         return loss_B if weights_B is None else loss_B * weights_B
 

@@ -146,7 +146,7 @@ class DreamArtist(AdapterMethod):
         rng = rng.for_samples(examples.sample_ids)
         noised = self.denoising.add_noise(examples, rng)
         noise_pred = self.guided(examples, noised, rng)
-        loss_B = self.denoising.loss_of(noise_pred, noised, examples.loss_mask)
+        loss_B = self.denoising.loss_of(noise_pred, noised, examples)
         if self.config.reconstruction:
             loss_B = loss_B + self.config.reconstruction * self.reconstruction_error(
                 examples, noised, noise_pred
@@ -161,7 +161,7 @@ class DreamArtist(AdapterMethod):
         noised = self.denoising.add_noise(examples, rng, timesteps_B=timesteps_B)
         with nullcontext() if self.lora is None else self.lora.both_branches():
             noise_pred = self.guided(examples, noised, rng)
-        return self.denoising.loss_of(noise_pred, noised, examples.loss_mask)
+        return self.denoising.loss_of(noise_pred, noised, examples)
 
     def guided(self, examples: Examples, noised: Noised, rng: Rng) -> Tensor:
         """e_neg + s (e_pos - e_neg), float32: both branches in one pass, with the same noise at

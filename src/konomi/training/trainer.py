@@ -17,7 +17,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from konomi.config.recipe import Recipe
-from konomi.data.batch import Batch
+from konomi.data.batch import Batch, LossRecord
 from konomi.diffusion.random import Rng
 from konomi.errors import RunError
 from konomi.methods.method import Phase
@@ -33,7 +33,8 @@ from konomi.training.optimizers import (
     set_training,
 )
 from konomi.training.processes import Processes
-from konomi.training.readout import Readout
+from konomi.training.readout import Readout, readings
+from konomi.training.sample_losses import SampleLosses
 from konomi.training.schedules import rate_factor, schedule_length
 from konomi.training.state_check import check_numbers, check_same_tensors
 from konomi.training.stop import Stop
@@ -78,6 +79,7 @@ class Trainer:
         self.total_steps = total_steps
         self.step = 0
         self.samples_seen = 0
+        self.losses = SampleLosses()
         self.accumulation = recipe.memory.accumulation
         # fp16 has few exponent bits: the loss is scaled up so that small gradients do not vanish
         # (Micikevicius 2018).
@@ -132,45 +134,49 @@ class Trainer:
         with closing(source) as steps:  # type: ignore[type-var]
             started = time.perf_counter()
             for micro_batches in steps:
-                loss = self._train_step(micro_batches)
+                values = self._train_step(micro_batches)
                 self.step += 1
                 self.samples_seen += _samples(micro_batches)
                 stopping = self.processes.agree(stop.requested)
                 now = time.perf_counter()
-                readout.put(self._event(batches, now - started), _files(micro_batches), loss)
+                readout.put(self._event(batches, now - started), micro_batches, values)
                 started = now
                 syncing = (
                     sync_at(self.step)
                     or self.step in (self.total_steps, self._phase_end())
                     or stopping
                 )
-                for event, files, value in readout.take(everything=syncing):
-                    if not math.isfinite(value):
-                        raise RunError(_not_finite(event, files, value))
-                    yield replace(event, loss=value)
+                for pending, (loss, *of_each) in readout.take(everything=syncing):
+                    if not math.isfinite(loss):
+                        raise RunError(_not_finite(pending.event, pending.files, loss))
+                    self.losses.add(pending.event.step, pending.images, of_each)
+                    yield replace(pending.event, loss=loss)
                 if syncing:
                     started = time.perf_counter()
                 if stopping:
                     return
 
     def _train_step(self, micro_batches: tuple[Batch, ...]) -> Tensor:
-        """One optimiser step over this process's micro-batches. Returns the mean loss over all
-        processes, on the device.
+        """One optimiser step over this process's micro-batches. Returns `readings`: the
+        mean loss over all processes and that of each subject, on the device.
         """
         phase = self.phases[self.phase_index]
         rng = Rng.for_step(self.recipe.run.seed, self.step, device=self.device)
         loss = torch.zeros((), device=self.device)
+        records = [LossRecord() for _ in micro_batches]
         try:
-            for batch in micro_batches:
-                micro_loss = phase.loss(batch.to(self.device), rng) * batch.weight
+            for batch, record in zip(micro_batches, records, strict=True):
+                recorded = batch.to(self.device).recorded(record)
+                micro_loss = phase.loss(recorded, rng) * batch.weight
                 self.scaler.scale(micro_loss).backward()
                 loss = loss + micro_loss.detach()
             parameters = self._trained
-            loss = self.processes.sum_gradients(parameters, loss.view(1)).squeeze(0)
-            self._update(parameters, loss)
+            values = readings(loss, micro_batches, records, self.recipe.run.batch_size)
+            values = self.processes.sum_gradients(parameters, values)
+            self._update(parameters, values[0])
         finally:
             self.optimizer.zero_grad(set_to_none=True)
-        return loss
+        return values
 
     def _update(self, parameters: list[nn.Parameter], loss: Tensor) -> None:
         factor = rate_factor(self.step, self.total_steps, self.recipe.optimizer)
@@ -322,6 +328,8 @@ class Trainer:
         files = {"weights": weights, "optimizer": tensors}
         if self.ema is not None:
             files["average"] = self.ema.tensors
+        if len(self.losses):
+            files["losses"] = self.losses.tensors()
         return TrainState(
             files,
             {
@@ -358,14 +366,10 @@ class Trainer:
             self.ema.updates = state.numbers["average_updates"]
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state.numbers["scaler"])
+        self.losses = SampleLosses.of(state.tensors.get("losses", {}))
         self.step = state.numbers["step"]
         self.samples_seen = state.numbers["samples_seen"]
         self.accumulation = state.numbers["accumulation"]
-
-
-def _files(micro_batches: tuple[Batch, ...]) -> tuple[str, ...]:
-    examples = [e for batch in micro_batches for e in (batch.subject, batch.prior) if e is not None]
-    return tuple(name for e in examples for name in e.names)
 
 
 def _samples(micro_batches: tuple[Batch, ...]) -> int:
