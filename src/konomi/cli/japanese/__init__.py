@@ -7,6 +7,7 @@ from konomi.cli.japanese import (
     comparing,
     evaluation,
     folders,
+    history,
     methods,
     models,
     pictures,
@@ -50,6 +51,7 @@ AREAS = tuple(
         adapters,
         evaluation,
         comparing,
+        history,
     )
 )
 
