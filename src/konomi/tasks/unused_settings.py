@@ -19,7 +19,7 @@ from konomi.data.summary import DatasetSummary
 from konomi.diffusion.process import Process
 from konomi.hardware.precision import PRECISIONS
 from konomi.methods.method import Needs
-from konomi.tasks.changed_settings import changed_settings, written
+from konomi.config.changed_settings import changed_settings, written
 from konomi.tasks.preview_switch import SWITCH, previews_switched_off
 
 Reasons = dict[str, str]
