@@ -18,6 +18,9 @@ os.environ["KONOMI_LANGUAGE"] = "en"
 # A test that looks at previews asks for them.
 os.environ.setdefault("KONOMI_PREVIEWS", "off")
 
+# And so does one that looks at the page of a run.
+os.environ.setdefault("KONOMI_REPORT", "off")
+
 # Tests assert behaviour, never seconds: a busy machine is no failure.
 settings.register_profile("konomi", deadline=None)
 settings.load_profile("konomi")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from konomi.tasks import new_recipe as new_recipe
     from konomi.tasks import read_recipe as read_recipe
     from konomi.tasks import recipe_from_flags as recipe_from_flags
+    from konomi.tasks import report as report
     from konomi.tasks import resume as resume
     from konomi.tasks import train as train
     from konomi.tasks import where_it_works as where_it_works

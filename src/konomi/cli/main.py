@@ -38,6 +38,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("inspect", "konomi.cli.files", "show what a model or adapter file is"),
     ("convert", "konomi.cli.files", "write a file in another tool's format"),
     ("merge", "konomi.cli.merging", "make one file of several"),
+    ("report", "konomi.cli.reporting", "write the page of a run or a comparison again"),
     ("doctor", "konomi.cli.machine", "show what this machine can run"),
 )
 """Name, module, and what it does. The module has a function of that name: arguments -> exit

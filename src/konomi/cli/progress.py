@@ -69,6 +69,8 @@ def follow(
         print(translated(done.format(path=finished.path)))
         if finished.pictures:
             print(translated(f"Pictures: {', '.join(finished.pictures)}"))
+        if finished.report:
+            print(translated(f"Look at {finished.report}"))
         for lead, command in zip(("Next:", "Or:  "), finished.next_commands):
             print(translated(f"{lead} {command}"))
     return _code(finished)

@@ -12,8 +12,8 @@ def report(arguments: list[str]) -> int:
     """Write the page of a run, an evaluation or a comparison."""
     parser = ArgumentParser(
         prog="konomi report",
-        description="Write report.html, a page to look at, from what lies in a run folder or in that "
-        "of a comparison.",
+        description="Write report.html, a page to look at, from what lies in a run folder or in "
+        "that of a comparison.",
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from konomi.tasks.recipes import new_recipe as new_recipe
     from konomi.tasks.recipes import read_recipe as read_recipe
     from konomi.tasks.recipes import recipe_from_flags as recipe_from_flags
+    from konomi.tasks.reporting import report as report
     from konomi.tasks.training import resume as resume
     from konomi.tasks.training import train as train
 
@@ -43,6 +44,7 @@ VERBS = {
     "new_recipe": "recipes",
     "read_recipe": "recipes",
     "recipe_from_flags": "recipes",
+    "report": "reporting",
     "resume": "training",
     "train": "training",
     "where_it_works": "files",

@@ -1,11 +1,9 @@
-"""`report`: the page of a run, an evaluation or a comparison; and the one that every run ends with."""
+"""`report`: the page of a run, an evaluation or a comparison. Every run ends with one."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from konomi.evaluation.page import NAME, write_page
-from konomi.training.events import Event, Warned
 from konomi.training.optional_work import optional_work
 
 SWITCH = "KONOMI_REPORT"
@@ -28,9 +26,10 @@ def ends_with_page() -> bool:
     return os.environ.get(SWITCH) != "off"
 
 
-def page_of_run(folder: Path) -> Iterator[Event | Path]:
-    """The page's path, or why there is none: the run is whole without it."""
-    notes: list[str] = []
+def page_of_run(folder: Path, notes: list[str]) -> str:
+    """The path of the page that a run ends with. Empty where it cannot be written, without which
+    the run is whole: `notes` then says why.
+    """
     with optional_work(f"{NAME} could not be written", notes):
-        yield write_page(folder)
-    yield from map(Warned, notes)
+        return str(write_page(folder))
+    return ""

@@ -13,6 +13,8 @@ from konomi.config.recipe import Recipe
 from konomi.config.sections import RunConfig
 from konomi.data.manifest import write_manifest
 from konomi.errors import FileFormatError, RecipeError, RunError
+from konomi.evaluation.page import NAME as PAGE
+from konomi.evaluation.page import step_of_page
 from konomi.storage.atomic import explained, sweep_temporaries, write_text
 from konomi.storage.lock import RunLock
 from konomi.storage.regular import check_regular, read_small
@@ -20,14 +22,23 @@ from konomi.tasks.preparing import Job
 from konomi.tasks.preview_schedule import draws_previews
 from konomi.tasks.previewing import preview_paths
 from konomi.tasks.recipes import METHOD_CONFIGS
+from konomi.tasks.reporting import ends_with_page
 from konomi.tasks.saving import result_path
 from konomi.training.checkpoint import Checkpoint, checkpoint_paths
 from konomi.training.log import read_log
 from konomi.training.trackers import TRACKERS
 
 TRACKED = tuple(tracker.name for tracker in TRACKERS)
-OUTPUTS = ("checkpoints", "previews", *TRACKED, "log.jsonl", "recipe.toml", "manifest.jsonl")
-AT_THE_END = ("result", "validation", "previews")
+OUTPUTS = (
+    "checkpoints",
+    "previews",
+    *TRACKED,
+    "log.jsonl",
+    "recipe.toml",
+    "manifest.jsonl",
+    PAGE,
+)
+AT_THE_END = ("result", "validation", "previews", "report")
 """What a run leaves behind after its last step, in this order."""
 RESULT_NOTE = "result.json"
 """In the last checkpoint's folder: which result file was written from it."""
@@ -109,7 +120,7 @@ def _still_missing(
     job: Job, folder: Path, checkpoint: Checkpoint, *, previews: bool, validated: bool
 ) -> Sequence[str]:
     """What a run whose steps are all done has not left behind: "result", "validation", "previews",
-    or nothing.
+    "report", or nothing.
 
     `previews`, `validated`: whether the recipe wants those at the end.
     """
@@ -124,6 +135,8 @@ def _still_missing(
         path.is_file() for path in preview_paths(job, folder / "previews", step)
     ):
         missing.append("previews")
+    if ends_with_page() and (missing or step_of_page(folder) != step):
+        missing.append("report")
     return missing
 
 

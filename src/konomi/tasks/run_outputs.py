@@ -13,11 +13,12 @@ from konomi.tasks.files import where_it_works
 from konomi.tasks.next_steps import next_commands
 from konomi.tasks.preparing import Job
 from konomi.tasks.preview_schedule import draws_previews
+from konomi.tasks.reporting import ends_with_page, page_of_run
 from konomi.tasks.run_folder import note_result, was_validated
 from konomi.tasks.run_previews import RunPreviews
 from konomi.tasks.saving import When, result_path, save_result, saves_due, stem_of
 from konomi.tasks.validating import Validation
-from konomi.training.events import Event, Finished, Saved
+from konomi.training.events import Event, Finished, Saved, Warned
 from konomi.training.optional_work import optional_work
 from konomi.training.trainer import Trainer
 
@@ -102,9 +103,16 @@ class RunOutputs:
             yield from self._validate()
         if "previews" in self.missing and draws_previews(self.job):
             yield from self.previews.draw(self.trainer)
-        commands = next_commands(self.job, self.folder, path)
+        notes: list[str] = []
+        due = "report" in self.missing and ends_with_page()
+        page = page_of_run(self.folder, notes) if due else ""
+        yield from map(Warned, notes)
         yield Finished(
-            self.trainer.step, str(path), pictures=self.previews.pictures, next_commands=commands
+            self.trainer.step,
+            str(path),
+            pictures=self.previews.pictures,
+            next_commands=next_commands(self.job, self.folder, path),
+            report=page,
         )
 
     def modules(self) -> tuple[nn.Module, ...]:

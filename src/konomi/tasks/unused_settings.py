@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from konomi.config.changed_settings import changed_settings, written
 from konomi.config.recipe import Recipe
 from konomi.config.sections import CaptionConfig, SourceConfig
 from konomi.data.captions import caption_varies, final_caption
@@ -19,7 +20,6 @@ from konomi.data.summary import DatasetSummary
 from konomi.diffusion.process import Process
 from konomi.hardware.precision import PRECISIONS
 from konomi.methods.method import Needs
-from konomi.config.changed_settings import changed_settings, written
 from konomi.tasks.preview_switch import SWITCH, previews_switched_off
 
 Reasons = dict[str, str]

@@ -94,6 +94,8 @@ class Finished:
     """The last previews."""
     next_commands: tuple[str, ...] = ()
     """What to type now."""
+    report: str = ""
+    """The page to look at."""
 
 
 Event = Started | Prepared | Step | Validated | Previewed | Saved | Checkpointed | Warned | Finished

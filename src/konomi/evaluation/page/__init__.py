@@ -36,8 +36,9 @@ def write_page(folder: Path, *, language: str | None = None) -> Path:
         page = training_page(folder, words)
     else:
         raise RunError(
-            f"{folder}: neither a run folder nor that of a comparison (no recipe.toml, log.jsonl or "
-            "summary.json in it). Name the folder that `train`, `evaluate` or `compare` wrote to."
+            f"{folder}: neither a run folder nor that of a comparison (no recipe.toml, log.jsonl "
+            "or summary.json in it). Name the folder that `train`, `evaluate` or `compare` wrote "
+            "to."
         )
     path = folder / NAME
     write_text(path, html_of(page))

@@ -15,18 +15,26 @@ from konomi.evaluation.page.content import (
     Page,
     Pair,
     Row,
-    ScoreCell,
-    ScoreRow,
-    ScoreTable,
     Shown,
 )
 from konomi.evaluation.page.pictures import embedded
-from konomi.evaluation.page.plots import DRIFTS, SERIES, Curve, Point, curves, smoothed, trade_off
+from konomi.evaluation.page.plots import SERIES, Curve, curves, smoothed
 from konomi.evaluation.page.run_files import read_diary
+from konomi.evaluation.page.scores_part import (
+    UP,
+    base_of,
+    figure,
+    label_of,
+    numbers_of,
+    others,
+    score_table,
+    suggested,
+    trade_off_chart,
+)
 from konomi.evaluation.page.texts import Words
 from konomi.evaluation.page.training_part import training_curves, training_page
 from konomi.evaluation.prompts import EvaluationPrompt
-from konomi.evaluation.summary import Candidate, Estimate, Summary
+from konomi.evaluation.summary import Candidate, Summary
 from konomi.language import translated
 
 PAIRS_BUDGET = 3 * 2**20
@@ -38,17 +46,14 @@ MOST_COLUMNS = 8
 MOST_COPIES = 12
 FIRST = ("subject", "context", "class", "unrelated")
 """Of which kinds of prompt one picture is shown first."""
-UP = ("likeness", "style_likeness", "style")
-"""Scores that can be the height of the trade-off: the first that was measured."""
-ACROSS, COLOUR = "prompt_following", "drift"
 
 
 def comparison_page(folder: Path, summary: Summary, words: Words) -> Page:
     """Everything that was measured; `folder` holds the summary and its pictures."""
-    kept = _kept(summary)
-    base, others = _base(summary), _others(summary)
+    kept = suggested(summary)
+    base, candidates = base_of(summary), others(summary)
     shown = _grid_pictures(folder, summary)
-    main, folded = _side_by_side(others, kept)
+    main, folded = _side_by_side(candidates, kept)
     advice, command = _advice(summary, kept, words)
     run = None if kept is None else _run(folder, kept)
     origin = Page("", "", "") if run is None else training_page(run, words, pictures=False)
@@ -56,7 +61,7 @@ def comparison_page(folder: Path, summary: Summary, words: Words) -> Page:
         title=words("title_comparison"),
         lead=words(
             "lead_comparison",
-            candidates=words.counted("candidates", len(others)),
+            candidates=words.counted("candidates", len(candidates)),
             base=summary.base,
             prompts=words.counted("prompts", len(summary.prompts)),
             seeds=words.counted("seeds", len(summary.seeds)),
@@ -70,10 +75,10 @@ def comparison_page(folder: Path, summary: Summary, words: Words) -> Page:
         folded_grids=tuple(
             grid for some in folded for grid in _grids(summary, base, some, shown, words)
         ),
-        trade_off=_trade_off(summary, words),
-        curves=_curves(folder, others, words),
-        scores=_scores(summary, words),
-        copies=_copies(folder, others, words),
+        trade_off=trade_off_chart(summary, words),
+        curves=_curves(folder, candidates, words),
+        scores=score_table(summary, words),
+        copies=_copies(folder, candidates, words),
         changed=origin.changed,
         settings=origin.settings,
         facts=(
@@ -88,32 +93,10 @@ def _encoders(summary: Summary) -> list[str]:
     return list(dict.fromkeys(summary.encoders.values()))
 
 
-def _base(summary: Summary) -> Candidate | None:
-    return next((one for one in summary.candidates if one.method == "base"), None)
-
-
-def _others(summary: Summary) -> list[Candidate]:
-    return [one for one in summary.candidates if one.method != "base"]
-
-
-def _kept(summary: Summary) -> Candidate | None:
-    wanted = summary.suggestion.id if summary.suggestion is not None else ""
-    return next((one for one in summary.candidates if wanted and one.id == wanted), None)
-
-
 def _run(folder: Path, candidate: Candidate) -> Path | None:
     """The run folder of a candidate, where it is still there."""
     places = (folder / candidate.run, Path(candidate.run)) if candidate.run else ()
     return next((place for place in places if (place / "recipe.toml").is_file()), None)
-
-
-def _label(candidate: Candidate, words: Words) -> str:
-    return translated(candidate.label, words.language)
-
-
-def _numbers(summary: Summary) -> dict[str, str]:
-    """Candidate -> its number on the page."""
-    return {one.id: str(number) for number, one in enumerate(_others(summary), 1)}
 
 
 def _advice(
@@ -122,9 +105,11 @@ def _advice(
     found = summary.suggestion
     if found is None:
         return None, ()
-    labels = {one.id: _label(one, words) for one in summary.candidates}
+    labels = {one.id: label_of(one, words) for one in summary.candidates}
     advice = Advice(
-        words("no_suggestion") if kept is None else words("suggestion", label=_label(kept, words)),
+        words("no_suggestion")
+        if kept is None
+        else words("suggestion", label=label_of(kept, words)),
         found.reason_ja if words.language == "ja" and found.reason_ja else found.reason,
         tuple(
             Fact(labels.get(name, name), translated(why, words.language))
@@ -205,12 +190,12 @@ def _grids(
     shown: dict[str, Shown],
     words: Words,
 ) -> tuple[Grid, ...]:
-    numbers, kept = _numbers(summary), _kept(summary)
+    numbers, kept = numbers_of(summary), suggested(summary)
     columns = [*([base] if base is not None else []), *candidates]
     heads = tuple(
         Column(words("base"))
         if one is base
-        else Column(_label(one, words), numbers[one.id], kept=one is kept)
+        else Column(label_of(one, words), numbers[one.id], kept=one is kept)
         for one in columns
     )
     grids = []
@@ -229,160 +214,6 @@ def _grids(
     return tuple(grids)
 
 
-def _trade_off(summary: Summary, words: Words) -> Chart | None:
-    numbers, kept = _numbers(summary), _kept(summary)
-    up = next((name for name in UP if any(name in one.scores for one in _others(summary))), None)
-    there = [
-        one
-        for one in summary.candidates
-        if up is not None and up in one.scores and ACROSS in one.scores
-    ]
-    if up is None or not any(one.id in numbers for one in there):
-        return None
-    bounds = _bounds(
-        [o.scores[COLOUR].mean for o in there if COLOUR in o.scores and o.id in numbers]
-    )
-    points = [
-        Point(
-            _spread(one.scores[ACROSS]),
-            _spread(one.scores[up]),
-            numbers.get(one.id, ""),
-            _drift_colour(one, bounds) if one.id in numbers else "soft",
-            kept=one is kept,
-        )
-        for one in there
-    ]
-    key = tuple(
-        Fact(colour, words("drift_from", low=_figure(low), high=_figure(high)))
-        for colour, low, high in zip(DRIFTS, bounds, bounds[1:], strict=False)
-    )
-    titles = {one.name: words.score(one.name, one.title) for one in summary.scorers}
-    return Chart(
-        words("trade_off"),
-        trade_off(points),
-        words("trade_off_note"),
-        key,
-        horizontal=titles.get(ACROSS, words.score(ACROSS, "")),
-        vertical=titles.get(up, words.score(up, "")),
-    )
-
-
-def _spread(estimate: Estimate) -> tuple[float, float, float]:
-    return estimate.mean, estimate.low, estimate.high
-
-
-def _bounds(values: Sequence[float]) -> list[float]:
-    """Of the colours, one more than there are; none where nothing varies."""
-    if not values or max(values) == min(values):
-        return []
-    low, high = min(values), max(values)
-    return [low + (high - low) * part / len(DRIFTS) for part in range(len(DRIFTS) + 1)]
-
-
-def _drift_colour(candidate: Candidate, bounds: Sequence[float]) -> str:
-    if COLOUR not in candidate.scores:
-        return "soft"
-    if not bounds:
-        return DRIFTS[0]
-    value = candidate.scores[COLOUR].mean
-    return DRIFTS[min(sum(value > bound for bound in bounds[1:]), len(DRIFTS) - 1)]
-
-
-def _scores(summary: Summary, words: Words) -> ScoreTable | None:
-    kept, numbers = _kept(summary), _numbers(summary)
-    measured = [
-        scorer
-        for scorer in summary.scorers
-        if any(scorer.name in one.scores for one in summary.candidates)
-    ]
-    if not measured and not any(one.failure for one in summary.candidates):
-        return None
-    best = {
-        scorer.name: (max if scorer.higher_is_better else min)(found)
-        for scorer in measured
-        if len(found := [o.scores[scorer.name].mean for o in _others(summary) if scorer.name in o.scores])
-        > 1
-    }
-    rows = tuple(
-        ScoreRow(
-            numbers.get(one.id, ""),
-            words("base") if one.method == "base" else _label(one, words),
-            _candidate_note(one),
-            tuple(
-                _cell(one, scorer.name, best.get(scorer.name), words)
-                if scorer.name in one.scores
-                else None
-                for scorer in measured
-            ),
-            kept=one is kept,
-            failure=translated(one.failure, words.language),
-        )
-        for one in summary.candidates
-    )
-    return ScoreTable(
-        tuple(
-            Fact(
-                words.score(one.name, one.title),
-                words("higher" if one.higher_is_better else "lower"),
-            )
-            for one in measured
-        ),
-        rows,
-        (
-            *_references(summary, words),
-            *(
-                Fact(
-                    words.score(one.name, one.title),
-                    " ".join(
-                        part
-                        for part in (one.source, translated(one.note, words.language))
-                        if part
-                    ),
-                )
-                for one in measured
-            ),
-        ),
-    )
-
-
-def _references(summary: Summary, words: Words) -> list[Fact]:
-    if not summary.references:
-        return []
-    key = "references" if summary.references_held_out else "references_trained"
-    return [Fact("", words(key, pictures=words.counted("pictures", summary.references)))]
-
-
-def _candidate_note(candidate: Candidate) -> str:
-    if candidate.method == "base":
-        return ""
-    size = f"{candidate.bytes / 2**20:.1f} MiB" if candidate.bytes else ""
-    return ", ".join(part for part in (candidate.method, size) if part)
-
-
-def _cell(candidate: Candidate, name: str, best: float | None, words: Words) -> ScoreCell:
-    estimate = candidate.scores[name]
-    note = ""
-    if estimate.difference is not None:
-        mean, low, high = estimate.difference
-        note = words(
-            "against_base",
-            sign="+" if mean >= 0 else "",
-            mean=_figure(mean),
-            low=_figure(low),
-            high=_figure(high),
-        )
-    return ScoreCell(
-        _figure(estimate.mean),
-        words("interval", low=_figure(estimate.low), high=_figure(estimate.high)),
-        best=candidate.method != "base" and best == estimate.mean,
-        note=note,
-    )
-
-
-def _figure(value: float) -> str:
-    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3f}"
-
-
 def _copies(folder: Path, candidates: Sequence[Candidate], words: Words) -> tuple[Example, ...]:
     found = [(one, copy) for one in candidates for copy in one.copies]
     found.sort(key=lambda pair: -pair[1].similarity)
@@ -396,10 +227,8 @@ def _copies(folder: Path, candidates: Sequence[Candidate], words: Words) -> tupl
     return tuple(
         Example(
             shown.get(copy.picture),
-            _label(one, words),
-            words(
-                "copy_text", similarity=_figure(copy.similarity), usual=_figure(copy.usual)
-            ),
+            label_of(one, words),
+            words("copy_text", similarity=figure(copy.similarity), usual=figure(copy.usual)),
             None if copy.training not in shown else replace(shown[copy.training], file=""),
             Path(copy.training).name,
         )

@@ -2,8 +2,7 @@
 the templates show it. Texts are as they were found; the templates make them harmless.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,5 +179,3 @@ class Page:
     facts: tuple[Fact, ...] = ()
     tree: tuple[TreeRow, ...] = ()
     notes: tuple[str, ...] = ()
-    texts: Mapping[str, str] = field(default_factory=dict)
-    """The page's own words."""

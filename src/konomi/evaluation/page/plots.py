@@ -20,6 +20,8 @@ COLOURS = ("ink", "soft", "line", "page", "mark", "pale")
 SERIES = tuple(f"series-{number}" for number in range(8))
 DRIFTS = tuple(f"drift-{number}" for number in range(5))
 """From little to much."""
+WIDTH, LETTER = 460, 6.6
+"""Of a drawing and of a figure on its axes, in pixels."""
 MOST_POINTS = 500
 """Of a curve; more are not seen at this width."""
 
@@ -62,9 +64,9 @@ def curves(
     top: float | None = None,
     bottom: float | None = None,
 ) -> str:
-    """Lines over steps. `top`, `bottom`: where the axis ends, so that single outliers do not flatten
-    it; by default where the lines do.
-    """
+    """Lines over steps. `top`, `bottom`: where the axis ends, by default where the lines do."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure(height)
     for line in lines:
         stride = -(-len(line.steps) // MOST_POINTS)
@@ -81,8 +83,8 @@ def curves(
         )
     axes.margins(x=0.01)
     axes.set_ylim(bottom=bottom, top=top)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    return _svg(figure)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
+    return _svg(figure, axes)
 
 
 def trade_off(points: Sequence[Point]) -> str:
@@ -114,7 +116,7 @@ def trade_off(points: Sequence[Point]) -> str:
             va="center_baseline",
         )
     axes.margins(0.12)
-    return _svg(figure)
+    return _svg(figure, axes)
 
 
 def smoothed(values: Sequence[float], decay: float = 0.95) -> list[float]:
@@ -136,7 +138,7 @@ def _figure(height: float) -> "tuple[Figure, Axes]":
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, height), dpi=72, layout="constrained")
+    figure = Figure(figsize=(WIDTH / 72, height), dpi=72)
     axes = figure.add_subplot()
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -148,9 +150,14 @@ def _figure(height: float) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def _svg(figure: "Figure") -> str:
+def _svg(figure: "Figure", axes: "Axes") -> str:
     from matplotlib import rc_context
 
+    # matplotlib's own layout would draw everything twice.
+    labels = axes.yaxis.get_major_formatter().format_ticks(list(axes.get_yticks()))
+    left = (max(map(len, labels), default=0) * LETTER + 8) / WIDTH
+    height = figure.get_figheight() * 72
+    figure.subplots_adjust(left=left, right=1 - 14 / WIDTH, bottom=20 / height, top=1 - 5 / height)
     text = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "konomi"}):
         figure.savefig(

@@ -1,5 +1,5 @@
-"""A page as HTML. Every text passes `printable` and is escaped, whatever it says: captions, names of
-files and settings come from strangers.
+"""A page as HTML. Every text passes `printable` and is escaped, whatever it says: captions, names
+of files and settings come from strangers.
 """
 
 import base64
@@ -27,7 +27,11 @@ def html_of(page: Page) -> str:
         _environment()
         .get_template("page.html")
         .render(
-            page=page, t=SimpleNamespace(**words.table), say=words, version=__version__, script_hash=_script_hash()
+            page=page,
+            t=SimpleNamespace(**words.table),
+            say=words,
+            version=__version__,
+            script_hash=_script_hash(),
         )
     )
 
@@ -46,7 +50,9 @@ def _environment() -> "Environment":
 
     def visible(value: Any) -> Any:
         # Style sheet, script and drawings are Markup; nothing else is.
-        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        return (
+            printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        )
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),

@@ -1,5 +1,5 @@
-"""What is read of a run folder for its page. Nothing in it is trusted: what is missing or unreadable
-counts as not there.
+"""What is read of a run folder for its page. Nothing in it is trusted: what is missing or
+unreadable counts as not there.
 """
 
 import math
@@ -93,7 +93,9 @@ def is_model(result: Path) -> bool:
 def saved_files(run: Path, recipe: Recipe) -> list[Path]:
     """What was saved on the way, the finished file not among them."""
     return sorted(
-        path for path in run.glob(f"{glob_escape(recipe.run.name)}-*") if path.suffix in _SUFFIXES[:1]
+        path
+        for path in run.glob(f"{glob_escape(recipe.run.name)}-*")
+        if path.suffix in _SUFFIXES[:1]
     )
 
 

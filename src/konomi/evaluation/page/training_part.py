@@ -34,7 +34,6 @@ from konomi.evaluation.page.run_files import (
     read_diary,
     recipe_of,
     result_of,
-    saved_files,
 )
 from konomi.evaluation.page.texts import Words
 from konomi.generation.infotext import read_infotext
@@ -179,7 +178,8 @@ def _grids(
 
 def _learned_from(run: Path) -> tuple[list[Shown], int]:
     """The first training pictures, and how many there are."""
-    locators, count = [], 0
+    locators: list[str] = []
+    count = 0
     path = run / "manifest.jsonl"
     try:
         check_regular(path, "list of images")
@@ -267,12 +267,13 @@ def _flat(data: Any, prefix: str = "") -> list[Fact]:
     return facts
 
 
-def _facts(
-    run: Path, recipe: Recipe | None, diary: Diary, words: Words
-) -> list[Fact]:
+def _facts(run: Path, recipe: Recipe | None, diary: Diary, words: Words) -> list[Fact]:
     facts = []
     if recipe is not None:
-        facts += [Fact(words("fact_base"), recipe.base), Fact(words("fact_method"), recipe.method.kind)]
+        facts += [
+            Fact(words("fact_base"), recipe.base),
+            Fact(words("fact_method"), recipe.method.kind),
+        ]
         triggers = dict.fromkeys(one.trigger for one in recipe.data.sources if one.trigger)
         if triggers:
             facts.append(Fact(words("fact_trigger"), ", ".join(triggers)))

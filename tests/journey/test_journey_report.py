@@ -1,0 +1,79 @@
+"""The page that a run ends with: there, true to the run, and never in its way."""
+
+import json
+
+import pytest
+
+import konomi
+from konomi.cli.main import main
+from konomi.errors import RunError
+from konomi.evaluation.page import NAME, step_of_page
+from konomi.tasks import reporting
+from konomi.training.events import Finished, Step, Warned
+
+
+@pytest.fixture(autouse=True)
+def pages(monkeypatch):
+    monkeypatch.delenv("KONOMI_REPORT")
+
+
+def run(recipe, **options):
+    return list(konomi.train(recipe, **options))
+
+
+def test_a_run_ends_with_a_page_and_is_whole_without_one(make_recipe, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    written = reporting.write_page
+
+    def broken(folder):
+        raise ZeroDivisionError("the paper is out")
+
+    monkeypatch.setattr(reporting, "write_page", broken)
+    events = run(make_recipe(folder, steps=2))
+    assert events[-1].path and events[-1].report == "" and not (folder / NAME).exists()
+    warned = [event.message for event in events if isinstance(event, Warned)]
+    assert "report.html could not be written: ZeroDivisionError: the paper is out" in warned
+    # What is missing is made up for, without a step and without touching the result.
+    monkeypatch.setattr(reporting, "write_page", written)
+    before = (folder / "sks.safetensors").stat().st_mtime_ns
+    events = list(konomi.resume(folder))
+    assert not [event for event in events if isinstance(event, Step)]
+    assert events[-1].report == str(folder / NAME) and step_of_page(folder) == 2
+    assert (folder / "sks.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(RunError, match="nothing is missing"):
+        list(konomi.resume(folder))
+    # A longer run has a page of its own; until it is written, the old one does not count.
+    assert list(konomi.resume(folder, steps=3))[-1].report and step_of_page(folder) == 3
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_or_wants_none_has_no_page(make_recipe, tmp_path, monkeypatch):
+    stop = konomi.Stop()
+    for event in konomi.train(make_recipe(tmp_path / "stopped", steps=9), stop=stop):
+        if isinstance(event, Step):
+            stop.request()
+    assert isinstance(event, Finished) and event.interrupted
+    assert not (tmp_path / "stopped" / NAME).exists()
+    # Asked for, it shows what there is.
+    assert konomi.report(tmp_path / "stopped") == tmp_path / "stopped" / NAME
+    monkeypatch.setenv("KONOMI_REPORT", "off")
+    assert run(make_recipe(tmp_path / "none", steps=2))[-1].report == ""
+    assert not (tmp_path / "none" / NAME).exists()
+    with pytest.raises(RunError, match="nothing is missing"):
+        list(konomi.resume(tmp_path / "none"))
+
+
+def test_the_command_says_where_the_page_is(tmp_path, capsys, monkeypatch):
+    line = {"step": 1, "loss": 1.0, "learning_rate": 0.1}
+    (tmp_path / "log.jsonl").write_text(json.dumps(line))
+    shown = []
+    monkeypatch.setattr("webbrowser.open", lambda address: shown.append(address) or True)
+    assert main(["report", str(tmp_path), "--language", "ja", "--open"]) == 0
+    assert capsys.readouterr().out == f"Look at {tmp_path / NAME}\n"
+    assert shown == [(tmp_path / NAME).as_uri()]
+    assert '<html lang="ja">' in (tmp_path / NAME).read_text(encoding="utf-8")
+    monkeypatch.setattr("webbrowser.open", lambda address: False)
+    assert main(["report", str(tmp_path), "--open"]) == 0
+    assert "no browser" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "absent")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
