@@ -182,7 +182,7 @@ def _learned_from(run: Path) -> tuple[list[Shown], int]:
     count = 0
     path = run / "manifest.jsonl"
     try:
-        check_regular(path, "list of images")
+        check_regular(path, "manifest")
         with path.open("rb") as lines:
             while line := lines.readline(_LARGEST_LINE):
                 locator = _trained_locator(line)
