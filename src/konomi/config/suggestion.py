@@ -16,6 +16,9 @@ class SuggestionConfig:
 
     __pydantic_config__ = STRICT
 
+    goal: Literal["subject", "style"] = "subject"
+    """What was to be learned: likeness is that to the subject, or that to how the images are
+    drawn."""
     copies: Fraction = 0.0
     """Limit: share of the pictures that may be near copies of training pictures."""
     leak: Annotated[float, Field(ge=0)] = 0.3

@@ -35,18 +35,15 @@ def breaches(
         _copies(candidate, limits),
         _leak(candidate, limits),
         _drift(candidate, base, limits),
-        _not_learned(candidate),
+        _not_learned(candidate, limits),
     )
     return tuple(breach for breach in found if breach is not None)
 
 
-def rise(candidate: Candidate) -> float | None:
-    """How much nearer to the subject pictures of it are than the base's own; None where it was not
-    measured."""
-    for name in ("likeness", "style_likeness"):
-        if name in candidate.scores:
-            return _rise(candidate.scores[name])
-    return None
+def likeness_of(candidate: Candidate, limits: SuggestionConfig) -> str | None:
+    """The name of the score that says how well the goal was reached, where it was measured."""
+    name = "likeness" if limits.goal == "subject" else "style_likeness"
+    return name if name in candidate.scores else None
 
 
 def _rise(estimate: Estimate) -> float | None:
@@ -66,7 +63,8 @@ def _copies(candidate: Candidate, limits: SuggestionConfig) -> Breach | None:
 
 def _leak(candidate: Candidate, limits: SuggestionConfig) -> Breach | None:
     """Of the class and everything else together, and of the class alone: whichever is worse."""
-    learned = rise(candidate)
+    subject = candidate.scores.get("likeness")
+    learned = None if subject is None else _rise(subject)
     if learned is None or learned <= 0:
         return None
     moved = [candidate.scores["leak"].mean] if "leak" in candidate.scores else []
@@ -92,10 +90,13 @@ def _drift(candidate: Candidate, base: Candidate | None, limits: SuggestionConfi
     return Breach("drift", text, _beyond(drift.mean, limits.drift * own.mean))
 
 
-def _not_learned(candidate: Candidate) -> Breach | None:
-    learned = rise(candidate)
+def _not_learned(candidate: Candidate, limits: SuggestionConfig) -> Breach | None:
+    name = likeness_of(candidate, limits)
+    learned = None if name is None else _rise(candidate.scores[name])
     if learned is None or learned > 0:
         return None
+    if limits.goal == "style":
+        return Breach("not_learned", "is no nearer to the style than the base", 1 - learned)
     return Breach("not_learned", "is no nearer to the subject than the base", 1 - learned)
 
 

@@ -7,13 +7,13 @@ catalogue.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from konomi.evaluation.constraints import Breach
+from konomi.config.suggestion import SuggestionConfig
+from konomi.evaluation.constraints import Breach, likeness_of
 from konomi.evaluation.summary import Candidate, Estimate, Summary
 from konomi.language import translated
 
 Both = tuple[str, str]
 """English, Japanese."""
-_ALIKE = ("likeness", "style_likeness")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Choice:
     """What the rule decided."""
 
     summary: Summary
+    limits: SuggestionConfig
     chosen: Candidate | None
     """None where nothing can be recommended."""
     broken: Mapping[str, Sequence[Breach]]
@@ -55,11 +56,11 @@ def _alike(choice: Choice) -> Both | None:
     """How like the subject, beside the last save of its run, else beside the base."""
     chosen = choice.chosen
     assert chosen is not None
-    own = _likeness(chosen)
+    own = _likeness(chosen, choice.limits)
     if own is None:
         return None
     last = _last(choice)
-    if last is not None and (of_last := _likeness(last)) is not None:
+    if last is not None and (of_last := _likeness(last, choice.limits)) is not None:
         return _beside_last(own, of_last, choice.broken.get(last.id, ()))
     if own.base is None:
         return f"likeness {own.mean:.2f}", f"近さは {own.mean:.2f} です"
@@ -127,8 +128,9 @@ def _last(choice: Choice) -> Candidate | None:
     return max(same, key=lambda one: (one.step, -abs(one.weight - chosen.weight)))
 
 
-def _likeness(candidate: Candidate) -> Estimate | None:
-    return next((candidate.scores[name] for name in _ALIKE if name in candidate.scores), None)
+def _likeness(candidate: Candidate, limits: SuggestionConfig) -> Estimate | None:
+    name = likeness_of(candidate, limits)
+    return None if name is None else candidate.scores[name]
 
 
 def _none_of_them(choice: Choice) -> Both:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from konomi.config.suggestion import SuggestionConfig
-from konomi.evaluation.constraints import Breach, breaches
+from konomi.evaluation.constraints import Breach, breaches, likeness_of
 from konomi.evaluation.reasons import Choice, reasons
 from konomi.evaluation.scorers.scorer import Scores
 from konomi.evaluation.statistics import difference
@@ -41,13 +41,13 @@ def suggest(
     allowed = [one for one in files if not broken[one.id]]
     if not allowed:
         least = _least_bad(files, broken)
-        texts = reasons(Choice(summary, None, broken, least))
+        texts = reasons(Choice(summary, limits, None, broken, least))
         return Suggestion("", *texts, "", refused)
     best = max(allowed, key=lambda one: trade_off(one, limits))
     chosen = _simplest(
         [one for one in allowed if _as_good(one, best, limits, scores)], limits.prefer
     )
-    texts = reasons(Choice(summary, chosen, broken, None))
+    texts = reasons(Choice(summary, limits, chosen, broken, None))
     return Suggestion(chosen.id, *texts, _command(summary, chosen), refused)
 
 
@@ -67,10 +67,8 @@ class _Names:
 
 
 def _names(candidate: Candidate, limits: SuggestionConfig) -> _Names:
-    scores = candidate.scores
-    alike = next((name for name in ("likeness", "style_likeness") if name in scores), None)
-    follows = "prompt_following" in scores and limits.prompt_weight > 0
-    return _Names(alike, "prompt_following" if follows else None)
+    follows = "prompt_following" in candidate.scores and limits.prompt_weight > 0
+    return _Names(likeness_of(candidate, limits), "prompt_following" if follows else None)
 
 
 def _factors(candidate: Candidate, limits: SuggestionConfig) -> list[tuple[float, float, float]]:

@@ -79,3 +79,11 @@ class ResidualImageEncoder(nn.Module):
     def forward(self, pixel_values: Tensor) -> ImageEncoderOutput:
         places_NPC = self.levels(pixel_values).flatten(2).transpose(1, 2)
         return ImageEncoderOutput(places_NPC, places_NPC.mean(1))
+
+    def early_layers(self, pixel_values: Tensor) -> list[Tensor]:
+        """Features [N, C, P] of the first half of the levels."""
+        found, grid_NCHW = [], pixel_values
+        for level in list(self.levels)[: len(self.levels) // 2]:
+            grid_NCHW = level(grid_NCHW)
+            found.append(grid_NCHW.flatten(2))
+        return found

@@ -1,15 +1,17 @@
 """Encoders against transformers' own classes and image processors, on small random networks."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch.nn import functional
 
 from konomi.errors import ModelError
 from konomi.evaluation.encoders import load_encoder, load_encoders
+from konomi.evaluation.encoders.gram import gram
 from konomi.evaluation.encoders.load import wanted_encoder_files
 from konomi.evaluation.encoders.network import open_network
 from konomi.evaluation.encoders.preprocessing import IMAGENET_STATISTICS, Preprocessing
@@ -213,7 +215,8 @@ def test_a_picture_is_computed_once_whichever_object_it_is(tmp_path):
     encoder = load_encoder(str(tmp_path))
     first, second, _ = pictures()
     before = encoder.features([first, second, first.copy()])
-    object.__setattr__(encoder, "network", None)
+    without = replace(encoder.network, see=None, early_layers=None)
+    encoder = replace(encoder, network=without)
     assert torch.equal(encoder.features([first.copy(), second])[0], before[2])
     assert len(encoder._pictures) == 2
 
@@ -240,6 +243,47 @@ def test_what_a_config_says_of_sizes(tmp_path, settings, shape, middle):
         judge = BitImageProcessorPil(**usual | settings)
         expected = judge(pictures()[0], return_tensors="pt")["pixel_values"][0]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_grams_are_covariances_of_early_layers(tmp_path):
+    """Against numpy in float64, on the hidden states that transformers gives."""
+    model = saved(tmp_path, dinov2(), dino_processor().to_dict())
+    encoder = load_encoder(str(tmp_path))
+    pixels = torch.stack([encoder.network.prepare(picture) for picture in pictures()])
+    states = model(pixel_values=pixels, output_hidden_states=True).hidden_states
+    rows = []
+    for number in range(3):
+        layers = [states[i][number].detach().double().numpy() for i in (1, 1)]
+        grams = [np.cov(layer, rowvar=False, bias=True).ravel() for layer in layers]
+        rows.append(np.concatenate([gram / np.linalg.norm(gram) for gram in grams]))
+    expected = np.stack(rows) / np.sqrt(2)
+    found = encoder.style_features(pictures()).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_of_many_channels_some_are_compared():
+    layer = torch.randn(1, 511, 40, generator=torch.Generator().manual_seed(0))
+    expected = np.cov(layer[0, ::2].double().numpy(), bias=True).ravel()
+    found = gram([layer])[0].double().numpy()
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
+
+
+def test_style_is_told_by_how_it_is_drawn_not_by_what_is_shown():
+    """Outlined and filled shapes, at other places."""
+    encoder = load_encoder("tiny")
+
+    def drawing(outlined: bool, shift: int) -> Image.Image:
+        image = Image.new("RGB", (128, 128), "white")
+        box = (20 + shift, 24, 70 + shift, 90)
+        fill = None if outlined else "red"
+        ImageDraw.Draw(image).ellipse(
+            box, fill=fill, outline="black" if outlined else fill, width=4
+        )
+        return image
+
+    filled, again, outlined = drawing(False, 0), drawing(False, 25), drawing(True, 0)
+    style = encoder.style_features([filled, again, outlined])
+    assert style[0] @ style[1] > style[0] @ style[2] + 0.1
 
 
 def test_what_is_not_there_is_one_clear_line(tmp_path, monkeypatch):

@@ -1,6 +1,9 @@
 """Scores are what float64 numpy computes from the same features."""
 
 import hashlib
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from konomi.evaluation.encoders.encoder import Encoders
 from konomi.evaluation.pictures import Material, Pictures, References
 from konomi.evaluation.prompts import EvaluationPrompt
 from konomi.evaluation.scorers import SCORERS
+from konomi.evaluation.scorers.diversity import LpipsDiversity
 
 PROMPTS = (
     EvaluationPrompt("a sks dog", "subject", "a dog"),
@@ -35,6 +39,9 @@ class Known:
 
     def features(self, images):
         return torch.from_numpy(np.stack([self.vector(i.tobytes()) for i in images])).float()
+
+    def style_features(self, images):
+        return Known(self.name + "style").features(images)
 
     def text_features(self, texts):
         return torch.from_numpy(np.stack([self.vector(t.encode()) for t in texts])).float()
@@ -136,3 +143,64 @@ def test_pictures_that_are_not_there_are_no_scores():
         Pictures(PROMPTS[:0], SEEDS, {}), given.base, References((), False), (), given.encoders
     )
     assert all(scorer.score(nothing) == {} for scorer in SCORERS)
+
+
+def test_style_likeness_is_the_mean_cosine_of_grams():
+    given = material()
+    images = given.candidate.images
+    style = Known("imagestyle")
+    expected = {p: cosine(style, images[p], given.references.images) for p in SUBJECT}
+    check(scored("style_likeness", given), expected)
+
+
+def test_diversity_is_the_mean_distance_between_pictures_of_one_prompt():
+    given = material()
+    images, encoder = given.candidate.images, given.encoders.image
+    expected = {
+        (p, s): 1 - cosine(encoder, images[p, s], [images[p, o] for o in range(3) if o != s])
+        for p, s in images
+    }
+    found = scored("diversity", given)
+    check(found, expected)
+    pairs = [
+        1 - cosine(encoder, images[p, i], [images[p, j]])
+        for p in range(4)
+        for i in range(3)
+        for j in range(i)
+    ]
+    assert np.mean(list(found.values())) == pytest.approx(np.mean(pairs), abs=1e-5)
+    alone = Pictures(PROMPTS, SEEDS[:1], {(p, 0): images[p, 0] for p in range(4)})
+    assert scored("diversity", replace(given, candidate=alone)) == {}
+
+
+def test_lpips_is_asked_for_each_pair_in_its_range(monkeypatch):
+    """The package's weights come from the network; a stand-in with its interface counts pixels."""
+
+    class Lpips:
+        def __init__(self, net, verbose):
+            assert (net, verbose) == ("alex", False)
+
+        def eval(self):
+            return self
+
+        def __call__(self, one, other):
+            assert one.shape == other.shape == (1, 3, 8, 8)
+            assert float(one.min()) >= -1 and float(one.max()) <= 1
+            return (one - other).abs().mean()[None, None, None, None]
+
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Lpips))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "lpips")
+    given = material()
+    found = LpipsDiversity().score(given)
+    values = {p: np.asarray(i, dtype=np.float64) / 127.5 for p, i in given.candidate.images.items()}
+    expected = {
+        (p, s): np.mean([np.abs(values[p, s] - values[p, o]).mean() for o in range(3) if o != s])
+        for p, s in values
+    }
+    check(found, expected)
+
+
+def test_without_lpips_nothing_is_said_by_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    scorer = LpipsDiversity()
+    assert not scorer.available() and scorer.score(material()) == {}

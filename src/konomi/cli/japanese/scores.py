@@ -19,4 +19,9 @@ PAIRS = {
     "the subject comes without being called (nearer by {moved}, at most {allowed})": "呼ばれていない被写体が現れます(近づきが {moved}、上限 {allowed})",
     "changes other pictures ({drift}, at most {allowed})": "ほかの画像まで変わります({drift}、上限 {allowed})",
     "is no nearer to the subject than the base": "被写体への近さがベースモデルと変わりません",
+    "is no nearer to the style than the base": "画風への近さがベースモデルと変わりません",
+    "Likeness to the style": "画風への近さ",
+    "Difference between pictures of one prompt": "同じプロンプトの画像どうしの違い",
+    "Difference between pictures of one prompt, by LPIPS": "同じプロンプトの画像どうしの違い(LPIPS)",
+    "Copies of training pictures": "学習画像の写し",
 }

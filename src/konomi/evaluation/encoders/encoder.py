@@ -21,6 +21,11 @@ class ImageEncoder(Protocol):
         computed again."""
         ...
 
+    def style_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Unit vectors [N, G], float32 on the CPU: how the channels of early layers vary together
+        over a picture (Gram matrices), which tells how it is drawn and not what it shows."""
+        ...
+
 
 class TextImageEncoder(ImageEncoder, Protocol):
     """Pictures and texts in one space: CLIP, SigLIP 2."""

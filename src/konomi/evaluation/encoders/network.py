@@ -22,6 +22,7 @@ from konomi.evaluation.encoders.preprocessing import (
 )
 from konomi.models.clip import Clip, load_clip
 from konomi.models.folder import component_tensors
+from konomi.models.residual_image_encoder import ResidualImageEncoder
 from konomi.models.tensor_files import read_json
 
 
@@ -32,6 +33,9 @@ class Network:
     prepare: Preprocessing
     see: Callable[[Tensor], Tensor]
     """[N, 3, H, W] -> [N, D]."""
+    early_layers: Callable[[Tensor], list[Tensor]]
+    """[N, 3, H, W] -> the features [N, C, P] of a layer at a quarter and of one at half the
+    depth."""
     read: Callable[[Sequence[str]], Tensor] | None = None
     """Texts -> [N, D], where the network knows texts."""
 
@@ -72,7 +76,13 @@ def _clip(clip: Clip, folder: Path | None, device: torch.device) -> Network:
         features: Tensor = model.visual_projection(pooled)
         return features
 
-    return Network(prepare, see, clip.text_features)
+    def early(pixels: Tensor) -> list[Tensor]:
+        tower = model.vision_model
+        if isinstance(tower, ResidualImageEncoder):
+            return tower.early_layers(pixels.to(device))
+        return _early(tower(pixel_values=pixels.to(device), output_hidden_states=True))
+
+    return Network(prepare, see, early, clip.text_features)
 
 
 def _siglip(source: str, config: Mapping[str, Any], folder: Path, device: torch.device) -> Network:
@@ -97,8 +107,11 @@ def _siglip(source: str, config: Mapping[str, Any], folder: Path, device: torch.
         features: Tensor = model.text_model(input_ids=ids.to(device)).pooler_output
         return features
 
+    def early(pixels: Tensor) -> list[Tensor]:
+        return _early(model.vision_model(pixel_values=pixels.to(device), output_hidden_states=True))
+
     usual = Preprocessing((side, side), None, None, *HALVES)
-    return Network(read_preprocessing(folder, usual), see, read)
+    return Network(read_preprocessing(folder, usual), see, early, read)
 
 
 _SELF_SUPERVISED = {
@@ -137,12 +150,23 @@ def _self_supervised(
         tokens: Tensor = model(pixel_values=pixels.to(device)).last_hidden_state
         return tokens[:, 0]
 
+    def early(pixels: Tensor) -> list[Tensor]:
+        return _early(model(pixel_values=pixels.to(device), output_hidden_states=True))
+
     usual = Preprocessing((side, side), None, None, *IMAGENET_STATISTICS)
     if kind.startswith("dinov2"):
         usual = Preprocessing(None, side, (_CUT, _CUT), *IMAGENET_STATISTICS)
     if kind.startswith("dinov3"):
         usual = replace(usual, resample=Image.Resampling.BILINEAR, rounded=False)
-    return Network(read_preprocessing(folder, usual), see)
+    return Network(read_preprocessing(folder, usual), see, early)
+
+
+def _early(output: Any) -> list[Tensor]:
+    """Of a network that has one hidden state more than blocks. Grids become rows of positions."""
+    states: Sequence[Tensor] = output.hidden_states
+    last = len(states) - 1
+    chosen = [states[max(1, last // 4)], states[max(1, last // 2)]]
+    return [x.flatten(2) if x.dim() == 4 else x.transpose(1, 2) for x in chosen]
 
 
 def _built(

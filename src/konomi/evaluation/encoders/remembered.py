@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from konomi.evaluation.encoders.gram import gram
 from konomi.evaluation.encoders.network import Network
 
 Key = TypeVar("Key")
@@ -24,12 +25,16 @@ class RememberingEncoder:
     name: str
     network: Network
     _pictures: dict[bytes, Tensor] = field(default_factory=dict)
+    _styles: dict[bytes, Tensor] = field(default_factory=dict)
     _texts: dict[str, Tensor] = field(default_factory=dict)
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:
-        keys = [content_of(image) for image in images]
-        _fill(self._pictures, dict(zip(keys, images, strict=True)), self._see)
-        return torch.stack([self._pictures[key] for key in keys])
+        return self._of_pictures(self._pictures, images, self.network.see)
+
+    def style_features(self, images: Sequence[Image.Image]) -> Tensor:
+        return self._of_pictures(
+            self._styles, images, lambda pixels: gram(self.network.early_layers(pixels))
+        )
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         read = self.network.read
@@ -37,8 +42,19 @@ class RememberingEncoder:
         _fill(self._texts, dict(zip(texts, texts, strict=True)), read)
         return torch.stack([self._texts[text] for text in texts])
 
-    def _see(self, images: Sequence[Image.Image]) -> Tensor:
-        return self.network.see(torch.stack([self.network.prepare(image) for image in images]))
+    def _of_pictures(
+        self,
+        known: dict[bytes, Tensor],
+        images: Sequence[Image.Image],
+        see: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        keys = [content_of(image) for image in images]
+        _fill(
+            known,
+            dict(zip(keys, images, strict=True)),
+            lambda some: see(torch.stack([self.network.prepare(image) for image in some])),
+        )
+        return torch.stack([known[key] for key in keys])
 
 
 def content_of(image: Image.Image) -> bytes:
