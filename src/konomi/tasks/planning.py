@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from konomi.config.changed_settings import changed_settings
 from konomi.config.load import write_recipe
 from konomi.config.recipe import Recipe
 from konomi.errors import ModelError, RecipeError, RunError
@@ -16,7 +17,6 @@ from konomi.evaluation.plan import Plan, PlannedRun, check_same, read_plan, writ
 from konomi.hardware.cores import usable_cores
 from konomi.storage.atomic import write_text
 from konomi.tasks.candidates import Wanted
-from konomi.tasks.changed_settings import changed_settings
 from konomi.tasks.preparing import Job, prepare
 from konomi.tasks.timing import seconds_per_step
 from konomi.training.events import Prepared
