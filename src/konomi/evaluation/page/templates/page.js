@@ -43,6 +43,15 @@
     });
   });
   slider.addEventListener("input", () => { slider.dataset.last = slider.value; slide(); });
+  const drag = (event) => {
+    if (!event.buttons || stage.classList.contains("alone")) return;
+    const box = stage.getBoundingClientRect();
+    slider.value = slider.dataset.last = (100 * (event.clientX - box.left)) / box.width;
+    slide();
+  };
+  stage.addEventListener("pointerdown", drag);
+  stage.addEventListener("pointermove", drag);
+  stage.addEventListener("dragstart", (event) => event.preventDefault());
   viewer.querySelectorAll("[data-move]").forEach((button) =>
     button.addEventListener("click", () => move(Number(button.dataset.move))));
   viewer.querySelector(".shut").addEventListener("click", () => viewer.close());
