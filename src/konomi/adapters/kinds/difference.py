@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from konomi.adapters.kinds.closed_form import fit, fit_bias, precise
-from konomi.adapters.kinds.kind import About
+from konomi.adapters.kinds.kind import About, not_available
 from konomi.adapters.kinds.parts import LayerError, present
 
 _AXES = (1, 2, 3, 4)
@@ -67,8 +67,4 @@ class Difference:
     def difference(self) -> Tensor | None:
         return None if self.weight is None else precise(self.weight)
 
-    def as_low_rank(self) -> None:
-        return None
-
-    def norm(self) -> None:
-        return None
+    as_low_rank = norm = not_available

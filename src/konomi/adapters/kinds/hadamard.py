@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from konomi.adapters.kinds.closed_form import fit_bias, product
-from konomi.adapters.kinds.kind import About
+from konomi.adapters.kinds.kind import About, not_available
 from konomi.adapters.kinds.magnitude import change_of
 from konomi.adapters.kinds.parts import (
     SHARED,
@@ -107,12 +107,5 @@ class Hadamard:
     def bias_delta(self, bias: Tensor) -> Tensor | None:
         return fit_bias(self.bias, bias)
 
-    def difference(self) -> None:
-        """Its shape is only told by the weight."""
-        return
-
-    def as_low_rank(self) -> None:
-        return None
-
-    def norm(self) -> None:
-        return None
+    difference = as_low_rank = norm = not_available
+    """Only the weight tells the shape of the change."""

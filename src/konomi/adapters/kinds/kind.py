@@ -125,6 +125,10 @@ class LayerUpdate(Protocol):
 Kind = type[LayerUpdate]
 
 
+def not_available(update: object) -> None:
+    """For members of `LayerUpdate` that a kind's tensors do not tell: `norm = not_available`."""
+
+
 class LayerSpec(Protocol):
     """How one layer's update is trained: rank, scale, dropout and the like."""
 

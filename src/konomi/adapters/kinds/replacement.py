@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from konomi.adapters.kinds.closed_form import fit, precise
-from konomi.adapters.kinds.kind import About
+from konomi.adapters.kinds.kind import About, not_available
 from konomi.errors import FileFormatError
 
 
@@ -65,8 +65,4 @@ class Replacement:
         weight = precise(self.weight)
         return weight - self.origin.to(weight)
 
-    def as_low_rank(self) -> None:
-        return None
-
-    def norm(self) -> None:
-        return None
+    as_low_rank = norm = not_available

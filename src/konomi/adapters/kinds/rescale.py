@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from konomi.adapters.kinds.kind import About
+from konomi.adapters.kinds.kind import About, not_available
 from konomi.adapters.kinds.parts import LayerError
 from konomi.errors import ModelError
 
@@ -69,11 +69,4 @@ class Rescale:
     def bias_delta(self, bias: Tensor) -> None:
         del bias
 
-    def difference(self) -> None:
-        return None
-
-    def as_low_rank(self) -> None:
-        return None
-
-    def norm(self) -> None:
-        return None
+    difference = as_low_rank = norm = not_available
