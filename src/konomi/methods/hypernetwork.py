@@ -32,9 +32,8 @@ from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import RecipeError
 from konomi.families.selectors import depth_of
-from konomi.formats.adapter_file import read_adapter
 from konomi.methods.denoising import DenoisingLoss
-from konomi.methods.lora_start import trained_for_notes
+from konomi.methods.lora_start import adapter_to_continue, trained_for_notes
 from konomi.methods.method import (
     AdapterMethod,
     Needs,
@@ -317,7 +316,7 @@ def _read_start(
     """
     if not config.start:
         return None, ()
-    adapter = read_adapter(config.start)
+    adapter = adapter_to_continue(config.start, base)
     found = adapter.hypernetwork
     if found is None:
         raise RecipeError(f"method.start: {config.start} is not a hypernetwork.")

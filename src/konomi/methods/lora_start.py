@@ -5,6 +5,7 @@ says otherwise.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, check_fits
@@ -72,6 +73,20 @@ class Start:
         )
 
 
+_read: WeakKeyDictionary[BaseModel, dict[str, Adapter]] = WeakKeyDictionary()
+"""What was read for a base that is still in use: `needs` asks for it, then the method."""
+
+
+def adapter_to_continue(path: str, base: BaseModel) -> Adapter:
+    """The adapter in a file that a run goes on from, read once for a base. Raises as
+    `read_adapter`.
+    """
+    known = _read.setdefault(base, {})
+    if path not in known:
+        known[path] = read_adapter(path, weight_of=weights_of(base))
+    return known[path]
+
+
 def read_start(path: str, section: str, base: BaseModel) -> Start:
     """The LoRA in a file. Loads nothing of the base, except for a file that means nothing without
     it (PiSSA, OLoRA).
@@ -79,7 +94,7 @@ def read_start(path: str, section: str, base: BaseModel) -> Start:
     Raises RecipeError where it is none that can be trained on, ModelError where it is for another
     base, FileFormatError.
     """
-    adapter = read_adapter(path, weight_of=weights_of(base))
+    adapter = adapter_to_continue(path, base)
     if adapter.negative is not None:
         raise RecipeError(
             f"{section}.start: {path} is of two branches of guidance (DreamArtist), not a plain "

@@ -90,6 +90,13 @@ def _open_hub(
     return _open_path(download(source, revision), prediction, needs_vae=needs_vae)
 
 
+def file_of(source: str | Path) -> Path:
+    """Where a model or adapter lies; `tiny` is the base inside konomi, unless a file is called
+    so."""
+    path = Path(source)
+    return _builtin() if str(source) == "tiny" and not path.exists() else path
+
+
 def _builtin() -> Path:
     for candidate in (BUILTIN / "tiny", BUILTIN / "tiny.safetensors"):
         if candidate.exists():

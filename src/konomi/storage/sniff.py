@@ -41,7 +41,7 @@ class FileKind(Enum):
     TRUNCATED = "cut short: the download or copy did not finish. Download it again"
     FOLDER = "a folder"
     SPECIAL = "a device, pipe or socket, not a file"
-    MISSING = "missing: there is no such file"
+    MISSING = "missing"
     UNKNOWN = "of a kind konomi does not know"
 
 
@@ -101,6 +101,8 @@ def sniff(path: Path | str) -> FileKind:
 
 def refuse(path: Path | str, kind: FileKind, wanted: str) -> FileFormatError:
     """The error for a file that is something else than what is wanted."""
+    if kind is FileKind.MISSING:
+        return FileFormatError(f"{path}: no such file or folder.")
     return FileFormatError(f"{path}: {wanted} is wanted; this is {kind.value.rstrip('.')}.")
 
 

@@ -15,7 +15,7 @@ from konomi.formats.readers import sentences
 from konomi.formats.report import FileReport
 from konomi.formats.writer import TARGETS, Target, content_of
 from konomi.hardware.precision import PRECISIONS
-from konomi.models.load import load_base
+from konomi.models.load import file_of, load_base
 from konomi.models.noise_config import prediction_word
 from konomi.models.save import save_folder, save_single_file
 from konomi.storage.atomic import explained
@@ -27,11 +27,13 @@ def inspect(path: str | Path) -> FileReport:
     """What a model or adapter file is; of a whole model also what it predicts, and what of it
     konomi does not use.
 
-    path: the file, or the folder of a model or adapter. Nothing in it is executed.
+    path: the file, or the folder of a model or adapter; or `tiny`, the base inside konomi. Nothing
+    in it is executed.
 
     Raises FileFormatError.
     """
-    report = inspect_file(Path(path))
+    path = file_of(path)
+    report = inspect_file(path)
     if report.kind not in ("checkpoint", "model folder"):
         return report
     try:
@@ -68,7 +70,7 @@ def convert(
 ) -> Path:
     """Write an adapter or a whole model in another format. Returns the path that was written.
 
-    source: the file or folder to read.
+    source: the file or folder to read, or `tiny`.
     target: where to write; it must not exist.
     to: adapters: kohya (= webui), diffusers, peft, custom. Models: diffusers (a folder), webui
         (one file); by default a target that ends in .safetensors is one file, any other a folder.
@@ -86,7 +88,7 @@ def convert(
 
     Raises RecipeError for a format that does not exist for this kind of file.
     """
-    source, target = Path(source), Path(target)
+    source, target = file_of(source), Path(target)
     if to is not None and to not in TARGETS:
         raise RecipeError(f"--to is {to!r}; choose one of {', '.join(TARGETS)}.")
     if compress is not None and not 0 < compress <= 1:

@@ -255,6 +255,9 @@ def _notes(
         yield from unused_in_request(request)
     if any(request.clip_skip and request.clip_skip == base.clip_layer for request in requests):
         yield f"--clip-skip {base.clip_layer} has no effect: it is the base's own choice."
+    rescale = base.guidance_rescale
+    if any(request.guidance_rescale == rescale for request in requests):
+        yield f"--guidance-rescale {rescale:g} has no effect: it is the base's own choice."
     for request in requests[:1]:
         yield from resized(request, with_size(base, request))
     for one in always:

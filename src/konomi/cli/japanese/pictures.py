@@ -63,6 +63,7 @@ PAIRS = {
     "--batch {batch}: {drawn} in all, so no batch is as large. --count N draws more of each prompt.": "--batch {batch}: 絵は全部で {drawn} なので、バッチはそこまで大きくなりません。--count N で各プロンプトの枚数を増やせます。",
     "one picture": "1 枚",
     "--clip-skip {skip} has no effect: it is the base's own choice.": "--clip-skip {skip} は効きません(ベースモデルの既定と同じです)。",
+    "--guidance-rescale {phi} has no effect: it is the base's own choice.": "--guidance-rescale {phi} は効きません(ベースモデルの既定と同じです)。",
     "the prompt": "プロンプト",
     "the negative prompt": "ネガティブプロンプト",
 }  # fmt: skip

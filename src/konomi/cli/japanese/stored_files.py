@@ -30,7 +30,7 @@ PAIRS = {
     "empty (0 bytes). Download it again": "空(0 バイト。ダウンロードし直してください)",
     "cut short: the download or copy did not finish. Download it again": "途中で切れたファイル(ダウンロードかコピーが終わっていません。ダウンロードし直してください)",
     "a device, pipe or socket, not a file": "ファイルではなくデバイス、パイプ、ソケット",
-    "missing: there is no such file": "存在しないファイル",
+    "{path}: no such file or folder.": "{path}: ファイルもフォルダもありません。",
     "of a kind konomi does not know": "未知の種類のファイル",
     "an embedding": "埋め込み",
     "a whole model": "モデル全体",
