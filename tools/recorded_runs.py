@@ -17,12 +17,13 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors import safe_open
+from tools.sample_images import paint
 
 from konomi.cli.main import main as konomi
 from konomi.models.random_base import random_base
@@ -66,7 +67,7 @@ def main() -> int:
             folder = Path(scratch) / family
             base, images = folder / "base", folder / "images"
             save_folder(random_base(family, seed=3), base, dtype=torch.float32)
-            _paint(images)
+            paint(images, sizes=((64, 64), (64, 64), (96, 64)))
             print(f"{family} base {_hashed(_contents(base.rglob('*.safetensors')))}", flush=True)
             for kind in options.kinds.split(","):
                 print(f"{family} {kind} {_recorded(kind, base, images, folder / kind)}", flush=True)
@@ -190,17 +191,6 @@ def _hashed(pieces: Iterable[bytes]) -> str:
         digest.update(piece)
         empty = False
     return "nothing" if empty else digest.hexdigest()[:12]
-
-
-def _paint(folder: Path, sizes: Sequence[tuple[int, int]] = ((64, 64), (64, 64), (96, 64))) -> None:
-    folder.mkdir(parents=True)
-    for index, size in enumerate(sizes):
-        image = Image.new("RGB", size, (40 * index, 90, 200 - 30 * index))
-        ImageDraw.Draw(image).ellipse((10, 10, 30 + 5 * index, 40), fill=(250, 20 * index, 60))
-        image.save(folder / f"{index}.png")
-        (folder / f"{index}.txt").write_text(
-            f"a photo of sks dog, number {index}", encoding="utf-8"
-        )
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench.gpu.pictures import paint
 from bench.gpu.rows import asked
+from tools.sample_images import paint
 
 import konomi
 from konomi.errors import KonomiError

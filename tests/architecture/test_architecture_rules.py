@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src" / "konomi").rglob("*.py"))
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 80
+TRANSLATIONS = ("src/konomi/cli/japanese/*", "src/konomi/evaluation/page/texts.py")
 HEAVY = {"torch", "pydantic", "rich", "diffusers", "transformers", "numpy", "PIL", "tomlkit"}
 UNSAFE_CALLS = {
     "pickle.load",
@@ -48,6 +50,18 @@ def test_there_is_something_to_look_at():
 def test_files_are_short():
     lengths = {where(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
     assert {path: length for path, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_no_line_is_let_off():
+    """Ruff holds lines to 100 columns; only a sentence and its translation may stay together."""
+    ruff = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]
+    assert ruff["line-length"] == 100 and "E" in ruff["lint"]["select"]
+    assert "E501" not in ruff["lint"]["ignore"] and "extend-exclude" not in ruff
+    assert ruff["lint"]["per-file-ignores"] == {key: ["E501"] for key in TRANSLATIONS}
+    pragma = "noqa: " + "E501"
+    folders = ("src", "tests", "tools", "bench")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert [where(path) for path in paths if pragma in path.read_text(encoding="utf-8")] == []
 
 
 def test_functions_are_short():

@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 import konomi
 from konomi.config.sections import TextConfig
+from konomi.errors import FileFormatError
 
 TINY = Path(konomi.__file__).parent / "builtin" / "tiny"
 WEIGHTS = sorted(TINY.rglob("*.safetensors"))
@@ -121,3 +122,11 @@ def test_diffusers_loads_the_folder() -> None:
     assert pipeline.vae_scale_factor == 8
     assert pipeline.text_encoder.config.hidden_size == pipeline.unet.config.cross_attention_dim
     assert next(pipeline.text_encoder.parameters()).dtype == torch.float32
+
+
+def test_it_is_inspected_and_converted_by_its_name(tmp_path: Path) -> None:
+    assert konomi.inspect("tiny").kind == "model folder"
+    konomi.convert("tiny", tmp_path / "one.safetensors")
+    assert konomi.inspect(tmp_path / "one.safetensors").kind == "checkpoint"
+    with pytest.raises(FileFormatError, match=r"tinny: no such file or folder\."):
+        konomi.convert("tinny", tmp_path / "two.safetensors")
