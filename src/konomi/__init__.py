@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from konomi.tasks import convert as convert
     from konomi.tasks import demo as demo
     from konomi.tasks import doctor as doctor
+    from konomi.tasks import evaluate as evaluate
     from konomi.tasks import generate as generate
     from konomi.tasks import identifiers as identifiers
     from konomi.tasks import inspect as inspect

@@ -34,6 +34,11 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("train", "konomi.cli.training", "train by a recipe, or by a method and a folder of images"),
     ("resume", "konomi.cli.training", "continue a run exactly where it stopped"),
     ("generate", "konomi.cli.generating", "draw pictures"),
+    (
+        "evaluate",
+        "konomi.cli.evaluating",
+        "measure saved files beside the base, and say which to keep",
+    ),
     ("identifiers", "konomi.cli.identifying", "list words that can become the name of a subject"),
     ("inspect", "konomi.cli.files", "show what a model or adapter file is"),
     ("convert", "konomi.cli.files", "write a file in another tool's format"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from konomi.cli.countdown import Countdown
 from konomi.cli.screen import seconds_text
 from konomi.errors import printable
 from konomi.language import translated
@@ -51,15 +52,11 @@ def follow(
         # One process of several shows the run; the others only do their part.
         return _code(_drain(events))
     finished, run = None, Path()
-    # Closing the events before the traceback, if there is one, lets the loop put away what it
-    # holds.
-    with _display() as display, closing(events) if isinstance(events, Generator) else nullcontext():
-        for event in events:
-            display.show(event)
-            if isinstance(event, Checkpointed):
-                run = Path(event.path).parent.parent
-            if isinstance(event, Finished):
-                finished = event
+    for event in shown(events):
+        if isinstance(event, Checkpointed):
+            run = Path(event.path).parent.parent
+        if isinstance(event, Finished):
+            finished = event
     if finished is None:
         return 0
     if finished.interrupted:
@@ -74,6 +71,16 @@ def follow(
         for lead, command in zip(("Next:", "Or:  "), finished.next_commands):
             print(translated(f"{lead} {command}"))
     return _code(finished)
+
+
+def shown(events: Iterator[Event]) -> Iterator[Event]:
+    """The same events, each drawn on its way."""
+    # Closing the events before the traceback, if there is one, lets the loop put away what it
+    # holds.
+    with _display() as display, closing(events) if isinstance(events, Generator) else nullcontext():
+        for event in events:
+            display.show(event)
+            yield event
 
 
 @dataclass(slots=True)
@@ -155,6 +162,7 @@ class PlainLines:
         self.prefix = prefix
         """Which run the lines are of, where there are several."""
         self.pace = Pace()
+        self.countdowns: dict[str, Countdown] = {}
         self.last_time = clock()
         self.last_step = 0
 
@@ -171,8 +179,9 @@ class PlainLines:
                 if self._is_time(event.step):
                     self._print(f"step {event.step}/{self.pace.total}  {self.pace.text()}")
             case Prepared():
+                left = _left(self.countdowns, event, self.clock)
                 if event.done == event.total or self._is_due():
-                    self._print(f"preparing {event.what}: {event.done}/{event.total}")
+                    self._print(f"preparing {event.what}: {event.done}/{event.total}{left}")
             case _:
                 if isinstance(event, Started):
                     self.pace.begin(event)
@@ -202,6 +211,8 @@ class LiveBar:
         self.pace = Pace()
         self.task: TaskID | None = None
         self.preparing: dict[str, TaskID] = {}
+        self.countdowns: dict[str, Countdown] = {}
+        self.left = ""
         self.progress = _rich_progress(self._lines)
 
     def __enter__(self) -> "LiveBar":
@@ -242,12 +253,15 @@ class LiveBar:
                 translated(f"preparing {event.what}"), total=event.total
             )
         self.progress.update(self.preparing[event.what], completed=event.done, total=event.total)
+        self.left = _left(self.countdowns, event, time.monotonic).strip()
 
     def _lines(self) -> list[str]:
         """What stands below the bar."""
         figures = (
             [translated(self.pace.text())]
             if self.task is not None and self.pace.samples_per_second
+            else [translated(self.left)]
+            if self.left
             else []
         )
         return (
@@ -255,6 +269,12 @@ class LiveBar:
             if self.pace.preview
             else figures
         )
+
+
+def _left(known: dict[str, Countdown], event: Prepared, clock: Callable[[], float]) -> str:
+    """`  3 min left`, where that is known."""
+    text = known.setdefault(event.what, Countdown(clock)).text(event)
+    return f"  {text}" if text else ""
 
 
 def sentence(event: Event) -> str:

@@ -47,8 +47,8 @@ class EvaluationConfig(GenerationConfig):
     in other places, its class alone and something unrelated."""
     seeds: Annotated[int, Field(ge=1, le=1000)] = 4
     """Pictures of each prompt, from `seed` on: the same noise for the base and every file."""
-    weights: Annotated[tuple[Weight, ...], Field(min_length=1)] = (1.0,)
-    """Strengths at which each file is drawn."""
+    weights: tuple[Weight, ...] = (1.0,)
+    """Strengths at which each file is drawn; none: 1."""
     size: Size | None = None
     """Picture size; by default the training size."""
     batch: Positive = 4

@@ -8,7 +8,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
-from konomi.errors import printable
+from konomi.config.parse import parse_json
+from konomi.config.problems import adapter_of
+from konomi.errors import DataError, printable
 from konomi.hardware.garbage_collection import gc_paused
 from konomi.storage.atomic import write_file
 
@@ -121,6 +123,21 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
                         before[place] = value
                         texts[place] = f'"{names[place]}": {_as_json(value)}'
                 file.write(f"{{{', '.join(texts)}}}\n")
+
+
+def read_manifest(path: Path) -> tuple[Record, ...]:
+    """The images of a file that `write_manifest` wrote, without those left out. Raises DataError
+    where it is none.
+    """
+    reader = adapter_of(Record)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        entries = [parse_json(line) for line in lines]
+        return tuple(reader.validate_python(entry) for entry in entries if "reason" not in entry)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: is no list of images that konomi wrote.") from error
 
 
 def _as_json(value: object) -> str:

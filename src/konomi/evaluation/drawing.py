@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from konomi import __version__
 from konomi.config.generation import GenerationConfig
-from konomi.errors import RunError
+from konomi.errors import ModelError, RunError
 from konomi.evaluation.pictures import Pictures, Place
 from konomi.evaluation.prompts import EvaluationPrompt
 from konomi.generation.generate import generate
@@ -85,25 +85,24 @@ class DrawingPlan:
             for first in range(0, self.count, self.batch)
         ]
 
-    def key(self, group: Sequence[Place], place: Place, drawn_by: str) -> str:
+    def key(self, group: Sequence[Place], place: Place, model_key: str) -> str:
         """What the picture at a place of a group is made of, as 32 hexadecimal digits.
 
-        `drawn_by` names the weights, the device and the number format.
+        `model_key` names the weights, the device and the number format.
         """
         requests = [_plain(self.request(one)) for one in group]
-        facts = [__version__, drawn_by, group.index(place), requests]
+        facts = [__version__, model_key, group.index(place), requests]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
-class Easel:
+class PictureFolder:
     """Where the pictures of one candidate are drawn."""
 
     plan: DrawingPlan
     folder: Path
-    drawn_by: str
+    model_key: str
     """As in `DrawingPlan.key`."""
-    origin: Origin
     memory: Path | None = None
     """Where they are kept beside, under their keys; None: nowhere else."""
 
@@ -111,11 +110,11 @@ class Easel:
         """The groups that are not there whole, after taking over what is remembered."""
         return [group for group in self.plan.groups() if not all(self._is_there(group))]
 
-    def draw(self, base: BaseModel) -> Iterator[int]:
+    def draw(self, base: BaseModel, origin: Origin) -> Iterator[int]:
         """Draw what is missing; yields how many pictures are there, first those that were.
 
-        `base` has the candidate on it. Raises ModelError where a picture is not a number, RunError
-        for the disk.
+        `base` has the candidate on it, and `origin` says so in each picture. Raises ModelError
+        where a picture is not a number, RunError for the disk.
         """
         missing = self.missing()
         there = self.plan.total - sum(map(len, missing))
@@ -123,13 +122,16 @@ class Easel:
         batch = self.plan.batch
         for group in missing:
             try:
-                self._draw(base, group, batch)
-            except torch.OutOfMemoryError:
+                self._draw(base, origin, group, batch)
+            except torch.OutOfMemoryError as error:
                 if batch == 1:
-                    raise
+                    raise ModelError(
+                        f"{base.device} has too little memory to draw a picture of "
+                        f"{self.plan.size[0]}x{self.plan.size[1]}. Choose evaluation.size smaller."
+                    ) from error
                 # The same pictures to rounding; the next ones are not tried together again.
                 batch = 1
-                self._draw(base, group, batch)
+                self._draw(base, origin, group, batch)
             there += len(group)
             yield there
         _prune(self.memory)
@@ -144,15 +146,23 @@ class Easel:
             images[place] = image
         return Pictures(self.plan.prompts, self.plan.seeds, images)
 
+    def keys(self) -> list[str]:
+        """What each picture is made of, in the order of `DrawingPlan.places`."""
+        return [
+            self.plan.key(group, place, self.model_key)
+            for group in self.plan.groups()
+            for place in group
+        ]
+
     def path(self, place: Place) -> Path:
         """`PROMPT-SEED.png`, by their numbers in the plan."""
         return self.folder / f"{place[0]}-{place[1]}.png"
 
-    def _draw(self, base: BaseModel, group: Sequence[Place], batch: int) -> None:
+    def _draw(self, base: BaseModel, origin: Origin, group: Sequence[Place], batch: int) -> None:
         requests = [self.plan.request(place) for place in group]
-        drawn = generate(base, requests, batch=batch, origin=self.origin)
+        drawn = generate(base, requests, batch=batch, origin=origin)
         for place, picture in zip(group, list(drawn), strict=True):
-            key = self.plan.key(group, place, self.drawn_by)
+            key = self.plan.key(group, place, self.model_key)
             encoded = png_bytes(picture, more={KEY: key})
             with write_file(self.path(place)) as temporary:
                 temporary.write_bytes(encoded)
@@ -160,7 +170,7 @@ class Easel:
 
     def _is_there(self, group: Sequence[Place]) -> Iterator[bool]:
         for place in group:
-            key, path = self.plan.key(group, place, self.drawn_by), self.path(place)
+            key, path = self.plan.key(group, place, self.model_key), self.path(place)
             if _key_of(path) == key:
                 yield True
                 continue

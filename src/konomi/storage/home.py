@@ -1,5 +1,6 @@
-"""`~` at the start of a path."""
+"""Paths as people write them: `~` at the start, and short."""
 
+import os
 from pathlib import Path
 
 
@@ -11,3 +12,13 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def shown(path: Path) -> str:
+    """From the current folder, so that a command with it can be typed here; as it is where there
+    is no such way (another drive).
+    """
+    try:
+        return Path(os.path.relpath(path)).as_posix()
+    except ValueError:
+        return str(path)

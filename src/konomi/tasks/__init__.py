@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from konomi.tasks.checking import CheckRow as CheckRow
     from konomi.tasks.checking import check as check
     from konomi.tasks.demonstration import demo as demo
+    from konomi.tasks.evaluating import evaluate as evaluate
     from konomi.tasks.files import convert as convert
     from konomi.tasks.files import inspect as inspect
     from konomi.tasks.files import where_it_works as where_it_works
@@ -36,6 +37,7 @@ VERBS = {
     "convert": "files",
     "demo": "demonstration",
     "doctor": "machine",
+    "evaluate": "evaluating",
     "generate": "generating",
     "identifiers": "identifying",
     "inspect": "files",

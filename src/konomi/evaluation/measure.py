@@ -1,0 +1,241 @@
+"""Draw what is compared, score it, and write down what was found.
+
+First every picture, with the base in memory once and one file after another put on it; then every
+score. What is there already is neither drawn nor measured again, so an evaluation that was
+interrupted, or that has a further file, goes on where it was.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+from konomi.errors import FileFormatError, ModelError
+from konomi.evaluation.candidates import (
+    BASE,
+    CandidateFile,
+    Opened,
+    bytes_of,
+    content,
+    drawn_with,
+    one_line,
+    open_saved,
+)
+from konomi.evaluation.drawing import PictureFolder
+from konomi.evaluation.encoders.encoder import Encoders
+from konomi.evaluation.job import Evaluation
+from konomi.evaluation.scoring import TRAINED_ON, measured, scores_key, usable_scorers
+from konomi.evaluation.statistics import estimate
+from konomi.evaluation.store import (
+    PICTURES,
+    Found,
+    keep_found,
+    kept_found,
+    write_scores,
+    write_summary,
+)
+from konomi.evaluation.suggestion import suggest
+from konomi.evaluation.summary import Candidate, ScorerNote, Summary
+from konomi.generation.request import Origin
+from konomi.models.base import BaseModel
+from konomi.storage.atomic import explained
+from konomi.storage.home import shown
+from konomi.training.events import Event, Prepared, Warned
+
+
+@dataclass(slots=True)
+class _Work:
+    """What has been found out so far."""
+
+    evaluation: Evaluation
+    base: BaseModel
+    encoders: Encoders
+    folder: Path
+    folders: dict[str, PictureFolder] = field(default_factory=dict)
+    """By candidate; those that could be drawn."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """By candidate: why it could not be drawn or measured."""
+    found: dict[str, Found] = field(default_factory=dict)
+
+
+def measure(
+    evaluation: Evaluation, base: BaseModel, encoders: Encoders, folder: Path, *, memory: Path
+) -> Iterator[Event]:
+    """Draw, score and write: `pictures/`, `scores.jsonl`, `summary.json` in `folder`.
+
+    `memory`: where the base's pictures are kept for other evaluations. A candidate that cannot be
+    drawn or measured is a row with its reason.
+
+    Raises RunError for the disk, ModelError where the base itself cannot be drawn; what was
+    finished is kept.
+    """
+    work = _Work(evaluation, base, encoders, folder)
+    yield from _draw(work, memory)
+    yield from _score(work)
+    summary = _summary(work)
+    scores = {id: found.scores for id, found in work.found.items() if id != BASE}
+    chosen = suggest(summary, evaluation.limits, scores=scores)
+    summary = replace(summary, suggestion=chosen)
+    write_scores(summary, work.found, folder)
+    write_summary(summary, folder)
+
+
+def _draw(work: _Work, memory: Path) -> Iterator[Event]:
+    evaluation, base = work.evaluation, work.base
+    each = evaluation.plan.total
+    total = each * (1 + len(evaluation.candidates))
+    model_key = _model_key(base)
+    stored = PictureFolder(evaluation.plan, _place(work, BASE), model_key, memory=memory)
+    for there in stored.draw(base, Origin(model=base.name)):
+        yield Prepared("pictures", there, total)
+    work.folders[BASE] = stored
+    done = shown = each
+    for _, group in groupby(evaluation.candidates, key=lambda one: one.file):
+        same_file = list(group)
+        for index, there in _draw_file(work, same_file, model_key):
+            shown = done + index * each + there
+            yield Prepared("pictures", shown, total)
+        done += len(same_file) * each
+        if shown < done:
+            # What was there already, or could not be drawn.
+            yield Prepared("pictures", done, total)
+
+
+def _draw_file(
+    work: _Work, group: Sequence[CandidateFile], model_key: str
+) -> Iterator[tuple[int, int]]:
+    """The pictures of one file at its weights: which of them, and how many of its pictures are
+    there.
+    """
+    file, plan, base = group[0].file, work.evaluation.plan, work.base
+    opened: Opened | None = None
+    for index, candidate in enumerate(group):
+        weight = candidate.weight
+        try:
+            if file.failure:
+                raise ModelError(file.failure)
+            with explained(file.path):
+                key = f"{model_key} {content(file.path)} {weight!r}"
+            stored = PictureFolder(plan, _place(work, candidate.id), key)
+            if stored.missing():
+                opened = opened or open_saved(file.path)
+                origin = Origin(model=base.name, adapters=opened.used(weight))
+                with drawn_with(opened, base, weight) as model:
+                    for there in stored.draw(model, origin):
+                        yield index, there
+            work.folders[candidate.id] = stored
+        except (ModelError, FileFormatError) as error:
+            # The others go on; what the disk refuses would be refused to them as well.
+            work.failures[candidate.id] = one_line(error)
+
+
+def _score(work: _Work) -> Iterator[Event]:
+    evaluation, encoders = work.evaluation, work.encoders
+    scorers, notes = usable_scorers(evaluation)
+    yield from map(Warned, notes)
+    base = work.folders[BASE]
+    base_pictures = base.pictures()
+    total = len(work.folders)
+    for done, (id, stored) in enumerate(work.folders.items()):
+        yield Prepared("scores", done, total)
+        key = scores_key(evaluation, encoders, scorers, stored=stored, base=base)
+        found = kept_found(key, stored.folder)
+        if found is None:
+            found = measured(
+                evaluation,
+                encoders,
+                scorers,
+                stored=stored,
+                base=base_pictures,
+                folder=work.folder,
+            )
+            keep_found(found, key, stored.folder)
+        work.found[id] = found
+    yield Prepared("scores", total, total)
+
+
+def _summary(work: _Work) -> Summary:
+    evaluation = work.evaluation
+    scorers, notes = usable_scorers(evaluation)
+    known = {name for found in work.found.values() for name in found.scores}
+    references = evaluation.references
+    trained_on = "" if references.held_out else TRAINED_ON
+    return Summary(
+        base=evaluation.base,
+        prompts=evaluation.plan.prompts,
+        seeds=evaluation.plan.seeds,
+        references=len(references.images),
+        references_held_out=references.held_out,
+        encoders={"image": work.encoders.image.name, "text": work.encoders.text.name},
+        scorers=tuple(
+            ScorerNote(
+                scorer.name,
+                scorer.title,
+                scorer.source,
+                scorer.unit,
+                scorer.higher_is_better,
+                trained_on if "references" in scorer.needs else "",
+            )
+            for scorer in scorers
+            if scorer.name in known
+        ),
+        candidates=tuple(_candidates(work)),
+        suggestion=None,
+        notes=(*evaluation.notes, *notes),
+    )
+
+
+def _candidates(work: _Work) -> Iterator[Candidate]:
+    base = work.found[BASE]
+    yield Candidate(
+        id=BASE,
+        label=work.evaluation.base,
+        method=BASE,
+        file="",
+        run="",
+        step=0,
+        weight=1.0,
+        bytes=0,
+        scores={name: estimate(values, None) for name, values in base.scores.items()},
+        pictures=_pictures(work, BASE),
+    )
+    for candidate in work.evaluation.candidates:
+        file, found = candidate.file, work.found.get(candidate.id, Found({}))
+        yield Candidate(
+            id=candidate.id,
+            label=candidate.label,
+            method=file.method,
+            file=shown(file.path),
+            run="" if file.run is None else shown(file.run),
+            step=file.step,
+            weight=candidate.weight,
+            bytes=bytes_of(file.path) if file.path.exists() else 0,
+            scores={
+                name: estimate(values, base.scores.get(name))
+                for name, values in found.scores.items()
+            },
+            pictures=_pictures(work, candidate.id) if candidate.id in work.folders else {},
+            copies=found.copies,
+            failure=work.failures.get(candidate.id, ""),
+        )
+
+
+def _pictures(work: _Work, id: str) -> dict[str, str]:
+    stored = work.folders[id]
+    return {
+        f"{row}-{column}": stored.path((row, column)).relative_to(work.folder).as_posix()
+        for row, column in sorted(work.evaluation.plan.places())
+    }
+
+
+def _place(work: _Work, id: str) -> Path:
+    return work.folder / PICTURES / id
+
+
+def _model_key(base: BaseModel) -> str:
+    """What the untouched base draws with, device and number format included."""
+    parts: tuple[Literal["denoiser", "vae", "text"], ...] = ("denoiser", "vae", "text")
+    prints = [base.fingerprint(part) for part in parts]
+    process = (base.process.prediction, base.zero_terminal_snr)
+    return " ".join(map(str, (base.family, *prints, *process, base.device.type, base.dtype)))
