@@ -152,9 +152,14 @@ class Opened:
         return (UsedAdapter(self.path.stem, weight, weight, hashed, kind),)
 
 
+def is_whole_model(path: Path) -> bool:
+    """Whether a file is no adapter. Raises FileFormatError where it is neither."""
+    return format_of(open_source(path)) is None
+
+
 def open_saved(path: Path) -> Opened:
     """Read an adapter; of a whole model only look what it is. Raises KonomiError."""
-    if format_of(open_source(path)) is None:
+    if is_whole_model(path):
         load_base(path)
         return Opened(None, path)
     return Opened(named_by_file(named_as_trained(read_adapter(path)), path), path)

@@ -7,7 +7,7 @@ import torch
 from konomi.config.evaluation import EncodersConfig
 from konomi.errors import ModelError
 from konomi.evaluation.encoders.encoder import Encoders
-from konomi.evaluation.encoders.load import load_encoder, load_encoders
+from konomi.evaluation.encoders.load import folder_of, load_encoders
 from konomi.models.hub import cached_snapshot
 
 IMAGE = "facebook/dinov2-small"
@@ -38,7 +38,18 @@ def open_encoders(
     image = config.image
     if image == "auto":
         image = TINY if small_base else _image(text, notes)
-    return load_encoders(image, text, device=device), tuple(notes)
+    try:
+        return load_encoders(image, text, device=device), tuple(notes)
+    except ModelError as error:
+        if "auto" not in (config.image, config.text) or TINY == image == text:
+            raise
+        # Files that lie there and cannot be read.
+        named = EncodersConfig(
+            image=TINY if config.image == "auto" else image,
+            text=TINY if config.text == "auto" else text,
+        )
+        encoders, _ = open_encoders(named, small_base=small_base, device=device)
+        return encoders, (f"{error} Measured by the small CLIP inside konomi instead.",)
 
 
 def _text(notes: list[str]) -> str:
@@ -60,7 +71,7 @@ def _image(text: str, notes: list[str]) -> str:
 def _why_not(name: str) -> str:
     """Why an encoder is not to be had; "" for one that is on this machine now."""
     try:
-        load_encoder(name)
+        folder_of(name)
     except ModelError as error:
         return str(error)
     return ""
@@ -68,8 +79,9 @@ def _why_not(name: str) -> str:
 
 def _instead(what: str, wanted: str, other: str, setting: str, reason: str) -> str:
     taken = "the small CLIP inside konomi, which knows drawings" if other == TINY else other
-    return (
+    told = (
         f"{what} is measured by {taken}: {wanted} is not on this machine and cannot be fetched. "
         f"Fetch it once (hf download {wanted}), or name another folder or hub id in "
-        f"evaluation.encoders.{setting}. ({reason})"
+        f"evaluation.encoders.{setting}."
     )
+    return told if "cannot be reached" in reason else f"{told} ({reason})"

@@ -19,6 +19,7 @@ from konomi.evaluation.candidates import (
     bytes_of,
     content,
     drawn_with,
+    is_whole_model,
     one_line,
     open_saved,
 )
@@ -218,6 +219,7 @@ def _candidates(work: _Work) -> Iterator[Candidate]:
             pictures=_pictures(work, candidate.id) if candidate.id in work.folders else {},
             copies=found.copies,
             failure=work.failures.get(candidate.id, ""),
+            whole_model=candidate.id in work.folders and is_whole_model(file.path),
         )
 
 

@@ -20,8 +20,6 @@ from konomi.evaluation.summary import Candidate, Estimate, Suggestion, Summary
 
 ScoresOf = Mapping[str, Mapping[str, Scores]]
 """Candidate's id -> name of the score -> the score of each picture."""
-_WHOLE_MODELS = ("full", "dreambooth")
-"""Methods whose file is a base by itself."""
 
 
 def suggest(
@@ -146,7 +144,8 @@ def _command(summary: Summary, chosen: Candidate) -> str:
     prompt = next((p.text for p in summary.prompts if p.kind == "subject"), "")
     prompt = prompt or (summary.prompts[0].text if summary.prompts else "a picture")
     words = ["konomi", "generate", prompt, "--base"]
-    if chosen.method in _WHOLE_MODELS:
-        return shlex.join([*words, chosen.file])
+    if chosen.whole_model:
+        # Between the base and a model there is no file to name.
+        return shlex.join([*words, chosen.file]) if chosen.weight == 1 else ""
     weight = "" if chosen.weight == 1 else f":{chosen.weight:g}"
     return shlex.join([*words, summary.base, "--add", f"{chosen.file}{weight}"])

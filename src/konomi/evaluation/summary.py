@@ -70,6 +70,8 @@ class Candidate:
     copies: tuple[Copy, ...] = ()
     failure: str = ""
     """Why it could not be trained, drawn or measured: one line. Its scores are then empty."""
+    whole_model: bool = False
+    """It is a base by itself, not something that is put on one."""
 
 
 @dataclass(frozen=True, slots=True)

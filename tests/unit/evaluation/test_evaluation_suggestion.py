@@ -154,7 +154,7 @@ def test_pictures_at_hand_tell_files_apart_that_intervals_do_not():
 
 
 def test_a_run_of_the_whole_model_is_used_as_a_base():
-    found = suggest(summary(replace(file(200, 0.6), method="full")), LIMITS)
+    found = suggest(summary(replace(file(200, 0.6), whole_model=True)), LIMITS)
     assert found.command == (
         "konomi generate 'a photo of sks dog' --base runs/dog/dog-000200.safetensors"
     )

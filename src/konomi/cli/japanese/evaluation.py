@@ -50,6 +50,8 @@ PAIRS = {
     "{path}: predicts otherwise than the base, so they cannot be mixed.": "{path}: ベースモデルと予測の種類が違うため、混ぜられません。",
     "{path}: {part} {name} is of another size than the base's.": "{path}: {part} の {name} の大きさがベースモデルと違います。",
     "{subject} is measured by {reason1}: {wanted} is not on this machine and cannot be fetched. Fetch it once (hf download {id}), or name another folder or hub id in evaluation.encoders.{setting}. ({reason})": "{subject}は {reason1} で測ります。{wanted} がこの計算機になく、取得もできません。一度取得する(hf download {id})か、evaluation.encoders.{setting} に別のフォルダまたは hub id を指定してください。({reason})",
+    "{subject} is measured by {reason1}: {wanted} is not on this machine and cannot be fetched. Fetch it once (hf download {id}), or name another folder or hub id in evaluation.encoders.{setting}.": "{subject}は {reason1} で測ります。{wanted} がこの計算機になく、取得もできません。一度取得する(hf download {id})か、evaluation.encoders.{setting} に別のフォルダまたは hub id を指定してください。",
+    "{reason} Measured by the small CLIP inside konomi instead.": "{reason}代わりに konomi 内蔵の小さな CLIP で測ります。",
     "{device} has too little memory to draw a picture of {width}x{height}. Choose evaluation.size smaller.": "{device} のメモリが足りず、{width}x{height} の絵を描けません。evaluation.size を小さくしてください。",
     "compared with pictures that were trained on, which flatters": "学習に使った画像と比べたため、値は甘めです",
     "not measured: {names}: {reason}.": "測っていないもの: {names}({reason})。",
