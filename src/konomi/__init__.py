@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from konomi.tasks import inspect as inspect
     from konomi.tasks import load_base as load_base
     from konomi.tasks import merge_custom as merge_custom
+    from konomi.tasks import merge_models as merge_models
     from konomi.tasks import new_recipe as new_recipe
     from konomi.tasks import read_recipe as read_recipe
     from konomi.tasks import recipe_from_flags as recipe_from_flags

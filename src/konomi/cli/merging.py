@@ -1,14 +1,14 @@
 """`konomi merge`."""
 
 import argparse
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from konomi.cli.arguments import ArgumentParser
-from konomi.cli.plain import tell
-from konomi.errors import RecipeError
+from konomi.cli.plain import json_text, tell
+from konomi.errors import RecipeError, printable
 from konomi.language import translated
-
-KINDS = ("custom",)
 
 
 def merge(arguments: list[str]) -> int:
@@ -22,11 +22,135 @@ def merge(arguments: list[str]) -> int:
             "custom", help="files of Custom Diffusion that were trained apart", allow_abbrev=False
         )
     )
+    _add_models(kinds.add_parser("models", help="whole models", allow_abbrev=False))
     options = parser.parse_args(arguments)
-    return _custom(options)
+    verb: Callable[[argparse.Namespace], int] = options.verb
+    return verb(options)
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    from konomi.merging.methods import METHODS
+    from konomi.merging.weights import PRESETS
+
+    parser.description = (
+        "Merge models of one family into one .safetensors file, tensor by tensor: no model is in "
+        "memory whole. Ways that need a common ancestor take it as the last model."
+    )
+    parser.set_defaults(verb=_models)
+    parser.add_argument(
+        "models", metavar="MODEL", nargs="+", help=".safetensors or .ckpt file, diffusers folder"
+    )
+    ways = ", ".join(method.name for method in METHODS)
+    parser.add_argument("--how", metavar="HOW", default="weighted_sum", help=f"one of {ways}")
+    parser.add_argument(
+        "--alpha", metavar="X", type=float, help="weight of what is added or mixed in"
+    )
+    parser.add_argument(
+        "--beta", metavar="X", type=float, help="second weight, of triple_sum and della"
+    )
+    parser.add_argument(
+        "--density",
+        metavar="X",
+        type=float,
+        help="share of a difference that is kept, of ties, dare and della",
+    )
+    parser.add_argument(
+        "--seed", metavar="S", type=int, default=0, help="of what dare and della draw"
+    )
+    names = ", ".join(name for name, _ in PRESETS)
+    parser.add_argument(
+        "--blocks",
+        metavar="B",
+        help=f"alpha by block: IN00:0,OUT11:1, or a number for each, or one of {names}",
+    )
+    parser.add_argument("--base-alpha", metavar="X", type=float, help="alpha of the text encoders")
+    parser.add_argument(
+        "--rule",
+        metavar="PATTERN:X",
+        action="append",
+        default=[],
+        help="alpha of the tensors with such names (*attn2*:0.3); the last that fits decides",
+    )
+    add_result_flags(parser)
+    parser.add_argument("--merge-vae", action="store_true", help="merge the VAEs too, with alpha")
+    parser.add_argument(
+        "--prediction",
+        metavar="P",
+        help="what the result predicts (epsilon, v_prediction), where the models do not agree",
+    )
+
+
+def add_result_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of every verb that writes a model."""
+    parser.add_argument(
+        "--vae", metavar="VAE", help="take the VAE from there; by default the first model's"
+    )
+    parser.add_argument(
+        "--precision",
+        metavar="P",
+        help="number format of the result: fp32, fp16, bf16; by default the first model's",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", type=Path, required=True, help="a .safetensors file"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON for a program to read")
+
+
+def _models(options: argparse.Namespace) -> int:
+    from konomi import tasks
+
+    done = tasks.merge_models(
+        options.models,
+        options.output,
+        how=options.how,
+        alpha=options.alpha,
+        beta=options.beta,
+        density=options.density,
+        seed=options.seed,
+        blocks=options.blocks,
+        base_alpha=options.base_alpha,
+        rules=options.rule,
+        precision=options.precision,
+        vae=options.vae,
+        merge_vae=options.merge_vae,
+        prediction=options.prediction,
+        tell=_quiet if options.json else tell,
+        progress=bar(),
+    )
+    if options.json:
+        print(json_text(done))
+        return 0
+    print(
+        translated(
+            f"{done.num_merged} tensors merged by {done.how}, {done.num_kept} kept as they are."
+        )
+    )
+    print(translated(f"Wrote {printable(str(done.path))}"))
+    return 0
+
+
+def _quiet(line: str) -> None:
+    """With --json the notes are in the report."""
+
+
+def bar() -> Callable[[int, int], object]:
+    """A line on a terminal's standard error that says how far the work is; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return lambda done, total: None
+    shown = [-1]
+
+    def show(done: int, total: int) -> None:
+        percent = 100 * done // max(total, 1)
+        if percent != shown[0]:
+            shown[0] = percent
+            end = "\r\x1b[K" if done >= total else ""
+            print(f"\r{percent} %{end}", end="", file=sys.stderr, flush=True)
+
+    return show
 
 
 def _add_custom(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(verb=_custom)
     parser.description = (
         "Merge files of Custom Diffusion in closed form: each subject keeps what its word stands "
         "for, and the base changes as little as it can on ordinary captions."

@@ -101,7 +101,7 @@ def save_single_file(
         path.parent,
         _SLACK + sum(tensor.numel() * tensor.element_size() for tensor in content.values()),
     )
-    write_tensors(path, content, {**_own_metadata(base, content), **(metadata or {})})
+    write_tensors(path, content, {**single_file_metadata(base, content), **(metadata or {})})
 
 
 def _latent_diffusion(base: BaseModel) -> LatentDiffusion:
@@ -234,8 +234,12 @@ def _known(ldm_name: str | None, name: str) -> str:
     return ldm_name
 
 
-def _own_metadata(base: LatentDiffusion, content: Mapping[str, Tensor]) -> dict[str, str]:
-    """modelspec's facts, and what the shapes do not tell of an unusual architecture."""
+def single_file_metadata(base: LatentDiffusion, content: Mapping[str, Tensor]) -> dict[str, str]:
+    """What a single file says of itself: modelspec's facts, and what the shapes do not tell of an
+    unusual architecture.
+
+    content: its tensors by name; only their shapes count.
+    """
     side = base.resolution
     result = {
         "modelspec.sai_model_spec": "1.0.1",

@@ -23,6 +23,7 @@ from konomi.storage.atomic import write_file
 from konomi.storage.sniff import FileKind, refuse, sniff
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 MAX_HEADER = 100_000_000
@@ -30,13 +31,14 @@ MAX_HEADER = 100_000_000
 
 # In the order in which the library sorts tensors (last first), so that data written here has the
 # same layout.
-_BYTES = {
+TYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2,
     "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "C64": 8, "F64": 8, "I64": 8, "U64": 8,
 }  # fmt: skip
-_ORDER = {dtype: index for index, dtype in enumerate(_BYTES)}
-_TORCH = {
+"""Bytes of one number, by the format's word for its type."""
+_ORDER = {dtype: index for index, dtype in enumerate(TYPE_BYTES)}
+TORCH_NAMES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "float8_e5m2": "F8_E5M2",
     "float8_e4m3fn": "F8_E4M3",
     "float8_e8m0fnu": "F8_E8M0", "int16": "I16", "uint16": "U16", "float16": "F16",
@@ -45,6 +47,7 @@ _TORCH = {
     "int64": "I64",
     "uint64": "U64",
 }  # fmt: skip
+"""Name of a type in torch -> the format's word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +148,7 @@ def write_tensors(
     check_finite(tensors, str(path))
     with write_file(path) as temporary, temporary.open("wb", buffering=0) as file:
         for block in serialised(tensors, metadata or {}):
-            _write_all(file.fileno(), block)
+            write_all(file.fileno(), block)
 
 
 def serialised(
@@ -189,10 +192,22 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 def dtype_name(name: str, tensor: Tensor) -> str:
     """The format's word for a tensor's type. Raises FileFormatError if it has none."""
-    word = _TORCH.get(str(tensor.dtype).removeprefix("torch."))
+    return dtype_word(name, tensor.dtype)
+
+
+def dtype_word(name: str, dtype: torch.dtype) -> str:
+    """The same of a type; `name` is that of the tensor, for the message."""
+    word = TORCH_NAMES.get(str(dtype).removeprefix("torch."))
     if word is None:
-        raise FileFormatError(f"{name}: {tensor.dtype} cannot be stored in a safetensors file.")
+        raise FileFormatError(f"{name}: {dtype} cannot be stored in a safetensors file.")
     return word
+
+
+def place_of_type(dtype: torch.dtype) -> int:
+    """Where tensors of a type lie in a file: wider numbers come first, as the library sorts
+    them.
+    """
+    return -_ORDER[dtype_word("", dtype)]
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
@@ -224,14 +239,14 @@ def _checked_info(path: Path, name: str, entry: object) -> TensorInfo:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise FileFormatError(f"{path}: {name} is not declared with dtype, shape and data_offsets.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _BYTES:
+    if not isinstance(dtype, str) or dtype not in TYPE_BYTES:
         raise FileFormatError(f"{path}: {name} has the unknown type {str(dtype)[:40]!r}.")
     if not _naturals(shape) or len(shape) > 64 or not _naturals(offsets) or len(offsets) != 2:
         raise FileFormatError(
             f"{path}: {name} has a shape or position that is not a list of whole numbers."
         )
     start, end = offsets
-    if end - start != math.prod(shape) * _BYTES[dtype]:
+    if end - start != math.prod(shape) * TYPE_BYTES[dtype]:
         raise FileFormatError(
             f"{path}: {name} of shape {shape} and type {dtype} cannot take {end - start} bytes."
         )
@@ -266,7 +281,8 @@ def _naturals(value: object) -> bool:
     )
 
 
-def _write_all(descriptor: int, block: memoryview | bytes) -> None:
+def write_all(descriptor: int, block: memoryview | bytes) -> None:
+    """Write a block to its end, however little the system takes at once."""
     rest = memoryview(block)
     while rest:
         rest = rest[os.write(descriptor, rest[: 1 << 30]) :]

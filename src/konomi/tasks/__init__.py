@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from konomi.tasks.machine import doctor as doctor
     from konomi.tasks.merging import CustomMerge as CustomMerge
     from konomi.tasks.merging import merge_custom as merge_custom
+    from konomi.tasks.merging_models import ModelMerge as ModelMerge
+    from konomi.tasks.merging_models import merge_models as merge_models
     from konomi.tasks.recipes import new_recipe as new_recipe
     from konomi.tasks.recipes import read_recipe as read_recipe
     from konomi.tasks.recipes import recipe_from_flags as recipe_from_flags
@@ -43,6 +45,7 @@ VERBS = {
     "inspect": "files",
     "load_base": "generating",
     "merge_custom": "merging",
+    "merge_models": "merging_models",
     "new_recipe": "recipes",
     "read_recipe": "recipes",
     "recipe_from_flags": "recipes",
@@ -60,6 +63,7 @@ _ANSWERS = {
     "DoctorReport": "machine",
     "DoctorRow": "machine",
     "Identifier": "identifying",
+    "ModelMerge": "merging_models",
 }
 """What some of them return."""
 

@@ -340,7 +340,7 @@ def test_a_full_disk_is_one_clear_line(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("konomi.storage.tensor_file._write_all", full)
+    monkeypatch.setattr("konomi.storage.tensor_file.write_all", full)
     with pytest.raises(RunError, match=r"disk is full.*data\.cache"):
         build(make(tmp_path / "cache"), records)
     monkeypatch.undo()

@@ -27,7 +27,7 @@ def test_a_killed_build_leaves_nothing_half(tmp_path: Path) -> None:
         "def killed(descriptor, block):\n"
         "    os.write(descriptor, bytes(block)[:9])\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "file._write_all = killed\n"
+        "file.write_all = killed\n"
         "store.put('b', 'b', {'x': torch.zeros(3)})\n"
         "store.flush()\n"
     )

@@ -8,6 +8,7 @@ from konomi.cli.japanese import (
     evaluation,
     folders,
     history,
+    merging,
     methods,
     models,
     pages,
@@ -54,6 +55,7 @@ AREAS = tuple(
         evaluation,
         comparing,
         history,
+        merging,
     )
 )
 
