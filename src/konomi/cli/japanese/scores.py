@@ -24,4 +24,6 @@ PAIRS = {
     "Difference between pictures of one prompt": "同じプロンプトの画像どうしの違い",
     "Difference between pictures of one prompt, by LPIPS": "同じプロンプトの画像どうしの違い(LPIPS)",
     "Copies of training pictures": "学習画像の写し",
+    "Training pictures told from others by their loss": "損失による学習画像の見分けやすさ",
+    "Loss on pictures that were not trained on": "学習に使っていない画像での損失",
 }
