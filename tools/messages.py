@@ -51,7 +51,7 @@ EXCEPTIONS: dict[str, str] = {
     r"another family"
     r"|holds neither model_index.json nor adapter_config.json)$": "a kind or format, by the name "
     "that --json has",
-    r"^(hold out|konomi cache 1|made up|bold red"
+    r"^(hold out|fixed noise|konomi cache 1|made up|bold red"
     r"|sample\.width, height|Input should be )$": "not shown",
     r"^class images/": "not shown",
     r"^(Prodigy|schedule-free|Lion) optimiser$|^\.tar shards$|^Reading \.tar "
