@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     # For type checkers alone; a test holds that these are the names below.
     from konomi.config.recipe import Recipe as Recipe
     from konomi.errors import KonomiError as KonomiError
+    from konomi.tasks import branch as branch
     from konomi.tasks import check as check
     from konomi.tasks import convert as convert
     from konomi.tasks import demo as demo

@@ -33,6 +33,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("check", "konomi.cli.recipes", "check images, captions, sizes and steps before training"),
     ("train", "konomi.cli.training", "train by a recipe, or by a method and a folder of images"),
     ("resume", "konomi.cli.training", "continue a run exactly where it stopped"),
+    ("branch", "konomi.cli.training", "go back to a checkpoint and go on with other settings"),
     ("generate", "konomi.cli.generating", "draw pictures"),
     (
         "evaluate",

@@ -71,6 +71,43 @@ def resume(arguments: list[str]) -> int:
     return follow(events, resume_command=_resume_command)
 
 
+def branch(arguments: list[str]) -> int:
+    """Go on from a checkpoint with other settings."""
+    parser = ArgumentParser(
+        prog="konomi branch",
+        usage="konomi branch RUN --at STEP [key=value ...] [--output RUN2]",
+        description="Go back to a checkpoint and go on with other settings, in a folder of its "
+        "own.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
+    parser.add_argument(
+        "changes", metavar="key=value", nargs="*", help="settings to change, as in train"
+    )
+    parser.add_argument(
+        "--at", metavar="STEP", type=int, required=True, help="a step the run has a checkpoint of"
+    )
+    parser.add_argument(
+        "--output", metavar="RUN2", type=Path, help="the new run folder (default: RUN-2, ...)"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start afresh even if the run folder has a run"
+    )
+    options = parser.parse_intermixed_args(arguments)
+
+    from konomi import tasks
+    from konomi.cli.progress import follow
+
+    events = tasks.branch(
+        options.run,
+        options.at,
+        options.changes,
+        output=options.output,
+        overwrite=options.overwrite,
+    )
+    return follow(events, resume_command=_resume_command)
+
+
 def demo(arguments: list[str]) -> int:
     """Train on what konomi brings along."""
     parser = ArgumentParser(

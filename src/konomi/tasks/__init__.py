@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from konomi.tasks.recipes import read_recipe as read_recipe
     from konomi.tasks.recipes import recipe_from_flags as recipe_from_flags
     from konomi.tasks.reporting import report as report
+    from konomi.tasks.training import branch as branch
     from konomi.tasks.training import resume as resume
     from konomi.tasks.training import train as train
 
 VERBS = {
+    "branch": "training",
     "check": "checking",
     "convert": "files",
     "demo": "demonstration",

@@ -36,6 +36,7 @@ OUTPUTS = (
     "log.jsonl",
     "recipe.toml",
     "manifest.jsonl",
+    "parent.json",
     PAGE,
 )
 AT_THE_END = ("result", "validation", "previews", "report")
@@ -46,12 +47,12 @@ _MAX_RECIPE = 4 * 2**20
 _MAX_NOTE = 2**16
 
 
-def new_run_folder(job: Job, *, overwrite: bool) -> Path:
-    """The folder asked for, or the next free one below `runs/`. Raises RunError if it holds a run
-    already.
+def new_run_folder(job: Job, *, overwrite: bool, beside: Path | None = None) -> Path:
+    """The folder asked for, or the next free one below `runs/`, or named after `beside`. Raises
+    RunError if it holds a run already.
     """
     asked = job.recipe.run.output
-    folder = Path(asked) if asked else _next_free(Path("runs") / job.recipe.run.name)
+    folder = Path(asked) if asked else _next_free(beside or Path("runs") / job.recipe.run.name)
     if job.processes.is_first:
         with explained(folder):
             if not overwrite:

@@ -2,7 +2,7 @@
 `run_outputs`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -12,9 +12,16 @@ from typing import Any
 from konomi.config.recipe import Recipe
 from konomi.data.loader import BatchStream
 from konomi.data.preflight import summary_lines
+from konomi.errors import RunError
 from konomi.models.memory import apply_memory_options
 from konomi.storage.atomic import explained, sweep_temporaries
 from konomi.storage.lock import RunLock
+from konomi.tasks.branching import (
+    Branch,
+    changed_recipe,
+    check_same_base,
+    checkpoint_to_branch_at,
+)
 from konomi.tasks.checkpointing import Checkpoints
 from konomi.tasks.class_images import draw_class_images, with_class_images
 from konomi.tasks.preparing import Job, open_stream, prepare
@@ -106,6 +113,41 @@ def resume(
         )
 
 
+def branch(
+    run: str | Path,
+    at: int,
+    changes: Sequence[str] = (),
+    *,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    stop: Stop | None = None,
+) -> Iterator[Event]:
+    """Go back to a checkpoint of a run and go on with other settings, in a folder of its own;
+    yields events until `Finished`. The other run stays as it is.
+
+    run: the run folder to leave.
+    at: the step, one that the run keeps a checkpoint of.
+    changes: settings to change, each like `optimizer.learning_rate=1e-4`. What the checkpoint
+        depends on (base, method, kind of optimiser, number format) cannot change.
+    output: the new run folder; by default beside the other one, with a number.
+    overwrite: replace a run that lies there.
+    stop: as in `train`.
+
+    Raises KonomiError for anything the user can mend.
+    """
+    with stop_on_signals(stop or Stop()) as heeded:
+        parent = Path(run)
+        recipe, changed = changed_recipe(recipe_of_run(parent), changes)
+        job = prepare(replace(recipe, run=replace(recipe.run, output=str(output or ""))))
+        start = Branch(parent, checkpoint_to_branch_at(job, parent, at), changed)
+        if output is not None and Path(output).resolve() == parent.resolve():
+            raise RunError(f"{output}: is the run that is to be left. Choose another --output.")
+        folder = new_run_folder(job, overwrite=overwrite, beside=parent)
+        check_output_paths(job, folder, replace=overwrite)
+        job = replace(job, recipe=moved(job.recipe, folder))
+        yield from _run(job, folder, heeded, resuming=False, allow_changes=True, start=start)
+
+
 def _run(
     job: Job,
     folder: Path,
@@ -114,6 +156,7 @@ def _run(
     resuming: bool,
     allow_changes: bool,
     keep_schedule: bool = False,
+    start: Branch | None = None,
 ) -> Iterator[Event]:
     with ExitStack() as stack:
         stack.callback(job.processes.leave)
@@ -142,13 +185,23 @@ def _run(
         identity = identity_of(job)
         checkpoint = None
         missing: tuple[str, ...] = AT_THE_END
-        if resuming:
-            checkpoint = newest()
-            warnings += check_same_run(checkpoint.run, identity, allow_changes=allow_changes)
+        if resuming or start is not None:
+            if start is None:
+                checkpoint = newest()
+                warnings += check_same_run(checkpoint.run, identity, allow_changes=allow_changes)
+            else:
+                checkpoint = start.checkpoint
+                check_same_base(checkpoint, identity, job.recipe)
+                warnings += start.notes(identity)
             missing = to_do(job, folder, checkpoint)
             job, moved_note = with_schedule(job, checkpoint, keep=keep_schedule)
             warnings += [moved_note] if moved_note else []
             identity |= {"recipe": flat(job.recipe), "schedule_steps": schedule_steps(job)}
+        if start is not None and job.processes.is_first:
+            with explained(folder):
+                write_inputs(job, folder)
+            keep = job.recipe.run.keep_checkpoints
+            checkpoint = start.begin(folder, identity, keep=keep)
         job.processes.wait()
         events = _events(job, folder, stop, checkpoint, identity, missing)
         if job.processes.is_first:

@@ -23,6 +23,13 @@ def cut_log(run: Path, step: int) -> None:
     """Drop entries after `step`: a resumed run does those steps again. Lines a crash cut short go
     too.
     """
+    copy_log(run, run, step)
+
+
+def copy_log(run: Path, to: Path, step: int) -> None:
+    """Write the entries of `run` up to `step` as the log of `to`, where there are any. Raises
+    RunError for the disk, or for a log that is no file.
+    """
     path = run / NAME
     if not path.exists() and not path.is_symlink():
         return
@@ -32,8 +39,8 @@ def cut_log(run: Path, step: int) -> None:
         raise RunError(f"{strange} Remove it.") from strange
     # Written line by line: a long run's log is not held in memory.
     with (
-        explained(path),
-        write_file(path) as temporary,
+        explained(to / NAME),
+        write_file(to / NAME) as temporary,
         temporary.open("wb") as kept,
         path.open("rb") as lines,
     ):
