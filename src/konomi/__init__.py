@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     # For type checkers alone; a test holds that these are the names below.
     from konomi.config.recipe import Recipe as Recipe
     from konomi.errors import KonomiError as KonomiError
+    from konomi.tasks import benchmark_dreambooth as benchmark_dreambooth
     from konomi.tasks import branch as branch
     from konomi.tasks import check as check
+    from konomi.tasks import compare as compare
     from konomi.tasks import convert as convert
     from konomi.tasks import demo as demo
     from konomi.tasks import doctor as doctor

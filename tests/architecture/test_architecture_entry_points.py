@@ -14,7 +14,7 @@ from konomi import tasks
 from konomi.cli.main import COMMANDS
 
 SOURCE = Path(konomi.__file__).parent
-OTHER_NAMES = {"new": "new_recipe", "merge": "merge_custom"}
+OTHER_NAMES = {"benchmark": "benchmark_dreambooth", "new": "new_recipe", "merge": "merge_custom"}
 """Commands whose function is called otherwise: what they do is more than the word says."""
 
 

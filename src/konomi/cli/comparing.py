@@ -30,8 +30,10 @@ def compare(arguments: list[str]) -> int:
         overrides=changes,
         budget=options.budget,
         sweep=options.sweep,
+        search=options.search,
         saves=options.saves,
         jobs=options.jobs,
+        on=options.on,
         output=options.output,
         plan_only=options.plan,
     )
@@ -75,6 +77,14 @@ def _parser() -> ArgumentParser:
         help="a run for each value of a setting; may be repeated",
     )
     add(
+        "--search",
+        metavar="N",
+        type=int,
+        default=0,
+        help="choose the settings of N runs among the sweep's by what earlier runs came to; "
+        "--sweep may then be a range, KEY=LOW..HIGH",
+    )
+    add(
         "--saves",
         metavar="N",
         type=int,
@@ -84,8 +94,13 @@ def _parser() -> ArgumentParser:
         "--jobs",
         metavar="N",
         type=int,
-        default=1,
-        help="runs at a time (default: %(default)s)",
+        help="runs at a time (default: 1; on Ray as many as fit)",
+    )
+    add(
+        "--on",
+        metavar="ray[:ADDRESS]",
+        default="",
+        help="train on Ray: on this machine, or on a cluster",
     )
     add("--output", metavar="DIR", help="where to (default: runs/compare-NAME)")
     add("--plan", action="store_true", help="show runs, steps and time, and stop there")

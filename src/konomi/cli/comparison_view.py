@@ -5,23 +5,30 @@ import sys
 from collections import defaultdict
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from konomi.cli.evaluation_view import print_summary
 from konomi.cli.plain import json_text
 from konomi.cli.progress import INTERRUPTED, Pace, PlainLines, sentence
 from konomi.cli.screen import screen, seconds_text
 from konomi.errors import printable
+from konomi.evaluation.best import best_of_methods
+from konomi.evaluation.dreambooth_benchmark import MEASURES, PAPER
+from konomi.evaluation.store import read_summary
 from konomi.language import translated
+from konomi.tasks.benchmarking import BenchmarkEvent, BenchmarkTable, SubjectBegun
 from konomi.tasks.candidate_processes import FromRun, Trained
 from konomi.tasks.comparing import ComparisonEvent, Planned
 from konomi.training.events import Event, Finished, Prepared, Started, Step
 
 if TYPE_CHECKING:
     from konomi.evaluation.plan import Plan
+    from konomi.evaluation.summary import Summary
 
 
 class RunsDisplay(Protocol):
@@ -62,7 +69,88 @@ def follow_comparison(events: Iterator[ComparisonEvent], *, as_json: bool) -> in
         told = "Stopped; what is done is kept. The same command goes on with it."
         print(translated(told), file=sys.stderr)
         return INTERRUPTED
+    summary = read_summary(Path(plan.folder))
+    if as_json:
+        print(json_text(summary))
+    else:
+        print(translated(f"Look at {finished.path}"))
+        print_summary(summary)
+        print_best(summary)
+    return 1 if all(one.failure for one in summary.candidates[1:]) else 0
+
+
+def follow_benchmark(events: Iterator[BenchmarkEvent], *, as_json: bool) -> int:
+    """Go through a benchmark, showing how it goes; its table last. Returns the exit code."""
+    table, finished = None, None
+    display = _display(quiet=as_json)
+    with closing(events) if isinstance(events, Generator) else nullcontext(), display:
+        for news in events:
+            match news:
+                case SubjectBegun():
+                    told = f"{printable(news.name)}, subject {news.number} of {news.total}"
+                    if not as_json:
+                        print(translated(told), flush=True)
+                case BenchmarkTable():
+                    table = news
+                case FromRun():
+                    display.show(news.run, news.event)
+                case Finished():
+                    finished = news
+                case Planned():
+                    pass
+                case _:
+                    display.show("", news)
+    if finished is not None and finished.interrupted:
+        told = "Stopped; what is done is kept. The same command goes on with it."
+        print(translated(told), file=sys.stderr)
+        return INTERRUPTED
+    if table is None or finished is None:
+        return 1
+    if as_json:
+        print(json_text(table))
+        return 0
+    print_benchmark(table)
+    print(translated(f"Wrote {finished.path}"))
     return 0
+
+
+def print_benchmark(table: BenchmarkTable) -> None:
+    """Ours, and the paper's under it."""
+    console = screen()
+    titles = list(MEASURES.values())
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    shown.add_column("")
+    for title in titles:
+        shown.add_column(title, justify="right")
+    shown.add_column(translated("subjects"), justify="right")
+    for row in table.rows:
+        cells = [f"{row.values[title]:.3f}" if title in row.values else "" for title in titles]
+        shown.add_row(Text(printable(row.id)), *cells, f"{row.subjects} / {table.subjects}")
+    for paper in PAPER:
+        cells = [f"{paper.values[t]:.3f}" if t in paper.values else "" for t in titles]
+        shown.add_row(
+            Text(translated(f"{translated(paper.name)} [Ruiz et al.]")),
+            *cells,
+            "30 / 30",
+            style="dim",
+        )
+    console.print(shown)
+    for row in table.rows:
+        for subject, why in row.failures.items():
+            told = f"{printable(row.id)}, {printable(subject)}: {translated(printable(why))}"
+            console.print(Text(told, style="red"))
+
+
+def print_best(summary: "Summary") -> None:
+    """The best file of each method, where there are several: by the rule of the suggestion, among
+    the method's own."""
+    best = best_of_methods(summary)
+    if len(best) < 2:
+        return
+    console = screen()
+    for method, label in best.items():
+        told = f"best of {printable(method)}: {translated(printable(label))}"
+        console.print(Text(translated(told)))
 
 
 def print_plan(plan: "Plan", jobs: int) -> None:

@@ -34,6 +34,8 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("train", "konomi.cli.training", "train by a recipe, or by a method and a folder of images"),
     ("resume", "konomi.cli.training", "continue a run exactly where it stopped"),
     ("branch", "konomi.cli.training", "go back to a checkpoint and go on with other settings"),
+    ("benchmark", "konomi.cli.benchmarking", "measure methods by the protocol of a published work"),
+    ("compare", "konomi.cli.comparing", "train candidates alike, and say which one to keep"),
     ("generate", "konomi.cli.generating", "draw pictures"),
     (
         "evaluate",

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # For type checkers alone; a test holds that these are the names of VERBS.
+    from konomi.tasks.benchmarking import benchmark_dreambooth as benchmark_dreambooth
     from konomi.tasks.checking import CheckReport as CheckReport
     from konomi.tasks.checking import CheckRow as CheckRow
     from konomi.tasks.checking import check as check
+    from konomi.tasks.comparing import compare as compare
     from konomi.tasks.demonstration import demo as demo
     from konomi.tasks.evaluating import evaluate as evaluate
     from konomi.tasks.files import convert as convert
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
 
 VERBS = {
     "branch": "training",
+    "benchmark_dreambooth": "benchmarking",
     "check": "checking",
+    "compare": "comparing",
     "convert": "files",
     "demo": "demonstration",
     "doctor": "machine",

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +17,7 @@ from konomi.evaluation.plan import PlannedRun
 from konomi.storage.atomic import explained
 from konomi.tasks import candidate_worker
 from konomi.tasks.planning import recipe_path, run_folder
+from konomi.tasks.reporting import SWITCH
 from konomi.training import events
 from konomi.training.events import Event, Finished
 from konomi.training.stop import Stop
@@ -49,7 +50,13 @@ class FromRun:
 
 
 def train_in_processes(
-    runs: Sequence[PlannedRun], folder: Path, *, jobs: int, threads: int, stop: Stop
+    runs: Sequence[PlannedRun],
+    folder: Path,
+    *,
+    jobs: int,
+    threads: int,
+    stop: Stop,
+    until: Mapping[str, int] | None = None,
 ) -> Generator[FromRun, None, None]:
     """Train all, `jobs` at a time, telling everything that each of them tells; the last of each is
     `Trained`.
@@ -57,6 +64,7 @@ def train_in_processes(
     folder: of the comparison.
     threads: of each process on the CPU.
     stop: asks all that are running to save and end; no other is started then.
+    until: run -> the step after whose save it is to stop; others go to their end.
     """
     waiting = list(runs)
     told: queue.Queue[tuple[str, dict[str, Any] | None]] = queue.Queue()
@@ -65,7 +73,9 @@ def train_in_processes(
         while running or (waiting and not stop.requested):
             while waiting and len(running) < jobs and not stop.requested:
                 run = waiting.pop(0)
-                running[run.id] = _Process(run.id, folder, threads, told.put)
+                running[run.id] = _Process(
+                    run.id, folder, threads, (until or {}).get(run.id, 0), told.put
+                )
             if stop.requested:
                 for process in running.values():
                     process.ask_to_stop()
@@ -83,6 +93,12 @@ def train_in_processes(
             process.kill()
 
 
+def environment_of(threads: int) -> dict[str, str]:
+    """Variables of a process that trains a candidate. The comparison's page has what pages of its
+    runs would have."""
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", SWITCH: "off"}
+
+
 class _Process:
     """One worker, and what it has said so far of how it ended."""
 
@@ -91,6 +107,7 @@ class _Process:
         name: str,
         folder: Path,
         threads: int,
+        until: int,
         put: Callable[[tuple[str, dict[str, Any] | None]], None],
     ) -> None:
         self._run_folder = run_folder(folder, name)
@@ -98,13 +115,13 @@ class _Process:
         self._finished: Finished | None = None
         self._failure = ""
         self._asked = False
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        environment = os.environ | environment_of(threads)
         with explained(self._run_folder):
             self._run_folder.mkdir(parents=True, exist_ok=True)
             errors = self._errors.open("wb")
         with errors:
             self._process = subprocess.Popen(
-                [*COMMAND, str(recipe_path(folder, name)), str(self._run_folder)],
+                [*COMMAND, str(recipe_path(folder, name)), str(self._run_folder), str(until)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -183,7 +200,11 @@ def event_of(kind: str, values: dict[str, Any]) -> Event | None:
     if kind not in known:
         return None
     made: Event = known[kind](
-        **{field.name: _tuple(values[field.name]) for field in fields(known[kind])}
+        **{
+            field.name: _tuple(values[field.name])
+            for field in fields(known[kind])
+            if field.name in values
+        }
     )
     return made
 

@@ -46,8 +46,11 @@ class Wanted:
     recipe: Recipe
 
 
-def wanted_runs(what: Sequence[str | Path | Recipe], asked: Asked) -> tuple[Wanted, ...]:
-    """Every method or recipe with every combination of the sweep, in that order.
+def wanted_runs(
+    what: Sequence[str | Path | Recipe], asked: Asked, *, search: bool = False
+) -> tuple[Wanted, ...]:
+    """Every method or recipe with every combination of the sweep, in that order; for a search each
+    without it.
 
     Raises RecipeError where a setting of the sweep is not one of every method, a candidate is named
     twice, or the candidates differ in base or pictures.
@@ -61,13 +64,14 @@ def wanted_runs(what: Sequence[str | Path | Recipe], asked: Asked) -> tuple[Want
             "of one are compared with --sweep KEY=V1,V2."
         )
     recipes = [_recipe(word, asked) for word in what]
-    sweep = dict(_swept(text) for text in asked.sweep)
-    if len(sweep) < len(asked.sweep):
+    keys = [text.partition("=")[0].strip() for text in asked.sweep]
+    if len(set(keys)) < len(keys):
         raise RecipeError("--sweep: the same setting stands twice. Put all its values into one.")
-    for key in sweep:
+    sweep = {} if search else dict(swept_values(text) for text in asked.sweep)
+    for key in keys:
         _check_swept(key, names, recipes)
     runs = [
-        _with_changes(name, recipe, dict(zip(sweep, values, strict=True)))
+        with_changes(name, recipe, dict(zip(sweep, values, strict=True)))
         for name, recipe in zip(names, recipes, strict=True)
         for values in product(*sweep.values())
     ]
@@ -148,7 +152,8 @@ def _with_sources(recipe: Recipe, asked: Asked) -> Recipe:
     return replace(recipe, data=replace(recipe.data, sources=sources))
 
 
-def _swept(text: str) -> tuple[str, tuple[str, ...]]:
+def swept_values(text: str) -> tuple[str, tuple[str, ...]]:
+    """`KEY=V1,V2` as the setting and its values. Raises RecipeError."""
     key, equals, values = text.partition("=")
     found = tuple(value.strip() for value in values.split(";" if ";" in values else ","))
     if not equals or not key.strip() or not all(found):
@@ -178,7 +183,8 @@ def _check_swept(key: str, names: Sequence[str], recipes: Sequence[Recipe]) -> N
             raise RecipeError(f"--sweep {key}: {name} has no such setting.{have}")
 
 
-def _with_changes(name: str, recipe: Recipe, changes: dict[str, str]) -> Wanted:
+def with_changes(name: str, recipe: Recipe, changes: dict[str, str]) -> Wanted:
+    """A candidate with what a sweep sets. Raises RecipeError."""
     changed = change_recipe(recipe, [f"{key}={value}" for key, value in changes.items()])
     words = [f"{key.rpartition('.')[2]}-{value}" for key, value in changes.items()]
     identity = re.sub(r"[^\w.-]+", "_", "-".join([name, *words]))[:100]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from konomi.config.load import write_recipe
 from konomi.config.recipe import Recipe
 from konomi.errors import ModelError, RecipeError, RunError
 from konomi.evaluation.budget import Budget, read_budget
+from konomi.evaluation.encoders.load import load_encoder
 from konomi.evaluation.plan import Plan, PlannedRun, check_same, read_plan, write_plan
 from konomi.hardware.cores import usable_cores
 from konomi.storage.atomic import write_text
@@ -28,8 +29,23 @@ CANDIDATE_ERRORS = (RecipeError, ModelError, RunError)
 """What one candidate alone may fail by. A fault of the pictures (DataError) is everybody's."""
 
 
+@dataclass(frozen=True, slots=True)
+class SearchPlan:
+    """A search among the values of a sweep."""
+
+    count: int
+    """Runs of each candidate."""
+    sweep: tuple[str, ...]
+
+
 def planned(
-    wanted: Sequence[Wanted], folder: Path, *, budget: str, saves: int | None, jobs: int
+    wanted: Sequence[Wanted],
+    folder: Path,
+    *,
+    budget: str,
+    saves: int | None,
+    jobs: int,
+    search: SearchPlan | None = None,
 ) -> Generator[Prepared, None, Plan]:
     """The plan that lies in the folder, or a new one, written there with its recipes.
 
@@ -41,7 +57,8 @@ def planned(
     if first is None:
         raise RunError(*(f"{run.id}: {jobs_of[run.id]}" for run in wanted))
     spent = read_budget(budget) if budget else _of_first(first)
-    asked = _asked(wanted, first, spent, saves)
+    _check_measurable(wanted, first)
+    asked = _asked(wanted, first, spent, saves, search)
     before = read_plan(folder)
     if before is not None:
         check_same(before, asked, folder)
@@ -85,6 +102,37 @@ def run_folder(folder: Path, run: str) -> Path:
     return folder / "runs" / run
 
 
+def planned_trial(wanted: Wanted, first: PlannedRun, plan: Plan, folder: Path) -> PlannedRun:
+    """A run of a search: as long as the candidate without the sweep, its recipe written."""
+    batch = wanted.recipe.run.batch_size
+    steps = max(1, math.ceil(first.images / batch))
+    shorter = steps / first.steps
+    run = replace(
+        first,
+        id=wanted.id,
+        label=wanted.label,
+        changes=wanted.changes,
+        steps=steps,
+        batch_size=batch,
+        save_every=max(1, math.ceil(first.save_every * shorter)) if first.save_every else 0,
+    )
+    _write_recipe(wanted, run, folder)
+    return run
+
+
+def _check_measurable(wanted: Sequence[Wanted], first: Job) -> None:
+    """Raises KonomiError for what would come out only after all training."""
+    config = wanted[0].recipe.evaluation
+    named = any(r.trigger or r.class_noun or r.captions for r in first.manifest.records)
+    if not named and not config.prompts:
+        raise RecipeError(
+            "no trigger is known: say with --trigger WORD (and --class NOUN) what calls the "
+            "subject, or what to draw with evaluation.prompts."
+        )
+    for encoder in {config.encoders.image, config.encoders.text} - {"auto", "tiny"}:
+        load_encoder(encoder)
+
+
 def _prepared(recipe: Recipe) -> Job | str:
     """Ready to be measured; or in one line why this candidate cannot be trained."""
     try:
@@ -123,6 +171,8 @@ def _planned_run(
     own = run.recipe.run
     count = saves or (MODEL_SAVES if job.needs.makes == "model" else SAVES)
     every = own.save_every or (0 if own.save_every_epochs else math.ceil(steps / count))
+    # The last file is written in any case.
+    every = every if every < steps else 0
     return replace(bare, steps=steps, batch_size=batch, save_every=every, seconds_per_step=seconds)
 
 
@@ -142,14 +192,22 @@ def _write_recipe(run: Wanted, planned: PlannedRun, folder: Path) -> None:
 
 
 def _asked(
-    wanted: Sequence[Wanted], first: Job, budget: Budget, saves: int | None
+    wanted: Sequence[Wanted],
+    first: Job,
+    budget: Budget,
+    saves: int | None,
+    search: SearchPlan | None,
 ) -> dict[str, Any]:
-    """By name whatever makes it this comparison."""
+    """By name whatever makes it this comparison. How files are measured may change: nothing is
+    trained again for that."""
     settings = {
         f"{path} of {run.id}": value
         for run in wanted
         for path, value in changed_settings(run.recipe)
+        if not path.startswith("evaluation.")
     }
+    if search is not None:
+        settings |= {"--search": search.count, "--sweep": list(search.sweep)}
     pictures = data_identity(first.assignment.records, first.held_out.records)
     return {
         "the candidates": [run.id for run in wanted],

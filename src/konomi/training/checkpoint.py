@@ -87,6 +87,11 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     )
 
 
+def last_step(folder: Path) -> int:
+    """Of the newest published checkpoint; 0 where there is none. Opens nothing."""
+    return max(map(_step_of, checkpoint_paths(folder)), default=0)
+
+
 def _step_of(path: Path) -> int:
     return int(path.name[5:])
 

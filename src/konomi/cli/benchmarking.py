@@ -1,0 +1,113 @@
+"""`konomi benchmark`."""
+
+import argparse
+from pathlib import Path
+
+from konomi.cli.arguments import ArgumentParser
+from konomi.cli.comparing import split_words
+
+
+def benchmark(arguments: list[str]) -> int:
+    """Measure methods by the protocol of a published work, which the first word names."""
+    parser = ArgumentParser(
+        prog="konomi benchmark",
+        description="Measure methods by the protocol of a published work.",
+        allow_abbrev=False,
+    )
+    kinds = parser.add_subparsers(dest="kind", metavar="NAME", required=True)
+    _add_dreambooth(
+        kinds.add_parser(
+            "dreambooth", help="30 subjects, 25 prompts, 4 pictures of each", allow_abbrev=False
+        )
+    )
+    return _dreambooth(parser.parse_args(arguments), parser)
+
+
+def _add_dreambooth(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "The protocol of the DreamBooth paper: each method learns each subject alone, 4 pictures "
+        "of each of its 25 prompts are measured, and the paper's table stands beside. Asked again "
+        "after an interruption it goes on where it was."
+    )
+    add = parser.add_argument
+    add(
+        "what",
+        metavar="METHOD",
+        nargs="+",
+        help="methods or recipe files, and settings for all of them (key=value)",
+    )
+    add(
+        "--data",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="the folder of the data set, with prompts_and_classes.txt",
+    )
+    add(
+        "--base",
+        required=True,
+        help="`tiny` (built in), a folder, a .safetensors or .ckpt file, or a hub id",
+    )
+    add(
+        "--subject",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="only this one; may be repeated",
+    )
+    add(
+        "--trigger",
+        metavar="WORD",
+        default="sks",
+        help="the word that means the subject (default: %(default)s)",
+    )
+    add("--seed", metavar="S", type=int, help="decides order, noise and timesteps")
+    add(
+        "--budget",
+        metavar="UNIT=N",
+        default="",
+        help="what each candidate may spend: steps=600, images=2400 or minutes=10",
+    )
+    add(
+        "--jobs",
+        metavar="N",
+        type=int,
+        help="runs at a time (default: 1; on Ray as many as fit)",
+    )
+    add(
+        "--on",
+        metavar="ray[:ADDRESS]",
+        default="",
+        help="train on Ray: on this machine, or on a cluster",
+    )
+    add(
+        "--output",
+        metavar="DIR",
+        default="benchmarks/dreambooth",
+        help="where to (default: %(default)s)",
+    )
+    add("--json", action="store_true", help="print JSON for a program to read")
+
+
+def _dreambooth(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    methods, changes = split_words(options.what)
+    if not methods:
+        parser.error("name the methods to measure")
+
+    from konomi import tasks
+    from konomi.cli.comparison_view import follow_benchmark
+
+    events = tasks.benchmark_dreambooth(
+        methods,
+        data=options.data,
+        base=options.base,
+        trigger=options.trigger,
+        subjects=options.subject,
+        seed=options.seed,
+        overrides=changes,
+        budget=options.budget,
+        jobs=options.jobs,
+        on=options.on,
+        output=options.output,
+    )
+    return follow_benchmark(events, as_json=options.json)
