@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from konomi.tasks import doctor as doctor
     from konomi.tasks import evaluate as evaluate
     from konomi.tasks import generate as generate
+    from konomi.tasks import grid as grid
     from konomi.tasks import identifiers as identifiers
     from konomi.tasks import inspect as inspect
     from konomi.tasks import load_base as load_base

@@ -61,8 +61,10 @@ def _tell_json(note: str) -> None:
     print(json.dumps({"note": printable(note)}), flush=True)
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """A flag for each setting of a picture, with the explanation that recipes show."""
+def add_picture_settings(parser: argparse.ArgumentParser, *, seed: str = "a new one") -> None:
+    """A flag for each setting of a picture, with the explanation that recipes show. `seed`: its
+    default, in words.
+    """
     from konomi.config.generation import GenerationConfig
     from konomi.config.schema import flatten
 
@@ -70,7 +72,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         told = setting.help[:1].lower() + setting.help[1:].rstrip(".")
         if setting.choices:
             told = f"one of {', '.join(map(str, setting.choices))}"
-        default = "a new one" if setting.name == "seed" else setting.default
+        default = seed if setting.name == "seed" else setting.default
         told += "" if default in (None, "") else f" (default: {default})"
         parser.add_argument(
             f"--{setting.name.replace('_', '-')}",
@@ -103,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="an adapter; may be repeated",
     )
-    _add_settings(parser)
+    add_picture_settings(parser)
     add("--size", metavar="WxH", help="in pixels, multiples of 8; by default the base's own")
     add(
         "--count",

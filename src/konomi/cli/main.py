@@ -42,6 +42,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
         "konomi.cli.evaluating",
         "measure saved files beside the base, and say which to keep",
     ),
+    ("grid", "konomi.cli.gridding", "draw settings against each other"),
     ("identifiers", "konomi.cli.identifying", "list words that can become the name of a subject"),
     ("inspect", "konomi.cli.files", "show what a model or adapter file is"),
     ("convert", "konomi.cli.files", "write a file in another tool's format"),

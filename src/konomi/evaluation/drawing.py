@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal, Protocol
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -20,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from konomi import __version__
 from konomi.config.generation import GenerationConfig
 from konomi.errors import ModelError, RunError
-from konomi.evaluation.pictures import Pictures, Place
+from konomi.evaluation.pictures import Place
 from konomi.evaluation.prompts import EvaluationPrompt
 from konomi.generation.generate import generate
 from konomi.generation.infotext import png_bytes
@@ -32,6 +33,19 @@ KEY = "konomi evaluation"
 """Keyword of the text chunk that names what a picture was made of."""
 _KEPT = 2000
 """Pictures in the cache folder; the oldest go first."""
+
+
+class Plan(Protocol):
+    """Which pictures, and which of them are drawn together."""
+
+    def groups(self) -> list[tuple[Place, ...]]:
+        """Places that are drawn together, in order. Always the same ones, so that an interrupted
+        drawing ends in the same pictures to the bit."""
+        ...
+
+    def request(self, place: Place) -> Request:
+        """What is drawn at a place."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +61,7 @@ class DrawingPlan:
     """Width, height in pixels."""
     clip_skip: int = 0
     batch: int = 4
-    """Pictures drawn together. Always the same ones, so that an interrupted drawing ends in the
-    same pictures to the bit."""
+    """Pictures of one prompt that are drawn together."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -85,24 +98,33 @@ class DrawingPlan:
             for first in range(0, self.count, self.batch)
         ]
 
-    def key(self, group: Sequence[Place], place: Place, model_key: str) -> str:
-        """What the picture at a place of a group is made of, as 32 hexadecimal digits.
 
-        `model_key` names the weights, the device and the number format.
-        """
-        requests = [_plain(self.request(one)) for one in group]
-        facts = [__version__, model_key, group.index(place), requests]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+def picture_key(plan: Plan, group: Sequence[Place], place: Place, model_key: str) -> str:
+    """What the picture at a place of a group is made of, as 32 hexadecimal digits.
+
+    `model_key` names the weights, the device and the number format.
+    """
+    requests = [_plain(plan.request(one)) for one in group]
+    facts = [__version__, model_key, group.index(place), requests]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def model_key(base: BaseModel) -> str:
+    """Names the weights of a base without anything on it, its device and its number format."""
+    parts: tuple[Literal["denoiser", "vae", "text"], ...] = ("denoiser", "vae", "text")
+    prints = [base.fingerprint(part) for part in parts]
+    process = (base.process.prediction, base.zero_terminal_snr)
+    return " ".join(map(str, (base.family, *prints, *process, base.device.type, base.dtype)))
 
 
 @dataclass(frozen=True, slots=True)
 class PictureFolder:
-    """Where the pictures of one candidate are drawn."""
+    """Where the pictures of one candidate lie."""
 
-    plan: DrawingPlan
+    plan: Plan
     folder: Path
     model_key: str
-    """As in `DrawingPlan.key`."""
+    """As in `picture_key`."""
     memory: Path | None = None
     """Where they are kept beside, under their keys; None: nowhere else."""
 
@@ -117,39 +139,34 @@ class PictureFolder:
         where a picture is not a number, RunError for the disk.
         """
         missing = self.missing()
-        there = self.plan.total - sum(map(len, missing))
+        there = sum(map(len, self.plan.groups())) - sum(map(len, missing))
         yield there
-        batch = self.plan.batch
+        together = True
         for group in missing:
             try:
-                self._draw(base, origin, group, batch)
-            except torch.OutOfMemoryError as error:
-                if batch == 1:
-                    raise ModelError(
-                        f"{base.device} has too little memory to draw a picture of "
-                        f"{self.plan.size[0]}x{self.plan.size[1]}. Choose evaluation.size smaller."
-                    ) from error
+                self._draw(base, origin, group, together=together)
+            except torch.OutOfMemoryError:
                 # The same pictures to rounding; the next ones are not tried together again.
-                batch = 1
-                self._draw(base, origin, group, batch)
+                together = False
+                self._draw(base, origin, group, together=False)
             there += len(group)
             yield there
         _prune(self.memory)
 
-    def pictures(self) -> Pictures:
+    def images(self) -> dict[Place, Image.Image]:
         """All of them, read back. Raises RunError where one is not there."""
         images = {}
-        for place in self.plan.places():
+        for place in (place for group in self.plan.groups() for place in group):
             image = _read(self.path(place))
             if image is None:
                 raise RunError(f"{self.path(place)}: the picture is gone. Run the command again.")
             images[place] = image
-        return Pictures(self.plan.prompts, self.plan.seeds, images)
+        return images
 
     def keys(self) -> list[str]:
-        """What each picture is made of, in the order of `DrawingPlan.places`."""
+        """What each picture is made of, in order."""
         return [
-            self.plan.key(group, place, self.model_key)
+            picture_key(self.plan, group, place, self.model_key)
             for group in self.plan.groups()
             for place in group
         ]
@@ -158,11 +175,24 @@ class PictureFolder:
         """`PROMPT-SEED.png`, by their numbers in the plan."""
         return self.folder / f"{place[0]}-{place[1]}.png"
 
-    def _draw(self, base: BaseModel, origin: Origin, group: Sequence[Place], batch: int) -> None:
+    def _draw(
+        self, base: BaseModel, origin: Origin, group: Sequence[Place], *, together: bool
+    ) -> None:
         requests = [self.plan.request(place) for place in group]
-        drawn = generate(base, requests, batch=batch, origin=origin)
-        for place, picture in zip(group, list(drawn), strict=True):
-            key = self.plan.key(group, place, self.model_key)
+        try:
+            drawn = list(
+                generate(base, requests, batch=len(group) if together else 1, origin=origin)
+            )
+        except torch.OutOfMemoryError as error:
+            if together and len(group) > 1:
+                raise
+            width, height = requests[0].width, requests[0].height
+            raise ModelError(
+                f"{base.device} has too little memory to draw a picture of {width}x{height}. "
+                "Choose a smaller size."
+            ) from error
+        for place, picture in zip(group, drawn, strict=True):
+            key = picture_key(self.plan, group, place, self.model_key)
             encoded = png_bytes(picture, more={KEY: key})
             with write_file(self.path(place)) as temporary:
                 temporary.write_bytes(encoded)
@@ -170,7 +200,7 @@ class PictureFolder:
 
     def _is_there(self, group: Sequence[Place]) -> Iterator[bool]:
         for place in group:
-            key, path = self.plan.key(group, place, self.model_key), self.path(place)
+            key, path = picture_key(self.plan, group, place, self.model_key), self.path(place)
             if _key_of(path) == key:
                 yield True
                 continue

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
 
 from konomi.errors import FileFormatError, ModelError
 from konomi.evaluation.candidates import (
@@ -23,10 +22,10 @@ from konomi.evaluation.candidates import (
     one_line,
     open_saved,
 )
-from konomi.evaluation.drawing import PictureFolder
+from konomi.evaluation.drawing import PictureFolder, model_key
 from konomi.evaluation.encoders.encoder import Encoders
 from konomi.evaluation.job import Evaluation
-from konomi.evaluation.scoring import TRAINED_ON, measured, scores_key, usable_scorers
+from konomi.evaluation.scoring import TRAINED_ON, measured, pictures_of, scores_key, usable_scorers
 from konomi.evaluation.statistics import estimate
 from konomi.evaluation.store import (
     PICTURES,
@@ -86,15 +85,15 @@ def _draw(work: _Work, memory: Path) -> Iterator[Event]:
     evaluation, base = work.evaluation, work.base
     each = evaluation.plan.total
     total = each * (1 + len(evaluation.candidates))
-    model_key = _model_key(base)
-    stored = PictureFolder(evaluation.plan, _place(work, BASE), model_key, memory=memory)
+    untouched = model_key(base)
+    stored = PictureFolder(evaluation.plan, _place(work, BASE), untouched, memory=memory)
     for there in stored.draw(base, Origin(model=base.name)):
         yield Prepared("pictures", there, total)
     work.folders[BASE] = stored
     done = shown = each
     for _, group in groupby(evaluation.candidates, key=lambda one: one.file):
         same_file = list(group)
-        for index, there in _draw_file(work, same_file, model_key):
+        for index, there in _draw_file(work, same_file, untouched):
             shown = done + index * each + there
             yield Prepared("pictures", shown, total)
         done += len(same_file) * each
@@ -104,7 +103,7 @@ def _draw(work: _Work, memory: Path) -> Iterator[Event]:
 
 
 def _draw_file(
-    work: _Work, group: Sequence[CandidateFile], model_key: str
+    work: _Work, group: Sequence[CandidateFile], untouched: str
 ) -> Iterator[tuple[int, int]]:
     """The pictures of one file at its weights: which of them, and how many of its pictures are
     there.
@@ -117,7 +116,7 @@ def _draw_file(
             if file.failure:
                 raise ModelError(file.failure)
             with explained(file.path):
-                key = f"{model_key} {content(file.path)} {weight!r}"
+                key = f"{untouched} {content(file.path)} {weight!r}"
             stored = PictureFolder(plan, _place(work, candidate.id), key)
             if stored.missing():
                 opened = opened or open_saved(file.path)
@@ -136,7 +135,7 @@ def _score(work: _Work) -> Iterator[Event]:
     scorers, notes = usable_scorers(evaluation)
     yield from map(Warned, notes)
     base = work.folders[BASE]
-    base_pictures = base.pictures()
+    base_pictures = pictures_of(evaluation, base)
     total = len(work.folders)
     for done, (id, stored) in enumerate(work.folders.items()):
         yield Prepared("scores", done, total)
@@ -233,11 +232,3 @@ def _pictures(work: _Work, id: str) -> dict[str, str]:
 
 def _place(work: _Work, id: str) -> Path:
     return work.folder / PICTURES / id
-
-
-def _model_key(base: BaseModel) -> str:
-    """What the untouched base draws with, device and number format included."""
-    parts: tuple[Literal["denoiser", "vae", "text"], ...] = ("denoiser", "vae", "text")
-    prints = [base.fingerprint(part) for part in parts]
-    process = (base.process.prediction, base.zero_terminal_snr)
-    return " ".join(map(str, (base.family, *prints, *process, base.device.type, base.dtype)))

@@ -78,7 +78,7 @@ def measured(
     shown. Raises RunError for the disk.
     """
     material = Material(
-        candidate=stored.pictures(),
+        candidate=pictures_of(evaluation, stored),
         base=base,
         references=evaluation.references,
         training=evaluation.training,
@@ -91,6 +91,11 @@ def measured(
             scores[scorer.name] = finite
     looked = any(scorer.name == Copies.name for scorer in scorers)
     return Found(scores, tuple(_copies(evaluation, material, stored, folder)) if looked else ())
+
+
+def pictures_of(evaluation: Evaluation, stored: PictureFolder) -> Pictures:
+    """A candidate's pictures, read back. Raises RunError where one is not there."""
+    return Pictures(evaluation.plan.prompts, evaluation.plan.seeds, stored.images())
 
 
 def _copies(

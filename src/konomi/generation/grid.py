@@ -54,6 +54,24 @@ def make_grid(
     return sheet
 
 
+def stacked(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
+    """Sheets below one another, each under its title. Raises ValueError without sheets."""
+    if not sheets:
+        raise ValueError("a stack needs at least one sheet")
+    width = max(sheet.width for sheet in sheets)
+    font = ImageFont.load_default(size=max(14, min(width // 24, 32)))
+    heads = [_Labels([title], font, width) for title in titles]
+    height = sum(head.height + sheet.height for head, sheet in zip(heads, sheets, strict=True))
+    stack = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(stack)
+    top = 0
+    for head, sheet in zip(heads, sheets, strict=True):
+        _write(draw, head.texts[0], font, width // 2, top + head.height // 2)
+        stack.paste(sheet, (0, top + head.height))
+        top += head.height + sheet.height
+    return stack
+
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from konomi.tasks.files import where_it_works as where_it_works
     from konomi.tasks.generating import generate as generate
     from konomi.tasks.generating import load_base as load_base
+    from konomi.tasks.gridding import grid as grid
     from konomi.tasks.identifying import Identifier as Identifier
     from konomi.tasks.identifying import identifiers as identifiers
     from konomi.tasks.machine import DoctorReport as DoctorReport
@@ -47,6 +48,7 @@ VERBS = {
     "doctor": "machine",
     "evaluate": "evaluating",
     "generate": "generating",
+    "grid": "gridding",
     "identifiers": "identifying",
     "inspect": "files",
     "load_base": "generating",

@@ -54,13 +54,11 @@ def files(folder):
 
 def test_pictures_are_those_of_generate(base, stored):
     assert list(stored.draw(base, ORIGIN)) == [0, 2, 3, 5, 6]
-    found = stored.pictures()
-    assert set(found.images) == {(row, column) for row in (0, 1) for column in (0, 1, 2)}
+    found = stored.images()
+    assert set(found) == {(row, column) for row in (0, 1) for column in (0, 1, 2)}
     alone = Request(prompt="a sks dog", seed=6, steps=2, width=32, height=32)
     (picture,) = generate(base, [alone])
-    difference = np.abs(
-        np.asarray(picture.image).astype(int) - np.asarray(found.images[0, 1]).astype(int)
-    )
+    difference = np.abs(np.asarray(picture.image).astype(int) - np.asarray(found[0, 1]).astype(int))
     assert difference.max() <= 1
     infotext = read_infotext(stored.path((0, 1)))
     assert infotext.request().seed == 6 and infotext.prompt == "a sks dog"
@@ -129,7 +127,7 @@ def test_a_picture_that_is_gone_is_named(stored, base):
     list(stored.draw(base, ORIGIN))
     stored.path((1, 0)).unlink()
     with pytest.raises(RunError, match=r"1-0\.png.*again"):
-        stored.pictures()
+        stored.images()
 
 
 def test_a_memory_that_cannot_be_written_costs_nothing(stored, base, tmp_path):

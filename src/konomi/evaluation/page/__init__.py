@@ -16,15 +16,17 @@ _HEAD = 2000
 
 
 def write_page(folder: Path, *, language: str | None = None) -> Path:
-    """Write `report.html` from what lies in a run folder, or in the folder of an evaluation or a
-    comparison. Parts that are not there are left out.
+    """Write `report.html` from what lies in a run folder, or in the folder of an evaluation, a
+    comparison or a grid. Parts that are not there are left out.
 
-    folder: holds `summary.json`, or `recipe.toml` or `log.jsonl`.
+    folder: holds `summary.json`, `grid.json`, or `recipe.toml` or `log.jsonl`.
     language: `en` or `ja`; by default the reader's.
 
     Returns its path. Raises RunError for a folder that is none of these, and for the disk.
     """
+    from konomi.evaluation.grid_store import GRID, read_grid
     from konomi.evaluation.page.comparison_part import comparison_page
+    from konomi.evaluation.page.grid_part import grid_page
     from konomi.evaluation.page.rendering import html_of
     from konomi.evaluation.page.training_part import training_page
     from konomi.evaluation.store import SUMMARY, read_summary
@@ -32,6 +34,8 @@ def write_page(folder: Path, *, language: str | None = None) -> Path:
     words = Words(language or language_of_reader())
     if (folder / SUMMARY).is_file():
         page = comparison_page(folder, read_summary(folder), words)
+    elif (folder / GRID).is_file():
+        page = grid_page(folder, read_grid(folder), words)
     elif any((folder / name).is_file() for name in ("recipe.toml", "log.jsonl")):
         page = training_page(folder, words)
     else:

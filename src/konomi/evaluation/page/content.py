@@ -169,6 +169,9 @@ class Page:
     grids: tuple[Grid, ...] = ()
     folded_grids: tuple[Grid, ...] = ()
     """Those that are shown on request."""
+    grids_title: str = ""
+    grids_note: str = ""
+    """Where the pictures are no training's and no comparison's."""
     trade_off: Chart | None = None
     curves: tuple[Chart, ...] = ()
     scores: ScoreTable | None = None

@@ -59,6 +59,12 @@ TEXTS: dict[str, tuple[str, str]] = {
         "{candidates} and the base {base}, each drawn with the same {prompts} and {seeds}.",
         "{candidates}と元のモデル {base} を、同じ {prompts}、{seeds}で描き比べました。",
     ),
+    "title_grid": ("One setting against another", "設定の見比べ"),
+    "grids_sheet": ("Pictures", "絵"),
+    "grids_sheet_note": (
+        "Everything else is the same in all pictures. Click one to enlarge it.",
+        "ほかの設定はすべて同じです。クリックすると拡大します。",
+    ),
     "title_comparison": ("Which one to keep", "どれを残すか"),
     "pictures": ("{count} pictures", "{count} 枚の画像"),
     "pictures_one": ("1 picture", "1 枚の画像"),
