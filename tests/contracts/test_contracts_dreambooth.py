@@ -44,10 +44,8 @@ def text_states(base, captions, encoders):
     """
     states, pooled = [], None
     for loaded_encoder in base.loaded_encoders():
-        vocabulary, pad = base.source.vocabulary(
-            loaded_encoder.part.replace("text_encoder", "tokenizer")
-        )
-        tokenizer = build_tokenizer(vocabulary, pad_token=pad)
+        stored = base.source.tokenizer(loaded_encoder.part.replace("text_encoder", "tokenizer"))
+        tokenizer = build_tokenizer(stored.vocabulary, pad_token=stored.pad_token)
         ids = tokenizer(list(captions), padding="max_length", max_length=77, return_tensors="pt")[
             "input_ids"
         ]

@@ -6,7 +6,9 @@ import re
 
 from konomi.families.family import Selectors, TextEncoderSpec
 
+MODEL_TYPE = "clip_text_model"
 TOKENIZER_CLASS = "CLIPTokenizer"
+TOKEN_EMBEDDING = "text_model.embeddings.token_embedding"
 MAX_LENGTH = 77
 END = "<|endoftext|>"
 
@@ -43,6 +45,7 @@ def clip_vit_l(
     return TextEncoderSpec(
         part="text_encoder",
         class_name="CLIPTextModel",
+        model_type=MODEL_TYPE,
         tokenizer="tokenizer",
         tokenizer_class=TOKENIZER_CLASS,
         max_length=MAX_LENGTH,
@@ -51,6 +54,7 @@ def clip_vit_l(
         selectors=SELECTORS,
         path_words=PATH_WORDS,
         inner_layers=INNER_LAYERS,
+        token_embedding=TOKEN_EMBEDDING,
         file_prefix=file_prefix,
         layer=layer,
         final_norm=final_norm,

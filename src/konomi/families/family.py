@@ -39,9 +39,10 @@ class DenoiserSpec:
     """Its folder in a diffusers folder, and its name in model_index.json: `unet`, `transformer`."""
     class_name: str
     """diffusers' class."""
-    file_prefix: str
-    """What its tensors' names start with in a single file."""
-    file_layout: Literal["ldm", "diffusers"]
+    file_prefix: str = ""
+    """What its tensors' names start with in a single file; "" in families that have no such
+    form."""
+    file_layout: Literal["ldm", "diffusers"] = "diffusers"
     """How the single file names them: as the original code, or as diffusers."""
     selectors: Selectors
     path_words: frozenset[str]
@@ -79,14 +80,16 @@ class TextEncoderSpec:
     part: Part
     class_name: str
     """transformers' class."""
+    model_type: str
+    """transformers' name of the kind, in its config."""
     tokenizer: str
     """Its tokenizer's folder in a diffusers folder."""
     tokenizer_class: str
     """transformers' class."""
     max_length: int
     """Positions of one text, start and end included."""
-    pad_token: str
-    """What fills a text up to its length."""
+    pad_token: str = ""
+    """What fills a text up to its length; "" where a mask says what counts."""
     width: int
     """Of its token embeddings in the published model."""
     selectors: Selectors
@@ -94,8 +97,11 @@ class TextEncoderSpec:
     """As the denoiser's."""
     inner_layers: Pattern[str]
     """Paths of layers that read states of its width."""
-    file_prefix: str
-    """What its tensors' names start with in a single file."""
+    token_embedding: str = ""
+    """Path of the table in whose place learned words put their vectors; "" if it takes none."""
+    file_prefix: str = ""
+    """What its tensors' names start with in a single file; "" in families that have no such
+    form."""
     open_clip: bool = False
     """The single file holds it in OpenCLIP's layout."""
     file_extra_layers: int = 0
@@ -109,10 +115,10 @@ class TextEncoderSpec:
     """Whether the final layer norm is applied to those states."""
     kohya_prefix: str
     """Of LoRA keys in kohya's files."""
-    comfyui_name: str
-    """What ComfyUI calls it in the keys of LoRA files."""
-    embedding_name: str
-    """What a web UI's embedding file calls the vectors for it."""
+    comfyui_name: str = ""
+    """What ComfyUI calls it in the keys of LoRA files; "" if nothing of its own."""
+    embedding_name: str = ""
+    """What a web UI's embedding file calls the vectors for it; "" where there are none."""
 
     @property
     def folder(self) -> str:
@@ -133,7 +139,7 @@ class VaeSpec:
     folder: str = "vae"
     class_name: str
     """diffusers' class."""
-    file_prefix: str
+    file_prefix: str = ""
     latent_channels: int
     latent_factor: int
     """Pixels per latent cell."""
@@ -166,7 +172,7 @@ class Pipeline:
     """diffusers' pipelines, for model_index.json."""
 
     class_name: str
-    inpaint_class_name: str
+    inpaint_class_name: str = ""
     entries: Mapping[str, Any] = field(default_factory=dict)
     """What else the index says."""
     inpaint_entries: Mapping[str, Any] = field(default_factory=dict)
@@ -181,6 +187,8 @@ class Family:
     """In recipes, metadata of caches, `--json`."""
     title: str
     """For messages: `Stable Diffusion 1`."""
+    architecture: str
+    """Name of what computes its parts, in `konomi.models.architectures`."""
     denoiser: DenoiserSpec
     text_encoders: tuple[TextEncoderSpec, ...]
     vae: VaeSpec

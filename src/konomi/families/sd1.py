@@ -13,8 +13,11 @@ ARCHITECTURE = "stable-diffusion-v1"
 
 def recognise_single_file(shapes: Shapes) -> bool:
     """CLIP in transformers' layout beside a UNet without size conditioning."""
-    return f"{unet.UNET_PREFIX}label_emb.0.0.weight" not in shapes and any(
-        name.startswith("cond_stage_model.transformer.") for name in shapes
+    sizes = f"{unet.UNET_PREFIX}label_emb.0.0.weight" in shapes
+    return (
+        unet.holds_unet(shapes)
+        and not sizes
+        and any(name.startswith("cond_stage_model.transformer.") for name in shapes)
     )
 
 
@@ -46,6 +49,7 @@ def recognise_metadata(metadata: Mapping[str, str]) -> bool:
 SD1 = Family(
     name="sd1",
     title="Stable Diffusion 1",
+    architecture=unet.ARCHITECTURE,
     denoiser=unet.unet(
         context_width=768,
         linear_projections=False,

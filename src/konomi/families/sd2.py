@@ -16,8 +16,11 @@ from konomi.families.family import Family, Pipeline, Shapes, TextEncoderSpec, Va
 
 def recognise_single_file(shapes: Shapes) -> bool:
     """OpenCLIP in its own layout beside a UNet without size conditioning."""
-    return f"{unet.UNET_PREFIX}label_emb.0.0.weight" not in shapes and any(
-        name.startswith("cond_stage_model.model.") for name in shapes
+    sizes = f"{unet.UNET_PREFIX}label_emb.0.0.weight" in shapes
+    return (
+        unet.holds_unet(shapes)
+        and not sizes
+        and any(name.startswith("cond_stage_model.model.") for name in shapes)
     )
 
 
@@ -47,6 +50,7 @@ def recognise_metadata(metadata: Mapping[str, str]) -> bool:
 SD2 = Family(
     name="sd2",
     title="Stable Diffusion 2",
+    architecture=unet.ARCHITECTURE,
     denoiser=unet.unet(
         context_width=1024,
         linear_projections=True,
@@ -59,6 +63,7 @@ SD2 = Family(
         TextEncoderSpec(
             part="text_encoder",
             class_name="CLIPTextModel",
+            model_type=clip.MODEL_TYPE,
             tokenizer="tokenizer",
             tokenizer_class=clip.TOKENIZER_CLASS,
             max_length=clip.MAX_LENGTH,
@@ -67,6 +72,7 @@ SD2 = Family(
             selectors=clip.SELECTORS,
             path_words=clip.PATH_WORDS,
             inner_layers=clip.INNER_LAYERS,
+            token_embedding=clip.TOKEN_EMBEDDING,
             file_prefix="cond_stage_model.model.",
             open_clip=True,
             file_extra_layers=1,  # The last of 24.

@@ -14,8 +14,11 @@ from konomi.families.family import Family, Pipeline, Shapes, TextEncoderSpec, Va
 
 def recognise_single_file(shapes: Shapes) -> bool:
     """A UNet with size conditioning, and two text encoders (the refiner has one)."""
-    return f"{unet.UNET_PREFIX}label_emb.0.0.weight" in shapes and any(
-        name.startswith("conditioner.embedders.1.model.") for name in shapes
+    sizes = f"{unet.UNET_PREFIX}label_emb.0.0.weight" in shapes
+    return (
+        unet.holds_unet(shapes)
+        and sizes
+        and any(name.startswith("conditioner.embedders.1.model.") for name in shapes)
     )
 
 
@@ -36,6 +39,7 @@ def recognise_metadata(metadata: Mapping[str, str]) -> bool:
 SDXL = Family(
     name="sdxl",
     title="Stable Diffusion XL",
+    architecture=unet.ARCHITECTURE,
     denoiser=unet.unet(
         context_width=2048,
         linear_projections=True,
@@ -57,6 +61,7 @@ SDXL = Family(
         TextEncoderSpec(
             part="text_encoder_2",
             class_name="CLIPTextModelWithProjection",
+            model_type=clip.MODEL_TYPE,
             tokenizer="tokenizer_2",
             tokenizer_class=clip.TOKENIZER_CLASS,
             max_length=clip.MAX_LENGTH,
@@ -65,6 +70,7 @@ SDXL = Family(
             selectors=clip.SELECTORS,
             path_words=clip.PATH_WORDS,
             inner_layers=clip.INNER_LAYERS,
+            token_embedding=clip.TOKEN_EMBEDDING,
             file_prefix="conditioner.embedders.1.model.",
             open_clip=True,
             pooled=True,

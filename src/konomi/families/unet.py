@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from konomi.families.family import DenoiserSpec, Selectors
+from konomi.families.family import DenoiserSpec, Selectors, Shapes
 
+ARCHITECTURE = "clip_unet"
+"""What computes its families in `konomi.models.architectures`."""
 UNET_PREFIX = "model.diffusion_model."
 
 _ATTENTION = r".*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
@@ -71,6 +73,16 @@ def unet(
         block_lists=block_lists,
         kohya_original_names=kohya_original_names,
         reads_sizes=reads_sizes,
+    )
+
+
+def holds_unet(shapes: Shapes) -> bool:
+    """Whether a single file has such a U-Net, of the noise process that these families have (files
+    of EDM's mark themselves).
+    """
+    edm = ("edm_mean", "edm_std", "edm_vpred.")
+    return f"{UNET_PREFIX}input_blocks.0.0.weight" in shapes and not any(
+        name.startswith(edm) for name in shapes
     )
 
 

@@ -80,8 +80,7 @@ def drawing_of(base: BaseModel, request: Request, encode: PromptEncoder) -> Draw
     negatives = prompt_per_step(extract_tags(request.negative)[0], num_steps)
     guided = request.guidance != 1
     text = TextConfig(clip_skip=request.clip_skip, emphasis=True)
-    chunks = base.count_chunks([*set(prompts), *(set(negatives) if guided else ())], text)
-    text = replace(text, max_tokens=75 * chunks)
+    text = base.uncut([*set(prompts), *(set(negatives) if guided else ())], text)
     sizes = torch.tensor(
         [[request.height, request.width, 0, 0, request.height, request.width]], device=base.device
     )

@@ -17,12 +17,12 @@ from torch import Tensor
 from konomi.errors import ModelError, RecipeError
 from konomi.families.family import VAE, Family, TextEncoderSpec
 from konomi.merging.layout import SingleFileLayout, openclip_extras
+from konomi.models.architectures import architecture_of
 from konomi.models.external_vae import WithVae
 from konomi.models.folder import FolderSource
 from konomi.models.latent_diffusion import LatentDiffusion
+from konomi.models.ldm_file import single_file_metadata
 from konomi.models.load import load_base
-from konomi.models.parts import canonical_tensors
-from konomi.models.save import single_file_metadata
 from konomi.models.single_file import SingleFileSource
 from konomi.models.tensor_files import TensorFile, open_component, open_tensor_file
 from konomi.storage.tensor_stream import TensorReader, torch_dtype
@@ -98,6 +98,11 @@ def open_model(
     missing.
     """
     base = load_base(source, needs_vae=False, prediction=prediction, vae=vae)
+    if not base.has_single_file:
+        raise ModelError(
+            f"{base.name}: {base.spec.title} has no form in one file, in whose names models are "
+            "merged."
+        )
     layout = SingleFileLayout.of(base.spec, base.source.configs)
     found = base.source.main if isinstance(base.source, WithVae) else base.source
     with ExitStack() as stack:
@@ -137,12 +142,13 @@ def _of_folder(
     base: LatentDiffusion, source: FolderSource, layout: SingleFileLayout, stack: ExitStack
 ) -> ModelFile:
     pieces: dict[str, Stored] = {}
+    canonical = base.architecture.canonical
     for spec in base.spec.parts:
         if not (source.path / spec.folder).is_dir():
             continue
         for file in open_component(source.path / spec.folder, _STEMS):
             for name, stored in _stored(file, stack).items():
-                (path,) = canonical_tensors(spec, {name: torch.empty(1, 1, device="meta")})
+                (path,) = canonical(spec, {name: torch.empty(1, 1, device="meta")})
                 if not path.endswith("position_ids"):
                     pieces[f"{spec.part}.{path}"] = stored
     tensors: dict[str, Stored] = {}
@@ -165,7 +171,7 @@ def _of_folder(
 
 
 def _other_vae(source: WithVae, layout: SingleFileLayout, stack: ExitStack) -> dict[str, Stored]:
-    spec = source.family.vae
+    spec, canonical = source.family.vae, architecture_of(source.family).canonical
     if source.path.is_dir():
         files = open_component(source.path, _STEMS)
     else:
@@ -175,7 +181,7 @@ def _other_vae(source: WithVae, layout: SingleFileLayout, stack: ExitStack) -> d
     for file in files:
         for name, stored in _stored(file, stack).items():
             if source.prefix is None:
-                (path,) = canonical_tensors(spec, {name: torch.empty(1, 1, device="meta")})
+                (path,) = canonical(spec, {name: torch.empty(1, 1, device="meta")})
                 pieces[f"{VAE}.{path}"] = stored
             elif name.startswith(source.prefix):
                 tensors[spec.file_prefix + name[len(source.prefix) :]] = stored

@@ -93,7 +93,7 @@ class CustomDiffusion(AdapterMethod):
         self.tokens = TrainedTokens(self.base.added_tokens, start)
         # Each chunk begins with a start token of its own, unless the inner ones are stripped.
         every = (
-            self.base.num_positions
+            self.base.text_traits.num_positions
             if self.recipe.text.chunking == "novelai"
             else self.recipe.text.max_tokens + 2
         )

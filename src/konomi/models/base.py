@@ -15,7 +15,7 @@ from konomi.data.batch import Latents
 from konomi.diffusion.conditioning import Conditioning
 from konomi.diffusion.process import Process
 from konomi.families.family import Family, Part
-from konomi.models.text_encoding import NO_TOKENS, AddedTokens
+from konomi.models.architecture import NO_TOKENS, AddedTokens, TextTraits
 
 
 class BaseModel(Protocol):
@@ -48,8 +48,10 @@ class BaseModel(Protocol):
     latent_channels: int
     inpainting: bool
     """The denoiser takes 9 channels: noisy latents, mask, masked image."""
-    num_positions: int
-    """Positions of one text chunk (77)."""
+    casts_weights: bool
+    """The denoiser's layers are konomi's own: they can keep weights smaller than they compute."""
+    text_traits: TextTraits
+    """What the settings of text, and the syntax of prompts, mean to it."""
     width: int
     """Channels of the denoiser's first level."""
     published_width: int
@@ -100,13 +102,6 @@ class BaseModel(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """Of the computation; frozen parts are stored in it."""
-        ...
-
-    @property
-    def casts_weights(self) -> bool:
-        """Whether the denoiser's layers are konomi's own: they can keep weights smaller than they
-        compute.
-        """
         ...
 
     def place(
@@ -166,11 +161,24 @@ class BaseModel(Protocol):
         """
         ...
 
-    def count_chunks(
+    def uncut(
         self, captions: Sequence[str], text: TextConfig, *, tokens: AddedTokens = NO_TOKENS
-    ) -> int:
-        """Chunks of 75 tokens the longest caption needs: times 75, the `max_tokens` that cuts
-        nothing off.
+    ) -> TextConfig:
+        """The settings with which none of the captions is cut off; where a text encoder reads no
+        more than so many tokens (`text_traits.longest`), as they are.
+        """
+        ...
+
+    @property
+    def takes_added_tokens(self) -> bool:
+        """Learned words can be put in its captions: there are token embeddings to put them in place
+        of.
+        """
+        ...
+
+    def token_embedding(self, part: Part) -> nn.Parameter:
+        """The token embeddings of a text encoder [V, D]. Raises ModelError where it takes no
+        learned words.
         """
         ...
 

@@ -15,14 +15,14 @@ from konomi.families import published_config
 from konomi.families.autoencoder import VAE_PREFIX
 from konomi.families.family import Family, Part, Shapes
 from konomi.formats.ldm_keys import vae_to_diffusers
-from konomi.models.folder import complete_vae_config, component_tensors
+from konomi.models.architecture import StoredTokenizer
+from konomi.models.architectures import architecture_of, completed_configs
+from konomi.models.folder import component_tensors
 from konomi.models.hub import download, is_hub_id, wanted_vae_files
 from konomi.models.infer import DECLARED, infer_vae
-from konomi.models.parts import canonical_tensors
 from konomi.models.single_file import declared_configs, vae_tensors
 from konomi.models.source import PartSource
 from konomi.models.tensor_files import TensorFile, open_tensor_file, read_json
-from konomi.models.tokenizer import Vocabulary
 from konomi.storage.home import expanded
 
 
@@ -52,18 +52,19 @@ class WithVae:
     def tensors(self, part: Part) -> dict[str, Tensor]:
         if part != "vae":
             return self.main.tensors(part)
+        canonical = architecture_of(self.family).canonical
         if self.path.is_dir():
-            return canonical_tensors(self.family.vae, component_tensors(self.path))
+            return canonical(self.family.vae, component_tensors(self.path))
         file = open_tensor_file(self.path)
         if self.prefix is None:
-            return canonical_tensors(self.family.vae, file.read(file.shapes))
+            return canonical(self.family.vae, file.read(file.shapes))
         return vae_tensors(file, self.prefix, self.configs["vae"])
 
     def missing_layers(self, part: Part) -> int:
         return self.main.missing_layers(part)
 
-    def vocabulary(self, tokenizer: str) -> tuple[Vocabulary, str]:
-        return self.main.vocabulary(tokenizer)
+    def tokenizer(self, name: str) -> StoredTokenizer:
+        return self.main.tokenizer(name)
 
 
 def with_vae(main: PartSource, source: str | Path) -> WithVae:
@@ -71,12 +72,14 @@ def with_vae(main: PartSource, source: str | Path) -> WithVae:
     diffusers folder or its `vae` folder, or a hub id. Raises ModelError if there is no VAE that
     fits.
     """
-    path = _found(source)
+    path, family, architecture = _found(source), main.family, architecture_of(main.family)
     notes = list(main.notes)
     prefix: str | None = None
     if path.is_dir():
         path = path / "vae" if (path / "vae").is_dir() else path
         config = read_json(path / "config.json")
+    elif architecture.single_file is None:
+        raise ModelError(f"{path}: the VAE of {family.title} is given as a diffusers folder.")
     else:
         file = open_tensor_file(path)
         declared = _declared(main, file)
@@ -92,21 +95,23 @@ def with_vae(main: PartSource, source: str | Path) -> WithVae:
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
     try:
-        config = complete_vae_config(config)
+        vae = family.vae.folder
+        configs = {**main.configs, vae: completed_configs(family, {vae: config})[vae]}
+        ours, theirs = (architecture.facts(family, each) for each in (main.configs, configs))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    wanted = main.configs["vae"]["latent_channels"]
-    if config["latent_channels"] != wanted:
+    if theirs.latent_channels != ours.latent_channels:
         raise ModelError(
-            f"{path}: this VAE has {config['latent_channels']} channels; the base needs {wanted}."
+            f"{path}: this VAE has {theirs.latent_channels} channels; the base needs "
+            f"{ours.latent_channels}."
         )
-    scale, usual = config.get("scaling_factor"), main.family.vae.latent_scale
-    if path.is_dir() and scale not in (None, usual, main.configs["vae"].get("scaling_factor")):
+    usual = family.vae.latent_scale
+    if path.is_dir() and theirs.latent_scale not in (usual, ours.latent_scale):
         notes.append(
-            f"{path}: its latents are scaled by {scale}, those of {main.family.title} by {usual}: "
-            "it is probably the VAE of another family."
+            f"{path}: its latents are scaled by {theirs.latent_scale}, those of {family.title} by "
+            f"{usual}: it is probably the VAE of another family."
         )
-    return WithVae(main, path, {**main.configs, "vae": config}, prefix, tuple(notes))
+    return WithVae(main, path, configs, prefix, tuple(notes))
 
 
 def _found(source: str | Path) -> Path:

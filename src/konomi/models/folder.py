@@ -12,22 +12,13 @@ from konomi.errors import ModelError
 from konomi.families import published_config
 from konomi.families.family import Family, Part
 from konomi.families.recognition import denoiser_folders, family_of_folder
-from konomi.models.config_check import check_configs, short, without_nulls
-from konomi.models.identify import check_channels
-from konomi.models.noise_config import prediction_of, prediction_word
-from konomi.models.parts import canonical_tensors
+from konomi.models.architecture import Configs, StoredTokenizer
+from konomi.models.architectures import architecture_of, completed_configs, config_rules
+from konomi.models.config_check import short
+from konomi.models.noise_config import noise_process, prediction_for, with_prediction
 from konomi.models.single_file import NO_VAE
 from konomi.models.tensor_files import open_component, read_json
-from konomi.models.tokenizer import Vocabulary, read_vocabulary
 from konomi.models.unused import unused_settings
-
-_LEGACY_END = 2
-"""`eos_token_id` in the published configs, a mistake that transformers works around by taking the
-highest token. That goes wrong once words are added, so the true number is set."""
-_CLIP_END = 49407
-_VAE_DEFAULTS = {"latent_channels": 4, "block_out_channels": [64]}
-_OTHER_PROCESS = ("EDM", "FlowMatch", "KarrasVe", "ScoreSde", "VQDiffusion", "RePaint", "UnCLIP")
-"""How the names of diffusers' schedulers begin whose noise process is not Stable Diffusion's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +38,14 @@ class FolderSource:
 
     def tensors(self, part: Part) -> dict[str, Tensor]:
         spec = self.family.part(part)
-        return canonical_tensors(spec, component_tensors(self.path / spec.folder))
+        tensors = component_tensors(self.path / spec.folder)
+        return architecture_of(self.family).canonical(spec, tensors)
 
     def missing_layers(self, part: Part) -> int:
         return 0
 
-    def vocabulary(self, tokenizer: str) -> tuple[Vocabulary, str]:
-        return read_vocabulary(self.path / tokenizer)
+    def tokenizer(self, name: str) -> StoredTokenizer:
+        return architecture_of(self.family).read_tokenizer(self.path / name)
 
 
 def component_tensors(folder: Path) -> dict[str, Tensor]:
@@ -71,93 +63,58 @@ def open_folder(
     wrong.
     """
     folders = {child.name for child in path.iterdir() if child.is_dir()}
-    configs = {
+    denoisers = {
         name: read_json(path / name / "config.json")
         for name in denoiser_folders()
         if name in folders
     }
-    if not configs:
-        raise ModelError(f"{path}: {_not_a_base(path)}")
-    family = family_of_folder(folders, configs)
+    family = family_of_folder(folders, denoisers)
     if family is None:
-        kind = short(next(iter(configs.values())).get("addition_embed_type"))
-        raise ModelError(
-            f"{path}: its UNet (addition_embed_type {kind}) belongs to no family that konomi knows."
-        )
+        raise ModelError(f"{path}: {_not_a_base(path, denoisers)}")
+    configs = {name: denoisers[name] for name in (family.denoiser.folder,)}
     for encoder in family.text_encoders:
-        text = configs[encoder.part] = read_json(path / encoder.part / "config.json")
-        if text.get("model_type", "clip_text_model") != "clip_text_model":
-            kind = short(text["model_type"]).strip("'")
-            raise ModelError(
-                f"{path}: its {encoder.part} is a {kind}, not CLIP; konomi does not read it."
-            )
-    if (path / "vae" / "config.json").is_file():
-        configs["vae"] = read_json(path / "vae" / "config.json")
+        configs[encoder.folder] = read_json(path / encoder.folder / "config.json")
+    vae, scheduler = family.vae.folder, path / "scheduler" / "scheduler_config.json"
+    if (path / vae / "config.json").is_file():
+        configs[vae] = read_json(path / vae / "config.json")
     elif needs_vae:
         raise ModelError(f"{path}: {NO_VAE}")
     else:
-        configs["vae"] = published_config(family, "vae")
-    scheduler = path / "scheduler" / "scheduler_config.json"
+        configs[vae] = published_config(family, vae)
     configs["scheduler"] = (
         read_json(scheduler) if scheduler.is_file() else published_config(family, "scheduler")
     )
     try:
-        _complete(family, configs)
-        for encoder in family.text_encoders:
-            text = configs[encoder.part]
-            if text.get("eos_token_id") == _LEGACY_END and text.get("vocab_size", 0) > _CLIP_END:
-                text["eos_token_id"] = _CLIP_END
-        _check_process(str(configs["scheduler"].get("_class_name", "")))
+        _check_text_encoders(family, configs)
+        configs = completed_configs(family, configs)
         if prediction == "epsilon":
             configs["scheduler"].pop("rescale_betas_zero_snr", None)
-        prediction = prediction or prediction_of(configs["scheduler"])
+        prediction = prediction_for(configs["scheduler"], family, asked=prediction)
+        configs["scheduler"] = with_prediction(configs["scheduler"], prediction)
+        # What is no noise process is told with the path.
+        noise_process(configs["scheduler"], prediction)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    configs["scheduler"]["prediction_type"] = prediction_word(prediction)
-    check_channels(
-        configs[family.denoiser.folder]["in_channels"], configs["vae"]["latent_channels"], str(path)
-    )
-    notes = tuple(f"{path}: {line}" for line in unused_settings(configs))
+    notes = tuple(f"{path}: {line}" for line in unused_settings(config_rules(family), configs))
     return FolderSource(path, family, prediction, configs, notes)
 
 
-def _check_process(scheduler: str) -> None:
-    if scheduler.startswith(_OTHER_PROCESS):
-        raise ModelError(
-            f"its scheduler is {scheduler}: another noise process than konomi trains and samples."
-        )
+def _check_text_encoders(family: Family, configs: Configs) -> None:
+    for encoder in family.text_encoders:
+        kind = configs[encoder.folder].get("model_type", encoder.model_type)
+        if kind != encoder.model_type:
+            said = short(kind).strip("'")
+            raise ModelError(
+                f"its {encoder.part} is a {said}, not a {encoder.model_type}; konomi does not "
+                "read it."
+            )
 
 
-def _complete(family: Family, configs: dict[str, dict[str, Any]]) -> None:
-    """Fill in what old configs leave out (diffusers' own defaults), and check the types of what is
-    read.
-    """
-    for name, config in configs.items():
-        configs[name] = without_nulls(name, config)
-    unet = family.denoiser.folder
-    sample_size = published_config(family, unet)["sample_size"]
-    _fill(configs[unet], {"sample_size": sample_size, "in_channels": 4, "out_channels": 4})
-    _fill(configs["vae"], _VAE_DEFAULTS)
-    check_configs(configs)
-
-
-def _fill(config: dict[str, Any], defaults: Mapping[str, Any]) -> None:
-    for setting, value in defaults.items():
-        if config.get(setting) is None:
-            config[setting] = value
-
-
-def complete_vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A VAE's config with what old ones leave out. Raises ModelError for a setting of the wrong
-    type.
-    """
-    completed = without_nulls("vae", config)
-    _fill(completed, _VAE_DEFAULTS)
-    check_configs({"vae": completed})
-    return completed
-
-
-def _not_a_base(path: Path) -> str:
+def _not_a_base(path: Path, denoisers: Configs) -> str:
+    """What a folder is, by its name and by the configs of denoisers in it."""
+    if "unet" in denoisers:
+        kind = short(denoisers["unet"].get("addition_embed_type"))
+        return f"its UNet (addition_embed_type {kind}) belongs to no family that konomi knows."
     if (path / "transformer").is_dir():
         return (
             "this looks like SD3 or FLUX (a transformer in place of a UNet), which konomi does "

@@ -9,9 +9,13 @@ from typing import Any
 
 from konomi.errors import ModelError
 from konomi.families import FAMILIES, titles
+from konomi.families.recognition import denoiser_folders
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PARTS = tuple(dict.fromkeys(spec.folder for family in FAMILIES for spec in family.parts))
+_TOKENIZERS = tuple(
+    dict.fromkeys(spec.tokenizer for family in FAMILIES for spec in family.text_encoders)
+)
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
@@ -31,10 +35,13 @@ def wanted_files(names: Sequence[str]) -> list[str]:
         name
         for name in names
         if name == "model_index.json"
-        or re.fullmatch(r"(unet|vae|text_encoder(_2)?)/config\.json", name)
-        or re.fullmatch(r"(scheduler|tokenizer(_2)?)/[\w.]+\.(json|txt)", name)
+        or name in [f"{part}/config.json" for part in _PARTS]
+        or (
+            name.partition("/")[0] in ("scheduler", *_TOKENIZERS)
+            and re.fullmatch(r"\w+/[\w.]+\.(json|txt)", name)
+        )
     ]
-    if not any(name.startswith("unet/") for name in wanted):
+    if not any(f"{folder}/config.json" in wanted for folder in denoiser_folders()):
         files = [name for name in names if "/" not in name and name.endswith(".safetensors")]
         return files if len(files) == 1 else []
     for part in _PARTS:

@@ -34,17 +34,14 @@ _OTHERS: tuple[tuple[str, str], ...] = (
 
 def recognise(shapes: Shapes, where: str) -> Family:
     """The family of a single file. Raises ModelError that names what it is instead."""
-    unet = any(name.startswith(UNET_PREFIX) for name in shapes)
-    edm = any(name.startswith(("edm_mean", "edm_std", "edm_vpred.")) for name in shapes)
-    if unet and not edm and f"{UNET_PREFIX}input_blocks.0.0.weight" in shapes:
-        family = family_of_single_file(shapes)
-        if family is not None:
-            return family
+    family = family_of_single_file(shapes)
+    if family is not None:
+        return family
     for pattern, name in _OTHERS:
         expression = re.compile(pattern)
         if any(expression.search(key) for key in shapes):
             raise ModelError(f"{where}: this looks like {name}.")
-    if unet:
+    if any(name.startswith(UNET_PREFIX) for name in shapes):
         raise ModelError(
             f"{where}: holds a UNet but no text encoder that konomi knows. Take the complete "
             "checkpoint."
@@ -56,18 +53,3 @@ def recognise(shapes: Shapes, where: str) -> Family:
         else f"its {len(shapes)} tensors are named like {example!r}"
     )
     raise ModelError(f"{where}: no {titles('or')} model that konomi recognises; {detail[:200]}.")
-
-
-def check_channels(in_channels: int, latent_channels: int, where: str) -> None:
-    """Only text-to-image and inpainting inputs are known."""
-    if in_channels in (latent_channels, 2 * latent_channels + 1):
-        return
-    known = {
-        5: "a depth-to-image model",
-        7: "an upscaler",
-        8: "an image-editing model (InstructPix2Pix)",
-    }
-    what = known.get(in_channels, "a model of another kind")
-    raise ModelError(
-        f"{where}: its UNet takes {in_channels} channels: {what}, which konomi does not read."
-    )

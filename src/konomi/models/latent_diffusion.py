@@ -1,12 +1,12 @@
-"""A latent diffusion model with CLIP text encoders, a UNet and a VAE, for text to image and for
-inpainting.
+"""A latent diffusion model: text encoders, a denoiser and a VAE. What they are is up to the
+family's architecture.
 
 Shapes: B batch, C latent channels, h w latent grid, H W pixels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,29 +15,19 @@ from konomi.config.sections import TextConfig
 from konomi.data.batch import Latents
 from konomi.diffusion.conditioning import Conditioning
 from konomi.diffusion.process import Process
-from konomi.errors import ModelError
+from konomi.errors import ModelError, RecipeError
 from konomi.families import published_config
 from konomi.families.family import Family, Part, TextEncoderSpec
 from konomi.families.selectors import check_selectors
 from konomi.hardware.allocator import keep_large_blocks
-from konomi.models.clip_text import TextEncoder
+from konomi.models.architecture import NO_TOKENS, AddedTokens, AnyTokenizer, LoadedTextEncoder
+from konomi.models.architectures import architecture_of
 from konomi.models.noise_config import noise_process, with_zero_terminal_snr
 from konomi.models.parts import LazyParts, build_part, empty_part
 from konomi.models.source import PartSource
-from konomi.models.text_encoding import (
-    NO_TOKENS,
-    AddedTokens,
-    LoadedTextEncoder,
-    count_chunks,
-    encode_text,
-    token_vectors,
-)
-from konomi.models.tokenizer import END, Tokenizer, clip_vocabulary
-from konomi.models.unet import is_plain
 from konomi.models.vae_precision import finite_or_float32
-from konomi.storage.hashing import sampled_hash, tensors_hash
+from konomi.storage.hashing import sampled_hash, tensors_hash, texts_hash
 
-CLIP_TOKENS = 49408
 GUIDANCE_RESCALE = 0.7
 """phi of a model whose noise process ends in pure noise: guidance overexposes it (Lin et al. 2023,
 section 3.4)."""
@@ -45,13 +35,14 @@ section 3.4)."""
 
 class LatentDiffusion:
     """Implements `konomi.models.base.BaseModel`; all that differs between families is in its
-    `spec`.
+    `spec` and its `architecture`.
     """
 
     def __init__(self, source: PartSource, *, name: str) -> None:
         self.source = source
         self.spec: Family = source.family
-        unet, vae = source.configs[self.spec.denoiser.folder], source.configs[self.spec.vae.folder]
+        self.architecture = architecture_of(self.spec)
+        facts = self.architecture.facts(self.spec, source.configs)
         self.name = name
         self.family = self.spec.name
         self.notes = source.notes
@@ -61,19 +52,17 @@ class LatentDiffusion:
         self.zero_terminal_snr = (
             self.process.prediction != "flow" and self.process.ends_in_pure_noise
         )
-        self.latent_channels = int(vae["latent_channels"])
-        self.latent_factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        self.size_step = self.latent_factor * self.spec.denoiser.patch
-        self.latent_scale = float(vae.get("scaling_factor") or self.spec.vae.latent_scale)
-        self.resolution = int(unet["sample_size"]) * self.latent_factor
-        self.inpainting = int(unet["in_channels"]) == 2 * self.latent_channels + 1
-        first = self.spec.text_encoders[0]
-        self.num_positions = int(
-            source.configs[first.folder].get("max_position_embeddings", first.max_length)
-        )
+        self.latent_channels = facts.latent_channels
+        self.latent_factor = facts.latent_factor
+        self.size_step = facts.latent_factor * self.spec.denoiser.patch
+        self.latent_scale, self.latent_shift = facts.latent_scale, facts.latent_shift
+        self.resolution = facts.resolution
+        self.inpainting = facts.inpainting
+        self.casts_weights = facts.casts_weights
+        self.text_traits = facts.text
         self.vae_dtype: torch.dtype | None = torch.float32 if self.spec.vae.float32 else None
         """Set it to compute the VAE in another precision than the rest; None follows `place`."""
-        self.width = int(unet["block_out_channels"][0])
+        self.width = facts.width
         self.published_width = self.spec.denoiser.width
         self.added_tokens: dict[str, Mapping[str, Tensor]] = {}
         self.negative_weights: dict[nn.Parameter, Tensor] = {}
@@ -82,7 +71,7 @@ class LatentDiffusion:
         self._float32_parts: tuple[Part, ...] = ()
         self._storage: torch.dtype | None = None
         self._modules: dict[Part, nn.Module] = {}
-        self._tokenizers: dict[str, Tokenizer] = {}
+        self._tokenizers: dict[str, AnyTokenizer] = {}
         self._fingerprints: dict[str, str] = {}
 
     @property
@@ -135,10 +124,6 @@ class LatentDiffusion:
     def dtype(self) -> torch.dtype:
         return self._dtype
 
-    @property
-    def casts_weights(self) -> bool:
-        return is_plain(self.source.configs[self.spec.denoiser.folder])
-
     def loaded_parts(self) -> tuple[Part, ...]:
         """Parts whose weights are in memory."""
         return tuple(self._modules)
@@ -185,13 +170,14 @@ class LatentDiffusion:
                 known, config = published_config(self.spec, folder), self.source.configs[folder]
                 settings.append(str(sorted((k, v) for k, v in config.items() if k in known)))
             extra = [str(self._dtype_of(names[0])), self.family, str(self.latent_scale)]
+            extra += [f"shifted by {self.latent_shift}"] if self.latent_shift else []
             extra += self._reading() if part == "text" else []
             if part == "denoiser" and (
                 self.zero_terminal_snr or self.process.prediction != self.spec.predictions[0]
             ):
                 # The same weights asked for something else are another model.
                 extra += [self.process.prediction, str(self.zero_terminal_snr)]
-            self._fingerprints[key] = _digest(hashes + settings + extra)
+            self._fingerprints[key] = texts_hash(hashes + settings + extra)
         return self._fingerprints[key]
 
     def encode_images(self, pixels: Tensor) -> Latents:
@@ -208,16 +194,35 @@ class LatentDiffusion:
         self, captions: Sequence[str], text: TextConfig, *, tokens: AddedTokens = NO_TOKENS
     ) -> Conditioning:
         known = self.added_tokens | dict(tokens)
-        return encode_text(self.loaded_encoders(), captions, text, tokens=known)
+        return self.architecture.encode(self.loaded_encoders(), captions, text, known)
 
-    def count_chunks(
+    def uncut(
         self, captions: Sequence[str], text: TextConfig, *, tokens: AddedTokens = NO_TOKENS
-    ) -> int:
+    ) -> TextConfig:
         known = self.added_tokens | dict(tokens)
-        return count_chunks(self.loaded_encoders(), captions, text, tokens=known)
+        return self.architecture.uncut(self.loaded_encoders(), captions, text, known)
+
+    @property
+    def takes_added_tokens(self) -> bool:
+        return all(spec.token_embedding for spec in self.spec.text_encoders)
+
+    def token_embedding(self, part: Part) -> nn.Parameter:
+        path = self.spec.text_encoder(part).token_embedding
+        if not path:
+            raise ModelError(f"{self.name} ({self.spec.title}): its {part} takes no learned words.")
+        table = self.module(f"{part}.{path}").weight
+        assert isinstance(table, nn.Parameter)
+        return table
 
     def token_vectors(self, text: str) -> Mapping[str, Tensor]:
-        return token_vectors(self.loaded_encoders(), text)
+        found: dict[str, Tensor] = {}
+        for spec in self.spec.text_encoders:
+            ids = self.tokenizer(spec).ids(text)
+            if not ids:
+                raise RecipeError(f"{text!r} holds no word that the text encoder could start from.")
+            table = self.token_embedding(spec.part).detach()
+            found[spec.part] = table[torch.tensor(ids, device=table.device)].float()
+        return found
 
     def tokens(self, text: str) -> dict[str, tuple[str, ...]]:
         return {s.part: tuple(self.tokenizer(s).pieces(text)) for s in self.spec.text_encoders}
@@ -226,12 +231,12 @@ class LatentDiffusion:
         return {spec.part: self.tokenizer(spec).vocabulary() for spec in self.spec.text_encoders}
 
     def loaded_encoders(self) -> tuple[LoadedTextEncoder, ...]:
-        """The text encoders as `konomi.models.text_encoding` reads them; loads them."""
+        """The text encoders as the architecture reads them; loads them."""
         return tuple(
             LoadedTextEncoder(
                 part=spec.part,
                 tokenizer=self.tokenizer(spec),
-                module=cast(TextEncoder, self._part(spec.part)),
+                module=self._part(spec.part),
                 layer=spec.layer,
                 final_norm=spec.final_norm,
                 pooled=spec.pooled,
@@ -240,22 +245,15 @@ class LatentDiffusion:
             for spec in self.spec.text_encoders
         )
 
-    def tokenizer(self, spec: TextEncoderSpec) -> Tokenizer:
+    def tokenizer(self, spec: TextEncoderSpec) -> AnyTokenizer:
         """The tokenizer of a text encoder."""
         if spec.tokenizer not in self._tokenizers:
-            vocabulary, pad = self.source.vocabulary(spec.tokenizer)
-            size = int(self.source.configs[spec.part].get("vocab_size", CLIP_TOKENS))
+            stored = self.source.tokenizer(spec.tokenizer)
             try:
-                self._tokenizers[spec.tokenizer] = Tokenizer(vocabulary, pad_token=pad)
-                if max(vocabulary.tokens.values()) >= size:
-                    raise ModelError(
-                        f"its {spec.tokenizer} has the token number "
-                        f"{max(vocabulary.tokens.values())}, and its {spec.part} only {size} "
-                        "tokens."
-                    )
+                opened = stored.open(spec, self.source.configs[spec.folder])
             except ModelError as error:
-                self._tokenizers.pop(spec.tokenizer, None)
                 raise ModelError(f"{self.source.where}: {error}") from error
+            self._tokenizers[spec.tokenizer] = opened
         return self._tokenizers[spec.tokenizer]
 
     def with_sizes(self, conditioning: Conditioning, sizes: Tensor) -> Conditioning:
@@ -266,33 +264,16 @@ class LatentDiffusion:
     def predict(
         self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning
     ) -> Tensor:
-        denoiser: Any = self._part("denoiser")
-        # Its bias, for weights may be kept in another format.
-        dtype = denoiser.conv_in.bias.dtype
-        inputs = noisy_latents.to(dtype)
-        if self.inpainting:
-            if conditioning.inpaint is None:
-                raise ModelError(
-                    f"{self.name} is an inpainting base: it needs a mask and the masked image's "
-                    "latents."
-                )
-            inputs = torch.cat([inputs, conditioning.inpaint.to(dtype)], dim=1)
-        added = None
-        if self.spec.denoiser.reads_sizes:
-            if conditioning.pooled is None or conditioning.sizes is None:
-                raise ModelError(
-                    f"{self.name} needs pooled text and image sizes in its conditioning."
-                )
-            added = {"text_embeds": conditioning.pooled.to(dtype), "time_ids": conditioning.sizes}
-        states = conditioning.states.to(dtype)
-        output: Tensor = denoiser(
-            inputs,
-            timesteps,
-            encoder_hidden_states=states,
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
-        return output
+        if self.inpainting and conditioning.inpaint is None:
+            raise ModelError(
+                f"{self.name} is an inpainting base: it needs a mask and the masked image's "
+                "latents."
+            )
+        if self.spec.denoiser.reads_sizes and (
+            conditioning.pooled is None or conditioning.sizes is None
+        ):
+            raise ModelError(f"{self.name} needs pooled text and image sizes in its conditioning.")
+        return self.architecture.predict(self.denoiser, noisy_latents, timesteps, conditioning)
 
     def select_layers(self, selector: str) -> dict[str, nn.Module]:
         check_selectors(self.spec, [selector])
@@ -333,7 +314,9 @@ class LatentDiffusion:
         for part in self.parts:
             spec = self.spec.part(part)
             config = self.source.configs[spec.folder]
-            meta_copy._modules[part] = empty_part(spec, config, where=self.source.where)
+            meta_copy._modules[part] = empty_part(
+                self.architecture, spec, config, where=self.source.where
+            )
         return meta_copy
 
     def state(self, part: Part) -> dict[str, Tensor]:
@@ -341,13 +324,8 @@ class LatentDiffusion:
 
     def _reading(self) -> list[str]:
         """What text states depend on besides weights: which numbers a text becomes."""
-        read = []
-        for encoder in self.spec.text_encoders:
-            vocabulary, pad = self.source.vocabulary(encoder.tokenizer)
-            own = vocabulary != clip_vocabulary()
-            read.append(f"{pad} is a word" if pad != END else "")
-            known = [repr(sorted(vocabulary.tokens.items())), repr(vocabulary.merges)]
-            read.append(_digest(known) if own else "")
+        stored = [self.source.tokenizer(spec.tokenizer) for spec in self.spec.text_encoders]
+        read = [said for tokenizer in stored for said in tokenizer.fingerprint()]
         return read if any(read) else []
 
     def _part(self, part: Part) -> nn.Module:
@@ -362,8 +340,9 @@ class LatentDiffusion:
                 for name, tensor in self.source.tensors(part).items()
             }
             config = self.source.configs[spec.folder]
-            module = build_part(spec, config, tensors, where=self.source.where).to(self._device)
-            self._modules[part] = module
+            where = self.source.where
+            module = build_part(self.architecture, spec, config, tensors, where=where)
+            module = self._modules[part] = module.to(self._device)
         return module
 
     def _dtype_of(self, part: Part) -> torch.dtype:
@@ -387,13 +366,10 @@ class LatentDiffusion:
 
     def _encode(self, vae: Any, pixels: Tensor) -> tuple[Tensor, ...]:
         mean, std = vae.encode(pixels)
-        return mean.float() * self.latent_scale, std.float() * self.latent_scale
+        shifted = mean.float() - self.latent_shift
+        return shifted * self.latent_scale, std.float() * self.latent_scale
 
     def _decode(self, vae: Any, latents: Tensor) -> tuple[Tensor, ...]:
-        return (vae.decode(latents / self.latent_scale).float(),)
-
-
-def _digest(parts: list[str]) -> str:
-    import hashlib
-
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        scaled = latents / self.latent_scale
+        # Adding zero would take the sign from zeros.
+        return (vae.decode(scaled + self.latent_shift if self.latent_shift else scaled).float(),)

@@ -7,13 +7,16 @@ from pathlib import Path
 from konomi.diffusion.noise import Prediction
 from konomi.errors import ModelError
 from konomi.families.recognition import denoiser_folders
+from konomi.models.architectures import architecture_of
 from konomi.models.external_vae import with_vae
 from konomi.models.folder import open_folder
 from konomi.models.hub import cached_snapshot, download, is_hub_id
+from konomi.models.identify import recognise
 from konomi.models.latent_diffusion import LatentDiffusion
 from konomi.models.noise_config import prediction_named
-from konomi.models.single_file import NO_VAE, open_single_file
+from konomi.models.single_file import with_ema_as_unet
 from konomi.models.source import PartSource
+from konomi.models.tensor_files import open_tensor_file
 from konomi.storage.home import expanded
 
 BUILTIN = Path(__file__).parents[1] / "builtin"
@@ -68,10 +71,18 @@ def _open(
 def _open_path(path: Path, prediction: Prediction | None, *, needs_vae: bool) -> PartSource:
     if path.is_dir():
         return open_folder(path, prediction=prediction, needs_vae=needs_vae)
-    found = open_single_file(path, prediction=prediction)
-    if needs_vae and not found.has_vae:
-        raise ModelError(f"{path}: {NO_VAE}")
-    return found
+    return _open_file(path, prediction, needs_vae=needs_vae)
+
+
+def _open_file(path: Path, prediction: Prediction | None, *, needs_vae: bool) -> PartSource:
+    file = open_tensor_file(path)
+    family = recognise(with_ema_as_unet(file.shapes), str(path))
+    layout = architecture_of(family).single_file
+    if layout is None:
+        raise ModelError(
+            f"{path}: konomi reads {family.title} from a diffusers folder, not from one file."
+        )
+    return layout.open(file, family, prediction=prediction, needs_vae=needs_vae)
 
 
 def _open_hub(

@@ -15,13 +15,17 @@ from konomi.diffusion.noise import (
 from konomi.diffusion.process import Process
 from konomi.diffusion.variance_preserving import VariancePreserving
 from konomi.errors import ModelError
+from konomi.families import published_config
+from konomi.families.family import Family
 
 _PREDICTIONS: dict[str, Prediction] = {
     "epsilon": "epsilon",
     "v_prediction": "v",
     "sample": "sample",
 }
-FLOW = "FlowMatchEulerDiscreteScheduler"
+_FLOW = "FlowMatch"
+_OTHER_PROCESS = ("EDM", "KarrasVe", "ScoreSde", "VQDiffusion", "RePaint", "UnCLIP")
+"""How the names of diffusers' schedulers begin whose noise process konomi does not know."""
 
 
 def noise_process(config: Mapping[str, Any], prediction: Prediction) -> Process:
@@ -88,10 +92,47 @@ def with_zero_terminal_snr(config: Mapping[str, Any]) -> dict[str, Any]:
     return changed
 
 
+def published_scheduler(family: Family, *, zero_terminal_snr: bool) -> dict[str, Any]:
+    """The family's, with a process that ends in pure noise where a base has that."""
+    config = published_config(family, "scheduler")
+    return with_zero_terminal_snr(config) if zero_terminal_snr else config
+
+
+def prediction_for(
+    config: Mapping[str, Any], family: Family, *, asked: Prediction | None
+) -> Prediction:
+    """What the denoiser of a family predicts, by its scheduler. Raises ModelError for one of
+    another noise process than the family's.
+
+    asked: a prediction that a user names in place of what the config says.
+    """
+    scheduler, flow = str(config.get("_class_name", "")), family.predictions == ("flow",)
+    another = bool(scheduler) and scheduler.startswith(_FLOW) != flow
+    if another or scheduler.startswith(_OTHER_PROCESS):
+        raise ModelError(
+            f"its scheduler is {scheduler}: another noise process than konomi trains and samples."
+        )
+    if not flow:
+        return asked or prediction_of(config)
+    if asked is not None:
+        raise ModelError(
+            f"{family.title} is trained by flow matching, for which there is one prediction: leave "
+            "it out."
+        )
+    return "flow"
+
+
+def with_prediction(config: Mapping[str, Any], prediction: Prediction) -> dict[str, Any]:
+    """A scheduler config that says what the denoiser predicts; one of flow matching has no word
+    for it.
+    """
+    if prediction == "flow":
+        return dict(config)
+    return {**config, "prediction_type": prediction_word(prediction)}
+
+
 def prediction_of(config: Mapping[str, Any]) -> Prediction:
     """What a scheduler config says the denoiser answers."""
-    if config.get("_class_name") == FLOW:
-        return "flow"
     word = config.get("prediction_type", "epsilon")
     if word not in _PREDICTIONS:
         raise ModelError(

@@ -1,8 +1,7 @@
 """From configs and tensors to modules, and the canonical names of what is in them.
 
 Canonical names are diffusers' for the denoiser and the VAE, and classic transformers' for text
-encoders: always with `text_model.`, which transformers dropped from `CLIPTextModel` (not from
-`CLIPTextModelWithProjection`) in 5.6. Our own modules have these names.
+encoders. The architecture's own modules have these names.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,59 +11,66 @@ import torch
 from torch import Tensor, nn
 
 from konomi.errors import ModelError
-from konomi.families.family import Part, PartSpec, TextEncoderSpec, VaeSpec
-from konomi.models.autoencoder import Autoencoder
-from konomi.models.clip_text import TextEncoder
-from konomi.models.unet import UNet, is_plain
+from konomi.families.family import Part, PartSpec, TextEncoderSpec
+from konomi.models.architecture import Architecture
 
-TEXT_ROOT = "text_model."
-_PROJECTION = "text_projection."
-_IGNORED = ("text_model.embeddings.position_ids", "logit_scale")
-"""Tensors of old files that newer modules compute themselves or never used."""
-_OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _MOST = 1 << 20
 """No count or width of a real model comes near; a config that claims more is refused before
 anything is built."""
 
 
 def build_part(
-    spec: PartSpec, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, where: str
+    architecture: Architecture,
+    spec: PartSpec,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    where: str,
 ) -> nn.Module:
     """The module of a part around the given tensors (not copied), frozen and in evaluation mode.
 
     Raises ModelError naming the first missing, unknown or misshapen tensor.
     """
-    module = empty_part(spec, config, where=where)
-    named = {name: tensor for name, tensor in tensors.items() if name not in _IGNORED}
+    module = empty_part(architecture, spec, config, where=where)
+    obsolete = architecture.obsolete
+    named = {name: tensor for name, tensor in tensors.items() if name not in obsolete}
     _check_tensors(spec.part, module, named, where)
     module.load_state_dict(named, strict=False, assign=True)
     return module.requires_grad_(False).eval()
 
 
-def empty_part(spec: PartSpec, config: Mapping[str, Any], *, where: str) -> nn.Module:
+def empty_part(
+    architecture: Architecture, spec: PartSpec, config: Mapping[str, Any], *, where: str
+) -> nn.Module:
     """The module of a part without numbers, on the meta device. Raises ModelError for a config of
     no model.
     """
     with torch.device("meta"):
-        return _empty_module(spec, config, where)
+        return new_part(architecture, spec, config, where=where)
 
 
-def random_part(spec: PartSpec, config: Mapping[str, Any], *, seed: int) -> dict[str, Tensor]:
+def random_part(
+    architecture: Architecture, spec: PartSpec, config: Mapping[str, Any], *, seed: int
+) -> dict[str, Tensor]:
     """Freshly initialised tensors of a part under their canonical names; the global generator is
     left alone.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = _empty_module(spec, config, "random")
-        if isinstance(module, TextEncoder):
-            module.initialise()
+        module = new_part(architecture, spec, config, where="random")
+        initialise = getattr(module, "initialise", None)
+        if initialise is not None:
+            initialise()
     return dict(module.state_dict())
 
 
-def _empty_module(spec: PartSpec, config: Mapping[str, Any], where: str) -> nn.Module:
+def new_part(
+    architecture: Architecture, spec: PartSpec, config: Mapping[str, Any], *, where: str
+) -> nn.Module:
+    """The module of a part as its class makes it. Raises ModelError for a config of no model."""
     _check_config(config, f"{where}: {spec.part}")
     try:
-        return _construct(spec, config)
+        return architecture.build(spec, config)
     except (
         TypeError,
         ValueError,
@@ -81,25 +87,8 @@ def _empty_module(spec: PartSpec, config: Mapping[str, Any], where: str) -> nn.M
         ) from error
 
 
-def _construct(spec: PartSpec, config: Mapping[str, Any]) -> nn.Module:
-    match spec.class_name:
-        case "UNet2DConditionModel":
-            return UNet(config) if is_plain(config) else _unusual_unet(config)
-        case "AutoencoderKL":
-            return Autoencoder(config)
-        case "CLIPTextModel" | "CLIPTextModelWithProjection":
-            return TextEncoder(config, projection=spec.class_name.endswith("WithProjection"))
-    raise ModelError(f"konomi has no {spec.class_name}.")
-
-
-def _unusual_unet(config: Mapping[str, Any]) -> nn.Module:
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    unet: nn.Module = UNet2DConditionModel.from_config(_public(config))
-    return unet
-
-
-def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+def public_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what libraries note in it for themselves."""
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
@@ -121,31 +110,10 @@ def complete_config(spec: PartSpec, config: Mapping[str, Any]) -> dict[str, Any]
     """A part's config with the class it belongs to, for a diffusers folder. Nothing local (paths)
     is kept.
     """
-    public = _public(config)
+    public = public_settings(config)
     if isinstance(spec, TextEncoderSpec):
-        return {**public, "architectures": [spec.class_name], "model_type": "clip_text_model"}
+        return {**public, "architectures": [spec.class_name], "model_type": spec.model_type}
     return {"_class_name": spec.class_name, "_diffusers_version": "0.36.0", **public}
-
-
-def canonical_tensors(spec: PartSpec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a diffusers folder, of any age, under canonical names."""
-    result: dict[str, Tensor] = {}
-    for original, tensor in tensors.items():
-        name = original
-        if isinstance(spec, TextEncoderSpec):
-            name = (
-                name
-                if name.startswith((TEXT_ROOT, _PROJECTION, "logit_scale"))
-                else TEXT_ROOT + name
-            )
-        elif isinstance(spec, VaeSpec):
-            head, _, leaf = name.rpartition(".")
-            stem, _, last = head.rpartition(".")
-            if ".attentions." in name and last in _OLD_VAE_ATTENTION:
-                name = f"{stem}.{_OLD_VAE_ATTENTION[last]}.{leaf}"
-                tensor = tensor.flatten(1) if tensor.ndim > 1 else tensor
-        result[name] = tensor
-    return result
 
 
 def _check_tensors(part: str, module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:

@@ -1,6 +1,4 @@
-"""Save a base, with trained parts in place of its own: a diffusers folder or a single file in the
-LDM layout.
-"""
+"""Save a base, with trained parts in place of its own: a diffusers folder or a single file."""
 
 import json
 from collections.abc import Mapping
@@ -11,24 +9,18 @@ import torch
 from torch import Tensor
 
 from konomi.errors import ModelError
-from konomi.families import published_config
-from konomi.families.family import DENOISER, VAE, Part, TextEncoderSpec
-from konomi.formats.ldm_keys import UNetLayout, transformers_to_openclip, unet_to_ldm, vae_to_ldm
+from konomi.families.family import Part, TextEncoderSpec
 from konomi.formats.writer import check_ending
+from konomi.models.architectures import architecture_of
 from konomi.models.base import BaseModel
-from konomi.models.infer import DECLARED, infer_text, infer_unet, infer_vae
 from konomi.models.latent_diffusion import LatentDiffusion
-from konomi.models.noise_config import with_zero_terminal_snr
+from konomi.models.noise_config import published_scheduler
 from konomi.models.parts import complete_config
 from konomi.models.prediction import marker_tensors
-from konomi.models.single_file import CONFIGS_KEY, VOCABULARY_KEY, SingleFileSource
-from konomi.models.tokenizer import clip_vocabulary, write_tokenizer
 from konomi.storage.atomic import check_free_space, write_folder
 from konomi.storage.tensor_file import check_finite, write_tensors
 
 _SLACK = 16 << 20
-_LOGIT_SCALE = 4.6052
-"""ln 100, what every CLIP ends up with; unused here, but other tools look for it."""
 
 
 def save_folder(
@@ -64,11 +56,10 @@ def save_folder(
                 config["torch_dtype"] = config["dtype"] = str(dtype).removeprefix("torch.")
             _write_json(target / "config.json", config)
         for encoder in base.spec.text_encoders:
-            vocabulary, pad = base.source.vocabulary(encoder.tokenizer)
-            write_tokenizer(
-                folder / encoder.tokenizer, vocabulary, pad_token=pad, length=base.num_positions
-            )
-        scheduler = {**_published_scheduler(base), **base.scheduler}
+            tokenizer = base.source.tokenizer(encoder.tokenizer)
+            tokenizer.write(folder / encoder.tokenizer, length=base.text_traits.num_positions)
+        usual = published_scheduler(base.spec, zero_terminal_snr=base.zero_terminal_snr)
+        scheduler = {**usual, **base.scheduler}
         (folder / "scheduler").mkdir()
         _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         _write_json(folder / "model_index.json", _model_index(base, scheduler["_class_name"]))
@@ -82,18 +73,25 @@ def save_single_file(
     tensors: Mapping[str, Tensor] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """A .safetensors file in the LDM layout with the classic names, which every tool reads.
+    """A .safetensors file in the layout and with the names that the family was published in, which
+    every tool reads.
 
-    Where the base's architecture is not the published one, the file says what its shapes cannot
-    (`konomi.configs`, `konomi.vocabulary`). Arguments and errors as for `save_folder`; an existing
-    file is replaced in one step.
+    Where the base's sizes are not the published ones, the file says what its shapes cannot
+    (`konomi.configs`, `konomi.vocabulary`). Arguments and errors as for `save_folder`, and
+    ModelError for a family that has no such form; an existing file is replaced in one step.
     """
     path, base = Path(path), _latent_diffusion(base)
+    layout = architecture_of(base.spec).single_file
+    if layout is None:
+        raise ModelError(
+            f"{path}: {base.spec.title} has no form in one file. Save it as a diffusers folder."
+        )
     check_ending(path, (".safetensors",), "a whole model")
     replaced = _by_part(base, tensors or {})
     content: dict[str, Tensor] = {}
     for part in base.parts:
-        content.update(_to_ldm(base, part, _final(base, part, replaced.get(part, {}), dtype)))
+        state = _final(base, part, replaced.get(part, {}), dtype)
+        content.update(layout.tensors(base, part, state))
     content.update(
         marker_tensors(base.process.prediction, zero_terminal_snr=base.zero_terminal_snr)
     )
@@ -101,7 +99,7 @@ def save_single_file(
         path.parent,
         _SLACK + sum(tensor.numel() * tensor.element_size() for tensor in content.values()),
     )
-    write_tensors(path, content, {**single_file_metadata(base, content), **(metadata or {})})
+    write_tensors(path, content, {**layout.metadata(base, content), **(metadata or {})})
 
 
 def _latent_diffusion(base: BaseModel) -> LatentDiffusion:
@@ -158,134 +156,6 @@ def _size(base: LatentDiffusion, dtype: torch.dtype) -> int:
         tensor.numel() for part in base.parts for tensor in _own_tensors(base, part).values()
     )
     return _SLACK + count * (torch.finfo(dtype).bits // 8)
-
-
-def _to_ldm(base: LatentDiffusion, part: Part, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    spec = base.spec.part(part)
-    config = base.source.configs[spec.folder]
-    if part == DENOISER:
-        layout = UNetLayout.from_config(config)
-        return {
-            f"{spec.file_prefix}{_known(unet_to_ldm(name, layout), name)}": t
-            for name, t in state.items()
-        }
-    if part == VAE:
-        levels, layers = len(config["block_out_channels"]), int(config["layers_per_block"])
-        named = {
-            _known(vae_to_ldm(name, levels=levels, layers=layers), name): t
-            for name, t in state.items()
-        }
-        return {
-            f"{spec.file_prefix}{name}": _as_convolution(name, tensor)
-            for name, tensor in named.items()
-        }
-    encoder = base.spec.text_encoder(part)
-    if not encoder.open_clip:
-        return {f"{encoder.file_prefix}{name}": tensor for name, tensor in state.items()}
-    result = {
-        f"{encoder.file_prefix}{name}": tensor
-        for name, tensor in transformers_to_openclip(state).items()
-    }
-    return {**_openclip_rest(base, encoder, result), **result}
-
-
-def _openclip_rest(
-    base: LatentDiffusion, encoder: TextEncoderSpec, result: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """What OpenCLIP's layout has and transformers' lacks: from the base's own file, or the nearest
-    thing to it.
-    """
-    dtype = result[f"{encoder.file_prefix}token_embedding.weight"].dtype
-    source: Any = base.source
-    source = getattr(source, "main", source)  # The VAE may be from elsewhere.
-    kept: dict[str, Tensor] = {}
-    if isinstance(source, SingleFileSource):
-        kept = {
-            n: t.to(dtype)
-            for n, t in source.leftovers().items()
-            if n.startswith(encoder.file_prefix)
-        }
-    rest = {f"{encoder.file_prefix}logit_scale": torch.tensor(_LOGIT_SCALE, dtype=dtype)}
-    if not encoder.pooled:
-        width = base.source.configs[encoder.part]["hidden_size"]
-        rest[f"{encoder.file_prefix}text_projection"] = torch.eye(int(width), dtype=dtype)
-    last = int(base.source.configs[encoder.part]["num_hidden_layers"]) - 1
-    block = f"{encoder.file_prefix}transformer.resblocks."
-    for extra in range(encoder.file_extra_layers):
-        for name, tensor in result.items():
-            if name.startswith(f"{block}{last}."):
-                rest[name.replace(f"{block}{last}.", f"{block}{last + 1 + extra}.")] = (
-                    tensor.clone()
-                )
-    return {**rest, **kept}
-
-
-def _as_convolution(name: str, tensor: Tensor) -> Tensor:
-    attention = ".mid.attn_1." in f".{name}" and tensor.ndim == 2
-    return tensor[:, :, None, None] if attention else tensor
-
-
-def _known(ldm_name: str | None, name: str) -> str:
-    if ldm_name is None:
-        raise ModelError(
-            f"{name} has no name in the LDM layout: this architecture can only be saved as a "
-            "folder."
-        )
-    return ldm_name
-
-
-def single_file_metadata(base: LatentDiffusion, content: Mapping[str, Tensor]) -> dict[str, str]:
-    """What a single file says of itself: modelspec's facts, and what the shapes do not tell of an
-    unusual architecture.
-
-    content: its tensors by name; only their shapes count.
-    """
-    side = base.resolution
-    result = {
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": base.spec.variant(base.process.prediction).architecture,
-        "modelspec.prediction_type": base.process.prediction,
-        "modelspec.resolution": f"{side}x{side}",
-    }
-    shapes = {name: tuple(tensor.shape) for name, tensor in content.items()}
-    inferred: dict[str, dict[str, Any]] = {
-        "unet": infer_unet(base.spec, shapes, {}, check=False),
-        "vae": infer_vae(base.spec, shapes, {}, check=False),
-        "scheduler": _published_scheduler(base),
-        **{
-            encoder.part: infer_text(base.spec, encoder, shapes, {})
-            for encoder in base.spec.text_encoders
-        },
-    }
-    inferred["unet"]["sample_size"] = (
-        base.spec.variant(base.process.prediction).resolution // base.spec.vae.latent_factor
-    )
-    inferred["scheduler"]["prediction_type"] = base.scheduler.get("prediction_type", "epsilon")
-    unusual = {}
-    for name, settings in DECLARED.items():
-        actual = base.scheduler if name == "scheduler" else base.source.configs.get(name, {})
-        differing = {
-            s: actual[s] for s in settings if s in actual and actual[s] != inferred[name].get(s)
-        }
-        if name in inferred and actual.get("hidden_size") != published_config(base.spec, name).get(
-            "hidden_size"
-        ):
-            # A tool that drops the layers nobody reads must not change which one is read.
-            differing["num_hidden_layers"] = actual["num_hidden_layers"]
-        if differing:
-            unusual[name] = differing
-    if unusual:
-        result[CONFIGS_KEY] = json.dumps(unusual, sort_keys=True)
-    vocabulary, _ = base.source.vocabulary(base.spec.text_encoders[0].tokenizer)
-    if vocabulary != clip_vocabulary():
-        result[VOCABULARY_KEY] = json.dumps(vocabulary.to_json(), ensure_ascii=False)
-    return result
-
-
-def _published_scheduler(base: LatentDiffusion) -> dict[str, Any]:
-    """The family's, with a process that ends in pure noise where the base has that."""
-    config = published_config(base.spec, "scheduler")
-    return with_zero_terminal_snr(config) if base.zero_terminal_snr else config
 
 
 def _model_index(base: LatentDiffusion, scheduler_class: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -22,13 +21,13 @@ from konomi.formats.ldm_keys import (
     unet_to_diffusers,
     vae_to_diffusers,
 )
-from konomi.models.config_check import check_configs, without_nulls
-from konomi.models.identify import check_channels, recognise
+from konomi.models.clip_unet_rules import check_together, rules_of
+from konomi.models.config_check import SCHEDULER, check_configs, without_nulls
 from konomi.models.infer import DECLARED, infer_text, infer_unet, infer_vae, time_embedding_width
 from konomi.models.noise_config import noise_schedule, prediction_word, with_zero_terminal_snr
 from konomi.models.prediction import ZERO_SNR_MARKER, declared_prediction, default_prediction
-from konomi.models.tensor_files import TensorFile, open_tensor_file
-from konomi.models.tokenizer import Vocabulary, clip_vocabulary
+from konomi.models.tensor_files import TensorFile
+from konomi.models.tokenizer import END, StoredClipTokenizer, Vocabulary, clip_vocabulary
 from konomi.models.unused import other_schedule, unused_tensors
 
 CONFIGS_KEY = "konomi.configs"
@@ -67,8 +66,8 @@ class SingleFileSource:
             return vae_tensors(self.file, VAE_PREFIX, self.configs["vae"])
         return self._text(self.family.text_encoder(part))
 
-    def vocabulary(self, tokenizer: str) -> tuple[Vocabulary, str]:
-        encoder = self.family.text_encoder(tokenizer)
+    def tokenizer(self, name: str) -> StoredClipTokenizer:
+        encoder = self.family.text_encoder(name)
         declared = self.file.metadata.get(VOCABULARY_KEY)
         vocabulary = (
             clip_vocabulary() if declared is None else _declared_vocabulary(declared, self.where)
@@ -80,10 +79,8 @@ class SingleFileSource:
                 f"{len(vocabulary.tokens)}, and the file brings no vocabulary of its own. Use it "
                 "as a diffusers folder."
             )
-        return (
-            vocabulary,
-            encoder.pad_token if encoder.pad_token in vocabulary.tokens else "<|endoftext|>",
-        )
+        pad = encoder.pad_token if encoder.pad_token in vocabulary.tokens else END
+        return StoredClipTokenizer(vocabulary, pad)
 
     def leftovers(self) -> dict[str, Tensor]:
         """Text tensors that no module uses but other tools expect (OpenCLIP-H's last layer,
@@ -173,15 +170,14 @@ def _layer_number(name: str) -> int | None:
     return None if match is None else int(match[1])
 
 
-def open_single_file(path: Path, *, prediction: Prediction | None = None) -> SingleFileSource:
-    """Recognise a single file from its header. Raises ModelError or FileFormatError saying what is
+def open_ldm_file(
+    file: TensorFile, family: Family, *, prediction: Prediction | None = None
+) -> SingleFileSource:
+    """The parts of a file of this family. Raises ModelError or FileFormatError saying what is
     wrong.
     """
-    file = open_tensor_file(path)
-    aliases = _ema_aliases(file.shapes)
-    shapes = dict(file.shapes)
-    shapes.update({name: file.shapes[stored] for name, stored in aliases.items()})
-    family = recognise(shapes, str(path))
+    path, aliases = file.path, ema_aliases(file.shapes)
+    shapes = with_ema_as_unet(file.shapes)
     declared = declared_configs(file)
     try:
         configs: dict[str, dict[str, Any]] = {
@@ -197,7 +193,6 @@ def open_single_file(path: Path, *, prediction: Prediction | None = None) -> Sin
         )
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    check_channels(unet["in_channels"], vae["latent_channels"], str(path))
     if family.denoiser.reads_sizes:
         unet["addition_time_embed_dim"] = time_embedding_width(
             unet, configs["text_encoder_2"]["projection_dim"]
@@ -217,9 +212,11 @@ def open_single_file(path: Path, *, prediction: Prediction | None = None) -> Sin
     if ZERO_SNR_MARKER in file.shapes and prediction != "epsilon":
         scheduler = with_zero_terminal_snr(scheduler)
     all_configs = {"unet": unet, "vae": vae, "scheduler": scheduler, **configs}
-    all_configs = {name: without_nulls(name, config) for name, config in all_configs.items()}
+    rules = {"scheduler": SCHEDULER, **{spec.folder: rules_of(spec) for spec in family.parts}}
+    all_configs = {name: without_nulls(rules[name], config) for name, config in all_configs.items()}
     try:
-        check_configs(all_configs)
+        check_configs(rules, all_configs)
+        check_together(family, all_configs)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     source = SingleFileSource(file, family, prediction, all_configs, has_vae, aliases)
@@ -280,8 +277,15 @@ def _names(file: TensorFile, aliases: Mapping[str, str]) -> list[str]:
     return list(aliases) or [name for name in file.shapes if name.startswith(UNET_PREFIX)]
 
 
-def _ema_aliases(shapes: Shapes) -> dict[str, str]:
-    """Running averages stand in for a UNet that is not there itself."""
+def with_ema_as_unet(shapes: Shapes) -> Shapes:
+    """The tensors of a file, with running averages under the UNet's names where they stand in for
+    it.
+    """
+    return {**shapes, **{name: shapes[stored] for name, stored in ema_aliases(shapes).items()}}
+
+
+def ema_aliases(shapes: Shapes) -> dict[str, str]:
+    """Running averages that stand in for a UNet that is not there itself: its names -> theirs."""
     if any(name.startswith(UNET_PREFIX) for name in shapes):
         return {}
     aliases: dict[str, str] = {}

@@ -4,9 +4,9 @@ Shapes: B captions, N chunks of all captions, L positions of a chunk (77), n chu
 width of a text encoder.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,54 +14,10 @@ from torch import Tensor
 from konomi.config.sections import TextConfig
 from konomi.diffusion.conditioning import Conditioning
 from konomi.errors import ModelError, RecipeError
-from konomi.models.clip_text import TextEncoder
+from konomi.models.architecture import NO_TOKENS, AddedTokens, LoadedTextEncoder
 from konomi.models.prompt_syntax import Span, find_words, parse_emphasis, parse_mixture
 
-AddedTokens = Mapping[str, Mapping[str, Tensor]]
-"""Learned token -> {part of the text encoder: vectors [n, D]}."""
-
-NO_TOKENS: AddedTokens = {}
-_TOKENS_PER_CHUNK = 75
-
-
-class ReadsText(Protocol):
-    """The part of `konomi.models.tokenizer.Tokenizer` that is needed here."""
-
-    bos_token_id: int
-    eos_token_id: int
-    pad_token_id: int
-
-    def ids(self, text: str) -> list[int]:
-        """Token numbers of a text, without start and end."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedTextEncoder:
-    """One text encoder and how a family reads it."""
-
-    part: str
-    tokenizer: ReadsText
-    """Its pad token fills chunks up (OpenAI's CLIP: end of text; OpenCLIP: `!`)."""
-    module: TextEncoder
-    layer: int = 1
-    """Whose output is read where the recipe leaves it open, from the end: 1 the last, 2 the one
-    before."""
-    final_norm: bool = True
-    """Whether CLIP's final layer norm follows, also after skipped layers."""
-    pooled: bool = False
-    """Whether this text encoder gives the pooled vector."""
-    missing_layers: int = 0
-    """Layers at the end that the base's file lacks; they are there in name only."""
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self.module.text_model.embeddings.token_embedding.weight.device
-        return device
-
-    @property
-    def num_positions(self) -> int:
-        return int(self.module.text_model.embeddings.position_embedding.weight.shape[0])
+TOKENS_PER_CHUNK = 75
 
 
 @dataclass(slots=True)
@@ -130,27 +86,11 @@ def count_chunks(
     )
 
 
-def token_vectors(encoders: Sequence[LoadedTextEncoder], text: str) -> dict[str, Tensor]:
-    """What the text encoders know a text's tokens as: part -> copies of token embeddings, float32
-    [n, D].
-
-    Raises RecipeError where the text is no token at all.
-    """
-    found: dict[str, Tensor] = {}
-    for encoder in encoders:
-        ids = encoder.tokenizer.ids(text)
-        if not ids:
-            raise RecipeError(f"{text!r} holds no word that the text encoder could start from.")
-        table = encoder.module.text_model.embeddings.token_embedding.weight.detach()
-        found[encoder.part] = table[torch.tensor(ids, device=table.device)].float()
-    return found
-
-
 def _chunk(
     encoder: LoadedTextEncoder, prompt: str, text: TextConfig, tokens: AddedTokens
 ) -> list[_Chunk]:
     """As many chunks as the prompt needs. A learned word is never torn apart."""
-    size = encoder.num_positions - 2
+    size = _num_positions(encoder) - 2
     sections = parse_emphasis(prompt) if text.emphasis else ((Span(prompt),),)
     chunks: list[_Chunk] = []
     for section in sections:
@@ -187,7 +127,7 @@ def _tokenize(
 
 def _fit(chunks: list[_Chunk], text: TextConfig) -> list[_Chunk]:
     """Exactly as many chunks as asked for."""
-    count = text.max_tokens // _TOKENS_PER_CHUNK
+    count = text.max_tokens // TOKENS_PER_CHUNK
     return chunks[:count] + [_Chunk() for _ in range(count - len(chunks))]
 
 
@@ -200,7 +140,7 @@ def _encode(
 ) -> tuple[Tensor, Tensor | None]:
     """States [B, T, D] and pooled [B, P] of one text encoder, all chunks in one pass."""
     chunks = [chunk for caption in captions for chunk in caption]
-    device = encoder.device
+    device = _device(encoder)
     ids_NL = torch.tensor([_wrap(encoder, chunk.ids) for chunk in chunks]).to(
         device, non_blocking=True
     )
@@ -225,7 +165,7 @@ def _encode(
 
 def _wrap(encoder: LoadedTextEncoder, ids: list[int]) -> list[int]:
     tokenizer = encoder.tokenizer
-    padding = [tokenizer.pad_token_id] * (encoder.num_positions - 2 - len(ids))
+    padding = [tokenizer.pad_token_id] * (_num_positions(encoder) - 2 - len(ids))
     return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *padding]
 
 
@@ -325,3 +265,12 @@ def _blend(values: Tensor, mixtures: Sequence[Sequence[tuple[str, float]]]) -> T
         blended.append(parts[0] if len(mixture) == 1 else torch.tensordot(shares, parts, dims=1))
         start += len(mixture)
     return torch.stack(blended)
+
+
+def _device(encoder: LoadedTextEncoder) -> torch.device:
+    device: torch.device = encoder.module.text_model.embeddings.token_embedding.weight.device
+    return device
+
+
+def _num_positions(encoder: LoadedTextEncoder) -> int:
+    return int(encoder.module.text_model.embeddings.position_embedding.weight.shape[0])

@@ -8,6 +8,7 @@ symbols, the same with `</w>`, one token per merge of the first 48,894, and the 
 import gzip
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +17,12 @@ from typing import Any
 from konomi.config.parse import parse_json
 from konomi.errors import ModelError
 from konomi.families import CONFIGS
+from konomi.families.family import TextEncoderSpec
+from konomi.storage.hashing import texts_hash
 
 START = "<|startoftext|>"
 END = "<|endoftext|>"
+CLIP_TOKENS = 49408
 _MERGES = 49152 - 256 - 2
 _MOST_TOKENS = 1 << 24
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -121,6 +125,38 @@ class Tokenizer:
         return number
 
 
+@dataclass(frozen=True, slots=True)
+class StoredClipTokenizer:
+    """Implements `konomi.models.source.StoredTokenizer`."""
+
+    vocabulary: Vocabulary
+    pad_token: str = END
+
+    def open(self, spec: TextEncoderSpec, config: Mapping[str, Any]) -> Tokenizer:
+        tokenizer = Tokenizer(self.vocabulary, pad_token=self.pad_token)
+        size, last = (
+            int(config.get("vocab_size", CLIP_TOKENS)),
+            max(self.vocabulary.tokens.values()),
+        )
+        if last >= size:
+            raise ModelError(
+                f"its {spec.tokenizer} has the token number {last}, and its {spec.part} only "
+                f"{size} tokens."
+            )
+        return tokenizer
+
+    def write(self, folder: Path, *, length: int) -> None:
+        write_tokenizer(folder, self.vocabulary, pad_token=self.pad_token, length=length)
+
+    def fingerprint(self) -> tuple[str, ...]:
+        """Whether the padding is a word, and the vocabulary where it is not CLIP's."""
+        pad = f"{self.pad_token} is a word" if self.pad_token != END else ""
+        if self.vocabulary == clip_vocabulary():
+            return pad, ""
+        known = [repr(sorted(self.vocabulary.tokens.items())), repr(self.vocabulary.merges)]
+        return pad, texts_hash(known)
+
+
 @lru_cache(maxsize=2)
 def _pipeline(vocabulary: Vocabulary) -> Any:
     """The `tokenizers` package's own, checked first: a tenth of a second, so all of one vocabulary
@@ -221,6 +257,11 @@ def read_vocabulary(folder: Path) -> tuple[Vocabulary, str]:
             f"{folder}: the tokenizer's files are damaged ({str(error)[:200]})."
         ) from error
     return vocabulary, pad
+
+
+def read_clip_tokenizer(folder: Path) -> StoredClipTokenizer:
+    """`read_vocabulary`, as a base keeps it."""
+    return StoredClipTokenizer(*read_vocabulary(folder))
 
 
 # By content: a run reads the same 1.5 MB several times, for both text encoders of a base and for

@@ -13,6 +13,7 @@ from konomi.diffusion.noise import NoiseSchedule
 from konomi.errors import printable, shortened
 from konomi.families.autoencoder import VAE_PREFIX
 from konomi.families.family import Family
+from konomi.models.architecture import ConfigRules, Configs
 from konomi.models.prediction import V_MARKER, ZERO_SNR_MARKER
 from konomi.models.tensor_files import TensorFile
 
@@ -34,69 +35,6 @@ _KINDS: tuple[tuple[str, str], ...] = (
     (rf"{VAE_PREFIX}loss\.", f"what trained the VAE ({VAE_PREFIX}loss)"),
     (r"(optimizer|state)\.", "an optimiser's state"),
 )
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_UNET_SETTINGS = _words("""
-    act_fn addition_embed_type addition_embed_type_num_heads addition_time_embed_dim
-    attention_head_dim attention_type
-    block_out_channels center_input_sample class_embed_type class_embeddings_concat conv_in_kernel
-    conv_out_kernel
-    cross_attention_dim cross_attention_norm down_block_types downsample_padding dropout
-    dual_cross_attention
-    encoder_hid_dim encoder_hid_dim_type flip_sin_to_cos freq_shift in_channels layers_per_block
-    mid_block_only_cross_attention mid_block_scale_factor mid_block_type norm_eps norm_num_groups
-    num_attention_heads
-    num_class_embeds only_cross_attention out_channels projection_class_embeddings_input_dim
-    resnet_out_scale_factor
-    resnet_skip_time_act resnet_time_scale_shift reverse_transformer_layers_per_block sample_size
-    time_cond_proj_dim
-    time_embedding_act_fn time_embedding_dim time_embedding_type timestep_post_act
-    transformer_layers_per_block
-    up_block_types upcast_attention use_linear_projection
-""")
-_VAE_SETTINGS = _words("""
-    act_fn block_out_channels double_z down_block_types force_upcast in_channels latent_channels
-    latents_mean
-    latents_std layers_per_block mid_block_add_attention norm_num_groups norm_type out_channels
-    sample_size
-    scaling_factor shift_factor up_block_types use_post_quant_conv use_quant_conv
-""")
-_TEXT_SETTINGS = _words("""
-    attention_dropout bos_token_id dropout eos_token_id gradient_checkpointing hidden_act
-    hidden_size
-    initializer_factor initializer_range intermediate_size layer_norm_eps max_position_embeddings
-    model_type
-    num_attention_heads num_hidden_layers pad_token_id projection_dim vocab_size
-    add_cross_attention architectures auto_map bad_words_ids begin_suppress_tokens
-    chunk_size_feed_forward
-    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
-    early_stopping
-    encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id
-    forced_eos_token_id id2label is_decoder is_encoder_decoder label2id length_penalty max_length
-    min_length
-    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
-    output_hidden_states
-    output_scores prefix problem_type pruned_heads remove_invalid_values repetition_penalty
-    return_dict
-    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
-    tf_legacy_loss
-    tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
-    transformers_version
-    typical_p use_bfloat16
-""")
-"""CLIP's, and what transformers once wrote into every config."""
-_NOT_APPLIED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
-    "vae": {"latents_mean": (None,), "latents_std": (None,), "shift_factor": (None, 0, 0.0)},
-    "text": {"attention_dropout": (0, 0.0), "dropout": (0, 0.0)},
-    "scheduler": {"clip_sample": (None, False), "thresholding": (None, False)},
-}
-"""Known settings that change nothing here, and the values with which they would change nothing
-elsewhere."""
 
 
 def unused_tensors(
@@ -133,20 +71,13 @@ def other_schedule(file: TensorFile, schedule: NoiseSchedule) -> list[str]:
     ]
 
 
-def unused_settings(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def unused_settings(rules: Mapping[str, ConfigRules], configs: Configs) -> list[str]:
     """A line for each config of a diffusers folder that says what is not applied."""
-    known = {"unet": _UNET_SETTINGS, "vae": _VAE_SETTINGS, "text": _TEXT_SETTINGS}
     lines = []
     for name, config in configs.items():
-        kind = "text" if name.startswith("text") else name
-        odd = [
-            s for s in config if kind in known and s not in known[kind] and not s.startswith("_")
-        ]
-        odd += [
-            s
-            for s, plain in _NOT_APPLIED.get(kind, {}).items()
-            if s in config and config[s] not in plain
-        ]
+        known, neutral = rules[name].known, rules[name].neutral
+        odd = [s for s in config if known is not None and s not in known and not s.startswith("_")]
+        odd += [s for s, plain in neutral.items() if s in config and config[s] not in plain]
         if config.get("timestep_spacing") == "trailing" and not config.get(
             "rescale_betas_zero_snr"
         ):

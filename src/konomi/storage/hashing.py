@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,11 @@ def short_hash(path: Path | str) -> str:
     with Path(path).open("rb") as file:
         file.seek(SHORT_HASH_START)
         return hashlib.sha256(file.read(SHORT_HASH_LENGTH)).hexdigest()[:8]
+
+
+def texts_hash(texts: Iterable[str]) -> str:
+    """SHA-256 over texts, each on a line."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -158,10 +158,9 @@ def _target_states(base: BaseModel, text: str) -> Tensor:
         raise RecipeError(f"--prompt {text!r}: it must contain one word of one file, exactly once.")
     lengths = [_num_tokens(base, piece, found) for piece, found in pieces]
     before = sum(lengths[: next(i for i, (_, found) in enumerate(pieces) if found is not None)])
-    if 2 + sum(lengths) > base.num_positions:
-        raise RecipeError(
-            f"--prompt {text!r}: is longer than one chunk of {base.num_positions} positions."
-        )
+    positions = base.text_traits.num_positions
+    if 2 + sum(lengths) > positions:
+        raise RecipeError(f"--prompt {text!r}: is longer than one chunk of {positions} positions.")
     return _encode(base, [text])[0, 1 + before : 2 + sum(lengths)]
 
 

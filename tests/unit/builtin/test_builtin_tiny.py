@@ -57,7 +57,8 @@ def test_rare_words_are_one_token_each() -> None:
 def test_loads_as_stable_diffusion_1() -> None:
     base = konomi.load_base("tiny")
     assert (base.family, base.process.prediction, base.resolution) == ("sd1", "epsilon", 128)
-    assert (base.latent_factor, base.latent_channels, base.num_positions) == (8, 4, 77)
+    assert (base.latent_factor, base.latent_channels) == (8, 4)
+    assert base.text_traits.num_positions == 77
     states = base.encode_captions(["a cat, noto style", ""], TextConfig()).states
     assert states.shape == (2, 77, 192)
     noisy = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))

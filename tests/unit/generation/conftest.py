@@ -1,5 +1,6 @@
 """Small random models of real architecture, behind the interface that generation sees."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from konomi.data.batch import Latents
 from konomi.diffusion.noise import scaled_linear_schedule
 from konomi.diffusion.variance_preserving import VariancePreserving
 from konomi.families import family_named
+from konomi.models.architecture import TextTraits
 from konomi.models.clip_text import TextEncoder
 from konomi.models.text_encoding import LoadedTextEncoder, count_chunks, encode_text
 
@@ -49,7 +51,7 @@ class SmallBase:
     resolution = 32
     latent_factor = size_step = 2
     latent_channels = 4
-    num_positions = 77
+    text_traits = TextTraits(num_positions=77)
 
     def __init__(self, *, sdxl: bool = False, inpainting: bool = False) -> None:
         import diffusers
@@ -126,12 +128,10 @@ class SmallBase:
     def encode_captions(self, captions: Any, text: TextConfig) -> Any:
         return encode_text(self.loaded_encoders, captions, text)
 
-    def count_chunks(self, captions: Any, text: TextConfig) -> int:
-        return count_chunks(self.loaded_encoders, captions, text)
+    def uncut(self, captions: Any, text: TextConfig) -> TextConfig:
+        return replace(text, max_tokens=75 * count_chunks(self.loaded_encoders, captions, text))
 
     def with_sizes(self, conditioning: Any, sizes: Tensor) -> Any:
-        from dataclasses import replace
-
         return replace(conditioning, sizes=sizes) if self.family == "sdxl" else conditioning
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Any) -> Tensor:

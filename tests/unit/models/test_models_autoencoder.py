@@ -9,6 +9,7 @@ import torch
 from konomi.errors import ModelError
 from konomi.families import CONFIGS
 from konomi.families.sd1 import SD1
+from konomi.models.architectures import architecture_of
 from konomi.models.autoencoder import Autoencoder
 from konomi.models.parts import build_part
 from twins import assert_same_gradients, listed
@@ -74,4 +75,4 @@ def test_same_names_order_and_shapes_at_full_size(family: str) -> None:
 )
 def test_other_kinds_are_refused(change: dict[str, Any], named: str) -> None:
     with pytest.raises(ModelError, match=f"config of vae .*unlike Stable Diffusion's: {named}"):
-        build_part(SD1.vae, SMALL | change, {}, where="model.safetensors")
+        build_part(architecture_of(SD1), SD1.vae, SMALL | change, {}, where="model.safetensors")

@@ -72,10 +72,8 @@ def test_captions_equal_transformers(family: str) -> None:
         ours = base.encode_captions(captions, TextConfig())
         states, pooled = [], None
         for loaded_encoder in base.loaded_encoders():
-            vocabulary, pad = base.source.vocabulary(
-                loaded_encoder.part.replace("text_encoder", "tokenizer")
-            )
-            tokenizer = build_tokenizer(vocabulary, pad_token=pad)
+            stored = base.source.tokenizer(loaded_encoder.part.replace("text_encoder", "tokenizer"))
+            tokenizer = build_tokenizer(stored.vocabulary, pad_token=stored.pad_token)
             ids = tokenizer(
                 captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
             )
@@ -218,12 +216,12 @@ def test_targets_and_module_agree(family: str) -> None:
 
 def test_full_size_targets_are_kohyas_counts() -> None:
     # sd-scripts trains 192 modules of SD1's transformers and 722 of SDXL's.
-    from konomi.models.parts import _empty_module
+    from konomi.models.parts import empty_part
 
     for family, expected in (("sd1", 192), ("sd2", 192), ("sdxl", 722)):
         base = random_base(family, size="full")
-        with torch.device("meta"):
-            module = _empty_module(base.spec.denoiser, base.source.configs["unet"], "test")
+        config = base.source.configs["unet"]
+        module = empty_part(base.architecture, base.spec.denoiser, config, where="test")
         pattern = base.spec.denoiser.selectors["transformer"]
         linear = [
             path

@@ -12,6 +12,7 @@ from torch import nn
 from konomi.errors import ModelError
 from konomi.families import CONFIGS
 from konomi.families.sdxl import SDXL
+from konomi.models.architectures import architecture_of
 from konomi.models.clip_text import TextEncoder
 from konomi.models.parts import build_part, random_part
 from twins import assert_same_gradients, transformers_text
@@ -73,7 +74,7 @@ def test_same_names_and_shapes_at_full_size(family: str, part: str) -> None:
 
 
 def test_random_weights_are_of_clips_sizes() -> None:
-    tensors = random_part(SDXL.text_encoders[1], SMALL, seed=1)
+    tensors = random_part(architecture_of(SDXL), SDXL.text_encoders[1], SMALL, seed=1)
     assert tensors["text_model.embeddings.token_embedding.weight"].std().item() == pytest.approx(
         0.02, rel=0.1
     )
@@ -82,11 +83,11 @@ def test_random_weights_are_of_clips_sizes() -> None:
     )
     assert tensors["text_model.encoder.layers.0.mlp.fc1.bias"].count_nonzero() == 0
     assert tensors["text_model.final_layer_norm.weight"].eq(1).all()
-    again = random_part(SDXL.text_encoders[1], SMALL, seed=1)
+    again = random_part(architecture_of(SDXL), SDXL.text_encoders[1], SMALL, seed=1)
     assert all(torch.equal(tensor, again[name]) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize("change", [{"hidden_act": "relu"}, {"num_attention_heads": 5}])
 def test_other_kinds_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match="config of text_encoder describes no model"):
-        build_part(SDXL.text_encoders[0], SMALL | change, {}, where="folder")
+        build_part(architecture_of(SDXL), SDXL.text_encoders[0], SMALL | change, {}, where="folder")

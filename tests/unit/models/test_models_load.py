@@ -235,16 +235,17 @@ def test_folder_of_fp16_variants_shards_and_old_names(sd1_folder: Path, tmp_path
 def test_published_shapes_give_the_published_configs() -> None:
     """What is inferred from a full-size file equals the configs that ship."""
     from konomi.formats.ldm_keys import UNetLayout, unet_to_ldm, vae_to_ldm
-    from konomi.models.parts import _empty_module
+    from konomi.models.parts import empty_part
 
     for family in FAMILIES:
         base = random_base(family.name, size="full")
         shapes: dict[str, tuple[int, ...]] = {}
-        with torch.device("meta"):
-            unet = _empty_module(
-                base.spec.denoiser, base.source.configs["unet"], "test"
+        unet, vae = (
+            empty_part(
+                base.architecture, spec, base.source.configs[spec.folder], where="test"
             ).state_dict()
-            vae = _empty_module(base.spec.vae, base.source.configs["vae"], "test").state_dict()
+            for spec in (base.spec.denoiser, base.spec.vae)
+        )
         layout = UNetLayout.from_config(base.source.configs["unet"])
         for name, tensor in unet.items():
             shapes[f"model.diffusion_model.{unet_to_ldm(name, layout)}"] = tuple(tensor.shape)
@@ -409,7 +410,7 @@ def edited(folder: Path, tmp_path: Path, component: str, changes: dict[str, Any]
         ("unet", {"down_block_types": ["os.system"] * 3}, "describes no model that can be built"),
         ("unet", {"cross_attention_dim": 48}, r"has shape \[16, 32\], the model \[16, 48\]"),
         ("unet", {"addition_embed_type": "image"}, "belongs to no family that konomi knows"),
-        ("text_encoder", {"model_type": "t5"}, "its text_encoder is a t5, not CLIP"),
+        ("text_encoder", {"model_type": "t5"}, "its text_encoder is a t5, not a clip_text_model"),
         ("text_encoder", {"num_hidden_layers": 10**8}, "num_hidden_layers = 100000000"),
         (
             "text_encoder",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from konomi.diffusion.noise import scaled_linear_schedule
 from konomi.errors import ModelError
-from konomi.models import unused
+from konomi.models.clip_unet_rules import CLIP_TEXT, UNET, VAE
 from konomi.models.load import load_base
 from konomi.models.random_base import random_base
 from konomi.models.save import save_folder, save_single_file
@@ -132,6 +132,6 @@ def test_known_settings_are_those_of_the_libraries() -> None:
     unet = set(inspect.signature(diffusers.UNet2DConditionModel.__init__).parameters) - {"self"}
     vae = set(inspect.signature(diffusers.AutoencoderKL.__init__).parameters) - {"self"}
     text = {name for name in transformers.CLIPTextConfig().to_dict() if not name.startswith("_")}
-    assert unet == unused._UNET_SETTINGS
-    assert vae <= unused._VAE_SETTINGS
-    assert text <= unused._TEXT_SETTINGS
+    assert unet == UNET.known
+    assert vae <= VAE.known
+    assert text <= CLIP_TEXT.known
