@@ -31,7 +31,7 @@ NOT_READ: dict[str, str] = {
     "methods/textual_inversion.py": "captions that are trained on",
     "data/size_variation.py": "words put into captions",
     "generation/infotext.py": "names that A1111 reads",
-    "models/unused.py": "names of settings",
+    "models/clip_unet_rules.py": "names of settings",
     "data/summary.py": "counts, which `COUNTS` of the catalogue translates one by one",
     "evaluation/reasons.py": "sentences with their Japanese beside them",
     "config/schema.py": "docs/settings.md",

@@ -290,36 +290,8 @@ save_folder(random_base("toy"), "base", dtype=torch.float32)
 """
 
 
-@pytest.fixture
-def copied(tmp_path):
-    """A copy of the package that can be changed, and a way to run its command line."""
-    package = tmp_path / "src" / "konomi"
-    shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))
-    environment = os.environ | {
-        "PYTHONPATH": str(package.parent),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
-
-    def run(*arguments, module="konomi", path=""):
-        command = [sys.executable, "-P", "-m", module, *map(str, arguments)]
-        path = os.pathsep.join([environment["PYTHONPATH"], *([str(path)] if path else [])])
-        surroundings = environment | {"PYTHONPATH": path}
-        return subprocess.run(
-            command, capture_output=True, text=True, env=surroundings, cwd=tmp_path, timeout=240
-        )
-
-    return package, run
-
-
-def add_line(path: Path, old: str, new: str) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new), encoding="utf-8")
-
-
 @pytest.mark.slow
-def test_a_new_method_is_its_file_and_one_tuple(copied, tmp_path):
+def test_a_new_method_is_its_file_and_one_tuple(copied, add_line, tmp_path):
     package, run = copied
     (package / "methods" / "bias.py").write_text(METHOD, encoding="utf-8")
     add_line(
@@ -357,7 +329,7 @@ def test_a_new_method_is_its_file_and_one_tuple(copied, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_new_format_is_its_file_and_one_tuple(copied, tmp_path):
+def test_a_new_format_is_its_file_and_one_tuple(copied, add_line, tmp_path):
     from safetensors.torch import save_file
 
     from konomi import load_base
@@ -381,7 +353,7 @@ def test_a_new_format_is_its_file_and_one_tuple(copied, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_new_kind_of_update_is_its_file_and_one_tuple(copied, tmp_path):
+def test_a_new_kind_of_update_is_its_file_and_one_tuple(copied, add_line, tmp_path):
     package, run = copied
     (package / "adapters" / "kinds" / "shift.py").write_text(KIND, encoding="utf-8")
     add_line(
@@ -433,7 +405,7 @@ def test_a_new_kind_of_update_is_its_file_and_one_tuple(copied, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_new_family_is_its_file_and_one_tuple(copied, tmp_path):
+def test_a_new_family_is_its_file_and_one_tuple(copied, add_line, tmp_path):
     from safetensors import safe_open
 
     package, run = copied

@@ -30,6 +30,12 @@ class HasModules(Protocol):
         """The module of a canonical key. Raises ModelError if there is none."""
         ...
 
+    def token_embedding(self, part: str) -> Tensor:
+        """The token embeddings of a text encoder [V, D]. Raises ModelError where learned tokens
+        cannot be put in their place.
+        """
+        ...
+
     def select_layers(self, selector: str) -> Mapping[str, nn.Module]:
         """Canonical key -> module, for a layer selector such as `attention.kv`."""
         ...
@@ -247,10 +253,9 @@ def _check_width(
     base: HasModules, adapter: Adapter, token: str, part: str, vectors_nD: Tensor
 ) -> None:
     try:
-        table = base.module(f"{part}.text_model.embeddings.token_embedding")
+        width = base.token_embedding(part).shape[1]
     except ModelError as error:
         raise ModelError(f"{error} {_hint(base, adapter)}".strip()) from None
-    width = int(table.weight.shape[1])  # type: ignore[index]
     if vectors_nD.shape[-1] != width:
         raise ModelError(
             f"The learned word {token!r} is {vectors_nD.shape[-1]} wide; {part} of this base has "

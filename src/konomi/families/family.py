@@ -98,7 +98,7 @@ class TextEncoderSpec:
     inner_layers: Pattern[str]
     """Paths of layers that read states of its width."""
     token_embedding: str = ""
-    """Path of the table in whose place learned words put their vectors; "" if it takes none."""
+    """Path of the table in whose place learned tokens put their vectors; "" if it takes none."""
     file_prefix: str = ""
     """What its tensors' names start with in a single file; "" in families that have no such
     form."""

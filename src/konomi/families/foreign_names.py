@@ -15,9 +15,12 @@ def part_of_folder() -> Mapping[str, Part]:
     return {spec.folder: spec.part for spec in _adapted()}
 
 
-def folder_of_part() -> Mapping[Part, str]:
-    """The way back, where all families agree."""
-    return {spec.part: spec.folder for spec in reversed(_adapted())}
+def folder_of_part(family: str) -> Mapping[Part, str]:
+    """The way back in a family; for parts that it lacks, and for a family that is not known, in
+    the first that has them.
+    """
+    specs = sorted(_named(), key=lambda named: named[0] != family)
+    return {spec.part: spec.folder for _, spec in reversed(specs)}
 
 
 def part_of_kohya_prefix() -> Mapping[str, Part]:
@@ -35,12 +38,14 @@ def kohya_prefix(part: Part, family: str) -> str:
 
 def part_of_comfyui_name() -> Mapping[str, Part]:
     """`clip_l`, `clip_g` ... -> part."""
-    return {e.comfyui_name: e.part for family in FAMILIES for e in family.text_encoders}
+    named = (encoder for family in FAMILIES for encoder in family.text_encoders)
+    return {encoder.comfyui_name: encoder.part for encoder in named if encoder.comfyui_name}
 
 
 def part_of_embedding_name() -> Mapping[str, Part]:
     """`emb_params`, `clip_l` ... in an embedding file -> part."""
-    return {e.embedding_name: e.part for family in FAMILIES for e in family.text_encoders}
+    named = (encoder for family in FAMILIES for encoder in family.text_encoders)
+    return {encoder.embedding_name: encoder.part for encoder in named if encoder.embedding_name}
 
 
 def embedding_names(parts: Collection[Part]) -> dict[Part, str]:
@@ -48,7 +53,7 @@ def embedding_names(parts: Collection[Part]) -> dict[Part, str]:
     has them all.
     """
     for family in FAMILIES:
-        names = {encoder.part: encoder.embedding_name for encoder in family.text_encoders}
+        names = {e.part: e.embedding_name for e in family.text_encoders if e.embedding_name}
         if set(parts) <= names.keys():
             return {part: names[part] for part in parts}
     return {part: part for part in parts}
@@ -68,14 +73,15 @@ def path_words(part: Part) -> frozenset[str]:
 
 def is_convolution(path: str, family: str) -> bool:
     """Whether a layer of the denoiser is a convolution, by its name; of a family that is not
-    known, in all families.
+    known, in all families that have any.
     """
     patterns = [
         spec.convolutions
         for name, spec in _named()
         if isinstance(spec, DenoiserSpec) and name == family
     ]
-    patterns = patterns or [known.denoiser.convolutions for known in FAMILIES]
+    denoisers = (known.denoiser for known in FAMILIES)
+    patterns = patterns or [spec.convolutions for spec in denoisers if "conv" in spec.selectors]
     return all(pattern.fullmatch(path) for pattern in patterns)
 
 

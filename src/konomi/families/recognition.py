@@ -137,11 +137,12 @@ def reads_text(key: str) -> bool:
 
 def embedding_widths() -> frozenset[int]:
     """Widths that vectors of learned words have in published models."""
-    return frozenset(encoder.width for family in FAMILIES for encoder in family.text_encoders)
+    return frozenset(width for family in FAMILIES for width in _widths(family).values())
 
 
 def _widths(family: Family) -> dict[Part, int]:
-    return {encoder.part: encoder.width for encoder in family.text_encoders}
+    """Of the token embeddings that learned words take the place of, by text encoder."""
+    return {e.part: e.width for e in family.text_encoders if e.token_embedding}
 
 
 def _first(found: Iterable[Family]) -> Family | None:

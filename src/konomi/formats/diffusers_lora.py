@@ -118,7 +118,8 @@ def write(adapter: Adapter, path: Path | str, *, dtype: torch.dtype | None = Non
     if path.suffix.lower() != ".safetensors":
         path = path / DIFFUSERS_LORA_NAME
     tensors: dict[str, Tensor] = {}
-    family, components = adapter.family or family_of(adapter), folder_of_part()
+    family = adapter.family or family_of(adapter)
+    components = folder_of_part(family)
     for part, layers in split_parts(adapter, str(path)).items():
         scaled = {name: layer.folded(dtype) for name, layer in layers.items()}
         for name, tensor in peft_tensors(scaled, family if part == "denoiser" else "").items():

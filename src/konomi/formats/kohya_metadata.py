@@ -23,6 +23,9 @@ from konomi.families import known_family
 from konomi.storage.hashing import SHORT_HASH_LENGTH, SHORT_HASH_START
 from konomi.storage.tensor_file import serialised
 
+_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
+"""ModelSpec's words; it has none for flow matching."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingFacts:
@@ -30,7 +33,7 @@ class TrainingFacts:
 
     name: str
     family: str
-    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    prediction: Literal["epsilon", "v_prediction", "flow"] = "epsilon"
     kind: Literal["lora", "textual-inversion"] = "lora"
     base_name: str = ""
     """File or hub name of the base; a path is reduced to its last part."""
@@ -101,7 +104,7 @@ def training_metadata(facts: TrainingFacts) -> dict[str, str]:
         "modelspec.title": facts.name,
         "modelspec.resolution": f"{width}x{height}",
         "modelspec.date": when.strftime("%Y-%m-%dT%H:%M:%S"),
-        "modelspec.prediction_type": "v" if facts.prediction == "v_prediction" else "epsilon",
+        "modelspec.prediction_type": _PREDICTIONS.get(facts.prediction),
         "modelspec.trigger_phrase": facts.trigger,
     }
     entries |= {f"ss_{name}": value for name, value in facts.extra.items()}

@@ -122,7 +122,7 @@ def write(
     if not parts:
         raise FileFormatError(f"{path}: the adapter has no layers, so there is no LoRA to write.")
     family = adapter.family or family_of(adapter)
-    names = folder_of_part()
+    names = folder_of_part(family)
     with write_folder(path, replace=replace_folder) as temporary:
         for part, layers in parts.items():
             folder = temporary if list(parts) == ["denoiser"] else temporary / names[part]

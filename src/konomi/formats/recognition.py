@@ -12,7 +12,7 @@ from torch import Tensor
 
 from konomi.config.parse import parse_json
 from konomi.families import FAMILIES, titles
-from konomi.families.family import Family
+from konomi.families.family import Family, TextEncoderSpec
 from konomi.families.recognition import (
     denoiser_folders,
     embedding_widths,
@@ -30,14 +30,6 @@ _TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"
 _LDM_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 _EMA = {"model_ema.": "denoiser (EMA)"}
 _CHANNELS = {9: "inpainting (9 input channels)", 8: "image editing (8 input channels)"}
-
-
-_PART_CLASSES = {
-    "AutoencoderKL": "vae",
-    "UNet2DConditionModel": "denoiser",
-    "CLIPTextModel": "text encoder",
-    "CLIPTextModelWithProjection": "text encoder",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,12 +219,12 @@ def _part_prefixes() -> dict[str, str]:
     """
     prefixes: dict[str, str] = {}
     for family in FAMILIES:
-        prefixes |= {
-            family.denoiser.file_prefix: family.denoiser.part,
-            family.vae.file_prefix: family.vae.part,
-        }
-        for encoder in family.text_encoders:
-            prefixes[f"{encoder.file_prefix.rstrip('.').rpartition('.')[0]}."] = encoder.part
+        for spec in family.parts:
+            prefix = spec.file_prefix
+            if isinstance(spec, TextEncoderSpec) and prefix:
+                prefix = f"{prefix.rstrip('.').rpartition('.')[0]}."
+            if prefix:
+                prefixes[prefix] = spec.part
     return prefixes | _EMA
 
 
@@ -241,10 +233,12 @@ def _part_folder(folder: Path) -> Recognised | None:
     config = _json(folder / "config.json")
     architectures = config.get("architectures")
     names = [config.get("_class_name"), *(architectures if isinstance(architectures, list) else [])]
-    kind = next(
-        (_PART_CLASSES[name] for name in names if isinstance(name, str) and name in _PART_CLASSES),
-        None,
-    )
+    known = {
+        spec.class_name: "text encoder" if isinstance(spec, TextEncoderSpec) else spec.part
+        for family in FAMILIES
+        for spec in family.parts
+    }
+    kind = next((known[name] for name in names if isinstance(name, str) and name in known), None)
     if kind is None:
         return None
     weights = sorted(folder.glob("*.safetensors"))

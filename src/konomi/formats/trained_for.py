@@ -17,6 +17,7 @@ _MEANING = {
     "v": "v (velocity)",
     "epsilon": "noise (epsilon)",
     "sample": "the picture itself (sample)",
+    "flow": "the direction from the picture to noise (flow matching)",
 }
 
 

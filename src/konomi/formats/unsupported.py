@@ -7,6 +7,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
+from konomi.families import FAMILIES
+from konomi.families.family import DENOISER
+from konomi.families.foreign_names import part_of_folder
+from konomi.formats.kohya_keys import key_of
 from konomi.formats.layers import BEGINNINGS, part_of, split_name
 
 _UNET = re.compile(
@@ -101,7 +105,7 @@ def other_family(
     "" otherwise.
     """
     flat = [name[:_LONGEST].replace(".", "_") for name in names]
-    if any(_UNET.search(name[:_LONGEST]) for name in names):
+    if any(_UNET.search(name[:_LONGEST]) for name in names) or _of_known_denoiser(names):
         return ""
     declared = other_by_metadata(metadata)
     for family, pattern in _BY_NAME:
@@ -111,6 +115,22 @@ def other_family(
             # FLUX.1, Kontext and HunyuanImage have layers of the same names.
             return declared or family
     return declared
+
+
+def _of_known_denoiser(names: Collection[str]) -> bool:
+    """Whether a layer is one that the denoiser of one of konomi's families alone has."""
+    own = [family.own_keys for family in FAMILIES if family.own_keys is not None]
+    folders = {f"{folder}.": part for folder, part in part_of_folder().items()}
+    for name in names:
+        split = split_name(name[:_LONGEST])
+        if split is None:
+            continue
+        layer = split[0]
+        folder = next((folder for folder in folders if layer.startswith(folder)), "")
+        key = f"{folders[folder]}.{layer[len(folder) :]}" if folder else key_of(layer) or ""
+        if key.startswith(f"{DENOISER}.") and any(pattern.fullmatch(key) for pattern in own):
+            return True
+    return False
 
 
 def other_by_metadata(metadata: Mapping[str, str]) -> str:

@@ -13,7 +13,13 @@ from konomi.formats.trained_for import other_process
 from konomi.generation.adapter_request import AdapterRequest
 from konomi.generation.request import Request
 from konomi.models.base import BaseModel
-from konomi.models.prompt_syntax import TAG_KINDS, extract_tags, find_words
+from konomi.models.prompt_syntax import (
+    TAG_KINDS,
+    extract_tags,
+    find_words,
+    parse_emphasis,
+    parse_mixture,
+)
 
 _LONGEST = 60
 """Characters of a prompt's piece that are shown."""
@@ -41,6 +47,38 @@ def unused_in_request(request: Request) -> list[str]:
     if request.init is None and request.strength != 1.0:
         notes.append("Strength has no effect without a picture to start from (--init).")
     return notes
+
+
+def unread_text(base: BaseModel, request: Request) -> list[str]:
+    """What of prompts and settings this base's text encoders have no such thing for."""
+    traits, notes = base.text_traits, []
+    if request.clip_skip and not traits.chooses_layer:
+        notes.append("--clip-skip has no effect: the base's text encoder is read at one layer.")
+    elif request.clip_skip and request.clip_skip == base.clip_layer:
+        skip = request.clip_skip
+        notes.append(f"--clip-skip {skip} has no effect: it is the base's own choice.")
+    for prompt, where in (
+        (extract_tags(request.prompt)[0], "the prompt"),
+        (request.negative, "the negative prompt"),
+    ):
+        if not traits.has_emphasis and _is_weighted(prompt):
+            notes.append(
+                f"Brackets, BREAK and | in {where} are drawn as text: the base's text encoder has "
+                "no weights of words."
+            )
+        count = 0 if traits.longest is None else max(map(len, base.tokens(prompt).values()))
+        if traits.longest is not None and count > traits.longest:
+            notes.append(
+                f"The base's text encoder reads {traits.longest} tokens; {where} has {count}, and "
+                "what follows is cut off."
+            )
+    return notes
+
+
+def _is_weighted(prompt: str) -> bool:
+    sections = parse_emphasis(prompt)
+    weights = {span.weight for section in sections for span in section}
+    return len(sections) > 1 or bool(weights - {1.0}) or len(parse_mixture(prompt)) > 1
 
 
 def resized(request: Request, sized: Request) -> list[str]:

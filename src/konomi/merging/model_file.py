@@ -142,13 +142,13 @@ def _of_folder(
     base: LatentDiffusion, source: FolderSource, layout: SingleFileLayout, stack: ExitStack
 ) -> ModelFile:
     pieces: dict[str, Stored] = {}
-    canonical = base.architecture.canonical
+    canonical_tensors = base.architecture.canonical
     for spec in base.spec.parts:
         if not (source.path / spec.folder).is_dir():
             continue
         for file in open_component(source.path / spec.folder, _STEMS):
             for name, stored in _stored(file, stack).items():
-                (path,) = canonical(spec, {name: torch.empty(1, 1, device="meta")})
+                (path,) = canonical_tensors(spec, {name: torch.empty(1, 1, device="meta")})
                 if not path.endswith("position_ids"):
                     pieces[f"{spec.part}.{path}"] = stored
     tensors: dict[str, Stored] = {}
@@ -171,7 +171,7 @@ def _of_folder(
 
 
 def _other_vae(source: WithVae, layout: SingleFileLayout, stack: ExitStack) -> dict[str, Stored]:
-    spec, canonical = source.family.vae, architecture_of(source.family).canonical
+    spec, canonical_tensors = source.family.vae, architecture_of(source.family).canonical
     if source.path.is_dir():
         files = open_component(source.path, _STEMS)
     else:
@@ -181,7 +181,7 @@ def _other_vae(source: WithVae, layout: SingleFileLayout, stack: ExitStack) -> d
     for file in files:
         for name, stored in _stored(file, stack).items():
             if source.prefix is None:
-                (path,) = canonical(spec, {name: torch.empty(1, 1, device="meta")})
+                (path,) = canonical_tensors(spec, {name: torch.empty(1, 1, device="meta")})
                 pieces[f"{VAE}.{path}"] = stored
             elif name.startswith(source.prefix):
                 tensors[spec.file_prefix + name[len(source.prefix) :]] = stored

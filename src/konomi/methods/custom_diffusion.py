@@ -21,6 +21,7 @@ from konomi.data.batch import Batch, Examples
 from konomi.data.size_variation import draw_size_changes, with_sizes_varied
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
+from konomi.methods.base_requirements import require_added_tokens, require_layers
 from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
 from konomi.methods.method import (
     AdapterMethod,
@@ -81,6 +82,8 @@ class CustomDiffusion(AdapterMethod):
 
     @staticmethod
     def needs(config: CustomDiffusionConfig, base: BaseModel, recipe: Recipe) -> Needs:
+        require_added_tokens(base, config.kind)
+        require_layers(base, config.kind, ("cross_attention.kv",))
         _names(config, recipe)
         pixels = config.size_augmentation or base.inpainting
         return Needs(trains_text=True, pixels=pixels, makes="custom diffusion")

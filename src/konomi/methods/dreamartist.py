@@ -34,6 +34,7 @@ from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import RecipeError
 from konomi.families.selectors import check_selectors
 from konomi.formats.embedding_metadata import NEGATIVE
+from konomi.methods.base_requirements import require_added_tokens
 from konomi.methods.denoising import DenoisingLoss, Noised, subject_and_prior_loss
 from konomi.methods.layer_selectors import check_base_has_layers, selected_layers
 from konomi.methods.method import (
@@ -104,6 +105,7 @@ class DreamArtist(AdapterMethod):
 
     @staticmethod
     def needs(config: DreamArtistConfig, base: BaseModel, recipe: Recipe) -> Needs:
+        require_added_tokens(base, config.kind)
         if config.lora_rank and recipe.save.format in ("diffusers", "peft"):
             raise RecipeError(
                 f"save.format is {recipe.save.format!r}, which cannot say that a LoRA is for one "

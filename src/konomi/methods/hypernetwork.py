@@ -32,6 +32,7 @@ from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import RecipeError
 from konomi.families.selectors import depth_of
+from konomi.methods.base_requirements import require_layers
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.lora_start import adapter_to_continue, trained_for_notes
 from konomi.methods.method import (
@@ -139,6 +140,7 @@ class HypernetworkMethod(AdapterMethod):
 
     @staticmethod
     def needs(config: HypernetworkConfig, base: BaseModel, recipe: Recipe) -> Needs:
+        require_layers(base, config.kind, ("attention.kv", "attention.v", "cross_attention.kv"))
         _spec(config)
         _, notes = _read_start(config, base)
         return Needs(

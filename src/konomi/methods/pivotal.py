@@ -18,6 +18,7 @@ from konomi.config.recipe import Recipe
 from konomi.data.batch import Batch, Examples
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
+from konomi.methods.base_requirements import require_added_tokens
 from konomi.methods.lora import Lora, LoraConfig
 from konomi.methods.method import (
     AdapterMethod,
@@ -73,6 +74,7 @@ class Pivotal(AdapterMethod):
 
     @staticmethod
     def needs(config: PivotalConfig, base: BaseModel, recipe: Recipe) -> Needs:
+        require_added_tokens(base, config.kind)
         if recipe.save.format in ("peft", "diffusers"):
             raise RecipeError(
                 f"save.format is {recipe.save.format!r}, which holds no words; pivotal writes LoRA "

@@ -22,6 +22,7 @@ from konomi.data.batch import Batch, Examples
 from konomi.data.captions import has_trigger
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
+from konomi.methods.base_requirements import require_added_tokens
 from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
 from konomi.methods.method import (
     AdapterMethod,
@@ -104,6 +105,7 @@ class TextualInversion(AdapterMethod):
 
     @staticmethod
     def needs(config: TextualInversionConfig, base: BaseModel, recipe: Recipe) -> Needs:
+        require_added_tokens(base, config.kind)
         sources = sources_by_word(recipe, config.word)
         unused = {"optimizer.weight_decay": "words are not pulled towards zero."}
         if config.word not in sources:
@@ -240,6 +242,4 @@ def sources_by_word(recipe: Recipe, default: str) -> dict[str, SourceConfig | No
 
 def _token_table(base: BaseModel, part: str) -> Tensor:
     """Token embeddings of a text encoder, float32 [V, D]."""
-    table = base.module(f"{part}.text_model.embeddings.token_embedding").weight
-    assert isinstance(table, Tensor)
-    return table.detach().float()
+    return base.token_embedding(part).detach().float()

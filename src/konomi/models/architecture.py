@@ -61,6 +61,24 @@ class TextTraits:
     has_emphasis: bool = True
     """Brackets, BREAK and `a:0.7 | b:0.3` are read."""
 
+    def limit(self, text: TextConfig) -> int:
+        """Tokens that are read of a caption; what follows is cut off."""
+        return text.max_tokens if self.longest is None else self.longest
+
+    def unused(self) -> dict[str, str]:
+        """Settings of `[text]` that the base does not read: path -> why, in a sentence."""
+        found = {}
+        if self.longest is not None:
+            found["text.max_tokens"] = (
+                f"the base's text encoder reads {self.longest} tokens of a caption in any case."
+            )
+            found["text.chunking"] = "the base's text encoder has no chunks."
+        if not self.chooses_layer:
+            found["text.clip_skip"] = "the base's text encoder is read at one layer."
+        if not self.has_emphasis:
+            found["text.emphasis"] = "the base's text encoder has no weights of words."
+        return found
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
@@ -205,7 +223,7 @@ class Architecture(Protocol):
         tokens: AddedTokens,
     ) -> Conditioning:
         """Captions to what the denoiser reads, with a mask where padding does not count. Gradients
-        flow to the encoders' parameters and to learned words.
+        flow to the encoders' parameters and to learned tokens.
         """
         ...
 

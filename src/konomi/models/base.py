@@ -170,15 +170,20 @@ class BaseModel(Protocol):
         ...
 
     @property
+    def has_single_file(self) -> bool:
+        """It can be saved as one file, and not only as a diffusers folder."""
+        ...
+
+    @property
     def takes_added_tokens(self) -> bool:
-        """Learned words can be put in its captions: there are token embeddings to put them in place
-        of.
+        """Its captions may hold learned tokens: there are token embeddings in whose place their
+        vectors can be put.
         """
         ...
 
     def token_embedding(self, part: Part) -> nn.Parameter:
         """The token embeddings of a text encoder [V, D]. Raises ModelError where it takes no
-        learned words.
+        learned tokens.
         """
         ...
 

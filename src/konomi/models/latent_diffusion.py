@@ -170,7 +170,7 @@ class LatentDiffusion:
                 known, config = published_config(self.spec, folder), self.source.configs[folder]
                 settings.append(str(sorted((k, v) for k, v in config.items() if k in known)))
             extra = [str(self._dtype_of(names[0])), self.family, str(self.latent_scale)]
-            extra += [f"shifted by {self.latent_shift}"] if self.latent_shift else []
+            extra += [f"shift={self.latent_shift}"] if self.latent_shift else []
             extra += self._reading() if part == "text" else []
             if part == "denoiser" and (
                 self.zero_terminal_snr or self.process.prediction != self.spec.predictions[0]
@@ -203,13 +203,20 @@ class LatentDiffusion:
         return self.architecture.uncut(self.loaded_encoders(), captions, text, known)
 
     @property
+    def has_single_file(self) -> bool:
+        return self.architecture.single_file is not None
+
+    @property
     def takes_added_tokens(self) -> bool:
         return all(spec.token_embedding for spec in self.spec.text_encoders)
 
     def token_embedding(self, part: Part) -> nn.Parameter:
-        path = self.spec.text_encoder(part).token_embedding
+        spec = self.spec.part(part)
+        path = spec.token_embedding if isinstance(spec, TextEncoderSpec) else ""
         if not path:
-            raise ModelError(f"{self.name} ({self.spec.title}): its {part} takes no learned words.")
+            raise ModelError(
+                f"{self.name} ({self.spec.title}): its {part} takes no learned tokens."
+            )
         table = self.module(f"{part}.{path}").weight
         assert isinstance(table, nn.Parameter)
         return table

@@ -64,12 +64,12 @@ def note_enlarged(manifest: Manifest, assignment: Assignment) -> Manifest:
 def move_triggers(manifest: Manifest, base: BaseModel, recipe: Recipe, cache: Path) -> Manifest:
     """The manifest with its triggers put in front where the text encoder would not have seen them,
     and what is cut off
-    told: a caption beyond `text.max_tokens` loses its end, and a word that stands there is not
+    told: a caption beyond what is read of it loses its end, and a word that stands there is not
         learned at all.
 
     `cache`: the cache folder; captions that have not changed are not counted again.
     """
-    limit = recipe.text.max_tokens
+    limit = base.text_traits.limit(recipe.text)
     probe = base.tokens(_PROBE)
     facts = (
         recipe.base,
@@ -92,7 +92,11 @@ def move_triggers(manifest: Manifest, base: BaseModel, recipe: Recipe, cache: Pa
     for index in moved:
         records[index] = replace(records[index], trigger_first=True)
     found = _length_findings(
-        [records[i].name for i in long], [records[i].name for i in moved], longest, limit
+        [records[i].name for i in long],
+        [records[i].name for i in moved],
+        longest,
+        limit,
+        settable=base.text_traits.longest is None,
     )
     return replace(manifest, records=tuple(records), findings=manifest.findings + found)
 
@@ -101,7 +105,7 @@ def _beyond_the_limit(manifest: Manifest, base: BaseModel, recipe: Recipe) -> di
     """Indices of the records whose captions are too long, of those whose triggers are out of
     reach, and the largest number of tokens.
     """
-    limit = recipe.text.max_tokens
+    limit = base.text_traits.limit(recipe.text)
     counts: dict[str, int] = {}
 
     def count(text: str) -> int:
@@ -159,13 +163,15 @@ def _is_out_of_reach(
 
 
 def _length_findings(
-    long: Sequence[str], moved: Sequence[str], longest: int, limit: int
+    long: Sequence[str], moved: Sequence[str], longest: int, limit: int, *, settable: bool
 ) -> tuple[Finding, ...]:
     found = []
     if long:
         captions = "1 caption is" if len(long) == 1 else f"{len(long)} captions are"
         wanted = -(-longest // 75) * 75
-        advice = f"Set text.max_tokens = {min(wanted, 750)}, or shorten them."
+        advice = "Shorten them: the text encoder reads no more."
+        if settable:
+            advice = f"Set text.max_tokens = {min(wanted, 750)}, or shorten them."
         found.append(
             listing_names(
                 f"{captions} longer than {limit} tokens (up to {longest}), and what follows is cut "

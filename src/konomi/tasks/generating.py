@@ -41,6 +41,7 @@ from konomi.generation.request import Origin, Picture, Request, UsedAdapter
 from konomi.generation.unused import (
     resized,
     trained_otherwise,
+    unread_text,
     unused_in_adapter,
     unused_in_request,
 )
@@ -253,8 +254,7 @@ def _notes(
         yield from trained_otherwise(name, adapter, base)
     for request in requests:
         yield from unused_in_request(request)
-    if any(request.clip_skip and request.clip_skip == base.clip_layer for request in requests):
-        yield f"--clip-skip {base.clip_layer} has no effect: it is the base's own choice."
+        yield from unread_text(base, request)
     rescale = base.guidance_rescale
     if any(request.guidance_rescale == rescale for request in requests):
         yield f"--guidance-rescale {rescale:g} has no effect: it is the base's own choice."

@@ -24,8 +24,8 @@ from konomi.data.scan_cache import VerifiedImages, cached_scan
 from konomi.data.shards import Notice, Progress
 from konomi.data.summary import DatasetSummary, dataset_summary
 from konomi.data.text_cache import TextCache
-from konomi.errors import DataError, RecipeError
-from konomi.formats import WRITERS
+from konomi.errors import DataError
+from konomi.families.selectors import known_selectors
 from konomi.hardware.precision import PRECISIONS, choose_precision, slow_precision_notes
 from konomi.methods import method_of
 from konomi.methods.denoising import check_objective
@@ -44,6 +44,7 @@ from konomi.tasks.prior import (
     with_identifier_captions,
     with_prior,
 )
+from konomi.tasks.result_format import with_result_format
 from konomi.tasks.unused_settings import Situation, unused_settings
 from konomi.training.events import Prepared, Warned
 from konomi.training.processes import Processes, find_processes
@@ -99,23 +100,20 @@ def prepare(recipe: Recipe) -> Job:
     recipe = _filled_in(recipe, base)
     method_type = method_of(recipe)
     needs = method_type.needs(recipe.method, base, recipe)
-    _check_format(recipe, needs)
+    recipe = with_result_format(recipe, needs, base)
     cache = cache_folder(recipe)
     recipe = with_identifier_captions(recipe, needs)
     manifest = move_triggers(cached_scan(recipe.data, cache), base, recipe, cache)
     recipe = with_prior(recipe, needs, manifest.records, base)
     method = method_type(recipe.method, base, recipe)
     size = parse_size(recipe.data.resolution or str(base.resolution))
-    grid = grid_for(base.size_step)
-    split = split_records(manifest.records, recipe, cache)
+    split, grid = split_records(manifest.records, recipe, cache), grid_for(base.size_step)
     assignment = assign(split.training, size, recipe.data.buckets, grid)
     validation = move_triggers(Manifest(split.validation), base, recipe, cache).records
     held_out = assign(validation, size, recipe.data.buckets, grid)
     manifest = note_enlarged(exclude_unfitting(manifest, assignment, held_out), assignment)
-    step = base.size_step
-    class_images = class_images_of(
-        recipe, split.training, (size[0] // step * step, size[1] // step * step)
-    )
+    width, height = (side // base.size_step * base.size_step for side in size)
+    class_images = class_images_of(recipe, split.training, (width, height))
     summary = dataset_summary(
         manifest,
         assignment,
@@ -136,6 +134,8 @@ def prepare(recipe: Recipe) -> Job:
         num_processes=processes.world,
         drawn_class_images=class_images.total,
         clip_layer=base.clip_layer,
+        text_traits=base.text_traits,
+        has_convolutions="conv" in known_selectors(base.spec),
         zero_terminal_snr=own_zero_snr,
         process=base.process,
     )
@@ -305,28 +305,6 @@ def _filled_in(recipe: Recipe, base: BaseModel) -> Recipe:
 def _as_file_name(name: str) -> str:
     kept = "".join(c if c.isalnum() or c in "-_. " else "-" for c in name)
     return kept.strip(" .-").replace(" ", "-")[:80]
-
-
-def _check_format(recipe: Recipe, needs: Needs) -> None:
-    """Raises RecipeError for a result format that does not fit what the method makes."""
-    chosen, makes = recipe.save.format, needs.makes
-    if chosen == "auto":
-        return
-    if makes == "model":
-        known = ["checkpoint", "diffusers"]
-    else:
-        known = list(
-            dict.fromkeys(
-                to for writer in WRITERS if writer.content == makes for to in writer.targets
-            )
-        )
-    if chosen not in known:
-        words = {"model": "a whole model", "lora": "an adapter", "embedding": "an embedding"}
-        choices = " or ".join(map(repr, known))
-        raise RecipeError(
-            f"save.format is {chosen!r}, but the method makes "
-            f"{words.get(makes, f'a {makes} result')}. Use {choices}."
-        )
 
 
 def _wanted_steps(recipe: Recipe, method: Method, training: tuple[Record, ...]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from konomi.config.recipe import Recipe
 from konomi.data.buckets import parse_size
 from konomi.generation.request import Request
-from konomi.generation.unused import unused_in_request
+from konomi.generation.unused import unread_text, unused_in_request
 from konomi.models.base import BaseModel
 from konomi.models.prompt_syntax import extract_tags
 from konomi.tasks.preview_switch import previews_switched_off
@@ -36,10 +36,13 @@ def preview_notes(recipe: Recipe, base: BaseModel) -> Iterable[str]:
                 "trained, and nothing else."
             )
         yield from (
-            f"preview.prompts.{number}: {note}"
-            for note in unused_in_request(Request(prompt=prompt))
+            f"preview.prompts.{number}: {note}" for note in _notes(Request(prompt=prompt), base)
         )
     yield from (
         f"preview.negative: {note}"
-        for note in unused_in_request(Request(prompt="", negative=preview.negative))
+        for note in _notes(Request(prompt="", negative=preview.negative), base)
     )
+
+
+def _notes(request: Request, base: BaseModel) -> Iterable[str]:
+    return (*unused_in_request(request), *unread_text(base, request))

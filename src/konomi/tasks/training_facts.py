@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.kinds import LayerUpdate
@@ -32,6 +32,7 @@ _OPTIMIZERS = {
     "prodigy": "prodigyopt.prodigy.Prodigy",
     "schedule_free": "schedulefree.adamw_schedulefree.AdamWScheduleFree",
 }
+_PREDICTIONS: Mapping[str, Literal["v_prediction", "flow"]] = {"v": "v_prediction", "flow": "flow"}
 _MIXED_PRECISION = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -60,7 +61,7 @@ def training_facts(
     return TrainingFacts(
         name=recipe.run.name,
         family=job.base.family,
-        prediction="v_prediction" if job.base.process.prediction == "v" else "epsilon",
+        prediction=_PREDICTIONS.get(job.base.process.prediction, "epsilon"),
         kind="textual-inversion" if is_embedding else "lora",
         network_module="" if is_embedding else "networks.lora",
         base_name=recipe.base,

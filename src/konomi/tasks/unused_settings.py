@@ -20,6 +20,7 @@ from konomi.data.summary import DatasetSummary
 from konomi.diffusion.process import Process
 from konomi.hardware.precision import PRECISIONS
 from konomi.methods.method import Needs
+from konomi.models.architecture import TextTraits
 from konomi.tasks.preview_switch import SWITCH, previews_switched_off
 
 Reasons = dict[str, str]
@@ -43,6 +44,10 @@ class Situation:
     """Whether the base can keep weights in another format than it computes in."""
     num_processes: int = 1
     drawn_class_images: int = 0
+    text_traits: TextTraits | None = None
+    """Of the base; None: not known."""
+    has_convolutions: bool = True
+    """Of the base's denoiser."""
     clip_layer: int = 0
     """The base's own, from the end; 0: not known."""
     zero_terminal_snr: bool = False
@@ -294,6 +299,8 @@ def _of_memory(run: Situation) -> Reasons:
     vae_stays = cache.latents == "off" or run.needs.pixels
     if vae_stays and (cache.text == "off" or run.needs.trains_text):
         found["memory.offload"] = "text encoder and VAE are needed in every step."
+    if not run.has_convolutions:
+        found["memory.channels_last"] = "this base's denoiser has no convolutions."
     if "denoiser" in run.needs.float32_parts:
         found["memory.storage_dtype"] = "the denoiser's weights are trained, and stay fp32."
     elif run.precision != torch.float32:
@@ -309,11 +316,13 @@ def _of_memory(run: Situation) -> Reasons:
 
 
 def _of_text(run: Situation) -> Reasons:
-    text = run.recipe.text
+    text, traits = run.recipe.text, run.text_traits
     found: Reasons = {}
+    if traits is not None:
+        found |= traits.unused()
     if text.clip_skip == run.clip_layer:
         found["text.clip_skip"] = "it is the base's own choice."
-    if text.max_tokens == 75:
+    if text.max_tokens == 75 and "text.chunking" not in found:
         found["text.chunking"] = "captions have one chunk (text.max_tokens is 75)."
     captions = [final_caption(replace(r, captions=(c,)), run.recipe.data.captions,
     None) for r in run.records
@@ -324,9 +333,8 @@ def _of_text(run: Situation) -> Reasons:
         if not record.captions
     ]
     if not any(mark in caption for caption in captions for mark in ("(", "[", "{", "BREAK", "|")):
-        found["text.emphasis"] = (
-            "no caption has brackets, BREAK or |; prompts of previews read them in any case."
-        )
+        reason = "no caption has brackets, BREAK or |; prompts of previews read them in any case."
+        found.setdefault("text.emphasis", reason)
     return found
 
 

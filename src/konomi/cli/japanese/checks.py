@@ -23,6 +23,7 @@ COUNTS = (
 """Patterns of the sentence that counts images and steps, in the order in which they are replaced."""
 
 PAIRS = {
+    "Shorten them: the text encoder reads no more.": "短くしてください。テキストエンコーダはそれ以上読みません。",
     # The table and its lines.
     "image": "画像",
     "caption": "キャプション",

@@ -1,6 +1,8 @@
 """Methods: what their settings must be, and going on from a file."""
 
 PAIRS = {
+    "{method} learns a token, and the text encoder of {base} ({family}) takes none beside its own. Use lora or full.": "{method} はトークンを学習しますが、{base}({family})のテキストエンコーダには新しいトークンを加えられません。lora か full を使ってください。",
+    "{method} works on the layers called {name}, which {base} ({family}) does not have. Use lora or full.": "{method} は {name} の層を使いますが、{base}({family})にはありません。lora か full を使ってください。",
     "{source}: custom_diffusion learns a word for each subject. Give it one: --trigger WORD, trigger in data.sources, or method.words where the captions have it already.": "{source}: custom_diffusion は被写体ごとに 1 つの言葉を学習します。--trigger WORD か data.sources の trigger で、キャプションにすでにある場合は method.words で指定してください。",
     "the words {words} differ only in upper and lower case: choose others.": "{words} は大文字と小文字の違いしかありません。別の言葉にしてください。",
     "this base knows too few rare words for {words}: name one for each in method.initial.": "このベースモデルには {words} に使える珍しい言葉が足りません。method.initial で 1 つずつ指定してください。",

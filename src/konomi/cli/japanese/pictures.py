@@ -1,6 +1,10 @@
 """Drawing pictures."""
 
 PAIRS = {
+    "--clip-skip has no effect: the base's text encoder is read at one layer.": "--clip-skip は効きません。ベースモデルのテキストエンコーダは決まった層から読みます。",
+    "Brackets, BREAK and | in {subject} are drawn as text: the base's text encoder has no weights of words.": "{subject} の括弧、BREAK、| はただの文字として扱われます。ベースモデルのテキストエンコーダには語の重みがありません。",
+    "The base's text encoder reads {limit} tokens; {subject} has {count}, and what follows is cut off.": "ベースモデルのテキストエンコーダが読むのは {limit} トークンまでです。{subject} は {count} トークンあり、超えた部分は切り捨てられます。",
+    "the direction from the picture to noise (flow matching)": "画像からノイズへの向き(flow matching)",
     "The negative prompt has no effect with guidance 1, which switches guidance off.": "ガイダンスが 1(無効)なので、ネガティブプロンプトは効きません。",
     "Guidance rescale has no effect with guidance 1, which switches guidance off.": "ガイダンスが 1(無効)なので、guidance rescale は効きません。",
     "Tags in the negative prompt add no adapter; write them into the prompt.": "ネガティブプロンプトのタグではアダプタは追加されません。プロンプトに書いてください。",

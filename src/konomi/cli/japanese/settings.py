@@ -1,6 +1,12 @@
 """Settings that do nothing, and those that are likely mistakes."""
 
 PAIRS = {
+    "save.format is 'checkpoint', but {family} has no form in one file. Use 'diffusers'.": "save.format が 'checkpoint' ですが、{family} は 1 つのファイルにはできません。'diffusers' にしてください。",
+    "this base's denoiser has no convolutions.": "このベースモデルのデノイザーには畳み込み層がありません。",
+    "the base's text encoder reads {count} tokens of a caption in any case.": "ベースモデルのテキストエンコーダが読むのは、設定によらずキャプションの {count} トークンです。",
+    "the base's text encoder has no chunks.": "ベースモデルのテキストエンコーダはチャンクに分けません。",
+    "the base's text encoder is read at one layer.": "ベースモデルのテキストエンコーダは決まった層から読みます。",
+    "the base's text encoder has no weights of words.": "ベースモデルのテキストエンコーダには語の重みがありません。",
     "{path} = {value} does nothing in this run: {reason}": "{path} = {value} はこの学習では効果がありません: {reason}",
     # Reasons.
     "every image has a caption, or its source a template, of its own.": "すべての画像に、キャプションまたはソースのテンプレートがあります。",
