@@ -44,7 +44,7 @@ EXCEPTIONS: dict[str, str] = {
     r"^a house by a lake$|on the beach$": "a prompt",
     r"^konomi [a-z]+( \{\})*( --.*)?$"
     r"|^konomi (check|train) RECIPE|^pipe\.|^ddim, euler": "a command, or code",
-    r"^- not taken over: ": "a comment in a recipe",
+    r"^- not imported: ": "a comment in a recipe",
     r"unique_token": "code in the file of a data set",
     r"^no [a-z_]+( \(sd-scripts' default\))?$": "the name of a setting that was not there",
     r"^(any|one) of \{\}$": "a piece of what a setting takes, which has entries as a whole",

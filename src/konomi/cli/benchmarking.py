@@ -61,7 +61,7 @@ def _add_dreambooth(parser: argparse.ArgumentParser) -> None:
         default="sks",
         help="the word that means the subject (default: %(default)s)",
     )
-    add("--seed", metavar="S", type=int, help="decides order, noise and timesteps")
+    add("--seed", metavar="S", type=int, help="random seed for order, noise and timesteps")
     add(
         "--budget",
         metavar="UNIT=N",
@@ -84,9 +84,9 @@ def _add_dreambooth(parser: argparse.ArgumentParser) -> None:
         "--output",
         metavar="DIR",
         default="benchmarks/dreambooth",
-        help="where to (default: %(default)s)",
+        help="output folder (default: %(default)s)",
     )
-    add("--json", action="store_true", help="print JSON for a program to read")
+    add("--json", action="store_true", help="print JSON for programs")
 
 
 def _dreambooth(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

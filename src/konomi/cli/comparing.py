@@ -104,7 +104,7 @@ def _parser() -> ArgumentParser:
     )
     add("--output", metavar="DIR", help="where to (default: runs/compare-NAME)")
     add("--plan", action="store_true", help="show runs, steps and time, and stop there")
-    add("--json", action="store_true", help="print JSON for a program to read")
+    add("--json", action="store_true", help="print JSON for programs")
     return parser
 
 
@@ -117,7 +117,7 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
         type=Path,
         action="append",
         default=[],
-        help="images to learn; may be repeated",
+        help="folder of training images; may be repeated",
     )
     add(
         "--base",
@@ -128,10 +128,19 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
         "--trigger",
         metavar="WORD",
         default="",
-        help="the prompt word that stands for what is learned",
+        help="the trigger word for what is trained",
     )
-    add("--class", dest="class_noun", metavar="NOUN", default="", help="what it is, e.g. dog")
     add(
-        "--prior", metavar="DIR", type=Path, help="images of the class, so that it is not forgotten"
+        "--class",
+        dest="class_noun",
+        metavar="NOUN",
+        default="",
+        help="the class of the subject, e.g. dog",
     )
-    add("--seed", metavar="S", type=int, help="decides order, noise and timesteps")
+    add(
+        "--prior",
+        metavar="DIR",
+        type=Path,
+        help="class (regularisation) images, so that the class is preserved",
+    )
+    add("--seed", metavar="S", type=int, help="random seed for order, noise and timesteps")

@@ -112,7 +112,13 @@ def _parser() -> ArgumentParser:
     )
     add("--seeds", metavar="N", type=int, help="pictures of each prompt (default: 4)")
     add("--trigger", metavar="WORD", default="", help="the word that means the subject")
-    add("--class", dest="class_noun", metavar="NOUN", default="", help="what it is, e.g. dog")
+    add(
+        "--class",
+        dest="class_noun",
+        metavar="NOUN",
+        default="",
+        help="the class of the subject, e.g. dog",
+    )
     add(
         "--output",
         metavar="DIR",
@@ -121,5 +127,5 @@ def _parser() -> ArgumentParser:
     )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     add("--precision", default="auto", help="auto, fp32, bf16, fp16 (default: %(default)s)")
-    add("--json", action="store_true", help="print JSON for a program to read")
+    add("--json", action="store_true", help="print JSON for programs")
     return parser

@@ -29,7 +29,7 @@ def explain_failure(error: BaseException, arguments: Sequence[str]) -> str:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         advice = "It needs more memory than there is: smaller pictures or batches need less."
     else:
-        advice = "This is konomi's fault, not yours."
+        advice = "This is a bug in konomi."
     where = _write(_details(error, arguments))
     told = (
         f"The details are in {where}; please report them."

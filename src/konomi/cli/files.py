@@ -16,17 +16,15 @@ def inspect(arguments: list[str]) -> int:
     """Say what files are. One that cannot be read does not keep the others from being shown."""
     parser = ArgumentParser(
         prog="konomi inspect",
-        description="What a model or adapter file is, its trigger, which programs use it, and "
-        "whether it is intact.",
+        description="Show what a model or adapter file is, its trigger, which programs can "
+        "use it, and whether it is intact.",
         allow_abbrev=False,
     )
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path)
     parser.add_argument(
         "--all", action="store_true", help="also show metadata, hashes, types and sizes"
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print a JSON list for a program to read"
-    )
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
     options = parser.parse_intermixed_args(arguments)
 
     from konomi import tasks
@@ -70,17 +68,17 @@ def convert(arguments: list[str]) -> int:
     parser.add_argument(
         "--to",
         metavar="FORMAT",
-        help="kohya, diffusers, peft, webui, custom; by default what OUT's name says",
+        help="kohya, diffusers, peft, webui, custom; by default chosen by OUT's name",
     )
     parser.add_argument(
-        "--base", metavar="BASE", help="the model an adapter belongs to, where that is needed"
+        "--base", metavar="BASE", help="the model that the adapter was trained on, if needed"
     )
     add_base_flags(parser)
     parser.add_argument(
         "--compress",
         metavar="SHARE",
         type=float,
-        help="keep this share of the singular values of each change (0.6)",
+        help="keep this share of the singular values of each update (e.g. 0.6)",
     )
     options = parser.parse_args(arguments)
 

@@ -85,8 +85,8 @@ def add_picture_settings(parser: argparse.ArgumentParser, *, seed: str = "a new 
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="konomi generate",
-        description="Draw pictures. The settings are written into each PNG; the same seed gives "
-        "the same picture.",
+        description="Generate images. The settings are written into each PNG; the same seed "
+        "gives the same image.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "prompts",
         metavar="PROMPT",
         nargs="*",
-        help="what to draw; several prompts give several pictures",
+        help="what to generate; several prompts give several images",
     )
     add("--base", required=True, help="`tiny`, a folder, a .safetensors or .ckpt file, or a hub id")
     add_base_flags(parser)
@@ -108,35 +108,31 @@ def _parser() -> argparse.ArgumentParser:
     add_picture_settings(parser)
     add("--size", metavar="WxH", help="in pixels, multiples of 8; by default the base's own")
     add(
-        "--count",
-        metavar="N",
-        type=int,
-        default=1,
-        help="pictures for each prompt (default: %(default)s)",
+        "--count", metavar="N", type=int, default=1, help="images per prompt (default: %(default)s)"
     )
     add(
         "--batch",
         metavar="N",
         type=int,
         default=1,
-        help="pictures drawn at a time (default: %(default)s)",
+        help="images generated at a time (default: %(default)s)",
     )
     add(
         "--init",
         metavar="IMAGE",
         type=Path,
-        help="a picture to start from; a large one is fitted to the base's area",
+        help="an image to start from (img2img); a large one is scaled to the base's area",
     )
-    add("--strength", metavar="X", type=float, help="share of it drawn anew (default: 0.7)")
-    add("--mask", metavar="IMAGE", type=Path, help="white where the picture is to be drawn anew")
+    add("--strength", metavar="X", type=float, help="how much to change, 0 to 1 (default: 0.7)")
+    add("--mask", metavar="IMAGE", type=Path, help="an image that is white where to inpaint")
     add(
         "--output",
         metavar="DIR",
         type=Path,
         default=Path("images"),
-        help="where to (default: %(default)s)",
+        help="output folder (default: %(default)s)",
     )
-    add("--grid", action="store_true", help="also write all pictures on one sheet")
+    add("--grid", action="store_true", help="also write all images as one grid")
     add(
         "--clip-skip",
         metavar="N",
@@ -148,13 +144,13 @@ def _parser() -> argparse.ArgumentParser:
         "--prompt-file",
         metavar="FILE",
         type=Path,
-        help="one prompt a line, with --n --w --h --d --s --l",
+        help="a file with one prompt per line, with --n --w --h --d --s --l",
     )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     add("--precision", default="auto", help="auto, fp32, bf16, fp16 (default: %(default)s)")
     add(
         "--json",
         action="store_true",
-        help="a JSON object for each picture and each note, one a line",
+        help="print one JSON object per line for each image and note",
     )
     return parser

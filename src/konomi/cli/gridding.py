@@ -92,10 +92,10 @@ def _parser() -> ArgumentParser:
         metavar="N",
         type=int,
         default=4,
-        help="pictures drawn at a time (default: %(default)s)",
+        help="images generated at a time (default: %(default)s)",
     )
     add("--output", metavar="DIR", type=Path, help="where to (default: a folder below grids)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     add("--precision", default="auto", help="auto, fp32, bf16, fp16 (default: %(default)s)")
-    add("--json", action="store_true", help="print JSON for a program to read")
+    add("--json", action="store_true", help="print JSON for programs")
     return parser

@@ -15,8 +15,8 @@ def identifiers(arguments: list[str]) -> int:
     """List words that a base can learn as names."""
     parser = ArgumentParser(
         prog="konomi identifiers",
-        description="Rare words that are one token, those first to which the base reacts least: "
-        "names for DreamBooth.",
+        description="List rare words of one token as identifiers for DreamBooth, those first "
+        "to which the base reacts least.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -29,7 +29,11 @@ def identifiers(arguments: list[str]) -> int:
         help="epsilon, v_prediction or sample, in place of what it says",
     )
     parser.add_argument(
-        "--class", dest="class_noun", metavar="NOUN", default="", help="what it will name, e.g. dog"
+        "--class",
+        dest="class_noun",
+        metavar="NOUN",
+        default="",
+        help="the class of the subject, e.g. dog",
     )
     parser.add_argument(
         "--count", metavar="N", type=int, default=20, help="how many (default: %(default)s)"
@@ -37,7 +41,7 @@ def identifiers(arguments: list[str]) -> int:
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON for a program to read")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
     options = parser.parse_args(arguments)
 
     from konomi import tasks

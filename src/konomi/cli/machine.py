@@ -11,7 +11,7 @@ def doctor(arguments: list[str]) -> int:
         description="What this machine can run, and what would help.",
         allow_abbrev=False,
     )
-    parser.add_argument("--json", action="store_true", help="print JSON for a program to read")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
     options = parser.parse_args(arguments)
 
     from konomi import tasks

@@ -31,22 +31,22 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ),
     ("new", "konomi.cli.recipes", "write a commented recipe"),
     ("check", "konomi.cli.recipes", "check images, captions, sizes and steps before training"),
-    ("train", "konomi.cli.training", "train by a recipe, or by a method and a folder of images"),
+    ("train", "konomi.cli.training", "train from a recipe, or a method and a folder of images"),
     ("resume", "konomi.cli.training", "continue a run exactly where it stopped"),
     ("branch", "konomi.cli.training", "go back to a checkpoint and go on with other settings"),
     ("benchmark", "konomi.cli.benchmarking", "measure methods by the protocol of a published work"),
     ("compare", "konomi.cli.comparing", "train candidates alike, and say which one to keep"),
-    ("generate", "konomi.cli.generating", "draw pictures"),
+    ("generate", "konomi.cli.generating", "generate images"),
     (
         "evaluate",
         "konomi.cli.evaluating",
         "measure saved files beside the base, and say which to keep",
     ),
     ("grid", "konomi.cli.gridding", "draw settings against each other"),
-    ("identifiers", "konomi.cli.identifying", "list words that can become the name of a subject"),
+    ("identifiers", "konomi.cli.identifying", "list rare words that can serve as identifiers"),
     ("inspect", "konomi.cli.files", "show what a model or adapter file is"),
     ("convert", "konomi.cli.files", "write a file in another tool's format"),
-    ("merge", "konomi.cli.merging", "make one file of several"),
+    ("merge", "konomi.cli.merging", "merge several files into one"),
     ("report", "konomi.cli.reporting", "write the page of a run or a comparison again"),
     ("doctor", "konomi.cli.machine", "show what this machine can run"),
 )
@@ -132,11 +132,11 @@ def _overview() -> str:
     lines = [
         "usage: konomi COMMAND ...",
         "",
-        "Tune a text-to-image diffusion model to your own taste.",
+        "Fine-tune a text-to-image diffusion model to your own taste.",
         "",
         *(f"  {command:<13}{translated(what)}" for command, _, what in COMMANDS),
         "",
-        "konomi COMMAND --help says more. Start with: konomi demo",
+        "Run konomi COMMAND --help for details. Start with: konomi demo",
     ]
     return translated("\n".join(lines))
 

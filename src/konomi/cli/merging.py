@@ -14,7 +14,7 @@ from konomi.language import translated
 def merge(arguments: list[str]) -> int:
     """Make one file of several, in the way the first word says."""
     parser = ArgumentParser(
-        prog="konomi merge", description="Make one file of several.", allow_abbrev=False
+        prog="konomi merge", description="Merge several files into one.", allow_abbrev=False
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     _add_custom(
@@ -93,7 +93,7 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="OUT", type=Path, required=True, help="a .safetensors file"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON for a program to read")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
 
 
 def _models(options: argparse.Namespace) -> int:
@@ -181,7 +181,7 @@ def _add_custom(parser: argparse.ArgumentParser) -> None:
         help="ordinary captions, one a line; konomi has some",
     )
     parser.add_argument(
-        "--to", metavar="FORMAT", help="diffusers, custom, webui; by default what OUT's name says"
+        "--to", metavar="FORMAT", help="diffusers, custom, webui; by default chosen by OUT's name"
     )
 
 

@@ -60,7 +60,7 @@ def follow(
     if finished is None:
         return 0
     if finished.interrupted:
-        told = f"Stopped after step {finished.step}; saved. Go on with: {resume_command(run)}"
+        told = f"Stopped after step {finished.step}; saved. Continue with: {resume_command(run)}"
         print(translated(told), file=sys.stderr)
     else:
         print(translated(done.format(path=finished.path)))
@@ -287,13 +287,12 @@ def sentence(event: Event) -> str:
             )
         case Started():
             return (
-                f"going on after step {event.first_step} of {event.total_steps}, "
+                f"continuing after step {event.first_step} of {event.total_steps}, "
                 f"{event.device}, {event.precision}"
             )
         case Validated():
             return (
-                f"step {event.step}: validation loss {event.loss:.4f} (untouched base "
-                f"{event.base_loss:.4f})"
+                f"step {event.step}: validation loss {event.loss:.4f} (base {event.base_loss:.4f})"
             )
         case Previewed(paths=(_, *_)):
             return f"step {event.step}: preview {printable(event.paths[-1])}"

@@ -34,11 +34,11 @@ def new(arguments: list[str]) -> int:
         "--from",
         dest="source",
         metavar="FILE|COMMAND",
-        help="bring settings along: sd-scripts' TOML or command line, OneTrainer's JSON, "
-        "ai-toolkit's YAML",
+        help="import settings: an sd-scripts TOML or command line, OneTrainer JSON, "
+        "ai-toolkit YAML",
     )
     parser.add_argument(
-        "-o", "--output", metavar="FILE", type=Path, help="where to; by default the screen"
+        "-o", "--output", metavar="FILE", type=Path, help="output file; by default the screen"
     )
     parser.add_argument(
         "--base", default="tiny", help="the model to start from (default: %(default)s)"
@@ -50,7 +50,7 @@ def new(arguments: list[str]) -> int:
         "--trigger",
         metavar="WORD",
         default="",
-        help="the prompt word that stands for what is learned",
+        help="the trigger word for what is trained",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     options = parser.parse_args(arguments)
@@ -95,8 +95,8 @@ def _brought_along(source: str) -> str:
 
     found = import_settings(source, METHOD_CONFIGS)
     for line in found.left:
-        print(translated(f"not taken over: {printable(line)}"), file=sys.stderr)
-    said = f"{len(found.taken)} settings of {found.tool} taken over, {len(found.left)} not."
+        print(translated(f"not imported: {printable(line)}"), file=sys.stderr)
+    said = f"{len(found.taken)} settings of {found.tool} imported, {len(found.left)} not."
     print(translated(said), file=sys.stderr)
     return imported_recipe(
         found, Path(source).name if Path(source).suffix and "--" not in source else "a command line"
@@ -126,9 +126,9 @@ def check(arguments: list[str]) -> int:
     parser.add_argument(
         "--time",
         action="store_true",
-        help="load the base, do three steps, and tell how long all take",
+        help="load the base, run three steps and estimate the total time",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON for a program to read")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
     options = parser.parse_intermixed_args(arguments)
     names = [word for word in options.what if "=" not in word or Path(word).is_file()]
     if not names and not options.images:
@@ -163,7 +163,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser, *, base: str | None = None
         type=Path,
         action="append",
         default=[],
-        help="images to learn; may be repeated",
+        help="folder of training images; may be repeated",
     )
     add("--base", help="`tiny` (built in), a folder, a .safetensors or .ckpt file, or a hub id")
     add_base_flags(parser)
@@ -171,20 +171,29 @@ def add_recipe_flags(parser: argparse.ArgumentParser, *, base: str | None = None
         "--trigger",
         metavar="WORD",
         default="",
-        help="the prompt word that stands for what is learned",
+        help="the trigger word for what is trained",
     )
-    add("--class", dest="class_noun", metavar="NOUN", default="", help="what it is, e.g. dog")
+    add(
+        "--class",
+        dest="class_noun",
+        metavar="NOUN",
+        default="",
+        help="the class of the subject, e.g. dog",
+    )
     add(
         "--clip",
         metavar="CLIP",
         help="a CLIP folder or hub id that proposes a class noun where none is given",
     )
     add(
-        "--prior", metavar="DIR", type=Path, help="images of the class, so that it is not forgotten"
+        "--prior",
+        metavar="DIR",
+        type=Path,
+        help="class (regularisation) images, so that the class is preserved",
     )
     add("--output", metavar="RUN", help="the run folder (default: runs/NAME)")
-    add("--steps", metavar="N", type=int, help="optimiser steps in all")
-    add("--seed", metavar="S", type=int, help="decides order, noise and timesteps")
+    add("--steps", metavar="N", type=int, help="total number of optimiser steps")
+    add("--seed", metavar="S", type=int, help="random seed for order, noise and timesteps")
 
 
 def add_base_flags(parser: argparse.ArgumentParser) -> None:
@@ -192,7 +201,7 @@ def add_base_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vae",
         metavar="VAE",
-        help="a VAE in place of the base's own, or where its file holds none",
+        help="a VAE to use instead of the base's own",
     )
     parser.add_argument(
         "--prediction",

@@ -25,7 +25,9 @@ def train(arguments: list[str]) -> int:
     )
     add_recipe_flags(parser)
     parser.add_argument(
-        "--overwrite", action="store_true", help="start afresh even if the run folder has a run"
+        "--overwrite",
+        action="store_true",
+        help="start over even if the run folder already has a run",
     )
     options = parser.parse_intermixed_args(arguments)
     recipe = recipe_of(parser, options)
@@ -39,22 +41,24 @@ def train(arguments: list[str]) -> int:
 def resume(arguments: list[str]) -> int:
     """Go on where a run stopped."""
     parser = ArgumentParser(
-        prog="konomi resume", description="Go on exactly where a run stopped.", allow_abbrev=False
+        prog="konomi resume",
+        description="Continue a run exactly where it stopped.",
+        allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
-    parser.add_argument("--steps", metavar="N", type=int, help="a new total of optimiser steps")
     parser.add_argument(
-        "--epochs", metavar="N", type=int, help="a new total of times through the images"
+        "--steps", metavar="N", type=int, help="new total number of optimiser steps"
     )
+    parser.add_argument("--epochs", metavar="N", type=int, help="new total number of epochs")
     parser.add_argument(
         "--keep-schedule",
         action="store_true",
-        help="leave the learning rates where they were; the last one stays",
+        help="keep the old learning rate schedule; its last value stays",
     )
     parser.add_argument(
         "--allow-changes",
         action="store_true",
-        help="go on even if images, captions or the base have changed",
+        help="continue even if images, captions or the base have changed",
     )
     options = parser.parse_args(arguments)
 
@@ -91,7 +95,9 @@ def branch(arguments: list[str]) -> int:
         "--output", metavar="RUN2", type=Path, help="the new run folder (default: RUN-2, ...)"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="start afresh even if the run folder has a run"
+        "--overwrite",
+        action="store_true",
+        help="start over even if the run folder already has a run",
     )
     options = parser.parse_intermixed_args(arguments)
 
@@ -112,8 +118,8 @@ def demo(arguments: list[str]) -> int:
     """Train on what konomi brings along."""
     parser = ArgumentParser(
         prog="konomi demo",
-        description="Train on the built-in base and sample images; a CPU is enough. Ends with a "
-        "page to look at.",
+        description="Train on the built-in base and sample images; a CPU is enough. Ends with "
+        "a report to look at.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -121,7 +127,7 @@ def demo(arguments: list[str]) -> int:
         metavar="DIR",
         type=Path,
         default=Path("konomi-demo"),
-        help="where to (default: %(default)s)",
+        help="output folder (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
 

@@ -124,4 +124,4 @@ def _health(report: "FileReport") -> list[str]:
         lines.append(
             f"{len(health.zero)} tensors are all zero ({health.zero[0]}, ...): those did not train"
         )
-    return lines or ["sound: every number is finite, and nothing is all zero"]
+    return lines or ["good: all numbers are finite, and no tensor is all zero"]

@@ -83,13 +83,20 @@ def _beside_last(own: Estimate, last: Estimate, broken: Sequence[Breach]) -> Bot
             f"({translated(fault, 'ja')})",
         )
     if own.mean > last.mean + 0.02:
-        return f"more like than the last {figures}", f"最後の保存より似ています{figures_ja}"
+        return (
+            f"closer to the subject than the last save {figures}",
+            f"最後の保存より似ています{figures_ja}",
+        )
     if own.mean < last.mean - 0.02:
         return (
-            f"nearly as like as the last {figures} and better or as good all in all",
+            f"almost as close to the subject as the last save {figures} and at least as good "
+            "overall",
             f"近さは最後の保存に少し劣りますが{figures_ja}、総合では同等以上です",
         )
-    return f"as like as the last {figures}", f"最後の保存と同じくらい似ています{figures_ja}"
+    return (
+        f"as close to the subject as the last save {figures}",
+        f"最後の保存と同じくらい似ています{figures_ja}",
+    )
 
 
 def _kept(choice: Choice) -> Both | None:

@@ -200,7 +200,7 @@ def _in_vain(pictures: int, grid: bool, batch: int) -> list[str]:
     """What was asked and needs more pictures than are drawn."""
     notes = []
     if grid and pictures == 1:
-        notes.append("--grid has no effect with one picture. --count N draws several.")
+        notes.append("--grid has no effect with one image. --count N generates several.")
     if batch > pictures:
         drawn = "one picture" if pictures == 1 else f"{pictures} pictures"
         notes.append(
@@ -221,7 +221,7 @@ def _requests(
     requests += read_prompt_file(Path(prompt_file), default) if prompt_file else []
     if not requests:
         raise RecipeError(
-            "there is no prompt. Say what to draw: konomi generate 'a cat' --base tiny"
+            "there is no prompt. Say what to generate: konomi generate 'a cat' --base tiny"
         )
     requests = [one for request in requests for one in count_on(request, count)]
     for request in requests:
@@ -340,7 +340,7 @@ def _picture(path: str | Path) -> Image.Image:
     try:
         return Image.fromarray(read_image(str(path)).pixels)
     except (FileNotFoundError, UnidentifiedImageError) as error:
-        raise RecipeError(f"{path}: no picture there.") from error
+        raise RecipeError(f"{path}: no such image.") from error
 
 
 def _start_from(
@@ -362,7 +362,7 @@ def _mask(path: str | Path, size: tuple[int, int], init: str) -> Image.Image:
     try:
         mask = read_mask(str(path), size, init)
     except FileNotFoundError as error:
-        raise RecipeError(f"{path}: no picture there.") from error
+        raise RecipeError(f"{path}: no such image.") from error
     if mask.getextrema()[1] < 128:  # type: ignore[operator]
         raise RecipeError(
             f"{path}: nothing in this mask is white, so nothing would be drawn. Paint white what "

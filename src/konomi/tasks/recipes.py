@@ -57,7 +57,7 @@ def recipe_from_flags(
     trigger: the word that will mean the subject.
     class_noun: what the subject is in plain words, `dog`.
     output: the run folder; by default runs/NAME.
-    steps: optimiser steps in all; by default what the method thinks right for so many images.
+    steps: total number of optimiser steps; by default the method's own for so many images.
     seed: of everything that is drawn by chance.
     prior_images: a folder of class images, in place of those the base would draw.
     overrides: further settings, each like `method.rank=8`.

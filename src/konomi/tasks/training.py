@@ -89,8 +89,8 @@ def resume(
     what is missing of result, validation and previews is made up for.
 
     run: the run folder.
-    steps, epochs: a new total of optimiser steps, or of times through the images (one of the two);
-        by default the run's own total.
+    steps, epochs: new total number of optimiser steps, or of epochs (one of the two); by default
+        the run's own total.
     keep_schedule: a new total does not move the learning rates; beyond the schedule its last rate
         stays.
     allow_changes: go on even if images, captions or the base are not what the run was started with.

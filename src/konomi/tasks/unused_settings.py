@@ -213,7 +213,7 @@ def _of_objective(run: Situation) -> Reasons:
         found["objective.masked"] = "no image has a mask."
     if run.zero_terminal_snr:
         found["objective.zero_terminal_snr"] = (
-            "the base says it of itself, and is trained so in any case."
+            "the base's file says so, and it is trained so in any case."
         )
     if run.process is not None:
         found |= run.process.unused(objective)

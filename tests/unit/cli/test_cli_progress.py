@@ -73,10 +73,10 @@ def test_preparation_always_tells_its_end(capsys):
 @pytest.mark.parametrize(
     ("event", "text"),
     [
-        (Validated(5, 0.1, 0.2), "step 5: validation loss 0.1000 (untouched base 0.2000)"),
+        (Validated(5, 0.1, 0.2), "step 5: validation loss 0.1000 (base 0.2000)"),
         (Previewed(5, ("a.png", "b.png")), "step 5: preview b.png"),
         (Warned("careful"), "note: careful"),
-        (started(9, first=3), "going on after step 3 of 9, cpu, float32"),
+        (started(9, first=3), "continuing after step 3 of 9, cpu, float32"),
         (step(1), ""),
     ],
 )

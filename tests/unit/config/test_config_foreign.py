@@ -353,6 +353,6 @@ def test_new_says_what_is_not_taken_over(tmp_path, monkeypatch, capsys):
         == 0
     )
     heard = capsys.readouterr()
-    assert "not taken over: xformers" in heard.err and "Next: konomi check r.toml" in heard.out
+    assert "not imported: xformers" in heard.err and "Next: konomi check r.toml" in heard.out
     assert read_recipe("r.toml").method.rank == 4
     assert "xformers" in (tmp_path / "r.toml").read_text()

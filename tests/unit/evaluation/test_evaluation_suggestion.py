@@ -54,7 +54,8 @@ def test_the_earliest_of_the_equally_good_is_kept():
     found = suggest(summary(file(200, 0.5), file(400, 0.715), file(600, 0.72)), LIMITS)
     assert found.id == "runs/dog-step400@1"
     assert found.reason == (
-        "step 400 at weight 1: as like as the last (0.71 against 0.72), and a dog is still any dog."
+        "step 400 at weight 1: as close to the subject as the last save (0.71 against 0.72), and a "
+        "dog is still any dog."
     )
     assert "ステップ 400" in found.reason_ja and "0.72" in found.reason_ja
     assert found.command == (

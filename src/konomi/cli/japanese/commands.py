@@ -3,7 +3,7 @@
 PAIRS = {
     # Going on, and ending.
     "Interrupted.": "中断しました。",
-    "Stopped after step {step}; saved. Go on with: {command}": "ステップ {step} で止めました。保存済みです。再開するには: {command}",
+    "Stopped after step {step}; saved. Continue with: {command}": "ステップ {step} で止めました。保存済みです。再開するには: {command}",
     "Pictures: {paths}": "絵: {paths}",
     "Wrote {path}. Next: konomi check {same}": "{path} を書きました。次は: konomi check {same}",
     "Wrote {path}": "{path} を書きました",
@@ -12,8 +12,8 @@ PAIRS = {
     "step {step}: saved {path}": "ステップ {step}: {path} を保存しました",
     "step {step}: preview {path}": "ステップ {step}: プレビュー {path}",
     "{steps} steps, {parameters} trainable parameters, {device}, {precision}": "{steps} ステップ、学習するパラメータ {parameters}、{device}、{precision}",
-    "going on after step {step} of {total}, {device}, {precision}": "ステップ {step}/{total} の続きから再開します。{device}、{precision}",
-    "step {step}: validation loss {loss} (untouched base {base})": "ステップ {step}: 検証の損失 {loss}(元のベースモデルでは {base})",
+    "continuing after step {step} of {total}, {device}, {precision}": "ステップ {step}/{total} の続きから再開します。{device}、{precision}",
+    "step {step}: validation loss {loss} (base {base})": "ステップ {step}: 検証の損失 {loss}(元のベースモデルでは {base})",
     "preparing {subject}: {done}/{total}": "準備中 {subject}: {done}/{total}",
     # Names.
     "Did you mean {name}?": "{name} のことですか?",
@@ -55,7 +55,7 @@ PAIRS = {
     "out of memory in step {step}: each batch is now split into {count} micro-batches; the result stays the same.": "ステップ {step} でメモリが足りません。以後は各バッチを {count} 個のマイクロバッチに分けて計算します。結果は変わりません。",
     "out of memory in step {step}, with the batch in {count} micro-batches. Lower data.resolution, raise memory.accumulation (up to run.batch_size), set memory.gradient_checkpointing = true, or lower the method's rank; then: konomi resume.": "ステップ {step} でメモリが足りません(バッチは {count} 個のマイクロバッチに分割済み)。data.resolution を下げる、memory.accumulation を上げる(run.batch_size まで)、memory.gradient_checkpointing = true にする、rank を下げる、のどれかをしてから konomi resume で続けてください。",
     # Generating.
-    "there is no prompt. Say what to draw: konomi generate 'a cat' --base tiny": "プロンプトがありません。何を描くか書いてください: konomi generate 'a cat' --base tiny",
+    "there is no prompt. Say what to generate: konomi generate 'a cat' --base tiny": "プロンプトがありません。何を描くか書いてください: konomi generate 'a cat' --base tiny",
     "--mask is given without --init. Give the picture that the mask belongs to.": "--mask には --init が必要です。マスクの元の絵を指定してください。",
     "{mask}: nothing in this mask is white, so nothing would be drawn. Paint white what to redraw.": "{mask}: このマスクには白い所がなく、何も描かれません。描き直す所を白く塗ってください。",
     # Doctor.

@@ -36,7 +36,7 @@ PAIRS = {
     'only optimizer.schedule = "cosine_restarts" reads it.': 'optimizer.schedule = "cosine_restarts" のときだけ使われます。',
     'only optimizer.schedule = "polynomial" reads it.': 'optimizer.schedule = "polynomial" のときだけ使われます。',
     "the run is as long.": "学習の長さと同じです。",
-    "the base says it of itself, and is trained so in any case.": "ベースモデル自体の指定と同じで、いずれにせよそのように学習されます。",
+    "the base's file says so, and it is trained so in any case.": "ベースモデル自体の指定と同じで、いずれにせよそのように学習されます。",
     "it is the base's own choice.": "ベースモデルの既定と同じです。",
     "the environment says {name}=off. run.preview_every = N draws them all the same.": "環境変数が {name}=off です。run.preview_every = N を指定すれば描かれます。",
     "the denoiser's weights are trained, and stay fp32.": "デノイザーの重みを学習するため、fp32 のままです。",

@@ -68,11 +68,11 @@ def imported_recipe(found: Imported, source: str) -> str:
     """The recipe as TOML, and above it, as comments, what was not taken over."""
     lines = [
         (
-            f"From {source} ({found.tool}): {len(found.taken)} settings taken over, "
+            f"From {source} ({found.tool}): {len(found.taken)} settings imported, "
             f"{len(found.left)} not."
         )
     ]
-    lines += [f"- not taken over: {line}" for line in found.left]
+    lines += [f"- not imported: {line}" for line in found.left]
     comment = "\n".join(
         f"# {part}" for line in lines for part in textwrap.wrap(printable(line), 116)
     )
