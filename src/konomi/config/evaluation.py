@@ -29,6 +29,12 @@ class EncodersConfig:
     text: str = "auto"
     """For prompt following: CLIP or SigLIP 2. auto: `tiny` for the base `tiny`, else
     openai/clip-vit-large-patch14, or another CLIP that is on this machine."""
+    copies: str = ""
+    """For copies of training pictures: the TorchScript file of SSCD
+    (sscd_disc_mixup.torchscript.pt); empty: pictures are laid over each other."""
+    preference: tuple[str, ...] = ()
+    """Models of what people prefer, whose scores stand beside the others: PickScore or another CLIP
+    that was trained on votes (a folder or hub id), or the file of LAION's aesthetic predictor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,7 +39,7 @@ def open_encoders(
     if image == "auto":
         image = TINY if small_base else _image(text, notes)
     try:
-        return load_encoders(image, text, device=device), tuple(notes)
+        return load_encoders(image, text, copies=config.copies, device=device), tuple(notes)
     except ModelError as error:
         if "auto" not in (config.image, config.text) or TINY == image == text:
             raise
@@ -47,6 +47,8 @@ def open_encoders(
         named = EncodersConfig(
             image=TINY if config.image == "auto" else image,
             text=TINY if config.text == "auto" else text,
+            copies=config.copies,
+            preference=config.preference,
         )
         encoders, _ = open_encoders(named, small_base=small_base, device=device)
         return encoders, (f"{error} Measured by the small CLIP inside konomi instead.",)

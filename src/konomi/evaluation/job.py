@@ -9,6 +9,7 @@ from konomi.config.suggestion import SuggestionConfig
 from konomi.evaluation.candidates import CandidateFile
 from konomi.evaluation.drawing import DrawingPlan
 from konomi.evaluation.pictures import References
+from konomi.evaluation.scorers.scorer import Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,5 +26,7 @@ class Evaluation:
     training_names: Sequence[str]
     """Their files' names."""
     limits: SuggestionConfig
+    preference: tuple[Scorer, ...] = ()
+    """Scorers beside those that are always there."""
     notes: tuple[str, ...] = ()
     """What had no effect or had to be assumed, a line each."""

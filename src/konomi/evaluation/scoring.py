@@ -39,7 +39,8 @@ def usable_scorers(evaluation: Evaluation) -> tuple[list[Scorer], list[str]]:
         "training": bool(evaluation.training),
         "captions": bool(evaluation.references.captions),
     }
-    ready = [scorer for scorer in SCORERS if getattr(scorer, "available", lambda: True)()]
+    all_of_them = (*SCORERS, *evaluation.preference)
+    ready = [scorer for scorer in all_of_them if getattr(scorer, "available", lambda: True)()]
     usable: list[Scorer] = []
     without: dict[str, list[str]] = {}
     for scorer in ready:
@@ -50,7 +51,7 @@ def usable_scorers(evaluation: Evaluation) -> tuple[list[Scorer], list[str]]:
             without.setdefault(_ABSENT[lacking], []).append(scorer.name)
     notes = [
         f"not measured: {scorer.name}: its package or weights are not on this machine."
-        for scorer in SCORERS
+        for scorer in all_of_them
         if scorer not in ready
     ]
     notes += [f"not measured: {', '.join(names)}: {why}." for why, names in without.items()]
@@ -138,6 +139,7 @@ def scores_key(
         evaluation.references.captions,
         [content_of(image).hex() for image in evaluation.training],
         [encoders.image.name, encoders.text.name],
+        "" if encoders.copies is None else encoders.copies.name,
         [scorer.name for scorer in scorers],
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -23,6 +23,7 @@ from konomi.evaluation.drawing import DrawingPlan
 from konomi.evaluation.job import Evaluation
 from konomi.evaluation.measure import measure
 from konomi.evaluation.prompts import EvaluationPrompt, Subject
+from konomi.evaluation.scorers.preference import preference_scorers
 from konomi.evaluation.store import SUMMARY
 from konomi.generation.adapter_request import AdapterRequest
 from konomi.generation.unused import trained_otherwise, unused_in_adapter
@@ -153,6 +154,9 @@ def evaluate_files(
             training=training,
             training_names=names,
             limits=setup.config.suggestion,
+            preference=preference_scorers(
+                setup.config.encoders.preference, encoders.text, device=loaded.device
+            ),
             notes=tuple(dict.fromkeys(notes)),
         )
         yield from measure(evaluation, loaded, encoders, folder, memory=setup.memory / "evaluation")

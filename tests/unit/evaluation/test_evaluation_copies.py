@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from konomi.evaluation.encoders import load_encoders
 from konomi.evaluation.pictures import Material, Pictures, References
 from konomi.evaluation.prompts import EvaluationPrompt
-from konomi.evaluation.scorers.copies import Copies, _aligned, _small, matches
+from konomi.evaluation.scorers.copies import Copies, _small, align, matches
 
 PROMPT = (EvaluationPrompt("a sks cup", "subject", "a cup"),)
 
@@ -58,7 +58,7 @@ BASE = scene(50, moved=30)
 )
 def test_a_changed_copy_is_found(change):
     found = matches(given(change(TRAINING[1]), TRAINING, BASE))[0, 0]
-    assert found.training == 1 and found.aligned > 0.8
+    assert found.training == 1 and found.similarity > 0.8
     assert found.is_copy, found
 
 
@@ -98,8 +98,8 @@ def test_alignment_is_numpys_correlation():
                 window = centred(values[0][:, y : y + 24, x : x + 24])
                 lengths = np.linalg.norm(middle) * np.linalg.norm(window)
                 best = max(best, float(middle @ window / lengths))
-    assert _aligned(one, other) == pytest.approx(best, abs=1e-5)
-    assert _aligned(Image.new("RGB", (64, 64), "red"), other) == pytest.approx(0, abs=1e-5)
+    assert align(one, other).structure == pytest.approx(best, abs=1e-5)
+    assert align(Image.new("RGB", (64, 64), "red"), other).structure == pytest.approx(0, abs=1e-5)
 
 
 def centred(values: np.ndarray) -> np.ndarray:

@@ -43,3 +43,5 @@ class Encoders:
     """Likeness, drift, diversity, copies."""
     text: TextImageEncoder
     """Prompt following."""
+    copies: ImageEncoder | None = None
+    """SSCD, which was trained to find copies, where the user has it."""

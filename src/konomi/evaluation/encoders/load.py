@@ -9,6 +9,7 @@ from konomi.errors import ModelError
 from konomi.evaluation.encoders.encoder import Encoders
 from konomi.evaluation.encoders.network import open_network
 from konomi.evaluation.encoders.remembered import RememberingEncoder
+from konomi.evaluation.encoders.sscd import load_sscd
 from konomi.models.hub import cached_snapshot, download, is_hub_id
 from konomi.storage.home import expanded
 
@@ -25,12 +26,15 @@ _BESIDE_WEIGHTS = (
 )
 
 
-def load_encoders(image: str, text: str, *, device: torch.device | None = None) -> Encoders:
+def load_encoders(
+    image: str, text: str, *, copies: str = "", device: torch.device | None = None
+) -> Encoders:
     """What pictures, and pictures and texts, are compared by. Loaded once where both are the same.
 
     image: `tiny` (the CLIP inside konomi), a folder, or a hub id of DINO, DINOv2, DINOv3, CLIP,
     SigLIP or SigLIP 2.
     text: the same, of a network that reads texts: CLIP, SigLIP or SigLIP 2.
+    copies: the authors' TorchScript file of SSCD, or none.
     device: where they compute, by default the CPU.
 
     Raises ModelError in one line: what is not there, not reachable, damaged or of another kind.
@@ -42,7 +46,8 @@ def load_encoders(image: str, text: str, *, device: torch.device | None = None) 
             "SigLIP or SigLIP 2."
         )
     of_pictures = of_texts if image == text else load_encoder(image, device=device)
-    return Encoders(of_pictures, of_texts)
+    of_copies = load_sscd(copies, device=device) if copies else None
+    return Encoders(of_pictures, of_texts, of_copies)
 
 
 def load_encoder(source: str, *, device: torch.device | None = None) -> RememberingEncoder:

@@ -38,6 +38,9 @@ class Network:
     depth."""
     read: Callable[[Sequence[str]], Tensor] | None = None
     """Texts -> [N, D], where the network knows texts."""
+    scale: float | None = None
+    """The temperature of a CLIP: what cosines of pictures and texts were multiplied by when it was
+    trained."""
 
 
 def open_network(source: str, folder: Path | None, device: torch.device) -> Network:
@@ -82,7 +85,8 @@ def _clip(clip: Clip, folder: Path | None, device: torch.device) -> Network:
             return tower.early_layers(pixels.to(device))
         return _early(tower(pixel_values=pixels.to(device), output_hidden_states=True))
 
-    return Network(prepare, see, early, clip.text_features)
+    scale = float(model.logit_scale.detach().exp())
+    return Network(prepare, see, early, clip.text_features, scale)
 
 
 def _siglip(source: str, config: Mapping[str, Any], folder: Path, device: torch.device) -> Network:

@@ -1,16 +1,14 @@
 """Copies: pictures that are a training picture once more.
 
-A picture counts as a copy of a training picture where both agree:
-
-- features: it is nearer to the training picture than any other training picture is, and than the
-  base's own picture of the same prompt and noise, by a margin (Somepalli et al. 2023, "Diffusion
-  Art or Digital Forgery?", section 3; Carlini et al. 2023, "Extracting Training Data from
-  Diffusion Models", section 4.2, who compare with the nearest others as well);
-- pixels: laid over each other, mirrored or moved a little, they correlate.
+Laid over each other, as it is, mirrored, or moved a little, a copy and its training picture agree
+in structure and in colour, and by more than is usual: by more than other training pictures agree
+with that one, and the base's own picture of the same prompt and noise (Carlini et al. 2023,
+"Extracting Training Data from Diffusion Models", section 4.2, compare with the nearest others as
+well). In features it has come nearer to the training picture than the base's was (Somepalli et al.
+2023, "Diffusion Art or Digital Forgery?", section 3).
 
 Where the user has SSCD (Pizzi et al. 2022), which was trained to find copies, its cosine decides
-alone.
-Shapes: N drawn pictures, T training pictures, D feature width, H W pixels.
+alone. Shapes: N drawn pictures, T training pictures, D feature width, H W pixels, L windows.
 """
 
 from collections.abc import Sequence
@@ -27,17 +25,31 @@ from konomi.evaluation.pictures import Material, Place
 from konomi.evaluation.prompts import PromptKind
 from konomi.evaluation.scorers.scorer import Need, Scores
 
-NEAR = 0.5
-"""Share of the way from what is usual to an identical picture that features must go. Calibrated
-on runs that were made to memorise and ordinary ones: docs/notes.md."""
 ALIGNED = 0.8
-"""Correlation of aligned pixels from which two pictures are laid over each other. Calibrated the
-same way."""
+"""Correlation of structure from which two pictures are laid over each other. This and the next two
+are calibrated on photographs and runs: docs/notes.md."""
+COLOUR = 0.2
+"""Root mean square difference of colours, of 1, up to which they are the same."""
+BEYOND_USUAL = 0.3
+"""Share of the way from the usual correlation to 1 that a copy goes."""
+SSCD = 0.75
+"""Cosine from which SSCD calls two pictures copies (its model card)."""
 _SIDE, _WINDOW = 32, 24
 """Pictures are compared at this many pixels a side, the middle window of one anywhere in the
 other."""
-_NEAREST = 3
-"""Of all training pictures so many, the nearest by features, are laid over a picture."""
+_ALL, _NEAREST = 32, 16
+"""Of more training pictures than the first, only so many, the nearest by features, are laid over a
+picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """How far two pictures agree where they are laid over each other."""
+
+    structure: float
+    """Correlation, -1 to 1, of what is left of each colour channel without its mean."""
+    colour: float
+    """Root mean square difference, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +59,10 @@ class Match:
     training: int
     """Which of the training pictures."""
     similarity: float
-    """Cosine of their features."""
+    """Correlation of structure; with SSCD its cosine."""
     usual: float
     """The nearest that another training picture, or the base's picture, comes to it."""
-    aligned: float
-    """Correlation of their pixels."""
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether both ways of comparing agree."""
-        near = self.similarity - self.usual >= NEAR * (1 - self.usual)
-        return near and self.aligned >= ALIGNED
+    is_copy: bool
 
 
 class Copies:
@@ -81,20 +86,77 @@ def matches(material: Material) -> dict[Place, Match]:
     images, training = material.candidate.images, list(material.training)
     if not images or not training:
         return {}
+    if material.encoders.copies is not None:
+        return _by_sscd(material, material.encoders.copies)
     nearness = _Nearness(material.encoders.image, training)
     drawn_NT = nearness.of(list(images.values()))
     base = material.base.images
     base_NT = dict(zip(base, nearness.of(list(base.values())), strict=True)) if base else {}
-    usual_T = nearness.nearest_others()
+    others_TT = nearness.between()
     small = [_small(image) for image in training]
     found = {}
     for place, row_T in zip(images, drawn_NT, strict=True):
-        likely = row_T.topk(min(_NEAREST, len(training))).indices.tolist()
-        aligned = {t: _aligned(images[place], small[t]) for t in likely}
-        best = max(likely, key=lambda t: (float(row_T[t]) + aligned[t], -t))
-        usual = max(float(usual_T[best]), float(base_NT.get(place, usual_T)[best]))
-        found[place] = Match(best, float(row_T[best]), usual, aligned[best])
+        aligned = {t: align(images[place], small[t]) for t in _likely(row_T)}
+        best = max(aligned, key=lambda t: (aligned[t].structure, -t))
+        usual = _usual(best, others_TT[best], small, base.get(place))
+        base_T = base_NT.get(place)
+        nearer = base_T is None or float(row_T[best]) > float(base_T[best])
+        one = aligned[best]
+        beyond = one.structure - usual >= BEYOND_USUAL * (1 - usual)
+        over = one.structure >= ALIGNED and one.colour <= COLOUR
+        found[place] = Match(best, one.structure, usual, over and beyond and nearer)
     return found
+
+
+def align(drawn: Image.Image, training: Image.Image) -> Aligned:
+    """The middle of the training picture, as it is or mirrored, on the window of the drawn one that
+    it correlates with best; 0 where either shows one colour only."""
+    raw_DL = functional.unfold(_pixels(_small(drawn))[None], _WINDOW)[0]
+    raw_3DL = raw_DL.unflatten(0, (3, -1))
+    windows_DL = (raw_3DL - raw_3DL.mean(1, keepdim=True)).flatten(0, 1)
+    lengths_L = windows_DL.norm(dim=0).clamp(min=1e-3)
+    edge = (_SIDE - _WINDOW) // 2
+    box = (edge, edge, edge + _WINDOW, edge + _WINDOW)
+    found = []
+    for one in (_small(training), ImageOps.mirror(_small(training))):
+        middle_3D = _pixels(one.crop(box)).flatten(1)
+        centred_D = (middle_3D - middle_3D.mean(1, keepdim=True)).flatten()
+        length = centred_D.norm().clamp(min=1e-3)
+        structure, where = (centred_D @ windows_DL / lengths_L / length).max(0)
+        apart = (raw_DL[:, where] - middle_3D.flatten()).square().mean().sqrt()
+        found.append(Aligned(float(structure), float(apart)))
+    return max(found, key=lambda one: one.structure)
+
+
+def _by_sscd(material: Material, encoder: ImageEncoder) -> dict[Place, Match]:
+    nearness = _Nearness(encoder, list(material.training))
+    drawn_NT = nearness.of(list(material.candidate.images.values()))
+    usual_T = nearness.between().amax(1)
+    found = {}
+    for place, row_T in zip(material.candidate.images, drawn_NT, strict=True):
+        best = int(row_T.argmax())
+        nearest = float(row_T[best])
+        found[place] = Match(best, nearest, float(usual_T[best]), nearest > SSCD)
+    return found
+
+
+def _likely(row_T: Tensor) -> list[int]:
+    """The training pictures that are worth being laid over a picture."""
+    if len(row_T) <= _ALL:
+        return list(range(len(row_T)))
+    nearest: list[int] = row_T.topk(_NEAREST).indices.tolist()
+    return nearest
+
+
+def _usual(
+    best: int, others_T: Tensor, small: Sequence[Image.Image], base: Image.Image | None
+) -> float:
+    """How far other training pictures, and the base's picture, correlate with the one at hand.
+    Doubles among the training pictures say nothing about what is usual."""
+    there = [t for t in _likely(others_T) if t != best and float(others_T[t]) > -1]
+    found = [align(small[t], small[best]).structure for t in there]
+    found += [] if base is None else [align(base, small[best]).structure]
+    return max(found, default=0.0)
 
 
 class _Nearness:
@@ -110,41 +172,23 @@ class _Nearness:
         """[N, T]."""
         return self._cosines(self.encoder.features(images).double())
 
-    def nearest_others(self) -> Tensor:
-        """[T]: how near the nearest other training picture is. Doubles in the folder do not count:
-        they say nothing about what is usual. -1 where there is no other."""
+    def between(self) -> Tensor:
+        """[T, T] of the training pictures; -1 for a picture with itself and with its doubles."""
         between_TT = self._cosines(self.as_they_are_TD)
         between_TT.fill_diagonal_(-1)
         between_TT[between_TT > 1 - 1e-5] = -1
-        return between_TT.amax(1)
+        return between_TT
 
     def _cosines(self, features_ND: Tensor) -> Tensor:
         return torch.maximum(features_ND @ self.as_they_are_TD.T, features_ND @ self.mirrored_TD.T)
 
 
 def _small(image: Image.Image) -> Image.Image:
+    if image.size == (_SIDE, _SIDE) and image.mode == "RGB":
+        return image
     return image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BOX)
 
 
 def _pixels(image: Image.Image) -> Tensor:
     """[3, H, W] from 0 to 1."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-
-
-def _aligned(drawn: Image.Image, training: Image.Image) -> float:
-    """The largest correlation of the training picture's middle with a window of the drawn one, as
-    it is or mirrored: -1 to 1, 0 where either shows one colour only. Each colour channel has its
-    own mean taken out: it is structure that is compared."""
-    windows_DL = functional.unfold(_pixels(_small(drawn))[None], _WINDOW)[0]
-    windows_3DL = windows_DL.unflatten(0, (3, -1))
-    windows_DL = (windows_3DL - windows_3DL.mean(1, keepdim=True)).flatten(0, 1)
-    lengths_L = windows_DL.norm(dim=0).clamp(min=1e-3)
-    best = -1.0
-    edge = (_SIDE - _WINDOW) // 2
-    box = (edge, edge, edge + _WINDOW, edge + _WINDOW)
-    for one in (training, ImageOps.mirror(training)):
-        middle_3D = _pixels(one.crop(box)).flatten(1)
-        middle_D = (middle_3D - middle_3D.mean(1, keepdim=True)).flatten()
-        length = middle_D.norm().clamp(min=1e-3)
-        best = max(best, float((middle_D @ windows_DL / lengths_L / length).max()))
-    return best
