@@ -20,7 +20,7 @@ def there(monkeypatch):
         if name not in names:
             raise ModelError(f"{name}: not here, and the hub cannot be reached.")
 
-    def load(image, text, *, device):
+    def load(image, text, *, copies, device):
         return image, text
 
     monkeypatch.setattr(chosen_encoders, "folder_of", folder_of)
@@ -54,7 +54,7 @@ def test_what_is_there_stands_in_and_is_named(there):
 def test_a_damaged_encoder_that_nobody_named_does_not_stop_anything(there, monkeypatch):
     there.update({IMAGE, TEXT})
 
-    def load(image, text, *, device):
+    def load(image, text, *, copies, device):
         if IMAGE in (image, text):
             raise ModelError(f"{IMAGE}: is damaged.")
         return image, text
@@ -64,3 +64,9 @@ def test_a_damaged_encoder_that_nobody_named_does_not_stop_anything(there, monke
     assert chosen == ("tiny", "tiny") and "is damaged" in notes[0]
     with pytest.raises(ModelError):
         open_encoders(EncodersConfig(image=IMAGE, text="tiny"), small_base=False, device=CPU)
+
+
+def test_a_file_of_sscd_that_is_not_there_is_said_whatever_else_is_open(tmp_path):
+    config = EncodersConfig(copies=str(tmp_path / "sscd.pt"))
+    with pytest.raises(ModelError, match="no such file of SSCD"):
+        open_encoders(config, small_base=True, device=CPU)
