@@ -232,6 +232,41 @@ def test_a_picture_that_is_not_a_number_costs_its_row(evaluated, run, tmp_path, 
 
 
 @pytest.mark.slow
+def test_killed_at_any_moment_it_ends_in_the_same_files(evaluated, tmp_path, monkeypatch):
+    from konomi.storage import atomic
+
+    class Killed(BaseException):
+        pass
+
+    evaluated(output=tmp_path / "whole")
+    whole = kept(tmp_path / "whole")
+    written = []
+
+    def dies(path):
+        written.append(path)
+        if len(written) == 4:
+            raise Killed
+
+    kills = 0
+    for _ in range(20):
+        written.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(atomic, "sync_file", dies)
+            # A killed process tidies nothing up, and is gone when the next one looks.
+            patch.setattr(atomic, "_remove", lambda path: None)
+            patch.setattr(atomic.process, "is_alive", lambda *_: False)
+            try:
+                evaluated(output=tmp_path / "out")
+                break
+            except Killed:
+                kills += 1
+    assert 2 <= kills < 20
+    monkeypatch.setattr(atomic.process, "is_alive", lambda *_: False)
+    evaluated(output=tmp_path / "out")
+    assert kept(tmp_path / "out") == whole
+
+
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_is_finished(evaluated, drawn, tmp_path, monkeypatch):
     from konomi.storage import atomic
 
