@@ -158,3 +158,46 @@ def same_tensors():
         )
 
     return same
+
+
+QUICK_COMPARISON = ('data.resolution="64"', "run.checkpoint_every=1", "evaluation.steps=1",
+            "evaluation.seeds=1", "evaluation.size=32", "evaluation.encoders.image=tiny",
+            "evaluation.encoders.text=tiny",
+            'evaluation.prompts=["a {}", "a dog", "a fox"]')  # fmt: skip
+
+
+def in_this_process(runs, folder, *, jobs, threads, stop, until=None):
+    """Processes take seconds to start; what they do is done here."""
+    from konomi.errors import KonomiError
+    from konomi.tasks.candidate_processes import FromRun, Trained
+    from konomi.tasks.candidate_worker import train_candidate
+    from konomi.tasks.planning import recipe_path, run_folder
+    from konomi.training.events import Finished
+    from konomi.training.stop import Stop
+
+    for run in runs:
+        last = Trained(failure="said nothing")
+        try:
+            for event in train_candidate(
+                recipe_path(folder, run.id),
+                run_folder(folder, run.id),
+                Stop(),
+                until=(until or {}).get(run.id, 0),
+            ):
+                yield FromRun(run.id, event)
+                if isinstance(event, Finished):
+                    last = Trained(event.step, event.path)
+        except KonomiError as error:
+            last = Trained(failure=str(error))
+        yield FromRun(run.id, last)
+
+
+@pytest.fixture
+def quick_comparison(monkeypatch, tmp_path):
+    """In a folder of its own, runs in this process, no page: settings that make it quick."""
+    from konomi.tasks import comparing
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KONOMI_REPORT", "off")
+    monkeypatch.setattr(comparing, "train_in_processes", in_this_process)
+    return QUICK_COMPARISON

@@ -17,46 +17,16 @@ import konomi
 from konomi.errors import DataError, RecipeError, RunError
 from konomi.evaluation.plan import read_plan
 from konomi.evaluation.store import read_summary
-from konomi.tasks import comparing
-from konomi.tasks.candidate_processes import FromRun, Trained
-from konomi.tasks.candidate_worker import train_candidate
+from konomi.tasks.candidate_processes import FromRun
 from konomi.tasks.comparing import Planned
-from konomi.tasks.planning import recipe_path, run_folder
-from konomi.training.events import Finished, Started, Step
-from konomi.training.stop import Stop
-
-SETTINGS = ('data.resolution="64"', "run.checkpoint_every=1", "evaluation.steps=1",
-            "evaluation.seeds=1", "evaluation.size=32", "evaluation.encoders.image=tiny",
-            "evaluation.encoders.text=tiny",
-            'evaluation.prompts=["a {}", "a dog", "a fox"]')  # fmt: skip
-
-
-def in_this_process(runs, folder, *, jobs, threads, stop, until=None):
-    """Processes take seconds to start; what they do is done here."""
-    for run in runs:
-        last = Trained(failure="said nothing")
-        try:
-            for event in train_candidate(
-                recipe_path(folder, run.id),
-                run_folder(folder, run.id),
-                Stop(),
-                until=(until or {}).get(run.id, 0),
-            ):
-                yield FromRun(run.id, event)
-                if isinstance(event, Finished):
-                    last = Trained(event.step, event.path)
-        except konomi.KonomiError as error:
-            last = Trained(failure=str(error))
-        yield FromRun(run.id, last)
+from konomi.tasks.planning import recipe_path
+from konomi.training.events import Started, Step
 
 
 @pytest.fixture
-def compared(monkeypatch, tmp_path, base_folder, pictures, cache):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KONOMI_REPORT", "off")
-    monkeypatch.setattr(comparing, "train_in_processes", in_this_process)
+def compared(quick_comparison, base_folder, pictures, cache):
 
-    def events(*what, settings=SETTINGS, **options):
+    def events(*what, settings=quick_comparison, **options):
         given = {
             "images": [pictures], "base": str(base_folder), "trigger": "sks", "class_noun": "dog",
             "budget": "steps=2", "saves": 1, "output": "out",
@@ -148,21 +118,23 @@ def test_equal_budgets_are_equal_pictures(compared, tmp_path):
         ({"budget": "hours=2"}, RecipeError, "--budget is 'hours=2'"),
     ],
 )
-def test_bad_input_is_one_line_before_anything_is_trained(compared, tmp_path, changed, error, told):
-    settings = SETTINGS[:-1] if "trigger" in changed else SETTINGS
+def test_bad_input_is_one_line_before_anything_is_trained(
+    compared, quick_comparison, tmp_path, changed, error, told
+):
+    settings = quick_comparison[:-1] if "trigger" in changed else quick_comparison
     with pytest.raises(error, match=told) as raised:
         compared("lora", settings=settings, **changed)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_one_picture_and_a_name_of_no_encoder(compared, pictures, tmp_path):
+def test_one_picture_and_a_name_of_no_encoder(compared, quick_comparison, pictures, tmp_path):
     one = tmp_path / "one"
     one.mkdir()
     (one / "0.png").write_bytes((pictures / "0.png").read_bytes())
     events = compared("lora", images=[one], plan_only=True)
     assert isinstance(events[-1], Planned)
-    settings = (*SETTINGS, "evaluation.encoders.image=no/such-encoder")
+    settings = (*quick_comparison, "evaluation.encoders.image=no/such-encoder")
     with pytest.raises(konomi.KonomiError, match="no/such-encoder"):
         compared("lora", settings=settings, output="other")
 
@@ -178,13 +150,13 @@ def test_a_search_tries_settings_and_every_run_is_a_row(compared, tmp_path):
     assert steps_of(compared("lora", **options)) == {}
 
 
-@pytest.fixture(scope="module")
-def command(base_folder, pictures, cache):
+@pytest.fixture
+def command(quick_comparison, base_folder, pictures, cache):
     return [
         sys.executable, "-m", "konomi", "compare", "lora", "textual_inversion",
         "--images", str(pictures), "--base", str(base_folder), "--trigger", "sks",
         "--class", "dog", "--budget", "steps=4", "--saves", "2", "--jobs", "2", "--output", "out",
-        f'data.cache.folder="{cache}"', *SETTINGS,
+        f'data.cache.folder="{cache}"', *quick_comparison,
     ]  # fmt: skip
 
 

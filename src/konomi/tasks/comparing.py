@@ -225,8 +225,7 @@ class _Comparison:
         yield from evaluate_files(files, setup, self.folder)
 
     def _files(self, run: PlannedRun) -> list[SavedFile]:
-        """What a run saved; where that is nothing, why not. One that failed after it had saved is
-        measured by what it saved, and the failure is said."""
+        """What a run saved; of one that failed, why."""
         folder, ended = run_folder(self.folder, run.id), self.ended.get(run.id, Trained())
         failure = run.failure or ended.failure
         if not failure:
