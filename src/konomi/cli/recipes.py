@@ -108,7 +108,8 @@ def check(arguments: list[str]) -> int:
     parser = ArgumentParser(
         prog="konomi check",
         usage="konomi check RECIPE [key=value ...] [--time] [--json] [--all]\n"
-        "       konomi check [METHOD] --images DIR [--base BASE] [options] [key=value ...]",
+        "       konomi check [METHOD] --images DIR [--base BASE] [options] [key=value ...]\n"
+        "       konomi check --run RUN [--json]",
         description="Per image the final caption, bucket, crop, repeats and problems; steps and "
         "time to expect.",
         allow_abbrev=False,
@@ -129,7 +130,16 @@ def check(arguments: list[str]) -> int:
         help="load the base, run three steps and estimate the total time",
     )
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    parser.add_argument(
+        "--run", metavar="RUN", type=Path, help="list a run's images that have too high a loss"
+    )
     options = parser.parse_intermixed_args(arguments)
+    if options.run is not None:
+        from konomi.cli.losses_view import print_losses
+
+        if options.what or options.images:
+            parser.error("--run looks at what a run has noted; leave recipe and images out")
+        return print_losses(options.run, as_json=options.json)
     names = [word for word in options.what if "=" not in word or Path(word).is_file()]
     if not names and not options.images:
         parser.error("name a recipe, or a folder with --images DIR")
