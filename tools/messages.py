@@ -67,7 +67,7 @@ EXCEPTIONS: dict[str, str] = {
     r"layer norm$": "a value",
     r"^(another file|not noted|out of all bounds)$": "a value",
     r"et al\. [12]\d{3}": "a paper",
-    r"^(Weighted sum|Add difference)$": "A1111's words in metadata",
+    r"^(Weighted sum|Add difference)$|^extracted from \{\} against": "words in metadata",
 }
 """Patterns of texts that are no messages by themselves, and what they are."""
 _PROSE = re.compile(r"[A-Za-z]{2,},? [a-z]{2,}")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     # For type checkers alone; a test holds that these are the names below.
     from konomi.config.recipe import Recipe as Recipe
     from konomi.errors import KonomiError as KonomiError
+    from konomi.tasks import bake as bake
     from konomi.tasks import benchmark_dreambooth as benchmark_dreambooth
     from konomi.tasks import branch as branch
     from konomi.tasks import check as check
@@ -25,18 +26,22 @@ if TYPE_CHECKING:
     from konomi.tasks import demo as demo
     from konomi.tasks import doctor as doctor
     from konomi.tasks import evaluate as evaluate
+    from konomi.tasks import extract as extract
     from konomi.tasks import generate as generate
     from konomi.tasks import grid as grid
     from konomi.tasks import identifiers as identifiers
     from konomi.tasks import inspect as inspect
     from konomi.tasks import load_base as load_base
+    from konomi.tasks import merge_adapters as merge_adapters
     from konomi.tasks import merge_custom as merge_custom
     from konomi.tasks import merge_models as merge_models
     from konomi.tasks import new_recipe as new_recipe
     from konomi.tasks import read_recipe as read_recipe
     from konomi.tasks import recipe_from_flags as recipe_from_flags
     from konomi.tasks import report as report
+    from konomi.tasks import resize as resize
     from konomi.tasks import resume as resume
+    from konomi.tasks import slim as slim
     from konomi.tasks import train as train
     from konomi.tasks import where_it_works as where_it_works
     from konomi.training.stop import Stop as Stop

@@ -47,6 +47,10 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("inspect", "konomi.cli.files", "show what a model or adapter file is"),
     ("convert", "konomi.cli.files", "write a file in another tool's format"),
     ("merge", "konomi.cli.merging", "merge several files into one"),
+    ("bake", "konomi.cli.workshop", "fold adapters into a model"),
+    ("extract", "konomi.cli.workshop", "make a LoRA of what a tuned model has learned"),
+    ("resize", "konomi.cli.workshop", "write a LoRA in fewer ranks"),
+    ("slim", "konomi.cli.workshop", "write a model without what it does not need"),
     ("report", "konomi.cli.reporting", "write the page of a run or a comparison again"),
     ("doctor", "konomi.cli.machine", "show what this machine can run"),
 )

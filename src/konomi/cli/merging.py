@@ -4,11 +4,15 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from konomi.cli.arguments import ArgumentParser
 from konomi.cli.plain import json_text, tell
 from konomi.errors import RecipeError, printable
 from konomi.language import translated
+
+if TYPE_CHECKING:
+    from konomi.tasks.merging_adapters import AdapterMerge
 
 
 def merge(arguments: list[str]) -> int:
@@ -22,6 +26,7 @@ def merge(arguments: list[str]) -> int:
             "custom", help="files of Custom Diffusion that were trained apart", allow_abbrev=False
         )
     )
+    _add_adapters(kinds.add_parser("adapters", help="LoRA and its family", allow_abbrev=False))
     _add_models(kinds.add_parser("models", help="whole models", allow_abbrev=False))
     options = parser.parse_args(arguments)
     verb: Callable[[argparse.Namespace], int] = options.verb
@@ -80,6 +85,83 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_adapters(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Merge adapters into one file that does what all of them do together: exactly, with as "
+        "many ranks as all have, or in fewer."
+    )
+    parser.set_defaults(verb=_adapters)
+    parser.add_argument(
+        "adapters", metavar="FILE[:WEIGHT]", nargs="+", help="FILE, FILE:0.8, FILE:unet=1:text=0.5"
+    )
+    add_adapter_flags(parser)
+
+
+def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of every verb that writes a LoRA."""
+    parser.add_argument("--rank", metavar="R", type=int, help="directions of each layer, at most")
+    parser.add_argument(
+        "--energy",
+        metavar="X",
+        type=float,
+        help="in place of a rank: share of each layer's squared change that is kept (0.99)",
+    )
+    parser.add_argument(
+        "--max-mib", metavar="M", type=float, help="in place of a rank: size of the file in MiB"
+    )
+    parser.add_argument("--precision", metavar="P", help="number format: fp32, fp16, bf16")
+    parser.add_argument(
+        "--to", metavar="FORMAT", help="kohya, diffusers, peft; by default what most programs read"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", type=Path, required=True, help="a new file"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    if parser.prog.rpartition(" ")[2] != "extract":
+        parser.add_argument(
+            "--base", metavar="BASE", help="the model an adapter belongs to, where that is needed"
+        )
+
+
+def _adapters(options: argparse.Namespace) -> int:
+    from konomi import tasks
+
+    done = tasks.merge_adapters(
+        options.adapters, options.output, base=options.base, **adapter_options(options)
+    )
+    print_adapter(done, options)
+    return 0
+
+
+def adapter_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_adapter_flags` added, for the verbs."""
+    names = ("rank", "energy", "max_mib", "precision", "to")
+    return {name: getattr(options, name) for name in names} | {"tell": note_to(options)}
+
+
+def print_adapter(done: "AdapterMerge", options: argparse.Namespace) -> None:
+    """What became of an adapter."""
+    if options.json:
+        print(json_text(done))
+        return
+    if done.reduced:
+        ranks = [layer.rank for layer in done.reduced]
+        worst = max(done.reduced, key=lambda layer: layer.error)
+        said = (
+            f"{len(done.reduced)} layers with ranks {min(ranks)} to {max(ranks)}; the largest "
+            f"error is {worst.error:.2%} of the change, in {worst.key}."
+        )
+    else:
+        said = f"{done.num_layers} layers, exactly the sum."
+    print(translated(said))
+    print(translated(f"Wrote {printable(str(done.path))}"))
+
+
+def note_to(options: argparse.Namespace) -> Callable[[str], object]:
+    """Where notes go: with --json they are in the report."""
+    return _quiet if options.json else tell
+
+
 def add_result_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of every verb that writes a model."""
     parser.add_argument(
@@ -114,7 +196,7 @@ def _models(options: argparse.Namespace) -> int:
         vae=options.vae,
         merge_vae=options.merge_vae,
         prediction=options.prediction,
-        tell=_quiet if options.json else tell,
+        tell=note_to(options),
         progress=bar(),
     )
     if options.json:

@@ -10,7 +10,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from konomi.errors import RunError
+from konomi.errors import RecipeError, RunError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """By the words that recipes and the command line use."""
@@ -18,6 +18,13 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 SLOW = 3.0
 """From this factor on, half precision on a CPU is said to be slow: it saves memory, so a little
 may be worth it."""
+
+
+def precision_of_flag(word: str) -> torch.dtype:
+    """What `--precision` names. Raises RecipeError naming the known words."""
+    if word not in PRECISIONS:
+        raise RecipeError(f"--precision is {word!r}; choose {', '.join(PRECISIONS)}.")
+    return PRECISIONS[word]
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:

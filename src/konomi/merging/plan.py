@@ -119,6 +119,17 @@ def plan_merge(
     return Plan(tuple(jobs), tuple(merged), (*notes, *weights.unused()))
 
 
+def plan_copy(model: ModelFile, *, dtype: torch.dtype | None) -> Plan:
+    """The model alone, without what lies beside it in its file, in another number format."""
+    jobs = [
+        Job(name, _kept(stored, dtype), stored.shape, ((str(model.path), stored),))
+        for name, stored in model.tensors.items()
+        if name not in _MARKERS
+    ]
+    notes = _notes([model], (), (), merge_vae=False)
+    return Plan((*jobs, *_markers(model)), (), notes)
+
+
 def _apply(method: MergeMethod, knobs: Knobs, tensors: Sequence[Tensor]) -> Tensor:
     return method.formula(tensors, knobs)
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # For type checkers alone; a test holds that these are the names of VERBS.
+    from konomi.tasks.baking import Rewritten as Rewritten
+    from konomi.tasks.baking import bake as bake
+    from konomi.tasks.baking import slim as slim
     from konomi.tasks.benchmarking import benchmark_dreambooth as benchmark_dreambooth
     from konomi.tasks.checking import CheckReport as CheckReport
     from konomi.tasks.checking import CheckRow as CheckRow
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from konomi.tasks.comparing import compare as compare
     from konomi.tasks.demonstration import demo as demo
     from konomi.tasks.evaluating import evaluate as evaluate
+    from konomi.tasks.extracting import Extraction as Extraction
+    from konomi.tasks.extracting import extract as extract
     from konomi.tasks.files import convert as convert
     from konomi.tasks.files import inspect as inspect
     from konomi.tasks.files import where_it_works as where_it_works
@@ -28,6 +33,9 @@ if TYPE_CHECKING:
     from konomi.tasks.machine import doctor as doctor
     from konomi.tasks.merging import CustomMerge as CustomMerge
     from konomi.tasks.merging import merge_custom as merge_custom
+    from konomi.tasks.merging_adapters import AdapterMerge as AdapterMerge
+    from konomi.tasks.merging_adapters import merge_adapters as merge_adapters
+    from konomi.tasks.merging_adapters import resize as resize
     from konomi.tasks.merging_models import ModelMerge as ModelMerge
     from konomi.tasks.merging_models import merge_models as merge_models
     from konomi.tasks.recipes import new_recipe as new_recipe
@@ -41,37 +49,45 @@ if TYPE_CHECKING:
 VERBS = {
     "branch": "training",
     "benchmark_dreambooth": "benchmarking",
+    "bake": "baking",
     "check": "checking",
     "compare": "comparing",
     "convert": "files",
     "demo": "demonstration",
     "doctor": "machine",
     "evaluate": "evaluating",
+    "extract": "extracting",
     "generate": "generating",
     "grid": "gridding",
     "identifiers": "identifying",
     "inspect": "files",
     "load_base": "generating",
+    "merge_adapters": "merging_adapters",
     "merge_custom": "merging",
     "merge_models": "merging_models",
     "new_recipe": "recipes",
     "read_recipe": "recipes",
     "recipe_from_flags": "recipes",
     "report": "reporting",
+    "resize": "merging_adapters",
     "resume": "training",
+    "slim": "baking",
     "train": "training",
     "where_it_works": "files",
 }
 """Function -> its module here. `konomi` has the same ones."""
 
 _ANSWERS = {
+    "AdapterMerge": "merging_adapters",
     "CheckReport": "checking",
     "CheckRow": "checking",
     "CustomMerge": "merging",
     "DoctorReport": "machine",
     "DoctorRow": "machine",
+    "Extraction": "extracting",
     "Identifier": "identifying",
     "ModelMerge": "merging_models",
+    "Rewritten": "baking",
 }
 """What some of them return."""
 

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from konomi.errors import RecipeError
-from konomi.hardware.precision import PRECISIONS
+from konomi.hardware.precision import precision_of_flag
 from konomi.merging.formulas import Knobs
 from konomi.merging.methods import MergeMethod, check_count, method_named
 from konomi.merging.model_file import ModelFile, open_model, refuse_unnamed
@@ -84,7 +84,7 @@ def merge_models(
     method = method_named(how)
     check_count(method, len(models))
     _check_files(models, output, vae=vae, merge_vae=merge_vae)
-    dtype = None if precision is None else _precision(precision)
+    dtype = None if precision is None else precision_of_flag(precision)
     knobs, notes = _knobs(method, alpha=alpha, beta=beta, density=density, seed=seed)
     with ExitStack() as stack:
         opened = [
@@ -142,12 +142,6 @@ def _check_files(
     check_new(output)
     if vae is not None and merge_vae:
         raise RecipeError("--vae and --merge-vae exclude each other: choose one.")
-
-
-def _precision(word: str) -> Any:
-    if word not in PRECISIONS:
-        raise RecipeError(f"--precision is {word!r}; choose {', '.join(PRECISIONS)}.")
-    return PRECISIONS[word]
 
 
 def _knobs(

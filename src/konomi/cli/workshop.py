@@ -1,0 +1,155 @@
+"""`konomi bake`, `extract`, `resize` and `slim`: a file made of one or two others."""
+
+from konomi.cli.arguments import ArgumentParser
+from konomi.cli.merging import (
+    adapter_options,
+    add_adapter_flags,
+    add_result_flags,
+    bar,
+    note_to,
+    print_adapter,
+)
+from konomi.cli.plain import json_text
+from konomi.errors import printable
+from konomi.language import translated
+
+SHOWN_LAYERS = 5
+
+
+def bake(arguments: list[str]) -> int:
+    """Fold adapters into a model."""
+    parser = ArgumentParser(
+        prog="konomi bake",
+        description="Fold adapters into a model, tensor by tensor, and write it as one file. It "
+        "draws what the model draws with them attached.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("base", metavar="BASE", help="file, diffusers folder, tiny or hub id")
+    parser.add_argument(
+        "--add",
+        metavar="FILE[:WEIGHT]",
+        action="append",
+        default=[],
+        required=True,
+        help="an adapter: FILE, FILE:0.8, FILE:unet=1:text=0.5; repeat it for more",
+    )
+    parser.add_argument(
+        "--prediction", metavar="P", help="what it predicts, in place of what the file says"
+    )
+    add_result_flags(parser)
+    options = parser.parse_args(arguments)
+
+    from konomi import tasks
+
+    done = tasks.bake(
+        options.base,
+        options.add,
+        options.output,
+        precision=options.precision,
+        vae=options.vae,
+        prediction=options.prediction,
+        tell=note_to(options),
+        progress=bar(),
+    )
+    if options.json:
+        print(json_text(done))
+        return 0
+    print(translated(f"{len(done.layers)} layers changed."))
+    print(translated(f"Wrote {printable(str(done.path))}"))
+    return 0
+
+
+def slim(arguments: list[str]) -> int:
+    """Write a model without what it does not need."""
+    parser = ArgumentParser(
+        prog="konomi slim",
+        description="Write a model as one file without running averages and an optimiser's state, "
+        "in a smaller number format or with another VAE.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help="file, diffusers folder, tiny or hub id")
+    add_result_flags(parser)
+    options = parser.parse_args(arguments)
+
+    from konomi import tasks
+
+    done = tasks.slim(
+        options.model,
+        options.output,
+        precision=options.precision,
+        vae=options.vae,
+        tell=note_to(options),
+        progress=bar(),
+    )
+    if options.json:
+        print(json_text(done))
+        return 0
+    print(translated(f"Wrote {printable(str(done.path))}"))
+    return 0
+
+
+def extract(arguments: list[str]) -> int:
+    """Make a LoRA of what a tuned model has learned."""
+    parser = ArgumentParser(
+        prog="konomi extract",
+        description="Write what a tuned model has learned as a LoRA: the difference from its "
+        "base, layer by layer, by its largest singular values.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("tuned", metavar="TUNED", help="file, diffusers folder or hub id")
+    parser.add_argument(
+        "--from", dest="base", metavar="BASE", required=True, help="the model it was tuned from"
+    )
+    parser.add_argument(
+        "--layers",
+        metavar="NAMES",
+        default="transformer,conv,text",
+        help="kinds of layers, with commas between",
+    )
+    add_adapter_flags(parser)
+    options = parser.parse_args(arguments)
+
+    from konomi import tasks
+
+    done = tasks.extract(
+        options.tuned,
+        options.base,
+        options.output,
+        layers=tuple(name for name in options.layers.split(",") if name),
+        progress=bar(),
+        **adapter_options(options),
+    )
+    if options.json:
+        print(json_text(done))
+        return 0
+    ranks = [layer.rank for layer in done.layers]
+    said = (
+        f"{len(done.layers)} layers with ranks {min(ranks)} to {max(ranks)}; together they miss "
+        f"{done.error:.2%} of the difference."
+    )
+    print(translated(said))
+    worst = sorted(done.layers, key=lambda layer: -layer.error)[:SHOWN_LAYERS]
+    for layer in worst:
+        print(f"  {layer.error:7.2%}  {layer.key}")
+    print(translated(f"Wrote {printable(str(done.path))}"))
+    return 0
+
+
+def resize(arguments: list[str]) -> int:
+    """Write a LoRA in fewer ranks."""
+    parser = ArgumentParser(
+        prog="konomi resize",
+        description="Write a LoRA in fewer ranks, each layer by its largest singular values.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("adapter", metavar="FILE[:WEIGHT]", help="the LoRA")
+    add_adapter_flags(parser)
+    options = parser.parse_args(arguments)
+
+    from konomi import tasks
+
+    done = tasks.resize(
+        options.adapter, options.output, base=options.base, **adapter_options(options)
+    )
+    print_adapter(done, options)
+    return 0
