@@ -1,12 +1,20 @@
 """What was measured, as a table, and the suggestion under it."""
 
+from collections.abc import Sequence
+
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
 from konomi.cli.screen import screen
 from konomi.errors import printable
-from konomi.evaluation.summary import Candidate, Estimate, Summary
+from konomi.evaluation.summary import Candidate, Estimate, ScorerNote, Summary
 from konomi.language import language, translated
+
+_FIRST = ("likeness", "prompt_following", "drift", "leak", "copies", "diversity",
+          "style_likeness")  # fmt: skip
+_CELL = 10
+"""Characters of `0.71 ±0.05`, with a sign to spare."""
 
 
 def print_summary(summary: Summary) -> None:
@@ -17,14 +25,16 @@ def print_summary(summary: Summary) -> None:
     chosen = summary.suggestion.id if summary.suggestion is not None else ""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(translated("file"), overflow="fold")
-    for scorer in summary.scorers:
-        direction = "↑" if scorer.higher_is_better else "↓"
-        name = translated(scorer.name.replace("_", " "))
-        table.add_column(f"{name} {direction}", justify="right")
+    scorers = _that_fit(summary, console.width)
+    for scorer in scorers:
+        table.add_column(_heading(scorer), justify="right")
     for candidate in summary.candidates:
         if not candidate.failure:
-            table.add_row(*_row(candidate, summary), style="bold" if candidate.id == chosen else "")
+            row = _row(candidate, scorers)
+            table.add_row(*row, style="bold" if candidate.id == chosen else "")
     console.print(table)
+    if left := len(summary.scorers) - len(scorers):
+        console.print(Text(translated(f"{left} more scores are on the page."), style="dim"))
     told = f"↑ higher is better, ↓ lower; ± is the 95 % interval. {_compared_with(summary)}"
     console.print(Text(translated(told.rstrip()), style="dim"))
     for candidate in summary.candidates:
@@ -46,10 +56,33 @@ def _print_suggestion(summary: Summary) -> None:
         console.print(Text(printable(suggestion.command)), soft_wrap=True)
 
 
-def _row(candidate: Candidate, summary: Summary) -> list[str]:
-    own = "base" if candidate.method == "base" else printable(candidate.label)
-    label = translated(own)
-    return [label, *(_cell(candidate.scores.get(scorer.name)) for scorer in summary.scorers)]
+def _that_fit(summary: Summary, width: int) -> list[ScorerNote]:
+    """The scores that the screen has room for, the most telling ones first."""
+    rank = {name: place for place, name in enumerate(_FIRST)}
+    ordered = sorted(summary.scorers, key=lambda scorer: rank.get(scorer.name, len(rank)))
+    labels = [cell_len(_label(candidate)) for candidate in summary.candidates]
+    room = width - max(labels, default=0)
+    fitting: list[ScorerNote] = []
+    for scorer in ordered:
+        room -= max(cell_len(_heading(scorer)), _CELL) + 2
+        if room < 0 and fitting:
+            break
+        fitting.append(scorer)
+    return [scorer for scorer in summary.scorers if scorer in fitting]
+
+
+def _heading(scorer: ScorerNote) -> str:
+    direction = "↑" if scorer.higher_is_better else "↓"
+    return f"{translated(scorer.name.replace('_', ' '))} {direction}"
+
+
+def _label(candidate: Candidate) -> str:
+    return translated("base" if candidate.method == "base" else printable(candidate.label))
+
+
+def _row(candidate: Candidate, scorers: Sequence[ScorerNote]) -> list[str]:
+    cells = (_cell(candidate.scores.get(scorer.name)) for scorer in scorers)
+    return [_label(candidate), *cells]
 
 
 def _cell(estimate: Estimate | None) -> str:

@@ -102,4 +102,5 @@ PAIRS = {
     "--add: files stand on an axis already. Leave one of them out.": "--add: ファイルはすでに軸にあります。どちらかを外してください。",
     "--add {argument}: takes one weight here, FILE:0.8.": "--add {argument}: ここでは強さは 1 つだけです(FILE:0.8)。",
     "{name} has no effect beside the axis of that name.": "{name} は、同じ名前の軸があるため効きません。",
+    "{count} more scores are on the page.": "ほか {count} 種類のスコアはページにあります。",
 }
