@@ -39,7 +39,11 @@ def reasons(choice: Choice) -> Both:
     if not parts:
         parts = [("it breaks no limit", "どの制限にも触れません")]
     english = ", and ".join(part for part, _ in parts)
-    return f"{name}: {english}.", f"{name_ja}: {'。'.join(part for _, part in parts)}。"
+    doubt, doubt_ja = _by_chance(choice)
+    return (
+        f"{name}: {english}.{doubt}",
+        f"{name_ja}: {'。'.join(part for _, part in parts)}。{doubt_ja}",
+    )
 
 
 def called(candidate: Candidate) -> Both:
@@ -96,6 +100,21 @@ def _beside_last(own: Estimate, last: Estimate, broken: Sequence[Breach]) -> Bot
     return (
         f"as close to the subject as the last save {figures}",
         f"最後の保存と同じくらい似ています{figures_ja}",
+    )
+
+
+def _by_chance(choice: Choice) -> Both:
+    """A warning where what was learned is no more than these few pictures differ by chance."""
+    chosen = choice.chosen
+    assert chosen is not None
+    own = _likeness(chosen, choice.limits)
+    if own is None or own.difference is None or own.difference[1] > 0:
+        return "", ""
+    return (
+        " But the rise over the base may be chance: more steps, or --seeds with more pictures, "
+        "will tell.",
+        "ただし、ベースモデルからの上昇は偶然の範囲です。"
+        "ステップを増やすか、--seeds で画像を増やすと確かめられます。",
     )
 
 

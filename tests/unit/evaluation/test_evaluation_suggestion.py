@@ -159,3 +159,12 @@ def test_a_run_of_the_whole_model_is_used_as_a_base():
     assert found.command == (
         "konomi generate 'a photo of sks dog' --base runs/dog/dog-000200.safetensors"
     )
+
+
+def test_a_rise_that_may_be_chance_is_called_so():
+    sure = file(400, 0.33, leak=known(0.0))
+    uncertain = replace(sure, scores=sure.scores | {"likeness": known(0.33, 0.3, error=0.05)})
+    found = suggest(summary(uncertain), LIMITS)
+    assert found.id == uncertain.id and found.reason.count("may be chance") == 1
+    assert "偶然" in found.reason_ja
+    assert "chance" not in suggest(summary(sure), LIMITS).reason
