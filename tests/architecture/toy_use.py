@@ -154,6 +154,7 @@ def lora():
     report = konomi.inspect(result)
     assert (report.family, report.kind, report.problem) == ("toyflow", "lora", "")
     assert report.layers == {"denoiser": 12, "text_encoder": 1} and not report.unknown
+    assert report.readers == ()  # Nothing is claimed of programs whose rules are not known.
     told = []
     plain, changed = drawn("plain", told), drawn("changed", told, add=[f"{result}:8"], steps=3)
     assert plain.size == (64, 64) and plain.tobytes() != changed.tobytes()

@@ -208,6 +208,8 @@ class Family:
     """`ss_v2` of kohya's metadata."""
     implementation: str
     """`modelspec.implementation`."""
+    has_readers: bool = False
+    """`konomi.formats.readers` knows what other programs make of its files."""
     pipeline: Pipeline
     zero_empty_negative: bool = False
     """It was trained with zeros in place of the states of an empty negative prompt."""

@@ -79,6 +79,7 @@ SD1 = Family(
     recognise_folder=recognise_folder,
     recognise_metadata=recognise_metadata,
     implementation="https://github.com/CompVis/stable-diffusion",
+    has_readers=True,
     pipeline=Pipeline(
         class_name="StableDiffusionPipeline",
         inpaint_class_name="StableDiffusionInpaintPipeline",

@@ -102,6 +102,7 @@ SD2 = Family(
     recognise_metadata=recognise_metadata,
     ss_v2=True,
     implementation="https://github.com/CompVis/stable-diffusion",
+    has_readers=True,
     pipeline=Pipeline(
         class_name="StableDiffusionPipeline",
         inpaint_class_name="StableDiffusionInpaintPipeline",

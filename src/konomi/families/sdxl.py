@@ -99,6 +99,7 @@ SDXL = Family(
         r"text_encoder_2\..+|denoiser\..*\.attentions\..*\.transformer_blocks\.[1-9]\d*\..+"
     ),
     implementation="https://github.com/Stability-AI/generative-models",
+    has_readers=True,
     pipeline=Pipeline(
         class_name="StableDiffusionXLPipeline",
         inpaint_class_name="StableDiffusionXLInpaintPipeline",

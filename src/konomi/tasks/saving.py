@@ -10,6 +10,7 @@ from typing import Literal
 
 from konomi.adapters.adapter import Adapter
 from konomi.errors import RunError
+from konomi.families.foreign_names import part_of_folder
 from konomi.formats.adapter_file import read_adapter, write_adapter, writer_for
 from konomi.formats.kohya_metadata import training_metadata
 from konomi.formats.source import CUSTOM_DIFFUSION_NAMES
@@ -112,12 +113,8 @@ def check_output_paths(job: Job, folder: Path, *, replace: bool) -> None:
 
 def _is_result(path: Path) -> bool:
     """Whether a folder is a model or adapter, which a later save of the same name may replace."""
-    names = (
-        "model_index.json",
-        "adapter_config.json",
-        "unet/adapter_config.json",
-        "text_encoder/adapter_config.json",
-    )
+    parts = [f"{folder}/adapter_config.json" for folder in part_of_folder()]
+    names = ("model_index.json", "adapter_config.json", *parts)
     return any((path / name).is_file() for name in (*names, *CUSTOM_DIFFUSION_NAMES))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from konomi.adapters.adapter import Adapter
+from konomi.families import known_family
 from konomi.families.family import VAE
 from konomi.families.foreign_names import embedding_names, part_of_folder
 from konomi.formats.readers import a1111, comfyui, diffusers
@@ -27,6 +28,8 @@ _WEB_UIS = (comfyui.NAME, a1111.NAME)
 
 def readings(source: Source, format_name: str, adapter: Adapter) -> tuple[Reading, ...]:
     """What each program makes of an adapter file; () where nothing can be told."""
+    if _is_unknown(adapter.family):
+        return ()
     if adapter.hypernetwork is not None:
         suffix = (
             ".pt"
@@ -66,7 +69,9 @@ def readings(source: Source, format_name: str, adapter: Adapter) -> tuple[Readin
 def checkpoint_readings(
     source: Source, parts: Mapping[str, int], family: str
 ) -> tuple[Reading, ...]:
-    """What each program makes of a whole model."""
+    """What each program makes of a whole model; () where nothing can be told."""
+    if _is_unknown(family):
+        return ()
     names = [part for part in (*part_of_folder().values(), VAE) if part in parts]
     if source.kind is FileKind.FOLDER:
         reason = "diffusers' folders are not read; convert with --to webui"
@@ -94,6 +99,12 @@ def checkpoint_readings(
         Reading(who, len(names), len(names), "parts", lacks, place)
         for who, place in zip((*_WEB_UIS, diffusers.NAME), places, strict=True)
     )
+
+
+def _is_unknown(family: str) -> bool:
+    """Whether it is of a family for which no rules of other programs are written down."""
+    known = known_family(family)
+    return known is not None and not known.has_readers
 
 
 def _embedding(source: Source, format_name: str, adapter: Adapter) -> tuple[Reading, ...]:
