@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from konomi.errors import FileFormatError, RunError
-from konomi.storage.atomic import check_free_space, write_file
+from konomi.storage.atomic import check_free_space, sweep_temporaries, write_file
 from konomi.storage.tensor_file import (
     TORCH_NAMES,
     TYPE_BYTES,
@@ -160,6 +160,9 @@ def tensor_writer(
     """
     path = Path(path)
     header = _header(planned, metadata)
+    if path.parent.is_dir():
+        # What a killed process left of such a file may be larger than the room that is free.
+        sweep_temporaries(path.parent)
     check_free_space(path.parent, _SLACK + len(header) + sum(plan.size for plan in planned))
     with write_file(path) as temporary, temporary.open("wb", buffering=0) as file:
         writer = TensorWriter(file.fileno(), planned, metadata, len(header))

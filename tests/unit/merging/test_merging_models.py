@@ -3,6 +3,7 @@ appears whole or not at all.
 """
 
 import json
+import os
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from konomi.errors import FileFormatError, KonomiError, ModelError, RecipeError, RunError
 from konomi.models.load import load_base
+from konomi.storage.atomic import temporary_beside
 from konomi.storage.hashing import sha256_file
 from konomi.storage.tensor_file import read_header
 from konomi.tasks import merge_models
@@ -230,6 +232,15 @@ def test_a_full_disk_leaves_nothing(models, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="the disk is full"):
         merge_models([a, b], tmp_path / "out.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_merge_left_is_removed(models, tmp_path):
+    left = temporary_beside(tmp_path / "out.safetensors")
+    # A process number beyond what systems give.
+    dead = left.with_name(left.name.replace(f"-{os.getpid()}-", "-999999999-"))
+    dead.write_bytes(b"half a model")
+    done = merge_models([models("sd1", 0), models("sd1", 1)], tmp_path / "out.safetensors")
+    assert list(tmp_path.iterdir()) == [done.path]
 
 
 def test_a_result_that_appears_meanwhile_stays(models, tmp_path):
