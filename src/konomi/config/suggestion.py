@@ -29,8 +29,9 @@ class SuggestionConfig:
     """Limit: how far pictures of the class alone and of other things may be from the base's own, in
     units of the distance between two of the base's pictures of one prompt. 1: as far as another
     seed."""
-    prompt_weight: Annotated[float, Field(ge=0, le=10)] = 1.0
-    """Files are ranked by likeness x prompt following to this power; 0 looks at likeness alone."""
+    prompt_weight: Annotated[float, Field(ge=0, le=10)] = 0.5
+    """Files are ranked by likeness x prompt following to this power; 0 looks at likeness alone, 1
+    weighs a tenth of the one as much as a tenth of the other."""
     tolerance: Annotated[float, Field(ge=0)] = 1.0
     """Files count as equally good as the best within so many standard errors of the difference."""
     prefer: Literal["auto", "earliest", "smallest"] = "auto"

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from konomi.config.suggestion import SuggestionConfig
 from konomi.evaluation.summary import Candidate, Estimate
 
+NOISE = 0.1
+"""A move of likeness that is no leak: this share of the distance between two of the base's pictures
+of one prompt."""
+
 
 @dataclass(frozen=True, slots=True)
 class Breach:
@@ -33,7 +37,7 @@ def breaches(
         return (Breach("failure", candidate.failure, float("inf")),)
     found = (
         _copies(candidate, limits),
-        _leak(candidate, limits),
+        _leak(candidate, base, limits),
         _drift(candidate, base, limits),
         _not_learned(candidate, limits),
     )
@@ -61,7 +65,7 @@ def _copies(candidate: Candidate, limits: SuggestionConfig) -> Breach | None:
     return Breach("copies", text, _beyond(share.mean, limits.copies))
 
 
-def _leak(candidate: Candidate, limits: SuggestionConfig) -> Breach | None:
+def _leak(candidate: Candidate, base: Candidate | None, limits: SuggestionConfig) -> Breach | None:
     """Of the class and everything else together, and of the class alone: whichever is worse."""
     subject = candidate.scores.get("likeness")
     learned = None if subject is None else _rise(subject)
@@ -71,11 +75,13 @@ def _leak(candidate: Candidate, limits: SuggestionConfig) -> Breach | None:
     if "preservation" in candidate.scores:
         of_class = _rise(candidate.scores["preservation"])
         moved += [] if of_class is None else [of_class]
-    allowed = limits.leak * learned
+    own = None if base is None else base.scores.get("diversity")
+    # A file that has hardly learned anything is not measured by the little that it has.
+    allowed = max(limits.leak * learned, 0.0 if own is None else NOISE * own.mean)
     if not moved or max(moved) <= allowed:
         return None
     text = (
-        f"the subject comes without being called (nearer by {max(moved):.2f}, "
+        f"lets the subject appear without being called (nearer by {max(moved):.2f}, "
         f"at most {allowed:.2f})"
     )
     return Breach("leak", text, _beyond(max(moved), allowed))

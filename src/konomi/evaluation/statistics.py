@@ -3,7 +3,7 @@
 Pictures of one prompt are alike, and pictures of one seed may be, so P x S pictures say less than
 as many independent ones would. Prompts and seeds are drawn again with replacement, both at once
 (the pigeonhole bootstrap, Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1).
-With a handful of prompts or seeds that interval alone is too narrow or too wide (it covers 82 to
+With a handful of prompts or seeds that interval alone is too narrow or too wide (it covers 81 to
 99 %, docs/notes.md), so it keeps its shape and is stretched to the width that the analysis of
 variance of the P x S table gives, with Student's t at Satterthwaite's degrees of freedom
 (Satterthwaite 1946; Searle, Casella & McCulloch 1992, "Variance Components", chapter 4).

@@ -16,7 +16,7 @@ PAIRS = {
     "Likeness of the class alone to the subject": "クラスだけの画像の、被写体への近さ",
     "The subject without being called": "呼ばれていない被写体の出現",
     "copies training pictures ({copies} of {count})": "学習画像の写しを描きます({count} 枚中 {copies} 枚)",
-    "the subject comes without being called (nearer by {moved}, at most {allowed})": "呼ばれていない被写体が現れます(近づきが {moved}、上限 {allowed})",
+    "lets the subject appear without being called (nearer by {moved}, at most {allowed})": "呼ばれていない被写体が現れます(近づきが {moved}、上限 {allowed})",
     "changes other pictures ({drift}, at most {allowed})": "ほかの画像まで変わります({drift}、上限 {allowed})",
     "is no nearer to the subject than the base": "被写体への近さがベースモデルと変わりません",
     "is no nearer to the style than the base": "画風への近さがベースモデルと変わりません",
