@@ -17,7 +17,10 @@ from konomi.evaluation.images_that_hurt import (
     outliers,
     residuals,
 )
+from konomi.evaluation.page.texts import Words
+from konomi.evaluation.page.training_part import training_page
 from konomi.storage.tensor_file import write_tensors
+from konomi.training.parentage import Change, Origin, write_origins
 
 
 def curve(t):
@@ -121,6 +124,19 @@ def test_a_run_names_its_outliers_with_path_caption_and_excess(make_run):
     assert (found.name, found.caption, found.sightings) == ("4.png", "picture 4", 40)
     assert found.path.endswith("4.png")
     assert found.excess == pytest.approx(np.expm1(0.7), rel=0.2) and 0 < found.error < 0.1
+
+
+def test_the_page_of_a_run_shows_it_and_the_tree(make_run):
+    run = make_run(0.7)
+    write_origins(run, [Origin("../first", 100, (Change("run.seed", 0, 7),))])
+    page = training_page(run, Words("en"))
+    (shown,) = page.hurting
+    assert shown.name == "4.png" and shown.picture is not None and "picture 4" in shown.text
+    assert [(row.label, row.depth, row.here) for row in page.tree] == [
+        ("first", 0, False), ("run", 1, True),
+    ]  # fmt: skip
+    assert page.tree[0].text == "no longer there"
+    assert page.tree[1].text == "from step 100 on, run.seed = 7, step 480 reached"
 
 
 def test_an_ordinary_run_lists_nothing_and_judges_all(make_run):

@@ -32,6 +32,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Their loss is unlike that of the others. Often the caption is wrong, or something else is in the picture.",
         "損失がほかの画像と大きく違います。キャプションの誤りや、別のものが写っている場合がよくあります。",
     ),
+    "hurting_text": (
+        "loss {share} % above what is to be expected ({count} sightings): {caption}",
+        "損失が見込みより {share} % 高い({count} 回分): {caption}",
+    ),
     "copies": ("Copies", "学習画像の複製"),
     "copies_note": (
         "Left what was drawn, right the training picture that it nearly repeats.",
@@ -44,6 +48,9 @@ TEXTS: dict[str, tuple[str, str]] = {
     "facts": ("The run", "この学習について"),
     "tree": ("Where this run comes from", "学習の系統"),
     "tree_here": ("this run", "この学習"),
+    "tree_from": ("from step {step} on", "ステップ {step} から"),
+    "tree_reached": ("step {step} reached", "ステップ {step} まで"),
+    "tree_gone": ("no longer there", "もうありません"),
     "notes": ("Notes", "注意"),
     "commands": ("What next", "次にすること"),
     # The lead.

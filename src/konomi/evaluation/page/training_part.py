@@ -26,6 +26,7 @@ from konomi.evaluation.page.content import (
     Row,
     Shown,
 )
+from konomi.evaluation.page.history_part import hurting_images, tree_rows
 from konomi.evaluation.page.pictures import embedded
 from konomi.evaluation.page.plots import Curve, curves, smoothed
 from konomi.evaluation.page.run_files import (
@@ -70,6 +71,8 @@ def training_page(run: Path, words: Words, *, pictures: bool = True) -> Page:
         learned_from=tuple(learned),
         grids=_grids(steps, shown, prompts, words),
         curves=tuple(training_curves(diary, words)),
+        hurting=hurting_images(run, words) if pictures else (),
+        tree=tree_rows(run, words),
         changed=() if recipe is None else tuple(_changed(recipe)),
         settings=() if recipe is None else tuple(_flat(recipe_data(recipe))),
         facts=tuple(_facts(run, recipe, diary, words)),
