@@ -30,16 +30,18 @@ def write_model(path: Path, family: str, size: str, seed: int) -> None:
     import torch
 
     from konomi.merging.layout import SingleFileLayout
+    from konomi.models.architectures import architecture_of
+    from konomi.models.ldm_file import single_file_metadata
     from konomi.models.parts import empty_part
     from konomi.models.random_base import random_base
-    from konomi.models.save import single_file_metadata
     from konomi.storage.tensor_stream import PlannedTensor, tensor_writer
 
     base = random_base(family, size=size)
     layout = SingleFileLayout.of(base.spec, base.source.configs)
     outlines = {}
     for spec in base.spec.parts:
-        module = empty_part(spec, base.source.configs[spec.folder], where=family)
+        config = base.source.configs[spec.folder]
+        module = empty_part(architecture_of(base.spec), spec, config, where=family)
         for name, tensor in module.state_dict().items():
             outlines[f"{spec.part}.{name}"] = tensor
     shapes = {}
