@@ -24,9 +24,8 @@ OURS = {
 }
 """Errors for programmers; a ValueError of a setting's check is part of another message."""
 NOT_READ: dict[str, str] = {
-    "evaluation/report.py": "the page of `demo`, a file in English",
     "evaluation/page/texts.py": "the page's words, which have their Japanese beside them",
-    "tasks/demonstration.py": "prompts, and the same page",
+    "tasks/demonstration.py": "prompts; what else it says is looked up all the same",
     "evaluation/prompts.py": "prompts",
     "methods/textual_inversion.py": "captions that are trained on",
     "data/size_variation.py": "words put into captions",

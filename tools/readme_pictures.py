@@ -5,39 +5,37 @@ from pathlib import Path
 
 from PIL import Image
 
-from konomi.adapters.apply import Strengths, attach
-from konomi.formats.adapter_file import read_adapter
-from konomi.generation.generate import count_on, generate
+from konomi.evaluation.store import read_summary
 from konomi.generation.grid import make_grid
-from konomi.generation.request import Request
-from konomi.tasks import load_base
-from konomi.tasks.demonstration import GUIDANCE, MASCOT, PANEL, SEED
+from konomi.tasks.demonstration import MASCOT
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-EACH = 3
 
 
 def main(demo: Path) -> None:
-    """Before and after, and the pictures learned from."""
-    base = load_base("tiny", device="cpu")
-    adapter = read_adapter(demo / "mascot.safetensors")
-    prompts = [prompt for prompt, _ in PANEL]
-    columns = []
-    for strength in (0.0, 1.0):
-        with attach(base, [(adapter, Strengths(strength, strength))]):
-            columns.append(
-                [
-                    [p.image for p in generate(base, count_on(request, EACH), batch=EACH)]
-                    for request in (
-                        Request(prompt=p, seed=SEED, steps=25, guidance=GUIDANCE) for p in prompts
-                    )
-                ]
-            )
-    pictures = [image for row in range(len(prompts)) for column in columns for image in column[row]]
-    labels = [f"{name} {index + 1}" for name in ("base", "trained") for index in range(EACH)]
-    make_grid(pictures, columns=2 * EACH, column_labels=labels, row_labels=prompts).save(
-        IMAGES / "demo.png", optimize=True
+    """The base beside the suggested candidate, and the pictures learned from."""
+    summary = read_summary(demo)
+    base, kept = (
+        next(one for one in summary.candidates if one.id == id)
+        for id in ("base", summary.suggestion.id)
     )
+    numbers = [
+        next(n for n, one in enumerate(summary.prompts) if one.kind == kind)
+        for kind in ("subject", "context", "class", "unrelated")
+    ]
+    seeds = range(len(summary.seeds))
+    pictures = [
+        Image.open(demo / candidate.pictures[f"{number}-{seed}"])
+        for number in numbers
+        for candidate in (base, kept)
+        for seed in seeds
+    ]
+    make_grid(
+        pictures,
+        columns=2 * len(seeds),
+        column_labels=[f"{name} {seed + 1}" for name in ("base", "trained") for seed in seeds],
+        row_labels=[summary.prompts[number].text for number in numbers],
+    ).save(IMAGES / "demo.png", optimize=True)
     samples = [
         Image.open(path).convert("RGB").resize((128, 128)) for path in sorted(MASCOT.glob("*.png"))
     ]

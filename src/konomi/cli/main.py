@@ -27,7 +27,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     (
         "demo",
         "konomi.cli.training",
-        "train on the built-in base and sample images, and show what changed",
+        "train three methods on the built-in base and images, and say which to keep",
     ),
     ("new", "konomi.cli.recipes", "write a commented recipe"),
     ("check", "konomi.cli.recipes", "check images, captions, sizes and steps before training"),

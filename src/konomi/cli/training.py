@@ -118,8 +118,8 @@ def demo(arguments: list[str]) -> int:
     """Train on what konomi brings along."""
     parser = ArgumentParser(
         prog="konomi demo",
-        description="Train on the built-in base and sample images; a CPU is enough. Ends with "
-        "a report to look at.",
+        description="Train three methods on the built-in base and sample images, measure them, and "
+        "say which to keep; a CPU is enough. Ends with a page to look at.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -132,11 +132,16 @@ def demo(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     from konomi import tasks
+    from konomi.cli.evaluation_view import print_summary
     from konomi.cli.progress import follow
+    from konomi.evaluation.store import read_summary
 
-    return follow(
+    code = follow(
         tasks.demo(options.output), resume_command=lambda _: "konomi demo", done="Look at {path}"
     )
+    if code == 0:
+        print_summary(read_summary(options.output))
+    return code
 
 
 def _resume_command(run: Path) -> str:

@@ -89,7 +89,7 @@ def evaluate(
         raise RecipeError("name a run, or files: konomi evaluate RUN")
     paths = [Path(source) for source in sources]
     runs = [path for path in paths if is_run(path)]
-    files = [file for path in paths for file in _files(path)]
+    files = [file for path in paths for file in _files(path, several=len(runs) > 1)]
     setup = setup_of_runs(runs, base=base) if runs else _of_files(base)
     setup = _with_words(setup, trigger, class_noun)
     setup = replace(setup, config=_changed(setup.config, weights, seeds, settings))
@@ -166,9 +166,12 @@ def evaluate_files(
         yield Finished(0, page or str(folder / SUMMARY))
 
 
-def _files(path: Path) -> list[SavedFile]:
+def _files(path: Path, *, several: bool) -> list[SavedFile]:
+    """What a source holds; of several runs each file has its run's name as well."""
     if is_run(path):
-        return files_of_run(path)
+        found = files_of_run(path)
+        name = f"{path.resolve().name}, "
+        return [replace(one, label=name + one.label) for one in found] if several else found
     if not path.exists():
         raise RecipeError(f"{path}: there is no such run or file.")
     return [SavedFile(path, path.stem if path.is_file() else path.name)]

@@ -29,6 +29,7 @@ PAIRS = {
     "Compared with {count} pictures that were trained on, which flatters.": "学習に使った画像 {count} 枚と比べたため、値は甘めです。",
     "{subject} at weight {weight}": "{subject}、強さ {weight}",
     "step {number}": "ステップ {number}",
+    "{name}, step {number}": "{name}、ステップ {number}",
     "file": "ファイル",
     "base": "ベース",
     "likeness": "似ている度合い",

@@ -87,14 +87,4 @@ PAIRS = {
     "{count} processes were started here, and there are {devices} CUDA devices. Start {same} (--nproc-per-node {number}), or set run.device = cpu.": "{count} プロセスが起動されましたが、CUDA デバイスは {devices} 個です。{same} プロセス(--nproc-per-node {number})にするか、run.device = cpu にしてください。",
     "{count} processes were started, and they do not find each other. Start them with torchrun or accelerate launch, or start one.": "{count} プロセスが起動されましたが、互いに接続できません。torchrun か accelerate launch で起動するか、1 プロセスにしてください。",
     "the checkpoint's state.json does not fit this recipe: {name} is {value}. Resume with the recipe the run was started with, or start anew.": "チェックポイントの state.json がこのレシピに合いません({name} が {value})。学習を始めたときのレシピで再開するか、最初から始めてください。",
-    # The page of a demonstration.
-    "The mascot": "マスコット",
-    "The fox": "キツネ",
-    "{subject} was learned: the similarity to its training pictures went {values}.": "{subject}は学習されました: 学習画像との類似度 {values}。",
-    "{subject} was hardly learned: the similarity to its training pictures went {values}.": "{subject}はほとんど学習されていません: 学習画像との類似度 {values}。",
-    'The class was kept: "{prompt}" moved towards the subject by {drift}; the prompts with its name moved by {rise}.': 'クラスは保たれました: "{prompt}" の被写体への接近は {drift}、名前を含むプロンプトでは {rise}。',
-    'The class was kept: "{prompt}" did not move towards the subject; the prompts with its name moved by {rise}.': 'クラスは保たれました: "{prompt}" は被写体に近づいていません。名前を含むプロンプトでは {rise} 近づきました。',
-    'The class was not kept: "{prompt}" moved towards the subject by {drift}; the prompts with its name moved by {rise}.': 'クラスが保たれていません: "{prompt}" が被写体に {drift} 近づきました。名前を含むプロンプトでは {rise}。',
-    "{subject} is unharmed: its similarity to the base's own pictures of the same seeds is {same}.": "{subject}は変わっていません: 同じシードの元の絵との類似度は {same}。",
-    "{subject} was changed, and should not have been: its similarity to the base's own pictures of the same seeds is {same}.": "{subject}が意図せず変わっています: 同じシードの元の絵との類似度は {same}。",
 }  # fmt: skip

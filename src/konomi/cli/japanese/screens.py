@@ -4,7 +4,6 @@ PAIRS = {
     # The overview.
     "usage: konomi COMMAND ...": "使い方: konomi コマンド ...",
     "Fine-tune a text-to-image diffusion model to your own taste.": "画像生成モデル(拡散モデル)を自分の好みに追加学習します。",
-    "train on the built-in base and sample images, and show what changed": "同梱のモデルと画像で学習し、変化を見る",
     "write a commented recipe": "説明付きのレシピを作る",
     "check images, captions, sizes and steps before training": "学習前に画像、キャプション、サイズ、ステップ数を確認する",
     "train from a recipe, or a method and a folder of images": "レシピ、または手法と画像フォルダで学習する",

@@ -78,5 +78,4 @@ PAIRS = {
     "new total number of epochs": "新しい全エポック数",
     "keep the old learning rate schedule; its last value stays": "学習率の予定を変えない(その後は最後の値を使う)",
     "continue even if images, captions or the base have changed": "画像、キャプション、ベースモデルが変わっていても再開する",
-    "Train on the built-in base and sample images; a CPU is enough. Ends with a report to look at.": "同梱のベースモデルと画像で学習します(CPU で動きます)。最後に結果のページを作ります。",
 }  # fmt: skip

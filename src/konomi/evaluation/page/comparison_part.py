@@ -34,7 +34,7 @@ from konomi.evaluation.page.scores_part import (
 from konomi.evaluation.page.texts import Words
 from konomi.evaluation.page.training_part import training_curves, training_page
 from konomi.evaluation.prompts import EvaluationPrompt
-from konomi.evaluation.summary import Candidate, Summary
+from konomi.evaluation.summary import Candidate, Suggestion, Summary
 from konomi.language import translated
 
 PAIRS_BUDGET = 3 * 2**20
@@ -110,13 +110,22 @@ def _advice(
         words("no_suggestion")
         if kept is None
         else words("suggestion", label=label_of(kept, words)),
-        found.reason_ja if words.language == "ja" and found.reason_ja else found.reason,
+        _reason(found, kept, words),
         tuple(
             Fact(labels.get(name, name), translated(why, words.language))
             for name, why in found.refused.items()
         ),
     )
     return advice, (Command(words("draw"), found.command),) if found.command else ()
+
+
+def _reason(found: Suggestion, kept: Candidate | None, words: Words) -> str:
+    """Without the candidate's name, which stands over it."""
+    reason = found.reason_ja if words.language == "ja" and found.reason_ja else found.reason
+    if kept is None or not reason.startswith(f"{label_of(kept, words)}: "):
+        return reason
+    rest = reason.removeprefix(f"{label_of(kept, words)}: ")
+    return rest[:1].upper() + rest[1:]
 
 
 def _grid_pictures(folder: Path, summary: Summary) -> dict[str, Shown]:

@@ -8,7 +8,7 @@ from konomi.evaluation.page.texts import Words
 from konomi.evaluation.summary import Candidate, Estimate, ScorerNote, Summary
 from konomi.language import translated
 
-UP = ("likeness", "style_likeness", "style")
+UP = ("likeness", "style_likeness")
 """Scores that can be the height of the trade-off: the first that was measured."""
 ACROSS, COLOUR = "prompt_following", "drift"
 
@@ -129,9 +129,9 @@ def score_table(summary: Summary, words: Words) -> ScoreTable | None:
 
 
 def _best(summary: Summary, scorer: ScorerNote) -> float | None:
-    """The best mean of all candidates, where there are several."""
+    """The best mean of all candidates, where they differ."""
     means = [one.scores[scorer.name].mean for one in others(summary) if scorer.name in one.scores]
-    return (max if scorer.higher_is_better else min)(means) if len(means) > 1 else None
+    return (max if scorer.higher_is_better else min)(means) if len(set(means)) > 1 else None
 
 
 def _references(summary: Summary, words: Words) -> list[Fact]:

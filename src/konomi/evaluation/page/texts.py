@@ -1,5 +1,7 @@
 """The page's own words, English and Japanese side by side. `{name}` is filled in."""
 
+from konomi.language import translated
+
 TEXTS: dict[str, tuple[str, str]] = {
     # Headings.
     "before_after": ("Before and after", "学習の前と後"),
@@ -159,14 +161,13 @@ TEXTS: dict[str, tuple[str, str]] = {
     # Scores by name; others are shown as they call themselves.
     "score_likeness": ("likeness", "似ている度合い"),
     "score_prompt_following": ("prompt following", "プロンプトへの忠実さ"),
-    "score_style": ("style", "画風の近さ"),
     "score_style_likeness": ("style likeness", "画風の近さ"),
     "score_drift": ("drift", "ドリフト"),
-    "score_prior_preservation": ("prior preservation", "クラスの保持"),
+    "score_preservation": ("likeness of the class", "クラスの似ている度合い"),
+    "score_lpips_diversity": ("diversity (LPIPS)", "多様さ(LPIPS)"),
     "score_leak": ("leak", "クラスへの漏れ"),
     "score_diversity": ("diversity", "多様さ"),
     "score_copies": ("copies", "学習画像の複製"),
-    "score_validation": ("validation loss", "検証損失"),
     # Small things of the page itself.
     "close": ("Close", "閉じる"),
     "previous": ("Previous", "前へ"),
@@ -203,7 +204,7 @@ class Words:
 
     def score(self, name: str, title: str) -> str:
         """The title of a score; its own where this page has none for it."""
-        return self.table.get(f"score_{name}", title or name)
+        return self.table.get(f"score_{name}") or translated(title or name, self.language)
 
     def time(self, seconds: float) -> str:
         """`40 s`, `12 min`, `3 h 05 min`."""
