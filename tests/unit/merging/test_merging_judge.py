@@ -14,7 +14,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def mecha():
-    pytest.importorskip("sd_mecha")
+    pytest.importorskip(
+        "sd_mecha",
+        reason="sd-mecha is a judge that is installed by hand: some of what it needs is GPL",
+    )
     home = "sd_mecha.extensions.builtin.merge_methods"
     names = ("cosine", "crossover", "limiting", "linear", "ties")
     return {name: importlib.import_module(f"{home}.{name}") for name in names}
