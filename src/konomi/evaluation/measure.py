@@ -188,6 +188,7 @@ def _summary(work: _Work) -> Summary:
 
 def _candidates(work: _Work) -> Iterator[Candidate]:
     base = work.found[BASE]
+    bounds = {scorer.name: scorer.bounds for scorer in usable_scorers(work.evaluation)[0]}
     yield Candidate(
         id=BASE,
         label=work.evaluation.base,
@@ -197,7 +198,10 @@ def _candidates(work: _Work) -> Iterator[Candidate]:
         step=0,
         weight=1.0,
         bytes=0,
-        scores={name: estimate(values, None) for name, values in base.scores.items()},
+        scores={
+            name: estimate(values, None, bounds=bounds[name])
+            for name, values in base.scores.items()
+        },
         pictures=_pictures(work, BASE),
     )
     for candidate in work.evaluation.candidates:
@@ -212,7 +216,7 @@ def _candidates(work: _Work) -> Iterator[Candidate]:
             weight=candidate.weight,
             bytes=bytes_of(file.path) if file.path.exists() else 0,
             scores={
-                name: estimate(values, base.scores.get(name))
+                name: estimate(values, base.scores.get(name), bounds=bounds[name])
                 for name, values in found.scores.items()
             },
             pictures=_pictures(work, candidate.id) if candidate.id in work.folders else {},

@@ -75,26 +75,34 @@ def difference(ours: Scores, theirs: Scores, *, seed: int = 0, resamples: int = 
 
 
 def estimate(
-    scores: Scores, base: Scores | None, *, seed: int = 0, resamples: int = 2000
+    scores: Scores,
+    base: Scores | None,
+    *,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    seed: int = 0,
+    resamples: int = 2000,
 ) -> Estimate:
     """A candidate's score beside the base's.
 
     scores: the candidate's, one value for each place.
     base: the base's at the same places; None for the base itself and where it has none.
+    bounds: the least and the largest value there can be. Two prompts tell little of the next ones,
+    and an interval may then reach further than any score could: it ends there.
 
     The other arguments and errors as of `interval`.
     """
     own = interval(scores, seed=seed, resamples=resamples)
+    low, high = max(own.low, bounds[0]), min(own.high, bounds[1])
     shared = base is not None and any(
         place in base and math.isfinite(scores[place] - base[place]) for place in scores
     )
     if base is None or not shared:
-        return Estimate(own.mean, own.low, own.high, None, None, own.count)
+        return Estimate(own.mean, low, high, None, None, own.count)
     rise = difference(scores, base, seed=seed, resamples=resamples)
     of_base = math.fsum(base.values()) / len(base)
-    return Estimate(
-        own.mean, own.low, own.high, of_base, (rise.mean, rise.low, rise.high), own.count
-    )
+    widest = bounds[1] - bounds[0]
+    change = (rise.mean, max(rise.low, -widest), min(rise.high, widest))
+    return Estimate(own.mean, low, high, of_base, change, own.count)
 
 
 def _table(known: Mapping[Place, float]) -> Table:

@@ -102,3 +102,12 @@ def test_the_same_seed_gives_the_same_interval():
     scores = as_scores(np.random.default_rng(0).normal(size=(4, 4)))
     assert interval(scores) == interval(scores)
     assert interval(scores, seed=1) != interval(scores)
+
+
+def test_no_interval_reaches_beyond_what_a_score_can_be():
+    scores = {(0, 0): 0.0, (0, 1): 0.02, (1, 0): 0.5, (1, 1): 0.55}
+    wide = estimate(scores, {place: 0.0 for place in scores})
+    found = estimate(scores, {place: 0.0 for place in scores}, bounds=(0.0, 2.0))
+    assert wide.low < 0 and wide.high > 2 and (found.low, found.high) == (0.0, 2.0)
+    assert found.difference[1:] == (max(wide.difference[1], -2.0), min(wide.difference[2], 2.0))
+    assert found.mean == wide.mean

@@ -73,6 +73,7 @@ class Copies:
     title = "Copies of training pictures"
     source = "Somepalli et al. 2023, section 3; Carlini et al. 2023, section 4.2"
     unit = "share"
+    bounds = (0.0, 1.0)
     higher_is_better = False
     needs: frozenset[Need] = frozenset({"training", "base"})
     prompts: frozenset[PromptKind] = frozenset({"subject", "context", "class", "unrelated"})

@@ -1,6 +1,7 @@
 """Diversity: does another seed give another picture?"""
 
 import importlib.util
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ class Diversity:
     title = "Difference between pictures of one prompt"
     source = "Ruiz et al. 2022, DreamBooth, section 4.3 (DIV), by features in place of LPIPS"
     unit = "distance"
+    bounds = (0.0, 2.0)
     higher_is_better = True
     needs: frozenset[Need] = frozenset()
     prompts = EVERY
@@ -46,6 +48,7 @@ class LpipsDiversity:
     title = "Difference between pictures of one prompt, by LPIPS"
     source = "Ruiz et al. 2022, DreamBooth, section 4.3 (DIV); Zhang et al. 2018, LPIPS"
     unit = "distance"
+    bounds = (0.0, math.inf)
     higher_is_better = True
     needs: frozenset[Need] = frozenset({"package"})
     prompts = EVERY

@@ -14,6 +14,7 @@ class Drift:
     title = "Drift from the base"
     source = "paired with the base's pictures; cf. Ruiz et al. 2022, DreamBooth, section 3.3"
     unit = "distance"
+    bounds = (0.0, 2.0)
     higher_is_better = False
     needs: frozenset[Need] = frozenset({"base"})
     prompts: frozenset[PromptKind] = frozenset({"class", "unrelated"})

@@ -15,6 +15,7 @@ class Likeness:
     title = "Likeness to the subject"
     source = "Ruiz et al. 2022, DreamBooth, section 4.1 (DINO)"
     unit = "cosine"
+    bounds = (-1.0, 1.0)
     higher_is_better = True
     needs: frozenset[Need] = frozenset({"references"})
     prompts: frozenset[PromptKind] = frozenset({"subject", "context"})
@@ -30,6 +31,7 @@ class ClipLikeness:
     title = "Likeness to the subject, by the encoder of texts"
     source = "Gal et al. 2022, Textual Inversion, section 5.1 (CLIP-I)"
     unit = "cosine"
+    bounds = (-1.0, 1.0)
     higher_is_better = True
     needs: frozenset[Need] = frozenset({"references"})
     prompts: frozenset[PromptKind] = frozenset({"subject", "context"})

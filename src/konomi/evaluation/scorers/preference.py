@@ -7,6 +7,7 @@ network over CLIP ViT-L/14's features of the picture alone. ImageReward (Xu et a
 network of transformers; it is refused by name.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Preference:
     title: str = "Human preference"
     source: str = "Kirstain et al. 2023, Pick-a-Pic, section 4"
     unit: str = "score"
+    bounds: tuple[float, float] = (-math.inf, math.inf)
     higher_is_better: bool = True
     needs: frozenset[Need] = frozenset()
     prompts: frozenset[PromptKind] = EVERY
@@ -69,6 +71,7 @@ class Aesthetic:
     title: str = "Aesthetic mark"
     source: str = "Schuhmann et al. 2022, LAION-5B, section 5.2"
     unit: str = "mark"
+    bounds: tuple[float, float] = (-math.inf, math.inf)
     higher_is_better: bool = True
     needs: frozenset[Need] = frozenset()
     prompts: frozenset[PromptKind] = EVERY

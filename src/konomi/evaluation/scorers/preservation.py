@@ -14,6 +14,7 @@ class Preservation:
     title = "Likeness of the class alone to the subject"
     source = "Ruiz et al. 2022, DreamBooth, section 4.3 (PRES)"
     unit = "cosine"
+    bounds = (-1.0, 1.0)
     higher_is_better = False
     needs: frozenset[Need] = frozenset({"references"})
     prompts: frozenset[PromptKind] = frozenset({"class"})
@@ -31,6 +32,7 @@ class Leak:
     title = "The subject without being called"
     source = "PRES of Ruiz et al. 2022, DreamBooth, section 4.3, paired with the base's pictures"
     unit = "cosine"
+    bounds = (-2.0, 2.0)
     higher_is_better = False
     needs: frozenset[Need] = frozenset({"references", "base"})
     prompts: frozenset[PromptKind] = frozenset({"class", "unrelated"})

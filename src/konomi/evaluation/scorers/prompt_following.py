@@ -14,6 +14,7 @@ class PromptFollowing:
     title = "Prompt following"
     source = "Ruiz et al. 2022, DreamBooth, section 4.1 (CLIP-T); Hessel et al. 2021, CLIPScore"
     unit = "cosine"
+    bounds = (-1.0, 1.0)
     higher_is_better = True
     needs: frozenset[Need] = frozenset()
     prompts: frozenset[PromptKind] = frozenset({"subject", "context"})

@@ -22,6 +22,8 @@ class Scorer(Protocol):
     """The paper and section that the formula comes from."""
     unit: str
     """`cosine`, `distance`, `share` ..."""
+    bounds: tuple[float, float]
+    """The least and the largest value there can be; no interval reaches beyond them."""
     higher_is_better: bool
     needs: frozenset[Need]
     """Where one of these is not there, the scorer is left out, and that is said."""

@@ -14,6 +14,7 @@ class StyleLikeness:
     title = "Likeness to the style"
     source = "Gatys et al. 2016, Image Style Transfer, section 2.2"
     unit = "cosine"
+    bounds = (-1.0, 1.0)
     higher_is_better = True
     needs: frozenset[Need] = frozenset({"references"})
     prompts: frozenset[PromptKind] = frozenset({"subject", "context"})
