@@ -88,7 +88,6 @@ PAIRS = {
     "{name}: what it does to {key} is only told beside the base. Name the base: --base BASE.": "{name}: {key} への変化はベースモデルがないと決まりません。--base BASE でベースモデルを指定してください。",
     "{name}: brings the word {word}, which another one brings too.": "{name}: 言葉 {word} は別のアダプタにもあります。",
     "{name}: is {kind}, which the weights of a model cannot hold. Use it with --add when you generate.": "{name}: {kind}なので、モデルの重みには入れられません。生成時に --add で使ってください。",
-    "a hypernetwork": "Hypernetwork ",
     "two branches": "2 つの枝を持つアダプタ",
     "{name}: its word {word} stays out, because a model's file has no place for words. To use it, draw from the base with --add instead.": "{name}: モデルのファイルには言葉を入れられないため、{word} は含めません。使う場合は、焼き込まずに --add で指定して生成してください。",
     "{tuned}: does not differ from {base} in {layers}{more}.": "{tuned}: {layers} に {base} との違いがありません{more}。",
