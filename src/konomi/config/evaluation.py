@@ -16,50 +16,50 @@ Weight = Annotated[float, Field(ge=-100, le=100)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodersConfig:
-    """Whose features pictures and texts are compared by: `tiny` (the CLIP inside konomi, for what
-    the base `tiny` draws), a folder, or a hub id.
+    """The encoders whose features are used to compare pictures and texts: `tiny` (the CLIP that
+    ships with konomi, for pictures of the base `tiny`), a folder, or a hub id.
     """
 
     __pydantic_config__ = STRICT
 
     image: str = "auto"
-    """For likeness, drift, diversity and copies: DINOv2, DINOv3, CLIP or SigLIP 2. auto: `tiny`
-    for the base `tiny`, else facebook/dinov2-small, or the encoder of `text` where that is on this
-    machine alone."""
+    """For likeness, drift, diversity and copies: DINOv2, DINOv3, CLIP or SigLIP 2. auto: `tiny` for
+    the base `tiny`, otherwise facebook/dinov2-small, or the encoder of `text` if only that one is
+    on this machine."""
     text: str = "auto"
-    """For prompt following: CLIP or SigLIP 2. auto: `tiny` for the base `tiny`, else
+    """For prompt following: CLIP or SigLIP 2. auto: `tiny` for the base `tiny`, otherwise
     openai/clip-vit-large-patch14, or another CLIP that is on this machine."""
     copies: str = ""
-    """For copies of training pictures: the TorchScript file of SSCD
-    (sscd_disc_mixup.torchscript.pt); empty: pictures are laid over each other."""
+    """For copies of training images: SSCD's TorchScript file (sscd_disc_mixup.torchscript.pt); if
+    empty, copies are found by laying pictures over training images."""
     preference: tuple[str, ...] = ()
-    """Models of what people prefer, whose scores stand beside the others: PickScore or another CLIP
-    that was trained on votes (a folder or hub id), or the file of LAION's aesthetic predictor."""
+    """Models of human preference, whose scores are shown beside the others: PickScore or another
+    CLIP trained on votes (a folder or hub id), or the file of LAION's aesthetic predictor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig(GenerationConfig):
-    """What is drawn and measured of finished files (`konomi evaluate`, `konomi compare`)."""
+    """What is generated with finished files and measured (`konomi evaluate`, `konomi compare`)."""
 
     __pydantic_config__ = STRICT
 
     hold_out: Literal["auto", "off"] = "auto"
-    """`auto`: where there are 8 or more different training images of a subject, one in eight (at
-    most 16), chosen by content, is not trained on: results are compared with those. With
-    `run.validate_every` the images that are validated on serve, and no others are held out. `off`:
-    all are trained on, and results are compared with training images."""
+    """`auto`: if a subject has 8 or more different training images, one in eight (at most 16),
+    chosen by content, is held out of training, and results are compared with those. If
+    `run.validate_every` is set, the validation images are used and no others are held out. `off`:
+    all images are trained on, and results are compared with training images."""
     prompts: tuple[str, ...] = ()
-    """What to draw, `{}` standing for trigger and class noun; by default the subject, the subject
-    in other places, its class alone and something unrelated."""
+    """Prompts, with `{}` in place of trigger and class noun; by default the subject, the subject in
+    other settings, its class alone and something unrelated."""
     seeds: Annotated[int, Field(ge=1, le=1000)] = 4
-    """Pictures of each prompt, from `seed` on: the same noise for the base and every file."""
+    """Number of pictures per prompt, from `seed` on: the same noise for the base and every file."""
     weights: tuple[Weight, ...] = (1.0,)
-    """Strengths at which each file is drawn; none: 1."""
+    """Weights (strengths) at which each file is applied; an empty list means 1."""
     size: Size | None = None
-    """Picture size; by default the training size."""
+    """Picture size; by default the training resolution."""
     batch: Positive = 4
-    """Pictures that are drawn together."""
+    """How many pictures are generated at a time."""
     encoders: EncodersConfig = field(default_factory=EncodersConfig)
-    """Whose features are compared."""
+    """The encoders whose features are compared."""
     suggestion: SuggestionConfig = field(default_factory=SuggestionConfig)
-    """Which of the measured files is recommended."""
+    """How the recommended file is chosen."""

@@ -19,22 +19,23 @@ SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationConfig:
-    """What a picture depends on beside its prompt, its size and the model."""
+    """What a picture depends on besides its prompt, its size and the model."""
 
     __pydantic_config__ = STRICT
 
     negative: str = ""
-    """What to avoid."""
+    """Negative prompt: what to avoid."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
-    """Of the first picture's noise, drawn on the CPU: the same on every device. The next pictures
-    count on."""
+    """Seed of the first picture's noise, which is drawn on the CPU and so is the same on every
+    device. The seeds of the next pictures count up from it."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 20
-    """Sampling steps; at most as many as the noise has levels."""
+    """Sampling steps; at most as many as the noise schedule has timesteps."""
     guidance: Annotated[float, Field(ge=0, le=100)] = 7.0
-    """Classifier-free guidance (Ho & Salimans 2022): how strictly the prompt is followed. 1
-    switches it off and halves the work."""
+    """Classifier-free guidance scale (Ho & Salimans 2022): how strictly the prompt is followed. 1
+    turns guidance off and halves the computation."""
     guidance_rescale: Fraction | None = None
-    """How far guidance is scaled back to the contrast of the prediction without it (Lin et al.
-    2023, section 3.4); by default 0.7 where the base's noise process ends in pure noise, else 0."""
+    """How far the guided prediction is rescaled to the standard deviation of the unguided one (Lin
+    et al. 2023, section 3.4); by default 0.7 if the base's noise schedule ends in pure noise,
+    otherwise 0."""
     sampler: SamplerName = "dpmpp_2m"
     """The sampler."""

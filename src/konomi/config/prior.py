@@ -13,24 +13,24 @@ PriorSource = Literal["none", "images", "generate", "prediction", "transparent"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriorConfig(GenerationConfig):
-    """How the class is preserved, so that "a dog" stays any dog (Ruiz et al. 2022); and how class
-    images are drawn.
+    """How the class is preserved, so that "a dog" stays any dog (Ruiz et al. 2022), and how class
+    images are generated.
     """
 
     __pydantic_config__ = STRICT
 
     source: Literal["auto", "none", "images", "generate", "prediction", "transparent"] = "auto"
-    """`images`: class images among the data, from a source of role `prior` or kohya's `reg/`; they
-    count in any case. `generate`: class images that the untouched base draws before training, kept
-    for later runs; `prediction`: no images, the untouched base's own answer to the class prompt on
-    the noise of the subject; `transparent`: an empty picture on `data.images.background`; `none`.
-    `auto`: `images` where there are such, else `generate` for dreambooth, nothing for the other
-    methods."""
+    """`images`: class images among the data, from a source of role `prior` or kohya's `reg/`; if
+    present, they are always used. `generate`: class images generated with the original base before
+    training and kept for later runs; `prediction`: no images, but the original base's prediction
+    for the class prompt on the subject's noisy latents; `transparent`: an empty image of the colour
+    `data.images.background`; `none`. `auto`: `images` if there are any, otherwise `generate` for
+    dreambooth and nothing for the other methods."""
     count: Annotated[int, Field(ge=0, le=10_000)] = 0
-    """Class images to draw for each class noun; 0: forty for each training image, at least 100 and
-    at most 200 (on a base narrower than Stable Diffusion, such as `tiny`, ten, at least 20)."""
+    """Class images to generate for each class noun. 0: forty per training image, at least 100 and
+    at most 200 (on a base narrower than Stable Diffusion, such as `tiny`: ten, at least 20)."""
     prompt: Annotated[str, Field(min_length=1)] = "a [class]"
-    """What is drawn and said of the class; `[class]` is the class noun."""
+    """Prompt and caption of class images; `[class]` is replaced by the class noun."""
     clip: str = ""
-    """A CLIP model (folder or hub id) that proposes a class noun where none is given; by default,
-    on `tiny`, the one inside konomi."""
+    """A CLIP model (folder or hub id) that suggests a class noun if none is given; by default, on
+    `tiny`, the one that ships with konomi."""

@@ -36,31 +36,32 @@ class Recipe:
     """The model to start from: `tiny` (built in), a diffusers folder, a .safetensors or .ckpt
     file, or a hub id."""
     vae: str = ""
-    """The VAE to use in place of the base's own, or where its file holds none: a file, a folder,
-    or a hub id."""
+    """A VAE to use instead of the base's own, or if its file contains none: a file, a folder or a
+    hub id."""
     prediction: Literal["auto", "epsilon", "v_prediction", "sample"] = "auto"
-    """What the base predicts, where its file does not say it or says it wrongly."""
+    """What the base predicts (diffusers' `prediction_type`), if its file does not say so or is
+    wrong."""
     method: MethodConfig
-    """What is learned, and how."""
+    """What is trained, and how."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images and captions."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """What the denoiser learns to predict, and how its error is weighted."""
     prior: PriorConfig = field(default_factory=PriorConfig)
-    """What keeps the class as it is while a subject of it is learned."""
+    """Prior preservation: what keeps the class unchanged while a subject of it is learned."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """How weights move."""
+    """How the weights are updated."""
     run: RunConfig = field(default_factory=RunConfig)
-    """How long, where to, how often."""
+    """Length, output and intervals."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     """Trade speed for memory."""
     text: TextConfig = field(default_factory=TextConfig)
-    """How captions become conditions."""
+    """How captions are encoded."""
     preview: PreviewConfig = field(default_factory=PreviewConfig)
-    """The pictures drawn while training."""
+    """The pictures generated during training."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     """The loss on images that are not trained on."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """How finished files are measured, and which images are kept for that."""
+    """How finished files are measured, and which images are held out for it."""
     save: SaveConfig = field(default_factory=SaveConfig)
     """The result file."""

@@ -43,21 +43,21 @@ of several tokens are passed over."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CustomDiffusionConfig:
-    """The matrices that read the text, and a new word for each subject; several subjects can be
-    merged afterwards.
+    """The key and value matrices of cross-attention, plus a new word for each subject; several
+    subjects can be merged afterwards.
     """
 
     __pydantic_config__ = STRICT
 
     kind: Literal["custom_diffusion"] = "custom_diffusion"
     words: tuple[str, ...] = ()
-    """The words to learn, one for each subject; by default the triggers of the sources."""
+    """The words to learn, one per subject; by default the triggers of the sources."""
     initial: tuple[str, ...] = ()
-    """What each word starts as: words that are one token each. By default rare ones (ktn, pll,
-    ucd, ...)."""
+    """What each word's embedding is initialised from: words of one token each. By default rare ones
+    (ktn, pll, ucd, ...)."""
     size_augmentation: bool = True
-    """Show subjects far away and close up, with words that say so. Images are then encoded in
-    every step."""
+    """Also show subjects far away and close up, with captions that say so. Images are then encoded
+    in every step."""
 
 
 class CustomDiffusion(AdapterMethod):

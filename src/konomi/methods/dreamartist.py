@@ -57,35 +57,35 @@ _SPREAD = 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DreamArtistConfig:
-    """A word, and its counterpart for the negative prompt, from a single image."""
+    """A new word for the prompt and its counterpart for the negative prompt, from one image."""
 
     __pydantic_config__ = STRICT
 
     kind: Literal["dreamartist"] = "dreamartist"
     vectors: Vectors = 3
-    """How many tokens the trigger of the sources, the word to learn, stands for."""
+    """Number of tokens for the word to learn, which is the trigger of the sources."""
     negative_vectors: Vectors = 6
-    """How many tokens its counterpart in the negative prompt, called WORD-neg, stands for."""
+    """Number of tokens for its counterpart in the negative prompt, called WORD-neg."""
     start: str = "*"
-    """What both start as: a word of the base."""
+    """What both are initialised from: a word that the base knows."""
     guidance: Guidance = 3.0
-    """How far the prediction is pushed from the negative word to the positive one (s); 5 in the
-    paper's APT."""
+    """Guidance scale s, from the negative word's prediction to the positive one's; 5 in the paper's
+    APT."""
     low_guidance: Guidance | None = None
-    """Dynamic guidance: this much at t = 0, rising as a cosine to `guidance` in pure noise. By
-    default it is fixed."""
+    """Dynamic guidance: the guidance scale at t = 0, from which it rises along a cosine to
+    `guidance` at pure noise. By default the scale is constant."""
     reconstruction: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Weight of the L1 distance between the decoded estimate and the image (1). Sharper, but the
-    gradient then goes through the VAE's decoder in every step, which costs its time and memory."""
+    """Weight of the L1 loss between the decoded estimate and the image (1). Sharper results, but
+    gradients then pass through the VAE decoder in every step, which costs time and memory."""
     lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Above 0: also a LoRA of this rank for each branch (DreamArtist++)."""
+    """If above 0, also train a LoRA of this rank for each branch (DreamArtist++)."""
     lora_rate: Rate = 1e-4
-    """Learning rate of the positive LoRA; with prodigy its ratio to the words' default of 3e-3
-    counts, with lion a fifth of it."""
+    """Learning rate of the positive LoRA. With prodigy the ratio to the words' default of 3e-3 is
+    used, with lion a fifth of the rate."""
     negative_lora_rate: Rate = 4e-5
-    """Learning rate of the negative LoRA, likewise."""
+    """Learning rate of the negative LoRA; prodigy and lion treat it in the same way."""
     targets: tuple[str, ...] = ("transformer",)
-    """What the LoRAs change, in the words of `lora`'s setting of that name."""
+    """Which layers the LoRAs train, as in the setting of the same name of `lora`."""
 
 
 class DreamArtist(AdapterMethod):

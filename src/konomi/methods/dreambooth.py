@@ -31,21 +31,21 @@ from konomi.models.base import BaseModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DreamboothConfig:
-    """One subject, called by an identifier and its class, from 3 to 20 images; the class is
-    kept.
+    """One subject from 3 to 20 images, called by an identifier and its class; the class is
+    preserved.
     """
 
     __pydantic_config__ = STRICT
 
     kind: Literal["dreambooth"] = "dreambooth"
     train: Literal["model", "lora"] = "model"
-    """`model`: all weights, as in the paper; `lora`: a small file beside the base, for less
-    memory."""
+    """`model`: all weights, as in the paper; `lora`: a small file used with the base, which needs
+    less memory."""
     text_encoder: bool = True
-    """Train the text encoder as well: better likeness, for more memory; captions are then encoded
-    in every step."""
+    """Train the text encoder too: better likeness, but more memory, and captions are encoded in
+    every step."""
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Width of the LoRA, in denoiser and text encoder. Only for `train = "lora"`."""
+    """Rank of the LoRA in denoiser and text encoder. Only for `train = "lora"`."""
 
 
 class Dreambooth:

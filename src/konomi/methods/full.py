@@ -37,13 +37,14 @@ _NO_TEXT = "method.text_encoder is off, so the text encoder is not trained."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FullConfig:
-    """The whole model is trained; for thousands of images, or when a LoRA is not enough."""
+    """The whole model is trained; for thousands of images, or if a LoRA is not enough."""
 
     __pydantic_config__ = STRICT
 
     kind: Literal["full"] = "full"
     text_encoder: bool = False
-    """Train the text encoder as well. Costs memory, and captions can no longer be encoded once."""
+    """Train the text encoder too. Needs more memory, and captions have to be encoded in every
+    step."""
 
 
 class Full:

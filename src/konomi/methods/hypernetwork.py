@@ -77,38 +77,41 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HypernetworkConfig:
-    """Small networks before attention's keys and values; for styles, and for web UIs of 2022."""
+    """Small networks in front of the keys and values of attention; for styles, and for the web UIs
+    of 2022.
+    """
 
     __pydantic_config__ = STRICT
 
     kind: Literal["hypernetwork"] = "hypernetwork"
     structure: Annotated[tuple[Multiple, ...], Field(min_length=2, max_length=16)] = (1.0, 2.0, 1.0)
-    """Widths of the layers in multiples of the attention's; begins and ends with 1. `1,2,2,1`
-    learns more."""
+    """Layer widths as multiples of the attention layer's width; the first and the last must be 1.
+    `1,2,2,1` learns more."""
     activation: Activation = "relu"
-    """After each layer but the last. `swish` is what web UIs call so (torch's hardswish)."""
+    """Activation after each layer but the last. `swish` is what web UIs call by that name (torch's
+    hardswish)."""
     activate_output: bool = False
-    """Activation after the last layer too."""
+    """Apply the activation after the last layer too."""
     layer_norm: bool = False
-    """Layer norm after each layer."""
+    """Layer normalisation after each layer."""
     dropout: tuple[Rate, ...] = ()
-    """Chance of dropping each value after a layer while training, one for each number of
-    `structure`, the first and the last 0: `0,0.3,0`. Empty for none."""
+    """Dropout after each layer during training: one probability for each number of `structure`, the
+    first and the last being 0, as in `0,0.3,0`. Empty for none."""
     initialization: Initialization = "normal"
-    """Start of the linear layers. normal: N(0, 0.01), which changes the base least; biases are
-    always 0, the weights of layer norms N(0, 0.01)."""
+    """Initialisation of the linear layers. normal: N(0, 0.01), which changes the base least. Biases
+    always start at 0, the weights of layer norms at N(0, 0.01)."""
     layers: Literal["all", "cross"] = "all"
-    """all: self- and cross-attention, as A1111. cross: only networks of the text's width, as
-    NovelAI. Files tell layers by width alone."""
+    """all: self- and cross-attention, as in A1111. cross: only networks as wide as the text
+    embeddings, as in NovelAI. In files, layers are told apart by width alone."""
     widths: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Only networks of these widths (such as 320, 640, 768, 1280); empty for all that `layers`
-    names."""
+    """Train only networks of these widths (such as 320, 640, 768, 1280); empty for all that
+    `layers` selects."""
     shallow_penalty: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the mean square of what the networks add in the first quarter of the attention
-    layers, which overfit first; 0 for none."""
+    """Weight of a penalty on the mean square of what the networks add in the first quarter of the
+    attention layers, which overfit first; 0 for none."""
     start: str = ""
-    """A hypernetwork file to go on from. Structure, activation and the like, and widths, are the
-    file's where they are at their defaults here."""
+    """A hypernetwork file to continue from. Its structure, activation, widths and the like are used
+    for settings left at their defaults here."""
 
 
 class HypernetworkMethod(AdapterMethod):

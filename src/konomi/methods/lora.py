@@ -44,47 +44,49 @@ Alpha = Annotated[float, Field(gt=0, le=1024)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraConfig:
-    """A small file beside the base that changes it; the usual choice."""
+    """Low-rank updates (LoRA) in a small file that is used with the base; the usual choice."""
 
     __pydantic_config__ = STRICT
 
     kind: Literal["lora"] = "lora"
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Width of the update. Larger learns more and overfits sooner."""
+    """Rank of the update. A higher rank learns more and overfits sooner."""
     alpha: Alpha | None = None
     """The update is scaled by alpha / rank; by default alpha = rank."""
     targets: tuple[str, ...] = ("transformer",)
-    """What is changed: `attention`, `attention.kv`, `attention.k`, `attention.v`,
+    """Which layers are trained: `attention`, `attention.kv`, `attention.k`, `attention.v`,
     `cross_attention`, `cross_attention.kv`, `feed_forward`, `projection`, or `transformer` for all
     linear layers of the transformer blocks."""
     conv_rank: Rank = 0
-    """Rank for convolutions (LoCon); 0 leaves them alone."""
+    """Rank for convolutions (LoCon); 0 leaves them unchanged."""
     conv_alpha: Alpha | None = None
-    """Alpha for convolutions; by default the conv rank."""
+    """Alpha for convolutions; by default `conv_rank`."""
     text_rank: Rank = 0
-    """Rank for the text encoder; 0 leaves it alone, which lets captions be encoded once."""
+    """Rank for the text encoder; 0 leaves it unchanged, so that captions need to be encoded only
+    once."""
     text_alpha: Alpha | None = None
-    """Alpha for the text encoder; by default the text rank."""
+    """Alpha for the text encoder; by default `text_rank`."""
     dropout: Fraction = 0.0
-    """Chance of dropping each input of an update while training."""
+    """Probability of dropping each input of an update during training."""
     rank_dropout: Fraction = 0.0
-    """Chance of dropping each rank."""
+    """Probability of dropping each rank during training."""
     module_dropout: Fraction = 0.0
-    """Chance of skipping a layer's whole update."""
+    """Probability of skipping a layer's whole update during training."""
     b_rate_ratio: Annotated[float, Field(ge=1, le=64)] = 1.0
-    """Learning rate of B over that of A (LoRA+: 16)."""
+    """Ratio of B's learning rate to A's (LoRA+: 16)."""
     scaling: Literal["rank", "sqrt_rank"] = "rank"
-    """Divide alpha by the rank, or by its root (rsLoRA), which keeps high ranks lively."""
+    """Divide alpha by the rank, or by its square root (rsLoRA), which keeps the updates of high
+    ranks from becoming too small."""
     dora: bool = False
-    """Learn the magnitude of weights apart from their direction (DoRA)."""
+    """Train the magnitude of the weights separately from their direction (DoRA)."""
     dora_axis: Literal["auto", "input", "output"] = "auto"
-    """A magnitude for each `input`, as A1111 reads kohya's files (Forge, ComfyUI and LyCORIS read
-    both), or for each `output`, as in the paper, PEFT and diffusers. auto: what every reader of
-    `save.format` reads."""
+    """One magnitude per `input`, as A1111 reads kohya's files (Forge, ComfyUI and LyCORIS read
+    both), or per `output`, as in the paper, PEFT and diffusers. auto: the one that every reader of
+    `save.format` understands."""
     start: str = ""
-    """A LoRA file to go on from instead of starting at zero. Its layers keep their ranks and
-    scales, also in the text encoder and convolutions; other layers are trained beside them where
-    `targets`, `conv_rank` or `text_rank` ask."""
+    """A LoRA file to continue from instead of starting at zero. Its layers keep their ranks and
+    scales, including those in the text encoder and convolutions; other layers are trained in
+    addition if `targets`, `conv_rank` or `text_rank` ask for them."""
 
 
 class Lora(AdapterMethod):

@@ -38,21 +38,23 @@ Rate = Annotated[float, Field(ge=0, le=10)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PivotalConfig:
-    """A new word, then a LoRA around it, in one file; when neither alone comes close enough."""
+    """First the embedding of a new word, then a LoRA with it, in one file; for when neither alone
+    comes close enough.
+    """
 
     __pydantic_config__ = STRICT
 
     kind: Literal["pivotal"] = "pivotal"
     word_steps: Annotated[float, Field(gt=0)] = 0.4
-    """Steps at the start in which the word is learned alone; a value below 1 is a share of all
-    steps."""
+    """Number of steps at the start in which only the word's embedding is trained; a value below 1
+    is a fraction of all steps."""
     word_rate: Rate | None = None
-    """Step size of the word's vectors while they are learned alone; by default what suits Textual
-    Inversion (5e-3). `optimizer.learning_rate` is the LoRA's. With prodigy the ratio to 5e-3
-    counts, with lion a fifth."""
+    """Learning rate of the word's embedding while it is trained alone; by default that of Textual
+    Inversion (5e-3). `optimizer.learning_rate` is the LoRA's. With prodigy the ratio to 5e-3 is
+    used, with lion a fifth of the rate."""
     word_rate_later: Rate = 0.0
-    """Their step size beside the LoRA; 0 leaves the word as it is by then. With prodigy its ratio
-    to the LoRA's default counts, with lion a fifth."""
+    """Learning rate of the embedding while the LoRA is trained; 0 freezes it. With prodigy the
+    ratio to the LoRA's default is used, with lion a fifth of the rate."""
     words: TextualInversionConfig = field(default_factory=TextualInversionConfig)
     """The words, as in textual_inversion."""
     lora: LoraConfig = field(default_factory=LoraConfig)

@@ -66,28 +66,27 @@ TEMPLATES: dict[Templates, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextualInversionConfig:
-    """A new word for the prompt; the smallest file, and the base stays as it is."""
+    """The embedding of a new word; the smallest file, and the base stays unchanged."""
 
     __pydantic_config__ = STRICT
 
     kind: Literal["textual_inversion"] = "textual_inversion"
     word: Annotated[str, Field(min_length=1)] = "sks"
-    """The word to teach where no source names a trigger. Every distinct trigger is a word of its
+    """The word to learn if no source has a trigger. Each distinct trigger becomes a word of its
     own."""
     vectors: Annotated[int, Field(ge=1, le=75)] = 4
-    """How many vectors the word stands for. More hold more detail and leave less room in a prompt
-    of 75."""
+    """Number of embedding vectors for the word. More vectors hold more detail, but take up more of
+    a prompt's 75 tokens."""
     initial: str = ""
-    """What the vectors start as: words the base knows, repeated where there are fewer than
-    vectors. Empty takes the class noun, and without one noise like the base's own token
-    embeddings."""
+    """What the vectors are initialised from: words that the base knows, repeated if there are fewer
+    of them than vectors. If empty, the class noun, and without one, noise with the statistics of
+    the base's token embeddings."""
     keep_norm: KeepNorm = "none"
-    """Length of the vectors: free, `clip` to at most the mean length in the base's token table, or
-    `rescale` to it. Keeps a word from drowning the others in a prompt."""
+    """Norm of the vectors: unconstrained, `clip` to at most the mean norm of the base's token
+    embeddings, or `rescale` to it. Keeps the word from overpowering the rest of a prompt."""
     templates: Templates = "object"
-    """What stands around the word where an image has no caption of its own: `object` (a photo of
-    ...), `style` (a painting in the style of ...) or nothing. A source's own template goes
-    before."""
+    """Prompt template for images without a caption of their own: `object` (a photo of ...), `style`
+    (a painting in the style of ...) or `none`. A source's own template takes precedence."""
 
 
 class TextualInversion(AdapterMethod):

@@ -106,8 +106,8 @@ def test_the_same_seed_gives_the_same_interval():
 
 def test_no_interval_reaches_beyond_what_a_score_can_be():
     scores = {(0, 0): 0.0, (0, 1): 0.02, (1, 0): 0.5, (1, 1): 0.55}
-    wide = estimate(scores, {place: 0.0 for place in scores})
-    found = estimate(scores, {place: 0.0 for place in scores}, bounds=(0.0, 2.0))
+    wide = estimate(scores, dict.fromkeys(scores, 0.0))
+    found = estimate(scores, dict.fromkeys(scores, 0.0), bounds=(0.0, 2.0))
     assert wide.low < 0 and wide.high > 2 and (found.low, found.high) == (0.0, 2.0)
     assert found.difference[1:] == (max(wide.difference[1], -2.0), min(wide.difference[2], 2.0))
     assert found.mean == wide.mean
