@@ -91,7 +91,7 @@ def test_full_fine_tuning(kit, family, prediction):
     assert largest < 1e-5
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
 @pytest.mark.kernels
 def test_lora_against_peft(kit, family):
     from peft import LoraConfig as PeftConfig

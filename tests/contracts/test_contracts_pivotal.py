@@ -98,7 +98,14 @@ def test_the_first_phase_is_textual_inversion_and_the_second_a_lora_beside_its_w
 )
 @pytest.mark.parametrize(
     "optimizer",
-    [{}, {"ema_decay": 0.9}, {"kind": "schedule_free"}, {"schedule": "cosine"}],
+    [
+        {},
+        {"kind": "schedule_free"},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in ({"ema_decay": 0.9}, {"schedule": "cosine"})
+        ),
+    ],
     ids=lambda o: "-".join(o),
 )
 def test_resume_is_bit_exact_across_the_border(kit, stopped_at, optimizer):

@@ -139,6 +139,7 @@ def test_one_picture_and_a_name_of_no_encoder(compared, quick_comparison, pictur
         compared("lora", settings=settings, output="other")
 
 
+@pytest.mark.slow
 def test_a_search_tries_settings_and_every_run_is_a_row(compared, tmp_path):
     pytest.importorskip("optuna", reason="the extra `search` is not installed")
     options = {"sweep": ["method.rank=1,2,3"], "search": 2, "budget": "steps=2", "saves": 2}

@@ -66,6 +66,7 @@ def test_a_damaged_encoder_that_nobody_named_does_not_stop_anything(there, monke
         open_encoders(EncodersConfig(image=IMAGE, text="tiny"), small_base=False, device=CPU)
 
 
+@pytest.mark.slow
 def test_a_file_of_sscd_that_is_not_there_is_said_whatever_else_is_open(tmp_path):
     config = EncodersConfig(copies=str(tmp_path / "sscd.pt"))
     with pytest.raises(ModelError, match="no such file of SSCD"):

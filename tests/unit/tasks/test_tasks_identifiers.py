@@ -97,6 +97,7 @@ def test_a_base_does_not_react_to_nothing_and_reacts_the_same_alone_and_in_compa
     assert denoiser_reactions(base, prompts[1:2], plain) == pytest.approx([some], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_tiny_offers_the_words_that_its_captions_left_without_meaning():
     """`sks` and the like came with captions by chance: the base should react to them less than to
     names of things.
