@@ -184,6 +184,9 @@ def test_what_is_said_of_a_setting_is_what_it_does(place, kind):
     for setting in recipe_settings(method.config_type):
         if setting.path.startswith(NOT_OF_WEIGHTS):
             continue
+        # How finished files are measured; what is held out for that is not trained on.
+        if setting.path.startswith("evaluation.") and setting.path != "evaluation.hold_out":
+            continue
         if kind != "lora" and not setting.path.startswith(("method.", "optimizer.")):
             continue
         value = another_value(kind, setting)

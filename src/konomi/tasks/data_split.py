@@ -50,6 +50,11 @@ def split_records(records: tuple[Record, ...], recipe: Recipe, cache: Path) -> S
     return _references(records)
 
 
+def holds_out_none(records: tuple[Record, ...] | list[Record]) -> bool:
+    """Whether `evaluation.hold_out` changes nothing: too few images of every subject."""
+    return not _references(tuple(records)).references
+
+
 def _references(records: tuple[Record, ...]) -> Split:
     """Keep one in eight images of each subject for the evaluation, with all their copies."""
     subjects: dict[tuple[str, str], dict[str, Record]] = {}

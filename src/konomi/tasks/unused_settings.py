@@ -21,6 +21,7 @@ from konomi.diffusion.process import Process
 from konomi.hardware.precision import PRECISIONS
 from konomi.methods.method import Needs
 from konomi.models.architecture import TextTraits
+from konomi.tasks.data_split import ENOUGH, holds_out_none
 from konomi.tasks.preview_switch import SWITCH, previews_switched_off
 
 Reasons = dict[str, str]
@@ -369,18 +370,16 @@ def _of_validation(run: Situation) -> Reasons:
     if not recipe.run.validate_every:
         reason = "run.validate_every is 0: nothing is measured."
         return {f"validation.{item.name}": reason for item in fields(recipe.validation)}
-    return (
-        {"validation.fraction": "validation.path names the images."}
-        if recipe.validation.path
-        else {}
-    )
+    given = recipe.validation.path
+    return {"validation.fraction": "validation.path names the images."} if given else {}
 
 
 def _of_evaluation(run: Situation) -> Reasons:
-    if not run.recipe.run.validate_every:
-        return {}
-    reason = "the images that run.validate_every measures are compared with, and no others."
-    return {"evaluation.hold_out": reason}
+    if run.recipe.run.validate_every:
+        reason = "the images that run.validate_every measures are compared with, and no others."
+        return {"evaluation.hold_out": reason}
+    reason = f"no subject has {ENOUGH} different images, so all are trained on anyway."
+    return {"evaluation.hold_out": reason} if holds_out_none(run.training) else {}
 
 
 _SECTIONS: dict[str, Callable[[Situation], Reasons]] = {
