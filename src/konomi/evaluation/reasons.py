@@ -12,6 +12,8 @@ from konomi.evaluation.constraints import Breach, likeness_of
 from konomi.evaluation.summary import Candidate, Estimate, Summary
 from konomi.language import translated
 
+_ONE_SIDED = 1.645 / 1.960
+"""That a rise is above 0 is asked to one side: its 95 % limit lies nearer than the interval's."""
 Both = tuple[str, str]
 """English, Japanese."""
 
@@ -108,7 +110,10 @@ def _by_chance(choice: Choice) -> Both:
     chosen = choice.chosen
     assert chosen is not None
     own = _likeness(chosen, choice.limits)
-    if own is None or own.difference is None or own.difference[1] > 0:
+    if own is None or own.difference is None:
+        return "", ""
+    rise, low, _ = own.difference
+    if rise > _ONE_SIDED * (rise - low):
         return "", ""
     return (
         " But the rise over the base may be chance: more steps, or --seeds with more pictures, "

@@ -175,3 +175,6 @@ def test_a_rise_that_may_be_chance_is_called_so():
     assert found.id == uncertain.id and found.reason.count("may be chance") == 1
     assert "偶然" in found.reason_ja
     assert "chance" not in suggest(summary(sure), LIMITS).reason
+    # 0.09 +- 0.098 reaches below 0; its limit to one side, 0.09 - 0.082, does not.
+    nearly = replace(sure, scores=sure.scores | {"likeness": known(0.39, 0.3, error=0.05)})
+    assert "chance" not in suggest(summary(nearly), LIMITS).reason
