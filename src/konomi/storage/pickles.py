@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import mmap
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import IO, Any, cast
@@ -87,7 +88,9 @@ def _load(path: Path, findings: Findings, can_map: bool) -> Any:
     )
     allowed += [(_NamedCallback, LIGHTNING_CALLBACK)] if findings.names_callback else []
     try:
-        with torch.serialization.safe_globals(cast(Any, allowed)):
+        with torch.serialization.safe_globals(cast(Any, allowed)), warnings.catch_warnings():
+            # What torch finds odd in a stranger's pickle is read, or refused in one line.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             # By name, torch would take a pickle called .safetensors for the other format; mapping
             # needs the name.
             if path.suffix.lower() == ".safetensors":

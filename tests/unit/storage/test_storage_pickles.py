@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,16 @@ def test_any_damage_is_one_clear_line(tmp_path: Path, zipped: bool) -> None:
             assert "\n" not in str(error)
             refused += 1
     assert refused >= 75
+
+
+@BOTH
+def test_a_damaged_number_of_the_protocol_makes_no_noise(tmp_path: Path, zipped: bool) -> None:
+    path = save(tmp_path / "x.pt", OrderedDict(a=torch.ones(3)), zipped=zipped)
+    raw = path.read_bytes()
+    for place in (at for at in range(len(raw) - 1) if raw[at : at + 2] == b"\x80\x02"):
+        path.write_bytes(raw[: place + 1] + b"\xa3" + raw[place + 2 :])
+        with suppress(FileFormatError):
+            read_pickle(path)
 
 
 def test_nothing_in_the_source_loads_unsafely() -> None:
