@@ -60,6 +60,7 @@ EXCEPTIONS: dict[str, str] = {
     r"already has a replaced forward$|^this UNet reads pooled"
     r"|^buckets are multiples": "a programmer's",
     r"^no step is under way|^two live adapters": "a programmer's",
+    r"^Detected pickle protocol$": "torch's own, which is kept from the reader",
     r"is missing in some parts$|^the run is to end$"
     r"|^a \{\} too long to be shown$": "a programmer's, or a value",
     r"^a (network \{\} of width|whole number of \{\} bits|list or table of \{\})|^ and "
