@@ -1,10 +1,9 @@
 """`konomi compare`."""
 
-import argparse
 from pathlib import Path
 
 from konomi.cli.arguments import ArgumentParser
-from konomi.cli.recipes import check_folders
+from konomi.cli.recipes import add_subject_flags, check_folders
 
 
 def compare(arguments: list[str]) -> int:
@@ -22,7 +21,7 @@ def compare(arguments: list[str]) -> int:
     events = tasks.compare(
         what,
         images=options.images,
-        base=options.base,
+        base=options.base or "",
         trigger=options.trigger,
         class_noun=options.class_noun,
         prior_images=options.prior,
@@ -63,6 +62,7 @@ def _parser() -> ArgumentParser:
         help="methods (lora, textual_inversion, ...) or recipe files",
     )
     add_subject_flags(parser)
+    add("--seed", metavar="S", type=int, help="random seed for order, noise and timesteps")
     add(
         "--budget",
         metavar="UNIT=N",
@@ -106,41 +106,3 @@ def _parser() -> ArgumentParser:
     add("--plan", action="store_true", help="show runs, steps and time, and stop there")
     add("--json", action="store_true", help="print JSON for programs")
     return parser
-
-
-def add_subject_flags(parser: argparse.ArgumentParser) -> None:
-    """What all candidates learn, and from where."""
-    add = parser.add_argument
-    add(
-        "--images",
-        metavar="DIR",
-        type=Path,
-        action="append",
-        default=[],
-        help="folder of training images; may be repeated",
-    )
-    add(
-        "--base",
-        default="",
-        help="`tiny` (built in), a folder, a .safetensors or .ckpt file, or a hub id",
-    )
-    add(
-        "--trigger",
-        metavar="WORD",
-        default="",
-        help="the trigger word for what is trained",
-    )
-    add(
-        "--class",
-        dest="class_noun",
-        metavar="NOUN",
-        default="",
-        help="the class of the subject, e.g. dog",
-    )
-    add(
-        "--prior",
-        metavar="DIR",
-        type=Path,
-        help="class (regularisation) images, so that the class is preserved",
-    )
-    add("--seed", metavar="S", type=int, help="random seed for order, noise and timesteps")

@@ -1,13 +1,10 @@
 """`konomi evaluate`."""
 
-import sys
 from pathlib import Path
 
 from konomi.cli.arguments import ArgumentParser
 from konomi.errors import RecipeError
 from konomi.language import translated
-
-INTERRUPTED = 130
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -22,9 +19,8 @@ def evaluate(arguments: list[str]) -> int:
     from konomi import tasks
     from konomi.cli.evaluation_view import print_summary
     from konomi.cli.plain import json_text
-    from konomi.cli.progress import shown
+    from konomi.cli.progress import finished_or_interrupted
     from konomi.evaluation.store import read_summary
-    from konomi.training.events import Finished
 
     events = tasks.evaluate(
         sources,
@@ -40,17 +36,9 @@ def evaluate(arguments: list[str]) -> int:
         device=options.device,
         precision=options.precision,
     )
-    finished = None
-    try:
-        for event in events if options.json else shown(events):
-            if isinstance(event, Finished):
-                finished = event
-    except KeyboardInterrupt:
-        told = "Interrupted; what is done is kept. The same command goes on with it."
-        print(translated(told), file=sys.stderr)
-        return INTERRUPTED
-    if finished is None:
-        return 0
+    finished = finished_or_interrupted(events, quiet=options.json)
+    if finished is None or isinstance(finished, int):
+        return finished or 0
     summary = read_summary(Path(finished.path).parent)
     if options.json:
         print(json_text(summary))

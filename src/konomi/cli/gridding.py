@@ -1,14 +1,11 @@
 """`konomi grid`."""
 
-import sys
 from pathlib import Path
 
 from konomi.cli.arguments import ArgumentParser
 from konomi.cli.generating import METAVARS, add_picture_settings
 from konomi.cli.recipes import add_base_flags
 from konomi.language import translated
-
-INTERRUPTED = 130
 
 
 def grid(arguments: list[str]) -> int:
@@ -17,8 +14,7 @@ def grid(arguments: list[str]) -> int:
 
     from konomi import tasks
     from konomi.cli.plain import json_text
-    from konomi.cli.progress import shown
-    from konomi.training.events import Finished
+    from konomi.cli.progress import finished_or_interrupted
 
     events = tasks.grid(
         options.x,
@@ -37,17 +33,9 @@ def grid(arguments: list[str]) -> int:
         device=options.device,
         precision=options.precision,
     )
-    finished = None
-    try:
-        for event in events if options.json else shown(events):
-            if isinstance(event, Finished):
-                finished = event
-    except KeyboardInterrupt:
-        told = "Interrupted; what is done is kept. The same command goes on with it."
-        print(translated(told), file=sys.stderr)
-        return INTERRUPTED
-    if finished is None:
-        return 0
+    finished = finished_or_interrupted(events, quiet=options.json)
+    if finished is None or isinstance(finished, int):
+        return finished or 0
     if options.json:
         print(json_text({"page": finished.path, "picture": finished.pictures[0]}))
         return 0

@@ -73,6 +73,18 @@ def follow(
     return _code(finished)
 
 
+def finished_or_interrupted(events: Iterator[Event], *, quiet: bool) -> Finished | int | None:
+    """Go through work that the same command goes on with, shown unless `quiet`: how it finished,
+    or, after Ctrl-C, the exit code.
+    """
+    try:
+        return _drain(events if quiet else shown(events))
+    except KeyboardInterrupt:
+        told = "Interrupted; what is done is kept. The same command goes on with it."
+        print(translated(told), file=sys.stderr)
+        return INTERRUPTED
+
+
 def shown(events: Iterator[Event]) -> Iterator[Event]:
     """The same events, each drawn on its way."""
     # Closing the events before the traceback, if there is one, lets the loop put away what it

@@ -166,6 +166,21 @@ def check(arguments: list[str]) -> int:
 def add_recipe_flags(parser: argparse.ArgumentParser, *, base: str | None = None) -> None:
     """The flags that make a recipe of a method and a folder; `base` is the default in that case."""
     parser.set_defaults(default_base=base)
+    add_subject_flags(parser)
+    add_base_flags(parser)
+    add = parser.add_argument
+    add(
+        "--clip",
+        metavar="CLIP",
+        help="a CLIP folder or hub id that proposes a class noun where none is given",
+    )
+    add("--output", metavar="RUN", help="the run folder (default: runs/NAME)")
+    add("--steps", metavar="N", type=int, help="total number of optimiser steps")
+    add("--seed", metavar="S", type=int, help="random seed for order, noise and timesteps")
+
+
+def add_subject_flags(parser: argparse.ArgumentParser) -> None:
+    """What is learned, and on which base."""
     add = parser.add_argument
     add(
         "--images",
@@ -176,13 +191,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser, *, base: str | None = None
         help="folder of training images; may be repeated",
     )
     add("--base", help="`tiny` (built in), a folder, a .safetensors or .ckpt file, or a hub id")
-    add_base_flags(parser)
-    add(
-        "--trigger",
-        metavar="WORD",
-        default="",
-        help="the trigger word for what is trained",
-    )
+    add("--trigger", metavar="WORD", default="", help="the trigger word for what is trained")
     add(
         "--class",
         dest="class_noun",
@@ -191,19 +200,11 @@ def add_recipe_flags(parser: argparse.ArgumentParser, *, base: str | None = None
         help="the class of the subject, e.g. dog",
     )
     add(
-        "--clip",
-        metavar="CLIP",
-        help="a CLIP folder or hub id that proposes a class noun where none is given",
-    )
-    add(
         "--prior",
         metavar="DIR",
         type=Path,
         help="class (regularisation) images, so that the class is preserved",
     )
-    add("--output", metavar="RUN", help="the run folder (default: runs/NAME)")
-    add("--steps", metavar="N", type=int, help="total number of optimiser steps")
-    add("--seed", metavar="S", type=int, help="random seed for order, noise and timesteps")
 
 
 def add_base_flags(parser: argparse.ArgumentParser) -> None:

@@ -25,6 +25,7 @@ from konomi.evaluation.candidates import (
 from konomi.evaluation.drawing import PictureFolder, model_key
 from konomi.evaluation.encoders.encoder import Encoders
 from konomi.evaluation.job import Evaluation
+from konomi.evaluation.scorers.scorer import Scorer
 from konomi.evaluation.scoring import TRAINED_ON, measured, pictures_of, scores_key, usable_scorers
 from konomi.evaluation.statistics import estimate
 from konomi.evaluation.store import (
@@ -52,6 +53,9 @@ class _Work:
     base: BaseModel
     encoders: Encoders
     folder: Path
+    scorers: Sequence[Scorer]
+    unscored: Sequence[str]
+    """A line on each scorer that is left out."""
     folders: dict[str, PictureFolder] = field(default_factory=dict)
     """By candidate; those that could be drawn."""
     failures: dict[str, str] = field(default_factory=dict)
@@ -70,7 +74,7 @@ def measure(
     Raises RunError for the disk, ModelError where the base itself cannot be drawn; what was
     finished is kept.
     """
-    work = _Work(evaluation, base, encoders, folder)
+    work = _Work(evaluation, base, encoders, folder, *usable_scorers(evaluation))
     yield from _draw(work, memory)
     yield from _score(work)
     summary = _summary(work)
@@ -131,9 +135,8 @@ def _draw_file(
 
 
 def _score(work: _Work) -> Iterator[Event]:
-    evaluation, encoders = work.evaluation, work.encoders
-    scorers, notes = usable_scorers(evaluation)
-    yield from map(Warned, notes)
+    evaluation, encoders, scorers = work.evaluation, work.encoders, work.scorers
+    yield from map(Warned, work.unscored)
     base = work.folders[BASE]
     base_pictures = pictures_of(evaluation, base)
     total = len(work.folders)
@@ -157,7 +160,6 @@ def _score(work: _Work) -> Iterator[Event]:
 
 def _summary(work: _Work) -> Summary:
     evaluation = work.evaluation
-    scorers, notes = usable_scorers(evaluation)
     known = {name for found in work.found.values() for name in found.scores}
     references = evaluation.references
     trained_on = "" if references.held_out else TRAINED_ON
@@ -177,18 +179,18 @@ def _summary(work: _Work) -> Summary:
                 scorer.higher_is_better,
                 trained_on if "references" in scorer.needs else "",
             )
-            for scorer in scorers
+            for scorer in work.scorers
             if scorer.name in known
         ),
         candidates=tuple(_candidates(work)),
         suggestion=None,
-        notes=(*evaluation.notes, *notes),
+        notes=(*evaluation.notes, *work.unscored),
     )
 
 
 def _candidates(work: _Work) -> Iterator[Candidate]:
     base = work.found[BASE]
-    bounds = {scorer.name: scorer.bounds for scorer in usable_scorers(work.evaluation)[0]}
+    bounds = {scorer.name: scorer.bounds for scorer in work.scorers}
     yield Candidate(
         id=BASE,
         label=work.evaluation.base,
