@@ -57,10 +57,10 @@ def write_model(path: Path, family: str, size: str, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(1 << 22, generator=generator).mul_(0.02).half()
     with tensor_writer(path, planned, metadata) as writer:
-        for plan in planned:
+        for number, plan in enumerate(planned):
             count = plan.size // 2
             repeated = noise.repeat(count // len(noise) + 1)[:count]
-            writer.write(repeated.reshape(plan.shape))
+            writer.write(number, repeated.reshape(plan.shape))
 
 
 def copy(sources: list[Path], target: Path) -> None:

@@ -62,7 +62,7 @@ def n_average(models: Sequence[Tensor], knobs: Knobs) -> Tensor:
 def add_difference(models: Sequence[Tensor], knobs: Knobs) -> Tensor:
     """A + alpha (B - C) (A1111; task arithmetic of Ilharco et al. 2023)."""
     a, b, c = models
-    return torch.sub(b, c).mul_(knobs.alpha).add_(a)
+    return torch.add(a, torch.sub(b, c), alpha=knobs.alpha)
 
 
 def triple_sum(models: Sequence[Tensor], knobs: Knobs) -> Tensor:

@@ -31,6 +31,9 @@ class MergeMethod:
     density: float | None = None
     random: bool = False
     """It draws, so the seed counts."""
+    rounds_once: bool = False
+    """Of half precision it computes in float32 and rounds at the end, as PyTorch's `lerp` does, so
+    that its tensors need not be converted first."""
     differences: bool = False
     """What it adds to the first model is a difference between others, so that models of another
     number of input channels can be mixed."""
@@ -41,8 +44,8 @@ class MergeMethod:
 
 
 METHODS: tuple[MergeMethod, ...] = (
-    MergeMethod(formulas.weighted_sum, (2, 2), "A B", True, alpha=0.5),
-    MergeMethod(formulas.sigmoid, (2, 2), "A B", True, alpha=0.5),
+    MergeMethod(formulas.weighted_sum, (2, 2), "A B", True, alpha=0.5, rounds_once=True),
+    MergeMethod(formulas.sigmoid, (2, 2), "A B", True, alpha=0.5, rounds_once=True),
     MergeMethod(formulas.n_average, (2, None), "A B ...", True),
     MergeMethod(formulas.add_difference, (3, 3), "A B BASE", True, alpha=1.0, differences=True),
     MergeMethod(formulas.triple_sum, (3, 3), "A B C", True, alpha=0.33, beta=0.33),

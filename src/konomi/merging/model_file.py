@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -41,6 +42,8 @@ class Stored:
     read: Callable[[], Tensor]
     place: int
     """Where it lies among the others, for reading in order."""
+    read_into: Callable[[int, memoryview], None] | None = None
+    """Fills a buffer with its bytes from one of them on; None where it is made, not stored."""
 
 
 @dataclass(slots=True)
@@ -203,8 +206,9 @@ def _stored(file: TensorFile, stack: ExitStack) -> dict[str, Stored]:
         name: Stored(
             info.shape,
             torch_dtype(info.dtype),
-            lambda name=name: reader.read(name),  # type: ignore[misc]
+            partial(reader.read, name),
             info.start,
+            partial(reader.read_into, name),
         )
         for name, info in reader.header.tensors.items()
     }

@@ -110,7 +110,13 @@ def plan_merge(
         own = replace(knobs, alpha=weights.of(name, first.family), name=name)
         formula: Callable[[Sequence[Tensor]], Tensor] = partial(_apply, method, own)
         jobs.append(
-            replace(job, inputs=(*job.inputs, *inputs), formula=formula, by_value=method.by_value)
+            replace(
+                job,
+                inputs=(*job.inputs, *inputs),
+                formula=formula,
+                by_value=method.by_value,
+                rounds_once=method.rounds_once,
+            )
         )
     jobs += _markers(first)
     if not merged:
@@ -149,7 +155,8 @@ def _fit(stored: Stored, wanted: Stored, name: str, method: MergeMethod) -> Stor
         and (stored.shape[0], *stored.shape[2:]) == (wanted.shape[0], *wanted.shape[2:])
     ):
         # The inpainting model's further channels get no difference.
-        return replace(stored, shape=wanted.shape, read=partial(_padded, stored, wanted.shape))
+        padded = partial(_padded, stored, wanted.shape)
+        return replace(stored, shape=wanted.shape, read=padded, read_into=None)
     return None
 
 

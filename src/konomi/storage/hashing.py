@@ -12,17 +12,13 @@ if TYPE_CHECKING:
 
 SHORT_HASH_START = 0x100000
 SHORT_HASH_LENGTH = 0x10000
-_BLOCK = 1 << 20
 
 
 def sha256_file(path: Path | str, *, start: int = 0) -> str:
     """SHA-256 of a file from byte `start` on, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
+    with Path(path).open("rb", buffering=0) as file:
         file.seek(start)
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def short_hash(path: Path | str) -> str:

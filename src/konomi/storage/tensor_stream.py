@@ -7,12 +7,14 @@ of the process, and a machine that is short of it would have to push other progr
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
 import struct
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -57,19 +59,23 @@ class TensorReader:
         """
         info = self.header.tensors[name]
         stored = torch.empty(info.size, dtype=torch.uint8)
-        view = tensor_bytes(stored)
+        self.read_into(name, 0, tensor_bytes(stored))
+        return stored.view(torch_dtype(info.dtype)).reshape(info.shape)
+
+    def read_into(self, name: str, first: int, target: memoryview) -> None:
+        """Fill a buffer with the bytes of a tensor, from its byte `first` on. May be called by
+        several threads. Raises as `read` does.
+        """
+        start = self.header.data_start + self.header.tensors[name].start + first
         try:
             done = 0
-            while done < info.size:
-                got = _read_into(
-                    self._descriptor, view[done:], self.header.data_start + info.start + done
-                )
+            while done < len(target):
+                got = _read_into(self._descriptor, target[done:], start + done)
                 if not got:
                     raise FileFormatError(f"{self.path}: has become shorter while it was read.")
                 done += got
         except OSError as error:
             raise FileFormatError(f"{self.path}: cannot be read ({error.strerror}).") from error
-        return stored.view(torch_dtype(info.dtype)).reshape(info.shape)
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -95,13 +101,29 @@ def torch_dtype(word: str) -> torch.dtype:
     raise FileFormatError(f"{word}: PyTorch has no such type of numbers.")
 
 
+_MOVED = threading.Lock()
+"""Windows has one position for a file; elsewhere each call names its own."""
+
+
 def _read_into(descriptor: int, view: memoryview, start: int) -> int:
     if hasattr(os, "preadv"):
         return os.preadv(descriptor, [view], start)
-    os.lseek(descriptor, start, os.SEEK_SET)  # Windows, where one thread reads at a time.
-    block = os.read(descriptor, len(view))
+    with _MOVED:
+        os.lseek(descriptor, start, os.SEEK_SET)
+        block = os.read(descriptor, len(view))
     view[: len(block)] = block
     return len(block)
+
+
+def _write_at(descriptor: int, block: memoryview, start: int) -> None:
+    if not hasattr(os, "pwrite"):
+        with _MOVED:
+            os.lseek(descriptor, start, os.SEEK_SET)
+            write_all(descriptor, block)
+        return
+    while block:
+        done = os.pwrite(descriptor, block[: 1 << 30], start)
+        block, start = block[done:], start + done
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,31 +140,44 @@ class PlannedTensor:
         return math.prod(self.shape) * TYPE_BYTES[dtype_word(self.name, self.dtype)]
 
 
-@dataclass(slots=True)
 class TensorWriter:
-    """Takes the tensors of a file in the order in which they were planned."""
+    """A file whose tensors have been planned; they are written in any order, whole or in pieces,
+    by any thread.
+    """
 
-    descriptor: int
-    planned: Sequence[PlannedTensor]
-    metadata: Mapping[str, str]
-    """May be replaced until the end, by a table that is not longer: what is known only when
-    everything has been read (hashes) is planned as a text of the same length."""
-    header_size: int = 0
-    _count: int = field(default=0, init=False)
+    def __init__(
+        self,
+        descriptor: int,
+        planned: Sequence[PlannedTensor],
+        metadata: Mapping[str, str],
+        header_size: int,
+    ) -> None:
+        self.planned = planned
+        self.metadata = metadata
+        """May be replaced until the end, by a table that is not longer: what is known only when
+        everything has been read (hashes) is planned as a text of the same length."""
+        self._descriptor = descriptor
+        self._header_size = header_size
+        ends = itertools.accumulate((plan.size for plan in planned), initial=header_size)
+        self._starts = tuple(ends)[:-1]
+        self._written = [0] * len(planned)
 
-    def write(self, tensor: Tensor) -> None:
-        """The next one."""
-        plan = self.planned[self._count]
+    def write(self, number: int, tensor: Tensor) -> None:
+        """The whole of tensor `number` of the plan."""
+        plan = self.planned[number]
         assert (tensor.dtype, tuple(tensor.shape)) == (plan.dtype, plan.shape), plan.name
-        write_all(self.descriptor, tensor_bytes(tensor))
-        self._count += 1
+        self.write_piece(number, 0, tensor_bytes(tensor))
+
+    def write_piece(self, number: int, first: int, block: memoryview) -> None:
+        """Bytes of tensor `number`, from its byte `first` on."""
+        _write_at(self._descriptor, block, self._starts[number] + first)
+        self._written[number] += len(block)
 
     def _finish(self) -> None:
-        assert self._count == len(self.planned)
-        header = _header(self.planned, self.metadata, self.header_size)
-        assert len(header) == self.header_size
-        os.lseek(self.descriptor, 0, os.SEEK_SET)
-        write_all(self.descriptor, header)
+        assert self._written == [plan.size for plan in self.planned]
+        header = _header(self.planned, self.metadata, self._header_size)
+        assert len(header) == self._header_size
+        _write_at(self._descriptor, memoryview(header), 0)
 
 
 @contextlib.contextmanager
@@ -166,7 +201,6 @@ def tensor_writer(
     check_free_space(path.parent, _SLACK + len(header) + sum(plan.size for plan in planned))
     with write_file(path) as temporary, temporary.open("wb", buffering=0) as file:
         writer = TensorWriter(file.fileno(), planned, metadata, len(header))
-        write_all(file.fileno(), header)
         yield writer
         writer._finish()
         if path.exists():

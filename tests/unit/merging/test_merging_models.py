@@ -224,11 +224,11 @@ def test_other_files_are_named_for_what_they_are(models, tmp_path):
 
 
 def test_a_full_disk_leaves_nothing(models, tmp_path, monkeypatch):
-    def full(descriptor, block):
+    def full(descriptor, block, start):
         raise OSError(28, "No space left on device")
 
     a, b = models("sd1", 0), models("sd1", 1)
-    monkeypatch.setattr("konomi.storage.tensor_stream.write_all", full)
+    monkeypatch.setattr("konomi.storage.tensor_stream._write_at", full)
     with pytest.raises(RunError, match="the disk is full"):
         merge_models([a, b], tmp_path / "out.safetensors")
     assert list(tmp_path.iterdir()) == []
