@@ -43,7 +43,7 @@ EXCEPTIONS: dict[str, str] = {
     r"^a house by a lake$|on the beach$": "a prompt",
     r"^konomi [a-z]+( \{\})*( --.*)?$"
     r"|^konomi (check|train) RECIPE|^pipe\.|^ddim, euler": "a command, or code",
-    r"^- not imported: ": "a comment in a recipe",
+    r"^- not imported: |^# The recipe of a recipe card": "a comment in a recipe",
     r"unique_token": "code in the file of a data set",
     r"^no [a-z_]+( \(sd-scripts' default\))?$": "the name of a setting that was not there",
     r"^(any|one) of \{\}$": "a piece of what a setting takes, which has entries as a whole",
@@ -56,7 +56,7 @@ EXCEPTIONS: dict[str, str] = {
     r"^class images/": "not shown",
     r"^(Prodigy|schedule-free|Lion) optimiser$|^\.tar shards$|^Reading \.tar "
     r"shards$|pip install": "a name",
-    r"^\{\}, Sheet of: ": "written into a picture",
+    r"^\{\}, Sheet of: |\nno previews were drawn$": "written into a picture",
     r"already has a replaced forward$|^this UNet reads pooled"
     r"|^buckets are multiples": "a programmer's",
     r"^no step is under way|^two live adapters": "a programmer's",

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from konomi.tasks import merge_models as merge_models
     from konomi.tasks import new_recipe as new_recipe
     from konomi.tasks import read_recipe as read_recipe
+    from konomi.tasks import recipe_from_card as recipe_from_card
     from konomi.tasks import recipe_from_flags as recipe_from_flags
+    from konomi.tasks import recipe_of_card as recipe_of_card
     from konomi.tasks import report as report
     from konomi.tasks import resize as resize
     from konomi.tasks import resume as resume

@@ -1,14 +1,16 @@
 """The page that a run ends with: there, true to the run, and never in its way."""
 
 import json
+from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 import konomi
 from konomi.cli.main import main
 from konomi.errors import RunError
 from konomi.evaluation.page import NAME, step_of_page
-from konomi.tasks import reporting
+from konomi.tasks import recipe_card, reporting
 from konomi.training.events import Finished, Step, Warned
 
 
@@ -31,6 +33,10 @@ def test_a_run_ends_with_a_page_and_is_whole_without_one(make_recipe, tmp_path, 
     monkeypatch.setattr(reporting, "write_page", broken)
     events = run(make_recipe(folder, steps=2))
     assert events[-1].path and events[-1].report == "" and not (folder / NAME).exists()
+    # Also without previews there is a card, for its recipe.
+    assert konomi.recipe_of_card(events[-1].card) and events[-1].card == str(
+        folder / "sks.card.png"
+    )
     warned = [event.message for event in events if isinstance(event, Warned)]
     assert "report.html could not be written: ZeroDivisionError: the paper is out" in warned
     # What is missing is made up for, without a step and without touching the result.
@@ -44,6 +50,54 @@ def test_a_run_ends_with_a_page_and_is_whole_without_one(make_recipe, tmp_path, 
         list(konomi.resume(folder))
     # A longer run has a page of its own; until it is written, the old one does not count.
     assert list(konomi.resume(folder, steps=3))[-1].report and step_of_page(folder) == 3
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_a_card_that_carries_its_recipe(make_recipe, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    asked = make_recipe(
+        folder,
+        steps=2,
+        overrides=[
+            "run.preview_every=1",
+            "run.checkpoint_every=1",
+            "preview.steps=1",
+            "preview.size=32",
+            'preview.prompts=["a sks dog", "浜辺の犬"]',
+        ],
+    )
+    monkeypatch.setattr(recipe_card, "stacked", lambda *_: 1 / 0)
+    events = run(asked)
+    assert events[-1].path and events[-1].card == "" and (folder / NAME).exists()
+    warned = [event.message for event in events if isinstance(event, Warned)]
+    assert any("the recipe card could not be written: ZeroDivisionError" in one for one in warned)
+    monkeypatch.undo()
+    monkeypatch.delenv("KONOMI_REPORT")
+    # What is missing is made up for, and nothing else.
+    last = list(konomi.resume(folder))[-1]
+    card = folder / "sks.card.png"
+    assert (last.card, last.report) == (str(card), "")
+    with pytest.raises(RunError, match="nothing is missing"):
+        list(konomi.resume(folder))
+    with Image.open(card) as opened:
+        # Two rows, the base above what was learned, and a column for each prompt.
+        assert opened.width > 2 * 288 and opened.height > 2 * 288
+    text = card.read_bytes()
+    assert str(tmp_path).encode() not in text
+    again = konomi.recipe_from_card(
+        card, images=[asked.data.sources[0].path], base=asked.base, overrides=["run.steps=1"]
+    )
+    kept = {"output": str(folder), "steps": 2, "name": "", "device": "auto"}
+    assert replace(again.run, **kept) == asked.run and again.method == asked.method
+    # A branch keeps the base's pictures, so that its card has them as well.
+    branch = list(konomi.branch(folder, 1, ["run.seed=5"]))[-1]
+    first = sorted((folder.with_name("run-2") / "previews").glob("step-000000-*.png"))
+    assert [one.read_bytes() for one in first] == [
+        one.read_bytes() for one in sorted((folder / "previews").glob("step-000000-*.png"))
+    ]
+    assert len(first) == 2
+    with Image.open(branch.card) as theirs, Image.open(card) as ours:
+        assert theirs.size == ours.size
 
 
 @pytest.mark.slow

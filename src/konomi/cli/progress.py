@@ -68,6 +68,9 @@ def follow(
             print(translated(f"Pictures: {', '.join(finished.pictures)}"))
         if finished.report:
             print(translated(f"Look at {finished.report}"))
+        if finished.card:
+            told = f"Recipe card to share (no paths but their last names in it): {finished.card}"
+            print(translated(told))
         for lead, command in zip(("Next:", "Or:  "), finished.next_commands):
             print(translated(f"{lead} {command}"))
     return _code(finished)

@@ -34,24 +34,15 @@ def new(arguments: list[str]) -> int:
         "--from",
         dest="source",
         metavar="FILE|COMMAND",
-        help="import settings: an sd-scripts TOML or command line, OneTrainer JSON, "
-        "ai-toolkit YAML",
+        help="the recipe in a recipe card (NAME.card.png), or import settings: an sd-scripts TOML "
+        "or command line, OneTrainer JSON, ai-toolkit YAML",
     )
     parser.add_argument(
         "-o", "--output", metavar="FILE", type=Path, help="output file; by default the screen"
     )
-    parser.add_argument(
-        "--base", default="tiny", help="the model to start from (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--images", metavar="DIR", default="photos", help="folder of images (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--trigger",
-        metavar="WORD",
-        default="",
-        help="the trigger word for what is trained",
-    )
+    parser.add_argument("--base", help="the model to start from (default: tiny)")
+    parser.add_argument("--images", metavar="DIR", help="folder of images (default: photos)")
+    parser.add_argument("--trigger", metavar="WORD", help="the trigger word for what is trained")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     options = parser.parse_args(arguments)
 
@@ -61,13 +52,17 @@ def new(arguments: list[str]) -> int:
     from konomi.tasks.recipes import METHOD_CONFIGS
 
     if options.source is not None:
+        _say_unused(options)
         text = _brought_along(options.source)
     elif options.method is None:
         parser.error("name a method (lora, full, ...), or other settings with --from")
     else:
         config = require_method(options.method, METHOD_CONFIGS)
         text = commented_recipe(
-            config, base=options.base, images=options.images, trigger=options.trigger
+            config,
+            base=options.base or "tiny",
+            images=options.images or "photos",
+            trigger=options.trigger or "",
         )
     if options.output is None or str(options.output) == "-":
         print(text, end="")
@@ -87,12 +82,25 @@ def new(arguments: list[str]) -> int:
     return 0
 
 
+def _say_unused(options: argparse.Namespace) -> None:
+    """What --from leaves without effect: the settings that it brings count."""
+    given = {"METHOD": options.method, "--base": options.base, "--images": options.images}
+    for flag in (flag for flag, value in (given | {"--trigger": options.trigger}).items() if value):
+        told = f"{flag} has no effect with --from. Change it in the recipe that is written."
+        print(f"note: {translated(told)}", file=sys.stderr)
+
+
 def _brought_along(source: str) -> str:
-    """The recipe of another tool's settings; what is not taken over is said as well as written."""
+    """The recipe in a card, or of another tool's settings; what is not taken over is said as well
+    as written.
+    """
+    from konomi.config.card import is_picture
     from konomi.config.foreign import import_settings, imported_recipe
     from konomi.errors import printable
-    from konomi.tasks.recipes import METHOD_CONFIGS
+    from konomi.tasks.recipes import METHOD_CONFIGS, recipe_of_card
 
+    if is_picture(Path(source)):
+        return recipe_of_card(source)
     found = import_settings(source, METHOD_CONFIGS)
     for line in found.left:
         print(translated(f"not imported: {printable(line)}"), file=sys.stderr)
@@ -107,7 +115,7 @@ def check(arguments: list[str]) -> int:
     """Show what a run would do."""
     parser = ArgumentParser(
         prog="konomi check",
-        usage="konomi check RECIPE [key=value ...] [--time] [--json] [--all]\n"
+        usage="konomi check RECIPE|CARD [key=value ...] [--time] [--json] [--all]\n"
         "       konomi check [METHOD] --images DIR [--base BASE] [options] [key=value ...]\n"
         "       konomi check --run RUN [--json]",
         description="Per image the final caption, bucket, crop, repeats and problems; steps and "
@@ -245,12 +253,15 @@ def check_folders(options: argparse.Namespace) -> None:
 
 
 def _from_file(what: str, options: argparse.Namespace, changes: list[str]) -> "Recipe":
+    from konomi.config.card import is_picture
+
     flags = {"--images": options.images, "--prior": options.prior}
     flags |= {"--trigger": options.trigger, "--class": options.class_noun}
-    if given := [flag for flag, value in flags.items() if value]:
+    is_card = is_picture(Path(what))
+    if not is_card and (given := [flag for flag, value in flags.items() if value]):
         raise RecipeError(
-            f"{given[0]}: goes with a method, not with a recipe. Change data.sources in {what} "
-            "instead."
+            f"{given[0]}: goes with a method or a recipe card, not with a recipe. Change "
+            f"data.sources in {what} instead."
         )
     if not Path(what).exists():
         raise RecipeError(
@@ -262,9 +273,18 @@ def _from_file(what: str, options: argparse.Namespace, changes: list[str]) -> "R
         if (value := getattr(options, flag)) is not None
     ]
 
-    from konomi.tasks.recipes import read_recipe
+    from konomi.tasks.recipes import read_recipe, recipe_from_card
 
-    return read_recipe(what, [*flagged, *changes])
+    if not is_card:
+        return read_recipe(what, [*flagged, *changes])
+    return recipe_from_card(
+        what,
+        images=options.images,
+        trigger=options.trigger,
+        class_noun=options.class_noun,
+        prior_images=options.prior,
+        overrides=[*flagged, *changes],
+    )
 
 
 def _from_method(what: str, options: argparse.Namespace, changes: list[str]) -> "Recipe":

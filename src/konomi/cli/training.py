@@ -12,6 +12,7 @@ def train(arguments: list[str]) -> int:
     parser = ArgumentParser(
         prog="konomi train",
         usage="konomi train RECIPE [key=value ...]\n"
+        "       konomi train CARD [--images DIR] [--base BASE] [options] [key=value ...]\n"
         "       konomi train METHOD --images DIR --base BASE [options] [key=value ...]",
         description="Train. Every setting of a recipe can be changed by key=value, for example "
         "method.rank=8.",
@@ -21,7 +22,7 @@ def train(arguments: list[str]) -> int:
         "what",
         metavar="RECIPE|METHOD",
         nargs="+",
-        help="a recipe file, or a method: lora, full, ...",
+        help="a recipe file, a recipe card (NAME.card.png), or a method: lora, full, ...",
     )
     add_recipe_flags(parser)
     parser.add_argument(

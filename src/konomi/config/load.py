@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 
 from pydantic import ValidationError
 
+from konomi.config.card import is_picture, read_card
 from konomi.config.overrides import apply_overrides, require_method
 from konomi.config.parse import parse_toml
 from konomi.config.paths import with_paths_from
@@ -77,12 +78,18 @@ def parse_recipe(data: Mapping[str, Any], method_configs: Sequence[type]) -> Rec
 def read_recipe(
     path: str | Path, overrides: Sequence[str] = (), method_configs: Sequence[type] = ()
 ) -> Recipe:
-    """A recipe from a TOML file, with settings changed by `name=value`. Raises RecipeError.
+    """A recipe from a TOML file or a recipe card, with settings changed by `name=value`. Raises
+    RecipeError.
 
     Relative paths in the file start at its folder, those in `overrides` at the current one.
     """
-    data = with_paths_from(read_toml(Path(path)), Path(path).parent)
+    data = with_paths_from(read_plain(Path(path)), Path(path).parent)
     return parse_recipe(apply_overrides(data, overrides, method_configs), method_configs)
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """The plain data of a recipe, of a TOML file or of a recipe card. Raises RecipeError."""
+    return read_card(path) if is_picture(path) else read_toml(path)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

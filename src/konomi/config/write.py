@@ -2,7 +2,7 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tomlkit
@@ -29,7 +29,11 @@ def write_recipe(recipe: Recipe) -> str:
     """The whole recipe as TOML, defaults included, so that it still means the same when defaults
     change.
     """
-    data = recipe_data(recipe)
+    return toml_of(recipe_data(recipe))
+
+
+def toml_of(data: Mapping[str, Any]) -> str:
+    """A recipe's plain data as TOML, sections last."""
     document = tomlkit.document()
     for name in sorted(data, key=lambda name: isinstance(data[name], dict)):
         document.add(name, data[name])

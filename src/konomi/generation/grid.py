@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from math import ceil, sqrt
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from konomi.generation.fonts import Font, drawable, font_for
 
 _MARGIN = 6
 _INK, _PAPER = "black", "white"
@@ -20,14 +22,15 @@ def make_grid(
     """Row by row; `columns` 0 makes it about square. Cells are as large as the largest image.
 
     Labels stand above the columns and left of the rows, captions under the images, wrapped to
-    their room. Raises ValueError without images.
+    their room, in a font that has their characters (`fonts.unknown_characters` says which none
+    has). Raises ValueError without images.
     """
     if not images:
         raise ValueError("a grid needs at least one image")
     columns = columns or ceil(sqrt(len(images)))
     rows = ceil(len(images) / columns)
     width, height = max(i.width for i in images), max(i.height for i in images)
-    font = ImageFont.load_default(size=max(12, min(width, height) // 16))
+    font = font_for([*column_labels, *row_labels, *captions], max(12, min(width, height) // 16))
     head = _Labels(column_labels[:columns], font, width)
     side = _Labels(row_labels[:rows], font, max(width // 2, 80))
     under = _Labels(captions[: len(images)], font, width)
@@ -59,7 +62,7 @@ def stacked(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image
     if not sheets:
         raise ValueError("a stack needs at least one sheet")
     width = max(sheet.width for sheet in sheets)
-    font = ImageFont.load_default(size=max(14, min(width // 24, 32)))
+    font = font_for(titles, max(14, min(width // 24, 32)))
     heads = [_Labels([title], font, width) for title in titles]
     height = sum(head.height + sheet.height for head, sheet in zip(heads, sheets, strict=True))
     stack = Image.new("RGB", (width, height), _PAPER)
@@ -72,14 +75,11 @@ def stacked(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image
     return stack
 
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
 class _Labels:
     """Wrapped labels of one edge, and the room they take."""
 
     def __init__(self, labels: Sequence[str], font: Font, room: int) -> None:
-        self.texts = [_wrap(label, font, room - 2 * _MARGIN) for label in labels]
+        self.texts = [_wrap(drawable(label, font), font, room - 2 * _MARGIN) for label in labels]
         draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
         boxes = [draw.multiline_textbbox((0, 0), text, font=font) for text in self.texts]
         self.width = max((ceil(box[2] - box[0]) + 2 * _MARGIN for box in boxes), default=0)

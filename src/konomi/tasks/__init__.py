@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from konomi.tasks.merging_models import merge_models as merge_models
     from konomi.tasks.recipes import new_recipe as new_recipe
     from konomi.tasks.recipes import read_recipe as read_recipe
+    from konomi.tasks.recipes import recipe_from_card as recipe_from_card
     from konomi.tasks.recipes import recipe_from_flags as recipe_from_flags
+    from konomi.tasks.recipes import recipe_of_card as recipe_of_card
     from konomi.tasks.reporting import report as report
     from konomi.tasks.training import branch as branch
     from konomi.tasks.training import resume as resume
@@ -67,7 +69,9 @@ VERBS = {
     "merge_models": "merging_models",
     "new_recipe": "recipes",
     "read_recipe": "recipes",
+    "recipe_from_card": "recipes",
     "recipe_from_flags": "recipes",
+    "recipe_of_card": "recipes",
     "report": "reporting",
     "resize": "merging_adapters",
     "resume": "training",

@@ -3,6 +3,7 @@ own.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from konomi.config.load import change_recipe
 from konomi.config.recipe import Recipe
 from konomi.errors import FileFormatError, RecipeError, RunError
-from konomi.storage.atomic import explained
+from konomi.storage.atomic import explained, write_file
+from konomi.storage.regular import read_small
 from konomi.tasks.preparing import Job
 from konomi.tasks.same_run import most_bytes
 from konomi.training.checkpoint import (
@@ -33,6 +35,9 @@ _FIXED = {
     "run.precision": "the checkpoint holds what the other number format needs",
 }
 """What a branch cannot change, with all below it, and why."""
+_IN_PICTURES = ("preview.", "text.", "objective.", "data.resolution")
+"""Settings by which the base itself draws other previews."""
+_LARGEST_PICTURE = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +78,21 @@ class Branch:
         with explained(folder):
             write_origins(folder, line_of(self.parent, folder, self.step, self.changed))
             copy_log(self.parent, folder, self.step)
+            self._copy_base_pictures(folder)
         path = write_checkpoint(folder / "checkpoints", self.checkpoint.state, identity, keep=keep)
         return replace(self.checkpoint, path=path)
+
+    def _copy_base_pictures(self, folder: Path) -> None:
+        """What the base drew before the parent's first step: the branch does not begin with it,
+        and cannot draw it any more.
+        """
+        if any(change.path.startswith(_IN_PICTURES) for change in self.changed):
+            return
+        for path in sorted((self.parent / "previews").glob("step-000000-*.png")):
+            with suppress(FileFormatError):
+                encoded = read_small(path, _LARGEST_PICTURE, "preview")
+                with write_file(folder / "previews" / path.name) as temporary:
+                    temporary.write_bytes(encoded)
 
 
 def changed_recipe(recipe: Recipe, changes: Sequence[str]) -> tuple[Recipe, tuple[Change, ...]]:

@@ -34,7 +34,6 @@ from konomi.generation.embedding_request import (
 )
 from konomi.generation.generate import count_on
 from konomi.generation.generate import generate as draw
-from konomi.generation.grid import make_grid
 from konomi.generation.infotext import save_png, save_sheet
 from konomi.generation.prompt_file import read_prompt_file
 from konomi.generation.request import Origin, Picture, Request, UsedAdapter
@@ -51,6 +50,7 @@ from konomi.models.base import BaseModel
 from konomi.models.load import load_base as open_base
 from konomi.storage.atomic import explained
 from konomi.storage.hashing import sha256_file
+from konomi.tasks.sheets import sheet_notes, sheet_of
 
 DEFAULT_STRENGTH = 0.7
 """Of a picture to start from."""
@@ -154,7 +154,7 @@ def generate(
         **_without_none(given),
     )
     requests = _requests(default, prompts, prompt_file, count)
-    _tell_all(_in_vain(len(requests), grid, batch), tell)
+    _tell_all(sheet_notes(requests, grid, batch), tell)
     always = [parse_add(argument) for argument in add]
     groups, files = _read_adapters(requests, always, [Path.cwd(), output], tell)
     loaded = load_base(base, vae=vae, prediction=prediction, device=device, precision=precision)
@@ -193,21 +193,7 @@ def _saved(pictures: Iterable[Picture], output: Path, *, grid: bool) -> Iterator
         if grid:
             kept.append(picture)
     if len(kept) > 1:
-        yield save_sheet(_sheet(kept), output)
-
-
-def _in_vain(pictures: int, grid: bool, batch: int) -> list[str]:
-    """What was asked and needs more pictures than are drawn."""
-    notes = []
-    if grid and pictures == 1:
-        notes.append("--grid has no effect with one image. --count N generates several.")
-    if batch > pictures:
-        drawn = "one picture" if pictures == 1 else f"{pictures} pictures"
-        notes.append(
-            f"--batch {batch}: {drawn} in all, so no batch is as large. --count N draws more of "
-            "each prompt."
-        )
-    return notes
+        yield save_sheet(sheet_of(kept), output)
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -369,23 +355,6 @@ def _mask(path: str | Path, size: tuple[int, int], init: str) -> Image.Image:
             "to redraw."
         )
     return mask
-
-
-def _sheet(pictures: Sequence[Picture]) -> Picture:
-    """All pictures on one, each with its seed, and its prompt where there are several."""
-    prompts = {picture.request.prompt for picture in pictures}
-    captions = [
-        f"{picture.request.prompt}, seed {picture.request.seed}"
-        if len(prompts) > 1
-        else f"seed {picture.request.seed}"
-        for picture in pictures
-    ]
-    image = make_grid([picture.image for picture in pictures], captions=captions)
-    return replace(
-        pictures[0],
-        image=image,
-        infotext=f"{pictures[0].infotext}, Sheet of: {len(pictures)} pictures",
-    )
 
 
 def _make_folder(folder: Path) -> None:

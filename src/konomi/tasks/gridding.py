@@ -18,6 +18,7 @@ from konomi.evaluation.grid_store import PICTURE, StoredAxis, StoredGrid, write_
 from konomi.evaluation.pictures import Place
 from konomi.generation.adapter_request import parse_add
 from konomi.generation.drawing import with_size
+from konomi.generation.fonts import unknown_note
 from konomi.generation.grid import make_grid, stacked
 from konomi.generation.request import Origin, Request
 from konomi.models.base import BaseModel
@@ -83,6 +84,7 @@ def grid(
              "size": size, "clip_skip": clip_skip}  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     wanted, notes = _wanted(axes, given, add)
+    notes += unknown_note((label for axis in axes for label in axis.labels), PICTURE)
     folder = Path(output) if output is not None else _usual_folder(wanted, base)
     with RunLock(folder):
         for place in (folder, *sorted((folder / "pictures").glob("*"))):

@@ -21,6 +21,7 @@ from konomi.storage.regular import check_regular, read_small
 from konomi.tasks.preparing import Job
 from konomi.tasks.preview_schedule import draws_previews
 from konomi.tasks.previewing import preview_paths
+from konomi.tasks.recipe_card import card_path
 from konomi.tasks.recipes import METHOD_CONFIGS
 from konomi.tasks.reporting import ends_with_page
 from konomi.tasks.saving import result_path
@@ -39,7 +40,7 @@ OUTPUTS = (
     "parent.json",
     PAGE,
 )
-AT_THE_END = ("result", "validation", "previews", "report")
+AT_THE_END = ("result", "validation", "previews", "card", "report")
 """What a run leaves behind after its last step, in this order."""
 RESULT_NOTE = "result.json"
 """In the last checkpoint's folder: which result file was written from it."""
@@ -121,7 +122,7 @@ def _still_missing(
     job: Job, folder: Path, checkpoint: Checkpoint, *, previews: bool, validated: bool
 ) -> Sequence[str]:
     """What a run whose steps are all done has not left behind: "result", "validation", "previews",
-    "report", or nothing.
+    "card", "report", or nothing.
 
     `previews`, `validated`: whether the recipe wants those at the end.
     """
@@ -136,8 +137,13 @@ def _still_missing(
         path.is_file() for path in preview_paths(job, folder / "previews", step)
     ):
         missing.append("previews")
-    if ends_with_page() and (missing or step_of_page(folder) != step):
-        missing.append("report")
+    if ends_with_page():
+        # The page is written last: where it is of this step, so is the card, if there is one.
+        page_due = bool(missing) or step_of_page(folder) != step
+        if page_due or not card_path(job.recipe, folder).is_file():
+            missing.append("card")
+        if page_due:
+            missing.append("report")
     return missing
 
 

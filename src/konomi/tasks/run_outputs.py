@@ -13,6 +13,7 @@ from konomi.tasks.files import where_it_works
 from konomi.tasks.next_steps import next_commands
 from konomi.tasks.preparing import Job
 from konomi.tasks.preview_schedule import draws_previews
+from konomi.tasks.recipe_card import card_of_run
 from konomi.tasks.reporting import ends_with_page, page_of_run
 from konomi.tasks.run_folder import note_result, was_validated
 from konomi.tasks.run_previews import RunPreviews
@@ -104,8 +105,10 @@ class RunOutputs:
         if "previews" in self.missing and draws_previews(self.job):
             yield from self.previews.draw(self.trainer)
         notes: list[str] = []
-        due = "report" in self.missing and ends_with_page()
-        page = page_of_run(self.folder, notes) if due else ""
+        due = self.missing if ends_with_page() else ()
+        step = self.trainer.step
+        card = card_of_run(self.job, self.folder, step, notes) if "card" in due else ""
+        page = page_of_run(self.folder, notes) if "report" in due else ""
         yield from map(Warned, notes)
         yield Finished(
             self.trainer.step,
@@ -113,6 +116,7 @@ class RunOutputs:
             pictures=self.previews.pictures,
             next_commands=next_commands(self.job, self.folder, path),
             report=page,
+            card=card,
         )
 
     def modules(self) -> tuple[nn.Module, ...]:

@@ -96,6 +96,8 @@ class Finished:
     """What to type now."""
     report: str = ""
     """The page to look at."""
+    card: str = ""
+    """The picture that carries the recipe."""
 
 
 Event = Started | Prepared | Step | Validated | Previewed | Saved | Checkpointed | Warned | Finished

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
 from konomi.errors import DataError, RecipeError
+from konomi.generation import fonts
 from konomi.generation.adapter_request import (
     AdapterRequest,
     adapters_of_prompt,
@@ -199,3 +200,22 @@ def test_labels_have_their_own_room():
     for edge in ((left, 0, labelled.width, top), (0, top, left, labelled.height)):
         darkest = labelled.crop(edge).convert("L").getextrema()[0]
         assert darkest < 128
+
+
+def test_no_label_becomes_a_row_of_boxes(monkeypatch):
+    assert fonts.unknown_characters(["a dog"]) == ""
+    default = fonts.font_for(["a dog"], 16)
+    assert fonts.drawable("a dog", default) == "a dog"
+    # Pillow's own font has no such letters; where another has them, it is taken, else it is said.
+    monkeypatch.setattr(fonts, "FILES", ())
+    assert fonts.unknown_characters(["犬 a", "浜辺"]) == "浜犬辺"
+    assert fonts.drawable("浜辺 a", default) == "?? a"
+    (told,) = fonts.unknown_note(["浜辺の a"], "grid.png")
+    assert "の 浜 辺" in told and "grid.png" in told
+    monkeypatch.undo()
+    found = fonts.font_for(["犬 é"], 16)
+    lacking = set(fonts.unknown_characters(["犬 é"]))
+    assert fonts.drawable("犬 é", found) == "".join("?" if c in lacking else c for c in "犬 é")
+    labelled = [make_grid([Image.new("RGB", (64, 64))], captions=[text]) for text in ("?", "é")]
+    if "é" not in lacking:
+        assert labelled[0].tobytes() != labelled[1].tobytes()

@@ -2,6 +2,7 @@
 
 from konomi.cli.japanese import (
     adapters,
+    cards,
     checks,
     commands,
     comparing,
@@ -56,6 +57,7 @@ AREAS = tuple(
         comparing,
         history,
         merging,
+        cards,
     )
 )
 

@@ -29,7 +29,7 @@ PAIRS = {
     "{path}: exists already. Choose another name, or add --overwrite.": "{path}: すでにあります。別の名前にするか、--overwrite を付けてください。",
     "{path}: no such folder. Make it, or write the recipe somewhere else.": "{path}: フォルダがありません。作るか、別の場所に書いてください。",
     "--images {path}: no such file or folder.{meant}": "--images {path}: ファイルもフォルダもありません。{meant}",
-    "{flag}: goes with a method, not with a recipe. Change data.sources in {recipe} instead.": "{flag}: これは手法と一緒に使うもので、レシピには使えません。{recipe} の data.sources を変えてください。",
+    "{flag}: goes with a method or a recipe card, not with a recipe. Change data.sources in {recipe} instead.": "{flag}: これは手法かレシピカードと一緒に使うもので、レシピには使えません。{recipe} の data.sources を変えてください。",
     "data.sources: no images. Name their folder: konomi train {method} --images DIR --base BASE": "data.sources: 画像がありません。フォルダを指定してください: konomi train {method} --images DIR --base BASE",
     "data.sources: no images. Name their folder with --images DIR.": "data.sources: 画像がありません。--images DIR でフォルダを指定してください。",
     "data.sources is empty: no images to train on. Give a folder with --images DIR.": "data.sources が空です。学習する画像がありません。--images DIR でフォルダを指定してください。",
