@@ -88,6 +88,8 @@ def read_value(text: str, shape: Shape) -> Any:
             return next((choice for choice in shape.choices if str(choice) == text), text)
         case "list" if not text.startswith("["):
             return _comma_list(text, shape)
+        case "table" if not text.startswith("{"):
+            return _named_values(text, shape)
         case "either":
             values = [read_value(text, part) for part in shape.parts]
             return next((value for value in values if not isinstance(value, str)), text)
@@ -175,6 +177,14 @@ def _number(text: str) -> Any:
         return float(text)
     except ValueError:
         return text
+
+
+def _named_values(text: str, shape: Shape) -> Any:
+    """`OUT*:16,IN00:conv:4`: names and values, with the last colon of each between them."""
+    pairs = [item.rpartition(":") for item in text.split(",") if item.strip()]
+    if not all(colon for _, colon, _ in pairs):
+        return text
+    return {name.strip(): read_value(value.strip(), shape.parts[0]) for name, _, value in pairs}
 
 
 def _comma_list(text: str, shape: Shape) -> list[Any]:

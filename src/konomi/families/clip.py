@@ -23,6 +23,7 @@ PATH_WORDS = frozenset((
     "text_projection",
 ))  # fmt: skip
 INNER_LAYERS = re.compile(r".*(_proj|\.fc1)")
+NUMBERED_LAYERS = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")
 SMALL = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -54,6 +55,7 @@ def clip_vit_l(
         selectors=SELECTORS,
         path_words=PATH_WORDS,
         inner_layers=INNER_LAYERS,
+        numbered_layers=NUMBERED_LAYERS,
         token_embedding=TOKEN_EMBEDDING,
         file_prefix=file_prefix,
         layer=layer,

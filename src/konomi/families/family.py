@@ -61,6 +61,9 @@ class DenoiserSpec:
     block_of: Callable[[str, Mapping[str, Any]], str] | None = None
     """(path, config) -> name of the block for weights by block (`IN04`), "" for layers outside all
     blocks."""
+    outer_block_of: Callable[[str, Mapping[str, Any]], str] | None = None
+    """The same for layers outside all blocks: with which of them they go where weights are merged
+    or trained by block."""
     block_lists: tuple[tuple[str, ...], ...] = ()
     """Blocks that a list of weights names, by the list's length (`<lora:x:1:lbw=...>`)."""
     kohya_prefix: str = "lora_unet"
@@ -97,6 +100,9 @@ class TextEncoderSpec:
     """As the denoiser's."""
     inner_layers: Pattern[str]
     """Paths of layers that read states of its width."""
+    numbered_layers: Pattern[str] | None = None
+    """Beginnings of paths that lie in a numbered layer, the number as first group; None where it
+    is one block."""
     token_embedding: str = ""
     """Path of the table in whose place learned tokens put their vectors; "" if it takes none."""
     file_prefix: str = ""

@@ -72,6 +72,7 @@ SD2 = Family(
             selectors=clip.SELECTORS,
             path_words=clip.PATH_WORDS,
             inner_layers=clip.INNER_LAYERS,
+            numbered_layers=clip.NUMBERED_LAYERS,
             token_embedding=clip.TOKEN_EMBEDDING,
             file_prefix="cond_stage_model.model.",
             open_clip=True,

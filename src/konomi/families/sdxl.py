@@ -70,6 +70,7 @@ SDXL = Family(
             selectors=clip.SELECTORS,
             path_words=clip.PATH_WORDS,
             inner_layers=clip.INNER_LAYERS,
+            numbered_layers=clip.NUMBERED_LAYERS,
             token_embedding=clip.TOKEN_EMBEDDING,
             file_prefix="conditioner.embedders.1.model.",
             open_clip=True,

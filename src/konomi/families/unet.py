@@ -70,6 +70,7 @@ def unet(
         context_width=context_width,
         block_order=("down_blocks", "mid_block", "up_blocks"),
         block_of=original_block,
+        outer_block_of=outer_block,
         block_lists=block_lists,
         kohya_original_names=kohya_original_names,
         reads_sizes=reads_sizes,
@@ -102,8 +103,7 @@ def original_block(path: str, config: Mapping[str, Any]) -> str:
     """The original implementation's block of a layer: each level of the U-Net is its layers and a
     change of size.
     """
-    count = config.get("layers_per_block", 2)
-    layers_per_block = int(count if isinstance(count, int) else count[0])
+    layers_per_block = _layers_per_block(config)
     if path.startswith("conv_in"):
         return "IN00"
     if path.startswith("mid_block"):
@@ -118,6 +118,21 @@ def original_block(path: str, config: Mapping[str, Any]) -> str:
         within = layers_per_block if kind == "upsamplers" else number
         return f"OUT{level * (layers_per_block + 1) + within:02d}"
     return ""
+
+
+def outer_block(path: str, config: Mapping[str, Any]) -> str:
+    """With which block a layer outside all of them goes, as supermerger has it: the last layers
+    with the last OUT, what reads the time with IN00.
+    """
+    if not path.startswith(("conv_norm_out", "conv_out")):
+        return "IN00"
+    levels = len(config.get("block_out_channels", range(4)))
+    return f"OUT{levels * (_layers_per_block(config) + 1) - 1:02d}"
+
+
+def _layers_per_block(config: Mapping[str, Any]) -> int:
+    count = config.get("layers_per_block", 2)
+    return int(count if isinstance(count, int) else count[0])
 
 
 SMALL = {

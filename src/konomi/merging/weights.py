@@ -14,9 +14,9 @@ from fnmatch import fnmatchcase
 from math import cos, isfinite, pi
 
 from konomi.errors import RecipeError, shortened
+from konomi.families.blocks import BASE, known_blocks, usual_name
 from konomi.families.family import Family
 
-BASE = "BASE"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 PRESETS: tuple[tuple[str, Callable[[float], float]], ...] = (
@@ -75,11 +75,6 @@ class Weights:
         return tuple(lines)
 
 
-def known_blocks(family: Family) -> tuple[str, ...]:
-    """BASE first."""
-    return family.denoiser.block_lists[-1]
-
-
 def block_of(name: str, family: Family) -> str:
     """The block of a tensor by its name in a single file; "" for the VAE and what is no weight."""
     if name.startswith(tuple(encoder.file_prefix for encoder in family.text_encoders)):
@@ -134,10 +129,7 @@ def parse_rules(written: Iterable[str]) -> tuple[tuple[str, float], ...]:
 
 def _named(entry: str, known: Sequence[str]) -> tuple[str, float]:
     name, _, weight = entry.partition(":")
-    block = name.strip().upper()
-    block = {"MID": "M00", "MID00": "M00"}.get(block, block)
-    if match := re.fullmatch(r"(IN|OUT)(\d)", block):
-        block = f"{match[1]}0{match[2]}"
+    block = usual_name(name)
     if block not in known:
         raise RecipeError(
             f"--blocks: there is no block {shortened(name, 20)!r}; this family has "

@@ -5,20 +5,24 @@ memory. Weights are kept in float32 and the computation runs in the chosen preci
 steps are not rounded away.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from konomi.config.blocks import BlockRates
 from konomi.config.bounds import STRICT
 from konomi.config.recipe import Recipe
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
-from konomi.families.family import Part
+from konomi.errors import RecipeError
+from konomi.families.family import DENOISER, Part
+from konomi.families.layer_choice import Layer, read_choices
 from konomi.hardware.precision import PRECISIONS
+from konomi.methods.chosen_layers import ChosenLayers, RateFactors, layers_of, summary_of
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.method import (
     Needs,
@@ -33,6 +37,7 @@ from konomi.methods.preservation import PreservingLoss
 from konomi.models.base import BaseModel
 
 _NO_TEXT = "method.text_encoder is off, so the text encoder is not trained."
+_NO_TEXT_CHOSEN = "method.targets names no layer of a text encoder, so none is trained."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +50,13 @@ class FullConfig:
     text_encoder: bool = False
     """Train the text encoder too. Needs more memory, and captions have to be encoded in every
     step."""
+    targets: tuple[str, ...] = ()
+    """Train only these layers, all others stay frozen (transfer learning): blocks (`IN04`, `MID`,
+    `OUT03-OUT05`, `TE*` of the text encoder), groups of layers (`cross_attention`, ...), patterns
+    of names (`*.attn2.to_k`), those joined by `:` (`OUT*:conv`), and `!` in front of what is left
+    out. Empty: every weight."""
+    blocks: BlockRates = field(default_factory=BlockRates)
+    """Learning rates by block."""
 
 
 class Full:
@@ -57,26 +69,36 @@ class Full:
         self.base = base
         self.recipe = recipe
         self.config = config
-        self.parts = _parts(config, base)
+        self._factors = _factors_of(config, base)
+        self.parts = _parts_of(config, base, self._factors)
         self.denoising = DenoisingLoss(base, recipe)
         self.preserving = PreservingLoss(
             base,
             recipe,
             self.denoising,
             original_base=self.original_base,
-            trains_text=config.text_encoder,
+            trains_text=_trains_text(self.parts),
         )
         self._before: dict[nn.Parameter, Tensor] = {}
 
     @staticmethod
     def needs(config: FullConfig, base: BaseModel, recipe: Recipe) -> Needs:
+        factors = _factors_of(config, base)
+        parts = _parts_of(config, base, factors)
+        unused = {}
+        if not _trains_text(parts):
+            reason = _NO_TEXT_CHOSEN if config.text_encoder else _NO_TEXT
+            unused["optimizer.text_learning_rate"] = reason
+        chosen = None if factors is None else _summary(factors)
         return Needs(
-            trains_text=config.text_encoder,
+            trains_text=_trains_text(parts),
             pixels=base.inpainting,
             makes="model",
             predicts_prior=True,
-            float32_parts=_parts(config, base),
-            unused={} if config.text_encoder else {"optimizer.text_learning_rate": _NO_TEXT},
+            float32_parts=parts,
+            unused=unused,
+            notes=() if chosen is None else (chosen.note,),
+            chosen=chosen,
         )
 
     def default_steps(self, num_images: int) -> int:
@@ -85,19 +107,20 @@ class Full:
     def plan(self) -> tuple[Phase, ...]:
         default = rate_for_width(self.default_learning_rate, self.base)
         rate, text_rate = learning_rates(self.recipe.optimizer, default)
-        groups = []
-        for part in self.parts:
-            module = self._part(part).requires_grad_(True)
-            parameters = {
-                f"{part}.{name}": parameter for name, parameter in module.named_parameters()
-            }
-            part_rate = rate if part == "denoiser" else text_rate
-            groups.append(ParameterGroup(name=part, parameters=parameters, learning_rate=part_rate))
+        groups = [
+            ParameterGroup(
+                name=part if factor == 1 else f"{part} x {factor:g}",
+                parameters=parameters,
+                learning_rate=(rate if part == DENOISER else text_rate) * factor,
+            )
+            for part in self.parts
+            for factor, parameters in self._by_factor(part)
+        ]
         if self.preserving.predicts:
             self._before = {
                 p: p.detach().clone() for group in groups for p in group.parameters.values()
             }
-        modules = tuple(self._part(part) for part in self.parts)
+        modules = tuple(self._part(part) for part in dict.fromkeys((DENOISER, *self.parts)))
         return (Phase(name="full", groups=tuple(groups), loss=self.loss, modules=modules),)
 
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
@@ -138,15 +161,18 @@ class Full:
             raise TypeError("full fine-tuning exports Weights")
         saved_as = PRECISIONS[self.recipe.save.precision]
         # Frozen parts too: the file holds the whole model, all of it rounded.
-        modules = (self.base.denoiser, self.base.vae, *self.base.text_encoders.values())
-        parameters = [parameter for module in modules for parameter in module.parameters()]
+        modules = {DENOISER: self.base.denoiser, "vae": self.base.vae, **self.base.text_encoders}
+        # All weights of a part that is trained are float32, and are drawn with as a file's are.
+        formats = {
+            parameter: self.base.dtype if part in self.parts else parameter.dtype
+            for part, module in modules.items()
+            for parameter in module.parameters()
+        }
         kept: list[tuple[nn.Parameter, Tensor]] = []
         try:
-            for parameter in parameters:
+            for parameter, dtype in formats.items():
                 trained = parameter.data
-                rounded = trained.to(saved_as).to(
-                    self.base.dtype if parameter.requires_grad else trained.dtype
-                )
+                rounded = trained.to(saved_as).to(dtype)
                 if rounded is not trained:
                     # They wait in main memory: a second copy of the model is more than many
                     # devices hold.
@@ -162,11 +188,71 @@ class Full:
         for part in self.parts:
             self._part(part).requires_grad_(False)
 
+    def _by_factor(self, part: Part) -> list[tuple[float, dict[str, nn.Parameter]]]:
+        """The part's trained parameters by the factor on their learning rate, 1 first. Gradients
+        reach no others.
+        """
+        module = self._part(part).requires_grad_(self._factors is None)
+        named = {f"{part}.{name}": parameter for name, parameter in module.named_parameters()}
+        if self._factors is None:
+            return [(1.0, named)]
+        groups: dict[float, dict[str, nn.Parameter]] = {}
+        for layer, factor in self._factors.items():
+            for name in layer.names if factor else ():
+                if name in named:
+                    named[name].requires_grad_(True)
+                    groups.setdefault(factor, {})[name] = named[name]
+        return sorted(groups.items(), key=lambda group: group[0] != 1)
+
     def _part(self, part: Part) -> nn.Module:
-        return self.base.denoiser if part == "denoiser" else self.base.text_encoders[part]
+        return self.base.denoiser if part == DENOISER else self.base.text_encoders[part]
 
 
-def _parts(config: FullConfig, base: BaseModel) -> tuple[Part, ...]:
-    """Those that are trained."""
-    text = cast("tuple[Part, ...]", tuple(base.text_encoders)) if config.text_encoder else ()
-    return ("denoiser", *text)
+Factors = Mapping[Layer, float]
+"""Layer -> factor on its learning rate, 0 for those that stay frozen; None where every weight of
+the parts is trained at one rate."""
+
+
+def _factors_of(config: FullConfig, base: BaseModel) -> Factors | None:
+    """Loads no weight. Raises RecipeError, ModelError for a choice of nothing."""
+    if not config.targets and config.blocks == BlockRates():
+        return None
+    layers = layers_of(base)
+    choices = read_choices(
+        config.targets, base.spec, layers, setting="method.targets", base=base.name
+    )
+
+    def default(layer: Layer) -> bool:
+        return config.text_encoder or not layer.is_text
+
+    if choices.entries:
+        chosen = choices.chosen(base.spec, layers, usual=lambda _: True, default=default)
+        if config.text_encoder and not any(layer.is_text for layer in chosen):
+            text = [layer for layer in layers if layer.is_text]
+            chosen += tuple(layer for layer in text if not choices.excluded(base.spec, layer))
+    else:
+        chosen = tuple(filter(default, layers))
+    rates, kept = RateFactors(config.blocks, base, layers, "method"), set(chosen)
+    factors = {layer: rates.of(layer) if layer in kept else 0.0 for layer in layers}
+    if not any(factors.values()):
+        raise RecipeError(
+            "method.targets and method.blocks leave no layer to train. Choose fewer to leave out."
+        )
+    return factors
+
+
+def _summary(factors: Factors) -> ChosenLayers:
+    return summary_of([layer for layer in factors if factors[layer]], list(factors))
+
+
+def _parts_of(config: FullConfig, base: BaseModel, factors: Factors | None) -> tuple[Part, ...]:
+    """Those of which something is trained."""
+    text = tuple(base.text_encoders)
+    if factors is None:
+        return (DENOISER, *text) if config.text_encoder else (DENOISER,)
+    trained = {layer.key.partition(".")[0] for layer, factor in factors.items() if factor}
+    return tuple(part for part in (DENOISER, *text) if part in trained)
+
+
+def _trains_text(parts: tuple[Part, ...]) -> bool:
+    return any(part != DENOISER for part in parts)

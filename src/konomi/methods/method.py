@@ -18,6 +18,7 @@ from konomi.data.batch import Batch, Examples
 from konomi.diffusion.random import Rng
 from konomi.families.family import Part
 from konomi.formats.writer import Content
+from konomi.methods.chosen_layers import ChosenLayers
 from konomi.models.base import BaseModel
 
 
@@ -88,6 +89,8 @@ class Needs:
     """Settings that act on images without caption alone."""
     notes: tuple[str, ...] = ()
     """What else should be known before the first step, a sentence each."""
+    chosen: ChosenLayers | None = None
+    """What a choice of layers comes to; None where the recipe makes none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,6 +236,12 @@ class BaseModel(Protocol):
         """
         ...
 
+    def layer_block(self, key: str) -> str:
+        """The block of any layer of denoiser or text encoders, for training by block
+        (`konomi.families.blocks`).
+        """
+        ...
+
     def module(self, key: str) -> nn.Module:
         """The module of a canonical key. Raises ModelError if this base has none."""
         ...

@@ -17,6 +17,7 @@ from konomi.diffusion.conditioning import Conditioning
 from konomi.diffusion.process import Process
 from konomi.errors import ModelError, RecipeError
 from konomi.families import published_config
+from konomi.families.blocks import block_name
 from konomi.families.family import Family, Part, TextEncoderSpec
 from konomi.families.selectors import check_selectors
 from konomi.hardware.allocator import keep_large_blocks
@@ -299,6 +300,9 @@ class LatentDiffusion:
         if part != spec.part or spec.block_of is None:
             return ""
         return spec.block_of(path, self.source.configs[spec.folder])
+
+    def layer_block(self, key: str) -> str:
+        return block_name(self.spec, key, self.source.configs)
 
     def module(self, key: str) -> nn.Module:
         name, _, path = key.partition(".")

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeVar
 
@@ -120,10 +121,27 @@ def model_metadata(job: Job, step: int) -> dict[str, str]:
     facts = training_metadata(training_facts(job, step, None, rates={}, hashes=False))
     kept = {name: value for name, value in facts.items() if name.startswith("modelspec.")}
     kept["modelspec.architecture"] = kept["modelspec.architecture"].split("/")[0]
-    kept["konomi"] = json.dumps(
-        {"method": job.recipe.method.kind, "base": facts["ss_sd_model_name"], "steps": step}
-    )
+    told = {"method": job.recipe.method.kind, "base": facts["ss_sd_model_name"], "steps": step}
+    kept["konomi"] = json.dumps(told | chosen_layers(job))
     return kept
+
+
+def chosen_layers(job: Job) -> dict[str, object]:
+    """Which layers were trained, where the recipe chooses them; {} where it does not."""
+    chosen, method = job.needs.chosen, job.recipe.method
+    if chosen is None:
+        return {}
+    blocks = getattr(method, "blocks", None)
+    tables = {} if blocks is None else {k: v for k, v in asdict(blocks).items() if v not in ({}, 1)}
+    return {
+        "layers": {
+            "targets": list(getattr(method, "targets", ())),
+            **tables,
+            "count": chosen.num_layers,
+            "blocks": chosen.blocks,
+            "share_of_weights": round(chosen.share, 6),
+        }
+    }
 
 
 def folder_names(locators: list[str]) -> dict[str, str]:
