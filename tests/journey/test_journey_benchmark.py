@@ -8,8 +8,9 @@ import shutil
 import pytest
 
 import konomi
+from konomi.cli.benchmarking import benchmark
 from konomi.cli.comparison_view import follow_benchmark
-from konomi.errors import RecipeError
+from konomi.errors import DataError, RecipeError
 from konomi.evaluation.store import read_summary
 from konomi.tasks.benchmarking import SubjectBegun
 from konomi.tasks.candidate_processes import FromRun
@@ -93,3 +94,12 @@ def test_each_subject_is_learned_alone_by_its_own_prompts(measured, tmp_path, ca
 def test_a_subject_that_is_not_there_is_one_line(measured):
     with pytest.raises(RecipeError, match="--subject dig: is not there; there are dog, vase"):
         list(measured(subjects=["dig"]))
+
+
+def test_settings_may_stand_after_options(tmp_path, capsys):
+    words = ["dreambooth", "--data", str(tmp_path), "lora", "--base", "tiny", "run.steps=1"]
+    with pytest.raises(DataError, match="is not the DreamBooth data set"):
+        benchmark(words)
+    with pytest.raises(SystemExit):
+        benchmark([word for word in words if word != "lora"])
+    assert "name the methods to measure" in capsys.readouterr().err

@@ -6,6 +6,8 @@ from pathlib import Path
 from konomi.cli.arguments import ArgumentParser
 from konomi.cli.comparing import split_words
 
+KINDS = ("dreambooth",)
+
 
 def benchmark(arguments: list[str]) -> int:
     """Measure methods by the protocol of a published work, which the first word names."""
@@ -14,13 +16,17 @@ def benchmark(arguments: list[str]) -> int:
         description="Measure methods by the protocol of a published work.",
         allow_abbrev=False,
     )
-    kinds = parser.add_subparsers(dest="kind", metavar="NAME", required=True)
-    _add_dreambooth(
-        kinds.add_parser(
-            "dreambooth", help="30 subjects, 25 prompts, 4 pictures of each", allow_abbrev=False
-        )
+    parser.add_argument(
+        "kind",
+        metavar="NAME",
+        choices=KINDS,
+        help="dreambooth: 30 subjects, 25 prompts, 4 pictures of each",
     )
-    return _dreambooth(parser.parse_args(arguments), parser)
+    parser.parse_args(arguments[:1])
+    # A parser of its own, so that settings may stand after options as everywhere else.
+    chosen = ArgumentParser(prog="konomi benchmark dreambooth", allow_abbrev=False)
+    _add_dreambooth(chosen)
+    return _dreambooth(chosen.parse_intermixed_args(arguments[1:]), chosen)
 
 
 def _add_dreambooth(parser: argparse.ArgumentParser) -> None:

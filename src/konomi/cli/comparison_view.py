@@ -135,6 +135,10 @@ def print_benchmark(table: BenchmarkTable) -> None:
             style="dim",
         )
     console.print(shown)
+    if table.note:
+        console.print(
+            Text(translated(f"note: {translated(printable(table.note))}"), style="yellow")
+        )
     for row in table.rows:
         for subject, why in row.failures.items():
             told = f"{printable(row.id)}, {printable(subject)}: {translated(printable(why))}"

@@ -21,7 +21,10 @@ PICTURES_EACH = 4
 LIVE = ("cat", "dog")
 """Classes of the nine live subjects, which have prompts of their own."""
 MEASURES = {"likeness": "DINO", "clip_likeness": "CLIP-I", "prompt_following": "CLIP-T"}
-"""konomi's name of a score -> the paper's."""
+"""konomi's name of a score -> the paper's. Likeness is CLIP-I where one CLIP compares pictures and
+reads texts."""
+PAPER_ENCODERS = {"image": "facebook/dino-vits16", "text": "openai/clip-vit-base-patch32"}
+"""The networks of section 4.1: DINO ViT-S/16 and CLIP ViT-B/32."""
 _PROMPT = re.compile(r"""^\s*['"](.+?)['"]\.format\(unique_token, class_token\),?\s*$""")
 _MOST_BYTES = 2**20
 
@@ -148,15 +151,41 @@ def _row(key: str, summaries: Mapping[str, Summary]) -> MethodRow:
                 failures[subject] = candidate.failure
                 continue
             count += 1
-            for name, title in MEASURES.items():
+            for name in MEASURES:
                 if name in candidate.scores:
+                    title = _title(name, summary)
                     found.setdefault(title, []).append(candidate.scores[name].mean)
     values = {title: fmean(found[title]) for title in MEASURES.values() if title in found}
     return MethodRow(key, values, count, failures)
 
 
-def markdown_table(rows: Sequence[MethodRow], benchmark_size: int) -> str:
-    """Ours and the paper's, one under the other. `benchmark_size`: subjects to be measured."""
+def _title(name: str, summary: Summary) -> str:
+    image, text = (summary.encoders.get(kind, "") for kind in ("image", "text"))
+    return "CLIP-I" if name == "likeness" and image and image == text else MEASURES[name]
+
+
+def encoders_note(summaries: Mapping[str, Summary]) -> str:
+    """One line where not all was measured with the paper's networks; otherwise empty."""
+    used = {
+        kind: sorted({s.encoders[kind] for s in summaries.values() if kind in s.encoders})
+        for kind in PAPER_ENCODERS
+    }
+    if all(
+        Path(name).name == Path(PAPER_ENCODERS[kind]).name for kind in used for name in used[kind]
+    ):
+        return ""
+    return (
+        f"Measured with {' and '.join(used['image'])} (likeness) and {' and '.join(used['text'])} "
+        "(prompt following): only figures of the same networks can be compared, and the paper's "
+        f"are of evaluation.encoders.image={PAPER_ENCODERS['image']} and "
+        f"evaluation.encoders.text={PAPER_ENCODERS['text']}."
+    )
+
+
+def markdown_table(rows: Sequence[MethodRow], benchmark_size: int, note: str = "") -> str:
+    """Ours and the paper's, one under the other. `benchmark_size`: subjects to be measured.
+    `note`: what is said under it.
+    """
     titles = list(MEASURES.values())
     lines = [f"| | {' | '.join(titles)} | subjects |", "|---" * (len(titles) + 2) + "|"]
     for row in rows:
@@ -165,4 +194,5 @@ def markdown_table(rows: Sequence[MethodRow], benchmark_size: int) -> str:
     for paper in PAPER:
         cells = [f"{paper.values[t]:.3f}" if t in paper.values else "" for t in titles]
         lines.append(f"| {paper.name}, paper | {' | '.join(cells)} | 30 of 30 |")
+    lines += ["", note] if note else []
     return "\n".join(lines) + "\n"

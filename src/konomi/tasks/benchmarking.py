@@ -5,12 +5,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from konomi.data.tree import IMAGE_SUFFIXES
 from konomi.errors import KonomiError, RecipeError
 from konomi.evaluation.dreambooth_benchmark import (
     PAPER,
     PICTURES_EACH,
     BenchmarkSubject,
     MethodRow,
+    encoders_note,
     markdown_table,
     method_rows,
     read_benchmark,
@@ -19,6 +21,7 @@ from konomi.evaluation.store import read_summary
 from konomi.evaluation.summary import Summary
 from konomi.storage.atomic import write_text
 from konomi.tasks.comparing import ComparisonEvent, compare
+from konomi.tasks.data_split import ENOUGH
 from konomi.tasks.planning import one_line
 from konomi.training.events import Finished, Warned
 from konomi.training.stop import Stop
@@ -43,6 +46,8 @@ class BenchmarkTable:
     rows: tuple[MethodRow, ...]
     subjects: int
     """How many there are to be measured."""
+    note: str = ""
+    """Which networks measured, where they are not the paper's."""
 
 
 BenchmarkEvent = ComparisonEvent | SubjectBegun | BenchmarkTable
@@ -123,9 +128,9 @@ def benchmark_dreambooth(
             yield Warned(f"{subject.name} is left out: {one_line(error)}")
             continue
         summaries[subject.name] = read_summary(place)
-        rows = method_rows(summaries)
-        _write(rows, len(chosen), folder)
-        yield BenchmarkTable(rows, len(chosen))
+        table = BenchmarkTable(method_rows(summaries), len(chosen), encoders_note(summaries))
+        _write(table, folder)
+        yield table
     yield Finished(0, str(folder / TABLE))
 
 
@@ -143,18 +148,18 @@ def _protocol(subject: BenchmarkSubject) -> tuple[str, ...]:
     """The paper's prompts and pictures; photos serve both for learning and for comparing. The class
     alone is drawn besides, for what it says of the prior."""
     prompts = [*subject.prompts, f"a {subject.noun}"]
-    return (
-        f"evaluation.prompts={json.dumps(prompts)}",
-        f"evaluation.seeds={PICTURES_EACH}",
-        "evaluation.hold_out=off",
-    )
+    photos = sum(one.suffix.lower() in IMAGE_SUFFIXES for one in subject.folder.rglob("*"))
+    # With fewer none is held out anyway, and the setting would be named as one without effect.
+    kept = ["evaluation.hold_out=off"] if photos >= ENOUGH else []
+    return (f"evaluation.prompts={json.dumps(prompts)}", f"evaluation.seeds={PICTURES_EACH}", *kept)
 
 
-def _write(rows: Sequence[MethodRow], subjects: int, folder: Path) -> None:
-    write_text(folder / TABLE, markdown_table(rows, subjects))
+def _write(table: BenchmarkTable, folder: Path) -> None:
+    write_text(folder / TABLE, markdown_table(table.rows, table.subjects, table.note))
     content = {
-        "subjects": subjects,
-        "rows": [asdict(row) for row in rows],
+        "subjects": table.subjects,
+        "rows": [asdict(row) for row in table.rows],
         "paper": [asdict(row) for row in PAPER],
+        "note": table.note,
     }
     write_text(folder / ROWS, json.dumps(content, ensure_ascii=False, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from konomi.cli.countdown import Countdown
 from konomi.cli.progress import LINE_SHARE, LiveBar, Pace, PlainLines, follow, sentence
 from konomi.training.events import Finished, Prepared, Previewed, Started, Step, Validated, Warned
 
@@ -68,6 +69,17 @@ def test_preparation_always_tells_its_end(capsys):
         for done in range(6):
             lines.show(Prepared("images", done, 5))
     assert capsys.readouterr().out == "preparing images: 5/5\n"
+
+
+def test_time_left_is_of_the_piece_of_work_at_hand():
+    now = [0.0]
+    countdown = Countdown(clock=lambda: now[0])
+    told = []
+    for begun in (0, 1000):
+        for done in range(3):
+            now[0] = begun + 5.0 * done
+            told.append(countdown.text(Prepared("pictures", done, 4)))
+    assert told == ["", "15 s left", "10 s left"] * 2
 
 
 @pytest.mark.parametrize(

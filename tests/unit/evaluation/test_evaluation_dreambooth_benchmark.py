@@ -5,6 +5,7 @@ import pytest
 from konomi.errors import DataError
 from konomi.evaluation.dreambooth_benchmark import (
     MethodRow,
+    encoders_note,
     markdown_table,
     method_rows,
     read_benchmark,
@@ -74,8 +75,9 @@ def candidate(run, step, likeness, following, failure=""):
     )  # fmt: skip
 
 
-def summary(*candidates):
-    return Summary("tiny", (), (), 0, False, {}, (), candidates, None)
+def summary(*candidates, image="", text=""):
+    encoders = {"image": image, "text": text} if image else {}
+    return Summary("tiny", (), (), 0, False, encoders, (), candidates, None)
 
 
 def test_means_are_over_subjects_and_of_the_last_file():
@@ -97,3 +99,21 @@ def test_means_are_over_subjects_and_of_the_last_file():
     # Table 1 of the paper.
     assert "| DreamBooth (Stable Diffusion), paper | 0.668 | 0.803 | 0.305 | 30 of 30 |" in table
     assert table.count("\n") == 2 + 2 + 3
+
+
+def test_networks_that_are_not_the_papers_are_named():
+    papers = summary(
+        candidate("lora", 9, 0.5, 0.25),
+        image="models/dino-vits16",
+        text="openai/clip-vit-base-patch32",
+    )
+    assert encoders_note({"dog": papers}) == ""
+    (row,) = method_rows({"dog": papers})
+    assert row.values == {"DINO": 0.5, "CLIP-T": 0.25}
+    # One CLIP for both: what compares pictures is no DINO.
+    ours = summary(candidate("lora", 9, 0.5, 0.25), image="tiny", text="tiny")
+    note = encoders_note({"dog": ours})
+    assert note.startswith("Measured with tiny (likeness) and tiny (prompt following): only")
+    (row,) = method_rows({"dog": ours})
+    assert row.values == {"CLIP-I": 0.5, "CLIP-T": 0.25}
+    assert markdown_table([row], 1, note).endswith(f"| 30 of 30 |\n\n{note}\n")

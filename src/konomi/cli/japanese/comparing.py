@@ -33,6 +33,8 @@ PAIRS = {
     "The protocol of the DreamBooth paper: each method learns each subject alone, 4 pictures of each of its 25 prompts are measured, and the paper's table stands beside. Asked again after an interruption it goes on where it was.": "DreamBooth 論文の手順です。手法ごとに被写体を 1 つずつ学習し、25 のプロンプトで 4 枚ずつ描いて測定し、論文の表と並べます。中断しても、同じコマンドで続きから再開します。",
     "methods or recipe files, and settings for all of them (key=value)": "手法かレシピファイルと、全体に効く設定(key=value)",
     "the folder of the data set, with prompts_and_classes.txt": "データセットのフォルダ(prompts_and_classes.txt があるもの)",
+    "konomi benchmark dreambooth": "konomi benchmark dreambooth",
+    "Measured with {image} (likeness) and {text} (prompt following): only figures of the same networks can be compared, and the paper's are of evaluation.encoders.image={paper_image} and evaluation.encoders.text={paper_text}.": "類似度は {image}、プロンプトへの忠実さは {text} で測りました。比べられるのは同じネットワークの値どうしだけで、論文の値は evaluation.encoders.image={paper_image} と evaluation.encoders.text={paper_text} のものです。",
     "only this one; may be repeated": "この被写体だけ。繰り返し指定できます",
     "the word that means the subject (default: %(default)s)": "被写体を表す語(既定: %(default)s)",
     "name the methods to measure": "測定する手法を指定してください",
