@@ -1,7 +1,9 @@
-"""Small runs on `tiny` whose fault is known: what copies and leaks are found in.
+"""Small runs on `tiny` whose fault is known: what copies, leaks and the best file are found in.
 
-Each is trained and drawn once; what was drawn is kept in a folder, so that scores and thresholds
-can be looked at again without drawing.
+Each is trained and drawn once, as `konomi evaluate` would by its defaults but with ten sampling
+steps, in bf16; what was drawn is kept in a folder, so that scores and thresholds can be looked at
+again without drawing. Runs with class images have eight saves, and are drawn once more for the
+captions of scenes that nobody was shown: what the suggestion should have been.
 """
 
 import json
@@ -11,10 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+import torch
 from PIL import Image
-from tools.tiny.captions import with_article
 from tools.tiny.scenes import STYLES, Sprites, render
-from tools.tiny.teach import IDENTIFIER, Lesson, lessons, write_class, write_lesson
+from tools.tiny.teach import IDENTIFIER, Lesson, lessons, words_for, write_class, write_lesson
 
 import konomi
 from konomi.adapters.apply import Strengths, attach
@@ -22,7 +24,7 @@ from konomi.config.load import change_recipe
 from konomi.config.recipe import Recipe
 from konomi.config.sections import CacheConfig, DataConfig, RunConfig, SourceConfig
 from konomi.evaluation.pictures import Pictures
-from konomi.evaluation.prompts import EvaluationPrompt
+from konomi.evaluation.prompts import EvaluationPrompt, Subject, default_prompts
 from konomi.formats.adapter_file import read_adapter
 from konomi.generation.generate import generate
 from konomi.generation.request import Request
@@ -32,9 +34,22 @@ from konomi.models.load import load_base
 
 Kind = Literal["ordinary", "kept", "memorised"]
 """Four pictures and the defaults; the same beside class images; one picture and 800 steps."""
-KINDS: tuple[Kind, ...] = ("ordinary", "kept", "memorised")
-SEEDS = (11, 12)
-MEMORISED_STEPS = 800
+KINDS: tuple[Kind, ...] = ("kept", "ordinary", "memorised")
+STEPS: dict[Kind, int] = {"kept": 400, "ordinary": 400, "memorised": 800}
+SAVES: dict[Kind, int] = {"kept": 8, "ordinary": 1, "memorised": 1}
+SEEDS = (0, 1, 2, 3)
+SCENE_SEEDS = (101, 102, 103)
+"""Other noise than what the rule saw."""
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """What one saved file of a run draws."""
+
+    step: int
+    pictures: Pictures
+    scenes: Pictures
+    """Of the captions of held-out scenes; without images where the run has one save only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +61,12 @@ class ShortRun:
     training: tuple[Image.Image, ...]
     held_out: tuple[Image.Image, ...]
     base: Pictures
-    candidate: Pictures
+    saves: tuple[Save, ...]
+    """The earliest first."""
+
+    @property
+    def candidate(self) -> Pictures:
+        return self.saves[-1].pictures
 
 
 def chosen_lessons(novel: Sprites, count: int) -> list[Lesson]:
@@ -59,17 +79,12 @@ def chosen_lessons(novel: Sprites, count: int) -> list[Lesson]:
     return found
 
 
-def prompts_of(lesson: Lesson) -> tuple[EvaluationPrompt, ...]:
-    """None of them a training caption: a copy is what was not asked for."""
-    style = lesson.shown[0].style
-    subject, noun = f"{IDENTIFIER} {lesson.noun}", with_article(lesson.noun)
-    named = with_article(subject)
-    return (
-        EvaluationPrompt(f"{named}, {style} style", "subject", f"{noun}, {style} style"),
-        EvaluationPrompt(f"{named} next to a cat", "context", f"{noun} next to a cat"),
-        EvaluationPrompt(f"{named} on a beach", "context", f"{noun} on a beach"),
-        EvaluationPrompt(noun, "class", noun),
-        EvaluationPrompt("a house", "unrelated", "a house"),
+def scene_prompts(lesson: Lesson) -> tuple[EvaluationPrompt, ...]:
+    """The captions of the scenes that were kept aside."""
+    subject = f"{IDENTIFIER} {lesson.noun}"
+    return tuple(
+        EvaluationPrompt(words_for(subject, scene), "context", words_for(lesson.noun, scene))
+        for scene in lesson.kept
     )
 
 
@@ -77,18 +92,26 @@ def make(folder: Path, model: str, novel: Sprites, lesson: Lesson, kind: Kind) -
     """Train, draw, and keep: nothing where it was done before."""
     if (folder / "prompts.json").is_file():
         return
-    base = load_base(model)
-    prompts = prompts_of(lesson)
-    for name, scenes in (("training", lesson.shown), ("held_out", lesson.kept)):
+    prompts = default_prompts(Subject(IDENTIFIER, lesson.noun), drawings=True)
+    scenes = scene_prompts(lesson)
+    for name, shown in (("training", lesson.shown), ("held_out", lesson.kept)):
         (folder / name).mkdir(parents=True, exist_ok=True)
-        for number, scene in enumerate(scenes[:1] if _is_one(kind, name) else scenes):
+        for number, scene in enumerate(shown[:1] if _is_one(kind, name) else shown):
             Image.fromarray(render(novel, scene)).save(folder / name / f"{number}.png")
-    _draw(base, prompts, folder / "base")
     with TemporaryDirectory() as scratch:
-        adapter = read_adapter(_train(Path(scratch), model, base, novel, lesson, kind))
-    with attach(base, [(adapter, Strengths())]):
-        _draw(base, prompts, folder / "candidate")
-    rows = [[p.text, p.kind, p.plain] for p in prompts]
+        files = _train(Path(scratch), model, novel, lesson, kind)
+        base = load_base(model)
+        base.place("cpu", torch.bfloat16)
+        _draw(base, prompts, SEEDS, folder / "base")
+        for step, file in files.items():
+            with attach(base, [(read_adapter(file), Strengths())]):
+                _draw(base, prompts, SEEDS, folder / f"save-{step:04}")
+                if len(files) > 1:
+                    _draw(base, scenes, SCENE_SEEDS, folder / f"scenes-{step:04}")
+    rows = {
+        name: [[p.text, p.kind, p.plain] for p in some]
+        for name, some in (("prompts", prompts), ("scenes", scenes))
+    }
     (folder / "prompts.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
@@ -97,8 +120,9 @@ def _is_one(kind: Kind, name: str) -> bool:
 
 
 def _train(
-    scratch: Path, model: str, base: BaseModel, novel: Sprites, lesson: Lesson, kind: Kind
-) -> Path:
+    scratch: Path, model: str, novel: Sprites, lesson: Lesson, kind: Kind
+) -> dict[int, Path]:
+    """Step -> saved file."""
     images = write_lesson(scratch / "images", novel, lesson)
     if kind == "memorised":
         rows = (images / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
@@ -107,30 +131,33 @@ def _train(
             extra.unlink()
     sources = [SourceConfig(path=str(images), trigger=IDENTIFIER, class_noun=lesson.noun)]
     if kind == "kept":
-        sources.append(
-            SourceConfig(path=str(write_class(scratch / "class", base, lesson, 8)), role="prior")
-        )
+        pictures = write_class(scratch / "class", load_base(model), lesson, 8)
+        sources.append(SourceConfig(path=str(pictures), role="prior"))
     recipe = Recipe(
         base=model,
         data=DataConfig(sources=tuple(sources), cache=CacheConfig(folder=str(scratch / "cache"))),
         method=LoraConfig(),
-        run=RunConfig(output=str(scratch / "run"), name="lesson", device="cpu"),
+        run=RunConfig(output=str(scratch / "run"), name="lesson", device="cpu", trackers=()),
     )
-    changes = [f"run.steps={MEMORISED_STEPS}"] if kind == "memorised" else []
-    for _ in konomi.train(change_recipe(recipe, changes)):
+    each = STEPS[kind] // SAVES[kind]
+    changes = [f"run.steps={STEPS[kind]}", f"run.save_every={each}", "run.preview_every=0"]
+    for _ in konomi.train(change_recipe(recipe, [*changes, "run.checkpoint_every=0"])):
         pass
-    return scratch / "run" / "lesson.safetensors"
+    files = sorted((scratch / "run").glob("lesson-step*.safetensors"))
+    found = {int(file.stem.rpartition("step")[2]): file for file in files}
+    found[STEPS[kind]] = scratch / "run" / "lesson.safetensors"
+    return found
 
 
-def _draw(base: BaseModel, prompts: tuple[EvaluationPrompt, ...], folder: Path) -> None:
+def _draw(
+    base: BaseModel, prompts: tuple[EvaluationPrompt, ...], seeds: tuple[int, ...], folder: Path
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    places = [(p, s) for p in range(len(prompts)) for s in range(len(seeds))]
     requests = [
-        Request(prompt=prompt.text, seed=seed, steps=15, guidance=5.0)
-        for prompt in prompts
-        for seed in SEEDS
+        Request(prompt=prompts[p].text, seed=seeds[s], steps=10, guidance=5.0) for p, s in places
     ]
-    places = [(p, s) for p in range(len(prompts)) for s in range(len(SEEDS))]
-    for (p, s), picture in zip(places, generate(base, requests, batch=4)):
+    for (p, s), picture in zip(places, generate(base, requests, batch=12), strict=True):
         picture.image.save(folder / f"{p}-{s}.png")
 
 
@@ -144,24 +171,24 @@ def read(folder: Path) -> Iterator[ShortRun]:
 
 def _read(run: Path, kind: Kind) -> ShortRun:
     rows = json.loads((run / "prompts.json").read_text(encoding="utf-8"))
-    prompts = tuple(EvaluationPrompt(*row) for row in rows)
+    prompts, scenes = (tuple(EvaluationPrompt(*row) for row in rows[n]) for n in rows)
 
     def pictures(name: str) -> Pictures:
+        of_scenes = name.startswith("scenes")
+        wanted, seeds = (scenes, SCENE_SEEDS) if of_scenes else (prompts, SEEDS)
         images = {
             (p, s): Image.open(run / name / f"{p}-{s}.png").convert("RGB")
-            for p in range(len(prompts))
-            for s in range(len(SEEDS))
+            for p in range(len(wanted))
+            for s in range(len(seeds))
+            if (run / name).is_dir()
         }
-        return Pictures(prompts, SEEDS, images)
+        return Pictures(wanted, seeds, images)
 
     def all_of(name: str) -> tuple[Image.Image, ...]:
         return tuple(Image.open(p).convert("RGB") for p in sorted((run / name).glob("*.png")))
 
-    return ShortRun(
-        run.name,
-        kind,
-        all_of("training"),
-        all_of("held_out"),
-        pictures("base"),
-        pictures("candidate"),
+    steps = [child.name.rpartition("-")[2] for child in sorted(run.glob("save-*"))]
+    saves = tuple(
+        Save(int(step), pictures(f"save-{step}"), pictures(f"scenes-{step}")) for step in steps
     )
+    return ShortRun(run.name, kind, all_of("training"), all_of("held_out"), pictures("base"), saves)
