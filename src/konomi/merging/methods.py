@@ -12,6 +12,7 @@ from torch import Tensor
 from konomi.errors import RecipeError
 from konomi.merging import formulas
 from konomi.merging.formulas import Knobs
+from konomi.merging.rotation import rotate
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ METHODS: tuple[MergeMethod, ...] = (
     MergeMethod(formulas.geometric, (2, 2), "A B", True, alpha=0.5),
     MergeMethod(formulas.cosine_a, (2, 2), "A B", False, alpha=0.5),
     MergeMethod(formulas.cosine_b, (2, 2), "A B", False, alpha=0.5),
+    MergeMethod(rotate, (2, 2), "A B", False, alpha=1.0),
     MergeMethod(formulas.ties, (2, None), "A B ... BASE", False, alpha=1.0, density=0.2),
     MergeMethod(
         formulas.dare, (2, None), "A B ... BASE", False, alpha=1.0, density=0.5, random=True

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from konomi.merging import formulas
 from konomi.merging.formulas import Knobs
+from konomi.merging.methods import method_named
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ def mecha():
         reason="sd-mecha is a judge that is installed by hand: some of what it needs is GPL",
     )
     home = "sd_mecha.extensions.builtin.merge_methods"
-    names = ("cosine", "crossover", "limiting", "linear", "ties")
+    names = ("cosine", "crossover", "limiting", "linear", "svd", "ties")
     return {name: importlib.import_module(f"{home}.{name}") for name in names}
 
 
@@ -55,6 +55,10 @@ def judged(mecha, name, given, alpha):
             return call(getattr(mecha["cosine"], f"add_{name}"), one, other, a)
         case "crossover", (one, other):
             return call(mecha["crossover"].crossover, one, other, alpha)
+        case "rotate", (one, other):
+            tables = ({"x": one.double()}, {"x": other.double()})
+            way, none = mecha["svd"].rotate, torch.tensor(0.0, dtype=torch.float64)
+            return call(way, *tables, alpha, none, key="x").float()
         case "clamp", _:
             return call(mecha["limiting"].clamp, *given)
         case "ties", (*tuned, base):
@@ -86,6 +90,7 @@ COUNTS = {
     "cosine_b": 2,
     "crossover": 2,
     "clamp": 3,
+    "rotate": 2,
     "ties": 3,
     "model_stock": 3,
     "geometric_median": 3,
@@ -95,7 +100,9 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("shape", [(8, 10), (8, 6, 3, 3), (20,)])
 def test_the_same_merged_tensors(mecha, name, shape):
+    # Of matrices with fewer rows than columns, sd-mecha's rotation is not the nearest one.
+    shape = shape[::-1] if name == "rotate" and len(shape) == 2 else shape
     given = models(COUNTS[name], shape)
     expected = judged(mecha, name, [one.clone() for one in given], 0.3)
-    merged = getattr(formulas, name)(given, Knobs(alpha=0.3, density=0.4))
+    merged = method_named(name).formula(given, Knobs(alpha=0.3, density=0.4))
     torch.testing.assert_close(merged, expected, rtol=3e-6, atol=3e-6)
