@@ -30,9 +30,7 @@ def rotate(models: Sequence[Tensor], knobs: Knobs) -> Tensor:
         return a
     kernel = a.ndim == 4 and a.shape[2:].numel() > 1
     # In float64, because directions in which the models hardly agree are found badly.
-    a_NI, b_NI = (
-        (x.flatten(0, 1).flatten(1) if kernel else x.flatten(1)).double() for x in (a, b)
-    )
+    a_NI, b_NI = ((x.flatten(0, 1).flatten(1) if kernel else x.flatten(1)).double() for x in (a, b))
     mean_a, mean_b = a_NI.mean(0), b_NI.mean(0)
     a_NI, b_NI = a_NI - mean_a, b_NI - mean_b
     from_IR, to_IR = _directions(a_NI, b_NI)

@@ -97,6 +97,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Casting complex values:UserWarning")
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("shape", [(8, 10), (8, 6, 3, 3), (20,)])
 def test_the_same_merged_tensors(mecha, name, shape):
