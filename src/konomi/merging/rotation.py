@@ -82,7 +82,8 @@ def _turned(a_NI: Tensor, from_IR: Tensor, to_IR: Tensor, alpha: float) -> Tenso
         end[:, last] = -end[:, last]
         q = start @ end.T
     inside = a_NI @ basis
-    return a_NI + (inside @ _power(q, alpha) - inside) @ basis.T
+    result: Tensor = a_NI + (inside @ _power(q, alpha) - inside) @ basis.T
+    return result
 
 
 def _power(q_II: Tensor, exponent: float) -> Tensor:
@@ -96,4 +97,5 @@ def _power(q_II: Tensor, exponent: float) -> Tensor:
     sines = torch.sin(angles)
     stretch = torch.where(sines.abs() > 1e-9, torch.sin(exponent * angles) / sines, exponent)
     turned = (vectors * stretch) @ vectors.T @ ((q_II - q_II.T) / 2)
-    return (vectors * torch.cos(exponent * angles)) @ vectors.T + turned
+    result: Tensor = (vectors * torch.cos(exponent * angles)) @ vectors.T + turned
+    return result
