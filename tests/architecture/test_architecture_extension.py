@@ -117,7 +117,7 @@ from torch import nn
 from torch.nn import functional
 
 from konomi.adapters.kinds.closed_form import fit
-from konomi.adapters.kinds.kind import About
+from konomi.adapters.kinds.kind import About, Training
 from konomi.adapters.kinds.parts import LayerError
 from konomi.errors import ModelError
 
@@ -139,7 +139,7 @@ class Shift:
         parts={name: (1,) for name in _PARTS},
         complete=(frozenset(_PARTS),),
         algo="shift",
-        layer_spec=lambda rank: ShiftSpec(),
+        training=Training("shift", lambda settings: ShiftSpec()),
     )
     alpha: ClassVar[None] = None
     magnitude: ClassVar[None] = None

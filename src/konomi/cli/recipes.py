@@ -47,7 +47,7 @@ def new(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     from konomi.config.load import commented_recipe
-    from konomi.config.overrides import require_method
+    from konomi.config.overrides import named_method
     from konomi.storage.atomic import explained, write_text
     from konomi.tasks.recipes import METHOD_CONFIGS
 
@@ -57,12 +57,13 @@ def new(arguments: list[str]) -> int:
     elif options.method is None:
         parser.error("name a method (lora, full, ...), or other settings with --from")
     else:
-        config = require_method(options.method, METHOD_CONFIGS)
+        config, settings = named_method(options.method, METHOD_CONFIGS)
         text = commented_recipe(
             config,
             base=options.base or "tiny",
             images=options.images or "photos",
             trigger=options.trigger or "",
+            settings=settings,
         )
     if options.output is None or str(options.output) == "-":
         print(text, end="")
@@ -288,10 +289,10 @@ def _from_file(what: str, options: argparse.Namespace, changes: list[str]) -> "R
 
 
 def _from_method(what: str, options: argparse.Namespace, changes: list[str]) -> "Recipe":
-    from konomi.config.overrides import require_method
+    from konomi.config.overrides import named_method
     from konomi.tasks.recipes import METHOD_CONFIGS, recipe_from_flags
 
-    require_method(what, METHOD_CONFIGS)
+    named_method(what, METHOD_CONFIGS)
     base = options.base or options.default_base
     if not options.images and not any(
         change.startswith("data.sources.0.path=") for change in changes

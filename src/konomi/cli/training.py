@@ -22,7 +22,8 @@ def train(arguments: list[str]) -> int:
         "what",
         metavar="RECIPE|METHOD",
         nargs="+",
-        help="a recipe file, a recipe card (NAME.card.png), or a method: lora, full, ...",
+        help="a recipe file, a recipe card (NAME.card.png), a method (lora, full, ...), or an "
+        "algorithm of lora (loha, ...)",
     )
     add_recipe_flags(parser)
     parser.add_argument(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from konomi.config.load import parse_recipe
-from konomi.config.overrides import apply_overrides, require_method
+from konomi.config.overrides import apply_overrides, kind_of, named_method
 from konomi.config.recipe import Recipe
 from konomi.errors import RecipeError
 
@@ -32,7 +32,7 @@ def recipe_from_flags(
 
     Raises RecipeError as `parse_recipe` does, and if there is no folder.
     """
-    require_method(method, method_configs)
+    config, settings = named_method(method, method_configs)
     if not images:
         raise RecipeError("data.sources: no images. Name their folder with --images DIR.")
     named = {"trigger": trigger, "class_noun": class_noun}
@@ -43,7 +43,7 @@ def recipe_from_flags(
         )
     data = {
         "base": base,
-        "method": {"kind": method},
+        "method": {"kind": kind_of(config), **settings},
         "data": {"sources": sources},
         "run": _given({"output": output, "steps": steps, "seed": seed}),
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from konomi.config.parse import parse_toml
 from konomi.config.problems import missing, not_a_choice, show, unknown
+from konomi.config.recipe import MethodConfig
 from konomi.config.schema import Setting, generic, recipe_settings
 from konomi.config.shape import Shape
 from konomi.errors import RecipeError
@@ -65,6 +66,32 @@ def require_method(kind: object, method_configs: Sequence[type]) -> type:
     if kind is None:
         raise RecipeError(f"method.kind: must be set; it takes one of {', '.join(kinds)}.")
     raise RecipeError(not_a_choice("method.kind", kind, kinds))
+
+
+def method_title(method: MethodConfig) -> str:
+    """How a recipe's method is called for people: `full`, `lora`, `lora (lokr)`."""
+    algorithm = getattr(method, "algorithm", method.kind)
+    return method.kind if algorithm == method.kind else f"{method.kind} ({algorithm})"
+
+
+def named_method(name: str, method_configs: Sequence[type]) -> tuple[type, dict[str, str]]:
+    """What a word on the command line stands for: a method's configuration class, and the settings
+    that make it what the word says. `lokr` is `lora` with `algorithm = "lokr"`; a method's own name
+    goes before such a shorthand (`shorthands` of the class).
+
+    Raises RecipeError that names the words there are.
+    """
+    kinds = {kind_of(config): config for config in method_configs}
+    shorthands = {
+        word: (config, dict(settings))
+        for config in method_configs
+        for word, settings in getattr(config, "shorthands", {}).items()
+    }
+    if name not in kinds and name in shorthands:
+        return shorthands[name]
+    if name in kinds:
+        return kinds[name], {}
+    raise RecipeError(not_a_choice("method.kind", name, [*kinds, *(shorthands.keys() - kinds)]))
 
 
 def read_value(text: str, shape: Shape) -> Any:

@@ -41,29 +41,35 @@ def toml_of(data: Mapping[str, Any]) -> str:
 
 
 def commented_recipe(
-    method_config: type, *, base: str = "tiny", images: str = "photos", trigger: str = ""
+    method_config: type,
+    *,
+    base: str = "tiny",
+    images: str = "photos",
+    trigger: str = "",
+    settings: Mapping[str, str] | None = None,
 ) -> str:
     """A recipe to fill in: every setting with its meaning, bounds and default. It loads to the
-    defaults.
+    defaults, but for `settings` of the method.
     """
     given = {
         "base": base,
         "method.kind": kind_of(method_config),
         f"data.sources.{INDEX}.path": images,
     }
+    given |= {f"method.{name}": value for name, value in (settings or {}).items()}
     if trigger:
         given[f"data.sources.{INDEX}.trigger"] = trigger
-    settings = recipe_settings(method_config)
+    known = recipe_settings(method_config)
     blocks = [HEADER]
-    top = [s for s in settings if not s.section and s.shape.word != "section"]
+    top = [s for s in known if not s.section and s.shape.word != "section"]
     blocks += ["\n".join(_lines(setting, given)) for setting in top]
-    for section in (s for s in settings if s.shape.word == "section" or _is_section_list(s)):
+    for section in (s for s in known if s.shape.word == "section" or _is_section_list(s)):
         is_list = _is_section_list(section)
         path = f"{section.path}.{INDEX}" if is_list else section.path
         name = f"[[{section.path}]]" if is_list else f"[{section.path}]"
         own = [
             s
-            for s in settings
+            for s in known
             if s.section == path and s.shape.word != "section" and not _is_section_list(s)
         ]
         about = summary(method_config) if section.path == "method" else section.help

@@ -10,8 +10,7 @@ from weakref import WeakKeyDictionary
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, check_fits
 from konomi.adapters.conversion import weights_of
-from konomi.adapters.kinds import LowRank
-from konomi.adapters.kinds.low_rank import LoraSpec
+from konomi.adapters.kinds import LayerSettings, LowRank
 from konomi.errors import ModelError, RecipeError
 from konomi.formats.adapter_file import read_adapter
 from konomi.formats.trained_for import other_process
@@ -40,7 +39,7 @@ class Start:
     def is_dora(self) -> bool:
         return any(update.magnitude is not None for update in self.layers.values())
 
-    def spec(self, key: str, like: LoraSpec, *, setting: str, given: int) -> LoraSpec:
+    def settings(self, key: str, like: LayerSettings, *, setting: str, given: int) -> LayerSettings:
         """How the file's layer `key` is trained: with the file's rank, scale and kind, else as
         `like`.
 
@@ -60,16 +59,12 @@ class Start:
                 "Switch it off."
             )
         root = rank**0.5 if like.rs_lora else 1.0
-        return LoraSpec(
+        return replace(
+            like,
             rank=rank,
             # alpha / rank, or alpha / sqrt(rank), is then the file's own scale.
             alpha=update.alpha / root,
-            dropout=like.dropout,
-            rank_dropout=like.rank_dropout,
-            module_dropout=like.module_dropout,
-            rs_lora=like.rs_lora,
             dora=update.magnitude is not None,
-            dora_axis=like.dora_axis,
         )
 
 

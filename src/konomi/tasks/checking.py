@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
+from konomi.config.overrides import method_title
 from konomi.config.recipe import Recipe
 from konomi.data.images import unreadable
 from konomi.data.manifest import Finding, first_names
@@ -125,7 +126,7 @@ def check(
         stops=stops,
         findings=findings,
         nouns=_proposed_nouns(job),
-        trainable=f"{job.recipe.method.kind} on {job.base.name} ({job.base.family}), "
+        trainable=f"{method_title(job.recipe.method)} on {job.base.name} ({job.base.family}), "
         f"{job.recipe.data.resolution} px",
     )
 

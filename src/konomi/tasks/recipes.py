@@ -9,7 +9,7 @@ from konomi.config import card_flags, flags
 from konomi.config.card import read_card
 from konomi.config.load import commented_recipe, parse_recipe, write_recipe
 from konomi.config.load import read_recipe as read
-from konomi.config.overrides import require_method
+from konomi.config.overrides import named_method
 from konomi.config.recipe import Recipe
 from konomi.methods import METHODS
 
@@ -79,11 +79,12 @@ def recipe_of_card(card: str | Path) -> str:
 def new_recipe(method: str) -> str:
     """A commented recipe, as TOML: every setting with its default, bounds and meaning.
 
-    method: its name, `lora`.
+    method: its name, `lora`, or that of an algorithm of lora, `lokr`.
 
     Raises RecipeError.
     """
-    return commented_recipe(require_method(method, METHOD_CONFIGS))
+    config, settings = named_method(method, METHOD_CONFIGS)
+    return commented_recipe(config, settings=settings)
 
 
 def recipe_from_flags(
@@ -101,7 +102,7 @@ def recipe_from_flags(
 ) -> Recipe:
     """The recipe that `konomi train METHOD --images DIR --base BASE ...` stands for.
 
-    method: its name, `lora`.
+    method: its name, `lora`, or that of an algorithm of lora, `lokr`.
     images: folders (or archives) of images to train on.
     base: `tiny`, a diffusers folder, a .safetensors or .ckpt file, or a hub id.
     trigger: the word that will mean the subject.

@@ -8,9 +8,11 @@ from konomi.adapters.kinds.hadamard import Hadamard
 from konomi.adapters.kinds.kind import (
     About,
     Kind,
+    LayerSettings,
     LayerSpec,
     LayerUpdate,
     TrainableLayer,
+    Training,
     tensors_of,
 )
 from konomi.adapters.kinds.kronecker import Kronecker
@@ -25,12 +27,14 @@ __all__ = [
     "Hadamard",
     "Kind",
     "Kronecker",
+    "LayerSettings",
     "LayerSpec",
     "LayerUpdate",
     "LowRank",
     "Replacement",
     "Rescale",
     "TrainableLayer",
+    "Training",
     "tensors_of",
 ]
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from konomi.adapters.kinds.change_layer import ChangeSpec
 from konomi.adapters.kinds.closed_form import fit, fit_bias, precise
-from konomi.adapters.kinds.kind import About, not_available
+from konomi.adapters.kinds.kind import About, LayerSettings, Training, not_available
 from konomi.adapters.kinds.parts import LayerError, present
 
 _AXES = (1, 2, 3, 4)
@@ -31,6 +32,12 @@ class Difference:
             frozenset({"b_norm"}),
         ),
         algo="full",
+        training=Training(
+            "full",
+            lambda settings: ChangeSpec("full", settings, _start),
+            uses=frozenset({"dropout", "rank_dropout", "module_dropout"}),
+            learning_rate=1e-5,
+        ),
     )
     alpha: ClassVar[None] = None
     magnitude: ClassVar[None] = None
@@ -68,3 +75,12 @@ class Difference:
         return None if self.weight is None else precise(self.weight)
 
     as_low_rank = norm = not_available
+
+
+def _start(
+    key: str, module: nn.Linear | nn.Conv2d, settings: LayerSettings, generator: torch.Generator
+) -> Difference:
+    """Nothing of weight and bias, where there is a bias."""
+    del key, settings, generator
+    bias = None if module.bias is None else torch.zeros(module.bias.shape)
+    return Difference(torch.zeros(module.weight.shape), bias)

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from konomi.adapters.kinds.change_layer import ChangeSpec
 from konomi.adapters.kinds.closed_form import fit_bias, product
-from konomi.adapters.kinds.kind import About, not_available
+from konomi.adapters.kinds.kind import About, LayerSettings, Training, not_available
 from konomi.adapters.kinds.magnitude import change_of
+from konomi.adapters.kinds.module import check_rank
 from konomi.adapters.kinds.parts import (
     SHARED,
     LayerError,
@@ -40,6 +43,16 @@ class Hadamard:
         complete=(frozenset(f"hada_{name}" for name in _FACTORS),),
         peft_type="LOHA",
         algo="loha",
+        training=Training(
+            "loha",
+            lambda settings: ChangeSpec("loha", settings, _start),
+            uses=frozenset(
+                {
+                    *("rank", "alpha", "scaling", "dora"),
+                    *("dropout", "rank_dropout", "module_dropout"),
+                }
+            ),
+        ),
     )
     whole: ClassVar[None] = None
 
@@ -109,3 +122,24 @@ class Hadamard:
 
     difference = as_low_rank = norm = not_available
     """Only the weight tells the shape of the change."""
+
+
+def _start(
+    key: str, module: nn.Linear | nn.Conv2d, settings: LayerSettings, generator: torch.Generator
+) -> Hadamard:
+    """One of the four factors is zero; the others are drawn as LyCORIS draws them."""
+    weight, rank = module.weight, settings.rank
+    check_rank(key, rank, weight)
+    outputs, inputs = weight.shape[0], weight[0].numel()
+
+    def normal(*shape: int, std: float) -> Tensor:
+        return torch.randn(shape, generator=generator) * std
+
+    return Hadamard(
+        w1_a=normal(outputs, rank, std=0.1),
+        w1_b=normal(rank, inputs, std=1.0),
+        w2_a=torch.zeros(outputs, rank),
+        w2_b=normal(rank, inputs, std=1.0),
+        # Files and `delta` divide by the rank; alpha / sqrt(R) is meant where settings say so.
+        alpha=settings.scale * rank,
+    )

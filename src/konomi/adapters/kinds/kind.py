@@ -7,9 +7,10 @@ K].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from torch import Tensor, nn
 
@@ -17,6 +18,74 @@ from konomi.diffusion.random import Rng
 
 if TYPE_CHECKING:
     from konomi.adapters.kinds.low_rank import LowRank
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSettings:
+    """What a recipe says of one layer's update, whatever its kind. A kind uses what it names in
+    `Training.uses`.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    """Chance of each input value being left out of the update."""
+    rank_dropout: float = 0.0
+    """Chance of each direction (of low rank) or each output (of other kinds, as LyCORIS has it)
+    being left out of the update, per sample."""
+    module_dropout: float = 0.0
+    """Chance of the whole update being left out, per sample."""
+    rs_lora: bool = False
+    """Scale by alpha / sqrt(R) in place of alpha / R."""
+    dora: bool = False
+    """Also learn the lengths of weights (DoRA)."""
+    dora_axis: Literal["output", "input"] = "output"
+    """Whose lengths: each output's weights (the paper, PEFT, diffusers) or each input's (A1111,
+    LyCORIS' first)."""
+    own: Any = None
+    """The kind's own settings, of `Training.settings`; None: all as usual."""
+
+    @property
+    def scale(self) -> float:
+        """Of the update: alpha / R."""
+        return self.alpha / (math.sqrt(self.rank) if self.rs_lora else self.rank)
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the layer draws anything in a step."""
+        return self.dropout > 0 or self.rank_dropout > 0 or self.module_dropout > 0
+
+
+Use = Literal[
+    "rank",
+    "alpha",
+    "scaling",
+    "dropout",
+    "rank_dropout",
+    "module_dropout",
+    "dora",
+    "b_rate_ratio",
+]
+"""A setting that acts on some kinds and not on others, as recipes name it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How a kind is trained: an algorithm, in LyCORIS' words."""
+
+    algorithm: str
+    """Its name in recipes and on the command line."""
+    spec: Callable[[LayerSettings], LayerSpec]
+    """From a layer's settings to what makes its trained layer."""
+    uses: frozenset[Use] = frozenset()
+    """What of the shared settings acts on it; the rest is named as without effect."""
+    settings: type[Any] | None = None
+    """Its own settings: a frozen dataclass, and a section of the recipe that is called like the
+    algorithm."""
+    learning_rate: float = 1e-4
+    """The usual one, of the denoiser."""
+    b_factors: frozenset[str] = frozenset()
+    """The parameters whose steps `b_rate_ratio` makes larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +107,8 @@ class About:
     """In PEFT's `adapter_config.json`; "" where PEFT has no such kind."""
     algo: str = ""
     """In LyCORIS' network arguments; "" for what kohya's own `networks.lora` trains."""
-    layer_spec: Callable[[int], LayerSpec] | None = None
-    """How it is trained, from the rank, with all else as usual; None where konomi does not train
-    it."""
+    training: Training | None = None
+    """How it is trained; None where konomi does not train it."""
 
 
 class LayerUpdate(Protocol):
@@ -90,7 +158,9 @@ class LayerUpdate(Protocol):
 
     @property
     def input_width(self) -> int | None:
-        """I of the weight that it belongs to; None where its tensors do not tell."""
+        """I of the weight that it belongs to; None where its tensors do not tell. Of a convolution
+        it may be I K K, where one axis holds both.
+        """
         ...
 
     def delta(self, weight: Tensor) -> Tensor:

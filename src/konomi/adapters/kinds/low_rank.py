@@ -10,8 +10,8 @@ Shapes: I input, O output features or channels, K kernel, R rank, B samples.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +19,21 @@ from torch import Tensor, nn
 
 from konomi.adapters.dropout import dropout, for_batch, keep_mask, keep_scale
 from konomi.adapters.kinds.closed_form import fit_bias, precise
-from konomi.adapters.kinds.kind import About, LayerUpdate
+from konomi.adapters.kinds.kind import About, LayerSettings, LayerUpdate, Training
 from konomi.adapters.kinds.low_rank_product import low_rank_conv, low_rank_linear
 from konomi.adapters.kinds.magnitude import (
-    axis_of_magnitude,
     change_of,
     check_magnitude,
+    gain_of,
     lengths_of,
+    load_lengths,
+    with_gain,
 )
+from konomi.adapters.kinds.module import check_rank, copy_into, generator_of, linear_or_conv
 from konomi.adapters.kinds.parts import SHARED, LayerError, alpha_of, bias_of, present, scalar
 from konomi.adapters.kinds.window import window_of
-from konomi.diffusion.random import Rng, stable_hash
-from konomi.errors import ModelError, RecipeError
+from konomi.diffusion.random import Rng
+from konomi.errors import ModelError
 from konomi.hardware import storage_formats
 
 _UP_BIAS = "lora_up.bias"
@@ -38,42 +41,14 @@ _UP_BIAS = "lora_up.bias"
 
 
 @dataclass(frozen=True, slots=True)
-class LoraSpec:
-    """What one layer's update looks like."""
-
-    rank: int
-    alpha: float
-    dropout: float = 0.0
-    """Chance of each input value being left out of the update."""
-    rank_dropout: float = 0.0
-    """Chance of each of the R directions being left out, per sample."""
-    module_dropout: float = 0.0
-    """Chance of the whole update being left out, per sample."""
-    rs_lora: bool = False
-    """Scale by alpha / sqrt(R) in place of alpha / R."""
-    dora: bool = False
-    """Also learn the lengths of weights (DoRA)."""
-    dora_axis: Literal["output", "input"] = "output"
-    """Whose lengths: each output's weights (the paper, PEFT, diffusers) or each input's (A1111,
-    LyCORIS' first)."""
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rs_lora else self.rank)
-
-    @property
-    def has_dropout(self) -> bool:
-        return self.dropout > 0 or self.rank_dropout > 0 or self.module_dropout > 0
+class LoraSpec(LayerSettings):
+    """Settings of a layer that is trained as low rank."""
 
     def layer(self, key: str, module: nn.Module, *, seed: int) -> "LoraLayer":
         """Raises RecipeError where the rank is too large for the module, ModelError where it takes
         no such layer.
         """
-        if not isinstance(module, nn.Linear | nn.Conv2d):
-            raise ModelError(
-                f"{key} is a {type(module).__name__}; low-rank layers go on Linear and Conv2d only."
-            )
-        return LoraLayer(key, module, self, seed=seed)
+        return LoraLayer(key, linear_or_conv(key, module), self, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +79,19 @@ class LowRank:
             "lora_magnitude_vector.weight": "dora_scale",
         },
         peft_type="LORA",
-        layer_spec=lambda rank: LoraSpec(rank, float(rank)),
+        training=Training(
+            "lora",
+            lambda settings: LoraSpec(
+                **{f.name: getattr(settings, f.name) for f in fields(settings)}
+            ),
+            uses=frozenset(
+                {
+                    *("rank", "alpha", "scaling", "dora", "b_rate_ratio"),
+                    *("dropout", "rank_dropout", "module_dropout"),
+                }
+            ),
+            b_factors=frozenset({"up"}),
+        ),
     )
     whole: ClassVar[None] = None
 
@@ -263,15 +250,9 @@ class LoraLayer(nn.Module):
         self.window = None
         if isinstance(base, nn.Conv2d):
             self.window = window_of(key, base)
-        limit = min(out_features, in_features * math.prod(kernel))
-        if spec.rank > limit:
-            raise RecipeError(
-                f"the rank of {key} is {spec.rank}; this layer allows at most {limit}. Lower the "
-                "rank that is set for such layers: method.rank, conv_rank or text_rank (in "
-                "DreamArtist method.lora_rank)."
-            )
+        check_rank(key, spec.rank, base.weight)
         device = base.weight.device
-        generator = torch.Generator().manual_seed(stable_hash("lora", seed, key) & (2**63 - 1))
+        generator = generator_of("lora", seed, key)
         bound = 1.0 / math.sqrt(in_features * math.prod(kernel))
         down = torch.empty(spec.rank, in_features, *kernel).uniform_(
             -bound, bound, generator=generator
@@ -290,44 +271,36 @@ class LoraLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The base layer's answer with the update."""
-        weight, bias = self.base.weight, self.base.bias
-        gain = self._gain()
-        if gain is not None and self.spec.dora_axis == "input":
-            # (W + dW) diag(gain) x, in float32 like the other axis: a gain of 1.001 would be 1 in
-            # bfloat16.
-            x = (x * gain.view((-1,) if self.window is None else (-1, 1, 1))).to(x.dtype)
-            gain = None
+        return with_gain(
+            self._plain,
+            x,
+            self._gain(),
+            self.base.bias,
+            axis=self.spec.dora_axis,
+            is_conv=self.window is not None,
+        )
+
+    def _plain(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Without DoRA's lengths."""
+        weight = self.base.weight
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        plain_bias = bias if gain is None else None
         if self.rng is not None and self.base.training:
-            y = self._with_dropout(x, weight, plain_bias)
-        elif self.window is None:
-            y = low_rank_linear(x, weight, plain_bias, self.down, self.up, scale=self.scale)
-        else:
-            y = low_rank_conv(
-                x, weight, plain_bias, self.down, self.up, self.window, scale=self.scale
-            )
-        if gain is None:
-            return y
-        # In float32: a gain of 1.001 would be 1 in bfloat16, and never learned.
-        channels = (-1,) if self.window is None else (-1, 1, 1)
-        scaled = y * gain.view(channels)
-        return (scaled if bias is None else scaled + bias.view(channels)).to(y.dtype)
+            return self._with_dropout(x, weight, bias)
+        if self.window is None:
+            return low_rank_linear(x, weight, bias, self.down, self.up, scale=self.scale)
+        return low_rank_conv(x, weight, bias, self.down, self.up, self.window, scale=self.scale)
 
     def _gain(self) -> Tensor | None:
-        """DoRA's factors: learned length / length of W + dW; no gradient through the latter
-        (section 4.3).
-        """
         if self.magnitude is None:
             return None
         with torch.no_grad():
             weight = self.base.weight.to(self.up.dtype)
             delta = (self.up.flatten(1) @ self.down.flatten(1)).view(weight.shape)
-            lengths = lengths_of(weight + self.scale * delta, self.spec.dora_axis)
-        return self.magnitude / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+            changed = weight + self.scale * delta
+        return gain_of(self.magnitude, changed, self.spec.dora_axis)
 
     def _with_dropout(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         assert self.rng is not None
@@ -374,27 +347,9 @@ class LoraLayer(nn.Module):
                 f"{self.key} has a Tucker core (lora_mid) in the file to go on from; those are not "
                 "trained."
             )
-        if (found.magnitude is None) != (self.magnitude is None):
-            raise ModelError(
-                f"{self.key}: the file to go on from and method.dora disagree about DoRA."
-            )
-        pairs = [("down", self.down, found.down), ("up", self.up, found.up)]
-        if self.magnitude is not None and found.magnitude is not None:
-            if axis_of_magnitude(found.magnitude) != self.spec.dora_axis:
-                raise ModelError(
-                    f"{self.key}: the file to go on from has DoRA lengths per "
-                    f"{axis_of_magnitude(found.magnitude)}, this recipe learns them per "
-                    f"{self.spec.dora_axis}. Set method.dora_axis to the file's."
-                )
-            pairs.append(("magnitude", self.magnitude, found.magnitude))
-        for name, parameter, value in pairs:
-            if parameter.numel() != value.numel() or parameter.shape[0] != value.shape[0]:
-                raise ModelError(
-                    f"{self.key}.{name} is {list(value.shape)} in the file to go on from, but "
-                    f"{list(parameter.shape)} in this recipe: another rank, or a base of another "
-                    "size."
-                )
-            parameter.copy_(value.reshape(parameter.shape))
+        load_lengths(self.key, self.magnitude, found.magnitude, self.spec.dora_axis)
+        copy_into(f"{self.key}.down", self.down, found.down)
+        copy_into(f"{self.key}.up", self.up, found.up)
         factor = found.alpha / self.spec.rank / self.scale
         if factor != 1.0:
             self.up.mul_(factor)

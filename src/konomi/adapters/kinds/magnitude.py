@@ -4,12 +4,14 @@ factored update.
 Shapes: O output, I input, K kernel. A magnitude is [O, 1(, 1, 1)] or [1, I(, 1, 1)].
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from konomi.adapters.kinds.closed_form import fit
+from konomi.adapters.kinds.module import copy_into
 from konomi.adapters.kinds.parts import LayerError
 from konomi.errors import ModelError
 
@@ -44,6 +46,53 @@ def lengths_of(weight: Tensor, axis: Axis) -> Tensor:
     others = [index for index in range(weight.dim()) if index != (0 if axis == "output" else 1)]
     lengths: Tensor = torch.linalg.vector_norm(weight, dim=others, keepdim=True)
     return lengths
+
+
+def gain_of(magnitude: Tensor, changed: Tensor, axis: Axis) -> Tensor:
+    """DoRA's factors: learned length / length of `changed`, W + dW; no gradient through the latter
+    (section 4.3).
+    """
+    with torch.no_grad():
+        lengths = lengths_of(changed, axis)
+    return magnitude / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+
+
+def with_gain(
+    compute: Callable[[Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    *,
+    axis: Axis,
+    is_conv: bool,
+) -> Tensor:
+    """`compute(x, bias)`, with a layer's weight scaled by DoRA's factors; None: it is not. In
+    float32, because a gain of 1.001 would be 1 in bfloat16, and never learned.
+    """
+    if gain is None:
+        return compute(x, bias)
+    channels = (-1, 1, 1) if is_conv else (-1,)
+    if axis == "input":
+        # (W + dW) diag(gain) x.
+        return compute((x * gain.view(channels)).to(x.dtype), bias)
+    y = compute(x, None)
+    scaled = y * gain.view(channels)
+    return (scaled if bias is None else scaled + bias.view(channels)).to(y.dtype)
+
+
+def load_lengths(key: str, mine: nn.Parameter | None, found: Tensor | None, axis: Axis) -> None:
+    """Of a file to go on from. Raises ModelError where it and the recipe disagree about DoRA."""
+    if (found is None) != (mine is None):
+        raise ModelError(f"{key}: the file to go on from and method.dora disagree about DoRA.")
+    if mine is None or found is None:
+        return
+    if axis_of_magnitude(found) != axis:
+        raise ModelError(
+            f"{key}: the file to go on from has DoRA lengths per "
+            f"{axis_of_magnitude(found)}, this recipe learns them per "
+            f"{axis}. Set method.dora_axis to the file's."
+        )
+    copy_into(f"{key}.magnitude", mine, found)
 
 
 def check_magnitude(magnitude: Tensor | None, outputs: int, inputs: int) -> None:

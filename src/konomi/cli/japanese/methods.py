@@ -48,4 +48,8 @@ PAIRS = {
     "{method} needs a class noun, what the subject is in plain words. --clip MODEL (a CLIP folder or hub id) has it proposed. Give --class NOUN (class_noun of the source), or prior.source=none to train without the class.": "{method} にはクラス名(被写体が何であるかを表す普通の言葉)が必要です。--clip MODEL(CLIP のフォルダかハブの ID)で候補が出ます。--class NOUN で指定するか、prior.source=none でクラスなしに学習してください。",
     'prior.source is "images", and the data has no class images. Give a source of role "prior", or a folder reg/ beside img/; "generate" has them drawn.': 'prior.source が "images" ですが、クラス画像(正則化画像)がありません。role が "prior" のソースか、img/ の隣に reg/ フォルダを用意してください。"generate" にすると自動で生成します。',
     "the class image cannot be read ({why}). Start again: it is drawn anew.": "クラス画像を読めません({why})。もう一度始めると描き直されます。",
+    "{layer} is made of {names} in the file to go on from; this recipe trains {names2}.": "続きから学習するファイルの {layer} は {names} でできていますが、このレシピで学習するのは {names2} です。",
+    '{section}.start goes on with a LoRA, and {section2}.algorithm is "{name}". Leave one of them out.': '{section}.start は LoRA の続きから学習しますが、{section2}.algorithm が "{name}" です。どちらかを省略してください。',
+    'method.algorithm is "{name}", which has no such setting.': 'method.algorithm が "{name}" で、この設定がありません。',
+    "save.format is {name}, which holds LoRA alone, and method.algorithm is \"{algorithm}\". Use 'kohya'.": "save.format が {name} ですが、この形式には LoRA しか保存できず、method.algorithm が \"{algorithm}\" です。'kohya' を使ってください。",
 }  # fmt: skip

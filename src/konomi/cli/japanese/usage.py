@@ -71,7 +71,7 @@ PAIRS = {
     "random seed for order, noise and timesteps": "順序、ノイズ、タイムステップを決めるシード",
     "a VAE to use instead of the base's own": "ベースモデルの代わりに使う VAE(VAE のないファイルにも)",
     "Train. Every setting of a recipe can be changed by key=value, for example method.rank=8.": "学習します。レシピの設定はすべて 名前=値 で変えられます(例: method.rank=8)。",
-    "a recipe file, a recipe card (NAME.card.png), or a method: lora, full, ...": "レシピのファイル、レシピカード(NAME.card.png)、または手法(lora、full など)",
+    "a recipe file, a recipe card (NAME.card.png), a method (lora, full, ...), or an algorithm of lora (loha, ...)": "レシピのファイル、レシピカード(NAME.card.png)、手法(lora、full など)、または lora のアルゴリズム(loha など)",
     "start over even if the run folder already has a run": "学習の記録があっても最初から始める",
     "Continue a run exactly where it stopped.": "止まったところから学習を再開します。",
     "new total number of optimiser steps": "新しい全ステップ数",

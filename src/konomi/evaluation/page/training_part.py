@@ -12,6 +12,7 @@ from typing import Any
 
 from konomi.config.changed_settings import changed_settings, written
 from konomi.config.load import recipe_data
+from konomi.config.overrides import method_title
 from konomi.config.parse import parse_json
 from konomi.config.recipe import Recipe
 from konomi.errors import DataError, FileFormatError
@@ -217,7 +218,7 @@ def _lead(recipe: Recipe | None, diary: Diary, images: int, words: Words) -> str
         return words("lead_unknown", steps=steps, time=time)
     return words(
         "lead_run",
-        method=recipe.method.kind,
+        method=method_title(recipe.method),
         pictures=words.counted("pictures", images),
         steps=steps,
         time=time,
@@ -275,7 +276,7 @@ def _facts(run: Path, recipe: Recipe | None, diary: Diary, words: Words) -> list
     if recipe is not None:
         facts += [
             Fact(words("fact_base"), recipe.base),
-            Fact(words("fact_method"), recipe.method.kind),
+            Fact(words("fact_method"), method_title(recipe.method)),
         ]
         triggers = dict.fromkeys(one.trigger for one in recipe.data.sources if one.trigger)
         if triggers:

@@ -1,0 +1,172 @@
+"""What a recipe says of a LoRA, or of another update in its place, and what of it does nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
+
+from pydantic import Field
+
+from konomi.adapters.kinds import KINDS, Training
+from konomi.adapters.kinds.kind import Use
+from konomi.config.bounds import STRICT, Fraction
+from konomi.errors import RecipeError
+from konomi.methods.lora_start import Start
+
+ALGORITHMS: Mapping[str, Training] = {
+    kind.about.training.algorithm: kind.about.training
+    for kind in KINDS
+    if kind.about.training is not None
+}
+"""Every kind of update that can be trained, by its name in a recipe."""
+if TYPE_CHECKING:
+    Algorithm = str
+else:
+    Algorithm = Literal[tuple(ALGORITHMS)]
+Rank = Annotated[int, Field(ge=0, le=1024)]
+Alpha = Annotated[float, Field(gt=0, le=1024)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    """Low-rank updates (LoRA) in a small file that is used with the base; the usual choice."""
+
+    __pydantic_config__ = STRICT
+    shorthands: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        name: {"algorithm": name} for name in ALGORITHMS if name != "lora"
+    }
+    """What `konomi train NAME` stands for besides `konomi train lora`."""
+
+    kind: Literal["lora"] = "lora"
+    algorithm: Algorithm = "lora"
+    """What the update of a layer is: `lora`, two thin factors, or another kind in its place.
+    docs/methods/lora_family.md says when which is worth a try."""
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank of the update. A higher rank learns more and overfits sooner."""
+    alpha: Alpha | None = None
+    """The update is scaled by alpha / rank; by default alpha = rank."""
+    targets: tuple[str, ...] = ("transformer",)
+    """Which layers are trained: `attention`, `attention.kv`, `attention.k`, `attention.v`,
+    `cross_attention`, `cross_attention.kv`, `feed_forward`, `projection`, or `transformer` for all
+    linear layers of the transformer blocks."""
+    conv_rank: Rank = 0
+    """Rank for convolutions (LoCon); 0 leaves them unchanged. Of an algorithm without ranks any
+    other number trains them."""
+    conv_alpha: Alpha | None = None
+    """Alpha for convolutions; by default `conv_rank`."""
+    text_rank: Rank = 0
+    """Rank for the text encoder; 0 leaves it unchanged, so that captions need to be encoded only
+    once. Of an algorithm without ranks any other number trains it."""
+    text_alpha: Alpha | None = None
+    """Alpha for the text encoder; by default `text_rank`."""
+    dropout: Fraction = 0.0
+    """Probability of dropping each input of an update during training."""
+    rank_dropout: Fraction = 0.0
+    """Probability of dropping each rank during training; of algorithms other than lora, each output
+    of the update, as in LyCORIS."""
+    module_dropout: Fraction = 0.0
+    """Probability of skipping a layer's whole update during training."""
+    b_rate_ratio: Annotated[float, Field(ge=1, le=64)] = 1.0
+    """Ratio of B's learning rate to A's (LoRA+: 16)."""
+    scaling: Literal["rank", "sqrt_rank"] = "rank"
+    """Divide alpha by the rank, or by its square root (rsLoRA), which keeps the updates of high
+    ranks from becoming too small."""
+    dora: bool = False
+    """Train the magnitude of the weights separately from their direction (DoRA)."""
+    dora_axis: Literal["auto", "input", "output"] = "auto"
+    """One magnitude per `input`, as A1111 reads kohya's files (Forge, ComfyUI and LyCORIS read
+    both), or per `output`, as in the paper, PEFT and diffusers. auto: the one that every reader of
+    `save.format` understands."""
+    start: str = ""
+    """A LoRA file to continue from instead of starting at zero. Its layers keep their ranks and
+    scales, including those in the text encoder and convolutions; other layers are trained in
+    addition if `targets`, `conv_rank` or `text_rank` ask for them."""
+
+    @property
+    def training(self) -> Training:
+        """How the algorithm trains."""
+        return ALGORITHMS[self.algorithm]
+
+    def uses(self, use: Use) -> bool:
+        """Whether a setting acts on the algorithm."""
+        return use in self.training.uses
+
+    @property
+    def has_dora(self) -> bool:
+        """Whether lengths are learned."""
+        return self.dora and self.uses("dora")
+
+
+def trains_text(config: LoraConfig, start: Start | None) -> bool:
+    return config.text_rank > 0 or (start is not None and start.has_text)
+
+
+def unused_settings(config: LoraConfig, start: Start | None) -> dict[str, str]:
+    """Settings that another one switches off."""
+    found = _of_other_algorithms(config)
+    if not config.targets:
+        found |= {f"method.{name}": "method.targets is empty." for name in ("rank", "alpha")}
+    if start is not None:
+        kept = "the layers of method.start keep their scale, and no others are trained."
+        found |= {"method.alpha": kept} if config.targets == LoraConfig().targets else {}
+    if not config.conv_rank:
+        found["method.conv_alpha"] = "method.conv_rank is 0, so convolutions are left alone."
+    if not config.text_rank:
+        found["method.text_alpha"] = "method.text_rank is 0, so the text encoder is left alone."
+        if start is None or not start.has_text:
+            found["optimizer.text_learning_rate"] = (
+                "method.text_rank is 0, so the text encoder is not trained."
+            )
+    if start is None and {
+        config.rank if config.targets else 0,
+        config.conv_rank,
+        config.text_rank,
+    } <= {0, 1}:
+        found["method.scaling"] = "a rank of 1 is its own root."
+    if not config.has_dora and (start is None or not start.is_dora):
+        found.setdefault("method.dora_axis", "method.dora is false, so no magnitudes are learned.")
+    return found
+
+
+def _of_other_algorithms(config: LoraConfig) -> dict[str, str]:
+    """What the algorithm has not, and the own settings of all others."""
+    why = f'method.algorithm is "{config.algorithm}", which has no such setting.'
+    missing = [use for use in get_args(Use) if not config.uses(use)]
+    paths = [f"method.{use}" for use in missing]
+    if "alpha" in missing:
+        paths += ["method.conv_alpha", "method.text_alpha"]
+    if "dora" in missing:
+        paths.append("method.dora_axis")
+    for name, training in ALGORITHMS.items():
+        if training.settings is not None and name != config.algorithm:
+            paths += [f"method.{name}.{field.name}" for field in fields(training.settings)]
+    return dict.fromkeys(paths, why)
+
+
+def dora_axis(config: LoraConfig, file_format: str) -> Literal["input", "output"]:
+    """Whose magnitudes DoRA learns, so that every reader of the file computes what was trained.
+
+    Raises RecipeError where an axis is asked for that some reader of the format would take for the
+    other, or drop.
+    """
+    reads: Literal["input", "output"] = (
+        "output" if file_format in ("diffusers", "peft") else "input"
+    )
+    if config.has_dora and config.dora_axis not in ("auto", reads):
+        others = (
+            "diffusers and PEFT hold" if reads == "output" else "A1111 reads all kohya files with"
+        )
+        raise RecipeError(
+            f"method.dora_axis is {config.dora_axis}, but {others} DoRA magnitudes per {reads}: a "
+            f"file of save.format {file_format} would mean something else there. Leave "
+            "method.dora_axis out, or choose another save.format."
+        )
+    return reads
+
+
+def check_format(config: LoraConfig, file_format: str) -> None:
+    """Raises RecipeError where a format holds LoRA and no other update."""
+    if config.algorithm != "lora" and file_format in ("diffusers", "peft"):
+        raise RecipeError(
+            f"save.format is {file_format!r}, which holds LoRA alone, and method.algorithm is "
+            f"\"{config.algorithm}\". Use 'kohya'."
+        )
