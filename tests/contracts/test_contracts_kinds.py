@@ -78,7 +78,8 @@ def test_is_told_by_its_parts_alone(kind):
     assert len({other.about.name for other in KINDS}) == len(KINDS)
     for names in about.complete:
         assert names <= about.parts.keys() <= KNOWN_PARTS
-        assert kind_of_parts(names) is kind
+        axes = {name: about.parts[name][0] for name in names if about.parts[name]}
+        assert kind_of_parts(names, axes) is kind
     for other, name in about.spellings.items():
         assert part_of(other) == name and name in about.parts
 
@@ -152,7 +153,8 @@ def test_files_hold_it(kind):
     net, layers = layered(kind)
     for key, update in layers.export().layers.items():
         parts = update.to_parts(norm=False)
-        assert kind_of_parts(frozenset(parts)) is kind
+        axes = {name: tensor.dim() for name, tensor in parts.items()}
+        assert kind_of_parts(parts, axes) is kind
         again = layer_from_parts(parts)
         assert type(again) is kind
         weight = net.module(key).weight

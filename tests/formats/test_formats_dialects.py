@@ -206,9 +206,9 @@ def test_metadata_tells_a_family_that_names_do_not(tmp_path: Path) -> None:
 
 
 KINDS = {
-    "OFT": f"lora_unet_{FLAT}.oft_blocks", "GLoRA": f"lora_unet_{FLAT}.a1.weight",
+    "GLoRA": f"lora_unet_{FLAT}.a1.weight",
     "VeRA": f"base_model.model.{PATH}.vera_lambda_b",
-    "BOFT": f"base_model.model.{PATH}.boft_R", "HRA": f"base_model.model.{PATH}.hra_u",
+    "HRA": f"base_model.model.{PATH}.hra_u",
     "AdaLoRA": f"unet.{PATH}.lora_E",
     "FourierFT": f"{PATH}.fourierft_spectrum",
 }  # fmt: skip

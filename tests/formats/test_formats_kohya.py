@@ -20,6 +20,9 @@ TO_K = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
 CONV = "lora_unet_down_blocks_0_resnets_0_conv1"
 NORM = "lora_unet_conv_norm_out"
 KEY_OF = {
+    TO_K.replace(
+        "lora_unet_", "oft_unet_"
+    ): "denoiser.mid_block.attentions.0.transformer_blocks.0.attn2.to_k",
     TO_K: "denoiser.mid_block.attentions.0.transformer_blocks.0.attn2.to_k",
     CONV: "denoiser.down_blocks.0.resnets.0.conv1",
     NORM: "denoiser.conv_norm_out",
@@ -177,12 +180,46 @@ def norm_difference() -> tuple[str, dict[str, Tensor], Tensor, Tensor]:
     return NORM, layer(NORM, w_norm=change, b_norm=normal(O)), normal(O), change
 
 
+def oft() -> tuple[str, dict[str, Tensor], Tensor, Tensor]:
+    blocks, rescale = normal(5, 2, 2), normal(O, 1)
+    parts = layer(TO_K, oft_blocks=blocks, rescale=rescale)
+    return TO_K, parts, LINEAR, _turned(blocks, rescale)
+
+
+def oft_bounded() -> tuple[str, dict[str, Tensor], Tensor, Tensor]:
+    blocks = normal(5, 2, 2)
+    norm = (blocks - blocks.mT).norm()
+    held = blocks * (0.01 * O / norm)
+    return (
+        TO_K,
+        layer(TO_K, oft_blocks=blocks, alpha=torch.tensor(0.01, dtype=torch.float64)),
+        LINEAR,
+        _turned(held, torch.ones(O, 1)),
+    )
+
+
+def boft() -> tuple[str, dict[str, Tensor], Tensor, Tensor]:
+    # A butterfly's block turns the other way than OFT's, and takes halves of it in turn.
+    blocks, halves = normal(1, 1, 10, 10), torch.arange(10).view(2, 5).t().flatten()
+    q = blocks[0, 0] - blocks[0, 0].t()
+    turn = torch.zeros(10, 10, dtype=torch.float64)
+    turn[halves[:, None], halves] = (torch.eye(10) + q) @ torch.linalg.inv(torch.eye(10) - q)
+    return TO_K, layer(TO_K, oft_blocks=blocks), LINEAR, turn @ LINEAR - LINEAR
+
+
+def _turned(blocks: Tensor, rescale: Tensor) -> Tensor:
+    q, eye = torch.block_diag(*(blocks - blocks.mT)), torch.eye(O, dtype=torch.float64)
+    turn = (eye + q) @ torch.linalg.inv(eye - q)
+    return rescale * (turn.t() @ LINEAR) - LINEAR
+
+
 CASES = {
     case.__name__: case
     for case in (
         linear_lora, no_alpha, conv_lora, tucker_lora, dora_per_output, dora_per_input, loha,
         loha_tucker, lokr_full,
         lokr_factored, ia3_outputs, ia3_inputs, full_difference, norm_difference,
+        oft, oft_bounded, boft,
     )
 }  # fmt: skip
 
@@ -445,6 +482,13 @@ def test_notes_of_others_are_kept_and_stale_figures_are_not(tmp_path: Path) -> N
     assert kept["note"] == "mine" and kept["ss_network_alpha"] == "2" and "format" not in kept
 
 
+def test_the_prefix_of_kohyas_own_oft_is_read(tmp_path: Path) -> None:
+    name, tensors, weight, expected = oft_bounded()
+    tensors = {k.replace("lora_unet_", "oft_unet_"): t for k, t in tensors.items()}
+    adapter = read_adapter(save(tmp_path / "in.safetensors", tensors))
+    assert torch.allclose(delta(adapter.layers[KEY_OF[name]], weight), expected, atol=1e-12)
+
+
 def test_kinds_have_plain_names(tmp_path: Path) -> None:
     kinds = {}
     for case in (
@@ -454,10 +498,12 @@ def test_kinds_have_plain_names(tmp_path: Path) -> None:
         "lokr_full",
         "ia3_inputs",
         "full_difference",
+        "oft",
+        "boft",
     ):
         report = inspect_file(save(tmp_path / "x.safetensors", CASES[case]()[1]))
         kinds |= report.layer_kinds
-    assert set(kinds) == {"lora", "lora+dora", "loha", "lokr", "ia3", "diff"}
+    assert set(kinds) == {"lora", "lora+dora", "loha", "lokr", "ia3", "diff", "oft", "boft"}
     # The last comes in Custom Diffusion's files alone.
     assert {kind.about.name for kind in KINDS} - set(kinds) == {"whole"}
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.branches import negative_branch
-from konomi.adapters.delta import bias_delta, delta
+from konomi.adapters.delta import bias_delta, delta, delta_at
 from konomi.adapters.hypernetwork import attach_hypernetwork
 from konomi.adapters.kinds import LayerUpdate
 from konomi.errors import ModelError
@@ -331,7 +331,7 @@ def _changes(module: nn.Module, uses: list[_Use]) -> Iterator[tuple[nn.Parameter
     """
     weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, nn.Parameter)
-    yield weight, _sum([delta(use.update, weight) * use.strength for use in uses])
+    yield weight, _sum([delta_at(use.update, weight, use.strength) for use in uses])
     found = [(_bias_change(module, use, weight.device), use.strength) for use in uses]
     changes = [change.mul(strength) for change, strength in found if change is not None]
     if changes:

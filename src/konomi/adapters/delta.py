@@ -13,14 +13,22 @@ from konomi.adapters.kinds import LayerUpdate, tensors_of
 
 
 def delta(update: LayerUpdate, weight: Tensor) -> Tensor:
-    """W' - W, of the weight's shape, on its device; `weight` is the untouched one (DoRA and
-    rescaling depend on it).
+    """W' - W, of the weight's shape, on its device; `weight` is the untouched one (DoRA, rescaling
+    and rotations depend on it).
 
     Raises ModelError where the update is of another shape.
     """
     weight = _precise(weight)
     moved: dict[str, Any] = {name: tensor.to(weight) for name, tensor in tensors_of(update).items()}
     return replace(update, **moved).delta(weight)
+
+
+def delta_at(update: LayerUpdate, weight: Tensor, strength: float) -> Tensor:
+    """The same at a strength, in a tensor of its own: for most kinds strength times the change."""
+    at_strength = update.about.at_strength
+    if at_strength is None or strength == 1.0:
+        return delta(update, weight) * strength
+    return delta(at_strength(update, strength), weight)
 
 
 def bias_delta(update: LayerUpdate, bias: Tensor) -> Tensor | None:

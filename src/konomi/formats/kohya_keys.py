@@ -35,9 +35,13 @@ _PREFIXES = part_of_kohya_prefix()
 _GRAMMARS = {part: _grammar(path_words(part)) for part in _PREFIXES.values()}
 _LYCORIS = "lycoris_"
 """Before any module's path, whichever part it is of (LyCORIS used as a library, SimpleTuner)."""
-PREFIXES = (*_PREFIXES, _LYCORIS)
+_OFT = "oft_unet_"
+"""sd-scripts' own OFT, which it trains in the UNet alone."""
+PREFIXES = (*_PREFIXES, _LYCORIS, _OFT)
 _LDM = re.compile(r"(input_blocks|output_blocks|middle_block|time_embed_|label_emb|out_[02]$)")
-_BLOCK = re.compile(r"(?:lora_unet_|lycoris_|diffusion_model_)((?:input|output)_blocks_\d+_\d+)_")
+_BLOCK = re.compile(
+    r"(?:lora_unet_|lycoris_|oft_unet_|diffusion_model_)((?:input|output)_blocks_\d+_\d+)_"
+)
 
 
 def key_of(name: str, layout: UNetLayout | None = None) -> str | None:
@@ -51,6 +55,9 @@ def key_of(name: str, layout: UNetLayout | None = None) -> str | None:
         if name.startswith(prefix):
             path = _path(name.removeprefix(prefix), part, layout)
             return None if path is None else f"{part}.{path}"
+    if name.startswith(_OFT):
+        path = _path(name.removeprefix(_OFT), DENOISER, layout)
+        return None if path is None else f"{DENOISER}.{path}"
     if name.startswith(_LYCORIS):
         for part in ("denoiser", "text_encoder"):
             path = _path(name.removeprefix(_LYCORIS), part, layout)

@@ -4,7 +4,7 @@ kind they make.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -23,12 +23,15 @@ __all__ = [
 ]
 
 _RESHAPE = "reshape_weight"
-_NUM_AXES: dict[str, tuple[int, ...]] = {
-    name: axes for kind in KINDS for name, axes in kind.about.parts.items()
+_PARTS = frozenset(name for kind in KINDS for name in kind.about.parts)
+_NUM_AXES = {
+    name: tuple(sorted({axis for kind in KINDS for axis in kind.about.parts.get(name, ())}))
+    for name in _PARTS
 }
+"""Part -> how many axes it may have in any kind; () for any number."""
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _SPELLINGS = {other: name for kind in KINDS for other, name in kind.about.spellings.items()}
-KNOWN_PARTS = frozenset({*_NUM_AXES, _RESHAPE})
+KNOWN_PARTS = _PARTS | {_RESHAPE}
 _NAMES = [set(kind.about.parts) for kind in KINDS]
 _OWN = {
     kind: names - set().union(*(others for others in _NAMES if others is not names))
@@ -64,10 +67,22 @@ def split_name(name: str) -> tuple[str, str] | None:
     return None
 
 
-def kind_of_parts(names: frozenset[str]) -> Kind | None:
-    """The kind whose update a layer's parts make; None where none is complete."""
-    return next(
-        (kind for kind in KINDS if any(wanted <= names for wanted in kind.about.complete)), None
+def kind_of_parts(names: Collection[str], axes: Mapping[str, int] | None = None) -> Kind | None:
+    """The kind whose update a layer's parts make; None where none is complete.
+
+    `axes`: part -> its number of axes, which alone tells OFT from BOFT.
+    """
+    complete = [
+        kind for kind in KINDS if any(wanted <= set(names) for wanted in kind.about.complete)
+    ]
+    fitting = (kind for kind in complete if _fits(kind, axes or {}))
+    return next(fitting, next(iter(complete), None))
+
+
+def _fits(kind: Kind, axes: Mapping[str, int]) -> bool:
+    return all(
+        not possible or axes.get(name) in (None, *possible)
+        for name, possible in kind.about.parts.items()
     )
 
 
@@ -81,7 +96,9 @@ def layer_from_parts(parts: Mapping[str, Tensor]) -> LayerUpdate:
             _RESHAPE, "gives the layer another shape (as for FLUX tools), which konomi does not do"
         )
     _check_shapes(parts)
-    kind = next((kind for kind in KINDS if names & _OWN[kind]), None) or kind_of_parts(names)
+    kind = next((kind for kind in KINDS if names & _OWN[kind]), None) or kind_of_parts(
+        names, {name: tensor.dim() for name, tensor in parts.items()}
+    )
     if kind is None:
         raise LayerError(min(names, default=""), "has none of the tensors it belongs to")
     for name in sorted(names - kind.about.parts.keys()):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, check_fits
-from konomi.adapters.delta import bias_delta, delta
+from konomi.adapters.delta import bias_delta, delta_at
 from konomi.adapters.kinds import LayerUpdate
 from konomi.errors import RecipeError
 from konomi.merging.layout import SingleFileLayout
@@ -91,10 +91,12 @@ def _bake(
     for path, layer in uses.items():
         origin, total = pieces[path], None
         for update, strength in layer:
-            whole = path.endswith(".weight")
-            change = delta(update, origin) if whole else bias_delta(update, origin)
+            if path.endswith(".weight"):
+                change: Tensor | None = delta_at(update, origin, strength)
+            else:
+                change = bias_delta(update, origin)
+                change = None if change is None else change * strength
             if change is not None:
-                change = change * strength
                 total = change if total is None else total.add_(change)
         if total is not None:
             pieces[path] = total.add_(origin)

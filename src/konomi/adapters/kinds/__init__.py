@@ -3,6 +3,7 @@ form, its tensors in files, and how it is trained where konomi trains it. All ar
 `KINDS`; nothing else lists them.
 """
 
+from konomi.adapters.kinds.butterfly import Butterfly
 from konomi.adapters.kinds.difference import Difference
 from konomi.adapters.kinds.hadamard import Hadamard
 from konomi.adapters.kinds.kind import (
@@ -17,12 +18,14 @@ from konomi.adapters.kinds.kind import (
 )
 from konomi.adapters.kinds.kronecker import Kronecker
 from konomi.adapters.kinds.low_rank import LowRank
+from konomi.adapters.kinds.orthogonal import Orthogonal
 from konomi.adapters.kinds.replacement import Replacement
 from konomi.adapters.kinds.rescale import Rescale
 
 __all__ = [
     "KINDS",
     "About",
+    "Butterfly",
     "Difference",
     "Hadamard",
     "Kind",
@@ -31,6 +34,7 @@ __all__ = [
     "LayerSpec",
     "LayerUpdate",
     "LowRank",
+    "Orthogonal",
     "Replacement",
     "Rescale",
     "TrainableLayer",
@@ -44,6 +48,8 @@ KINDS: tuple[Kind, ...] = (
     Kronecker,
     Difference,
     Rescale,
+    Orthogonal,
+    Butterfly,
     Replacement,
 )
 """Every kind that konomi knows. Where tensors of several kinds lie together, the first one's error

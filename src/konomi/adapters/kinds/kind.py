@@ -109,6 +109,9 @@ class About:
     """In LyCORIS' network arguments; "" for what kohya's own `networks.lora` trains."""
     training: Training | None = None
     """How it is trained; None where konomi does not train it."""
+    at_strength: Callable[[Any, float], Any] | None = None
+    """(update, strength) -> the update at it, where that is not strength times the change; None
+    where it is."""
 
 
 class LayerUpdate(Protocol):

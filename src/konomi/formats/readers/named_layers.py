@@ -56,7 +56,8 @@ class NamedLayer:
     def kind(self) -> str:
         """What kind of update its parts make, by its name in reports; "" where none is complete."""
         names = set(self.parts)
-        if found := kind_of_parts(frozenset(_OLD.get(name, part_of(name)) for name in names)):
+        axes = {_OLD.get(name, part_of(name)): len(shape) for name, shape in self.parts.items()}
+        if found := kind_of_parts(axes, axes):
             return found.about.name
         prefix = next(
             (name.split("_")[0] for name in names if name.startswith(("oft_", "boft_", "glora_"))),
