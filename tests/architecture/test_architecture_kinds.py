@@ -3,6 +3,7 @@ one is one file.
 """
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,10 @@ def parts_of_several_kinds(tree):
             and id(node) not in explanations
         ):
             named = {
-                kind for kind, marks in MARKS.items() if any(mark in node.value for mark in marks)
+                kind
+                for kind, marks in MARKS.items()
+                # `boft_R` names BOFT's alone.
+                if any(re.search(rf"(?<![a-z]){re.escape(m)}", node.value) for m in marks)
             }
             if len(named) > 1:
                 yield node.value
