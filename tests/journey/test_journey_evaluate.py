@@ -131,11 +131,18 @@ def test_a_picture_is_what_generate_draws_with_the_file(evaluated, run, base_fol
 
 
 def test_what_is_there_is_neither_drawn_nor_measured_again(evaluated, drawn, tmp_path, monkeypatch):
-    evaluated()
+    said = notes(evaluated())
     first = kept(tmp_path / "out")
+    assert (
+        "not measured: memorisation, held_out_loss: no pictures were held out of training." in said
+    )
+    of_class = [one.scores["class_loss"] for one in read_summary(tmp_path / "out").candidates]
+    assert of_class[0].base is None and {one.base for one in of_class[1:]} == {of_class[0].mean}
+    assert len({one.mean for one in of_class}) == 3
     drawn.clear()
     monkeypatch.setattr(scoring, "measured", None)
     monkeypatch.setattr("konomi.evaluation.measure.measured", None)
+    monkeypatch.setattr("konomi.evaluation.fixed_noise.picture_losses", None)
     evaluated()
     assert drawn == []
     assert kept(tmp_path / "out") == first
@@ -144,6 +151,7 @@ def test_what_is_there_is_neither_drawn_nor_measured_again(evaluated, drawn, tmp
     (tmp_path / "out" / "scores.jsonl").unlink()
     (tmp_path / "out" / "pictures" / "lora-step4@1" / "scores.json").unlink()
     (tmp_path / "out" / "pictures" / "lora-step2@1" / "1-0.png").unlink()
+    (tmp_path / "out" / "pictures" / "lora-step2@1" / "losses.json").write_text("{")
     evaluated()
     assert kept(tmp_path / "out") == first
 
@@ -181,6 +189,16 @@ def test_held_out_pictures_serve(make_recipe, tmp_path, evaluated):
     summary = read_summary(tmp_path / "out")
     assert summary.references == 1 and summary.references_held_out
     assert all(not scorer.note for scorer in summary.scorers)
+    tuned = summary.candidates[1].scores
+    assert {"memorisation", "held_out_loss", "class_loss"} <= tuned.keys()
+    assert tuned["memorisation"].count == 8 + 1 and 0 <= tuned["memorisation"].mean <= 1
+    assert tuned["held_out_loss"].difference[0] == pytest.approx(
+        tuned["held_out_loss"].mean - summary.candidates[0].scores["held_out_loss"].mean
+    )
+    # With 0 nothing of that is measured, and nothing said of it.
+    said = notes(evaluated(tmp_path / "held", settings=[*QUICK, "evaluation.losses=0"]))
+    assert not any("loss" in note for note in said)
+    assert "class_loss" not in read_summary(tmp_path / "out").candidates[1].scores
 
 
 @pytest.mark.slow

@@ -59,6 +59,10 @@ class EvaluationConfig(GenerationConfig):
     """Picture size; by default the training resolution."""
     batch: Positive = 4
     """How many pictures are generated at a time."""
+    losses: Annotated[int, Field(ge=0, le=1000)] = 8
+    """How many training images, held-out images and pictures of the class have their loss measured
+    with fixed noise, of each at most so many: for memorisation, and for the loss on images that
+    were not trained on. 0 measures none."""
     encoders: EncodersConfig = field(default_factory=EncodersConfig)
     """The encoders whose features are compared."""
     suggestion: SuggestionConfig = field(default_factory=SuggestionConfig)

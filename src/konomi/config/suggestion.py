@@ -21,6 +21,10 @@ class SuggestionConfig:
     images are drawn."""
     copies: Fraction = 0.0
     """Limit: fraction of pictures that may be near copies of training images."""
+    memorisation: Annotated[float, Field(ge=0.5, le=1)] = 0.75
+    """Limit: how well the loss may tell training images from held-out ones beyond what the base's
+    own loss does (area under the ROC curve, at least so much with 95 % confidence). 0.5: not at
+    all; 1 allows everything."""
     leak: Annotated[float, Field(ge=0)] = 0.3
     """Limit: how much pictures of the class alone, or of other things, may move towards the
     subject, as a fraction of how much pictures of the subject itself did. 1 allows every dog to

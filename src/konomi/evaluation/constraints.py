@@ -1,5 +1,5 @@
-"""What rules a file out, however like the subject it is: copies, a class that became the subject,
-everything else changed, or nothing learned.
+"""What rules a file out, however like the subject it is: copies or training pictures known by
+heart, a class that became the subject, everything else changed, or nothing learned.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Breach:
     """A limit that a candidate breaks."""
 
     kind: str
-    """`copies`, `leak`, `drift`, `not_learned` or `failure`."""
+    """`copies`, `memorisation`, `leak`, `drift`, `not_learned` or `failure`."""
     text: str
     """What, and by how much, in a few words."""
     excess: float
@@ -37,6 +37,7 @@ def breaches(
         return (Breach("failure", candidate.failure, float("inf")),)
     found = (
         _copies(candidate, limits),
+        _memorisation(candidate, limits),
         _leak(candidate, base, limits),
         _drift(candidate, base, limits),
         _not_learned(candidate, limits),
@@ -63,6 +64,15 @@ def _copies(candidate: Candidate, limits: SuggestionConfig) -> Breach | None:
     copies, count = round(share.mean * share.count), share.count
     text = f"copies training pictures ({copies} of {count})"
     return Breach("copies", text, _beyond(share.mean, limits.copies))
+
+
+def _memorisation(candidate: Candidate, limits: SuggestionConfig) -> Breach | None:
+    found = candidate.scores.get("memorisation")
+    # With a handful of pictures the interval is wide, and rules out nothing by chance.
+    if found is None or found.low <= limits.memorisation:
+        return None
+    text = f"knows its training pictures from others by their loss (AUC {found.mean:.2f})"
+    return Breach("memorisation", text, _beyond(found.low, limits.memorisation))
 
 
 def _leak(candidate: Candidate, base: Candidate | None, limits: SuggestionConfig) -> Breach | None:

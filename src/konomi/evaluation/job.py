@@ -8,6 +8,7 @@ from PIL import Image
 from konomi.config.suggestion import SuggestionConfig
 from konomi.evaluation.candidates import CandidateFile
 from konomi.evaluation.drawing import DrawingPlan
+from konomi.evaluation.fixed_noise import LossPictures
 from konomi.evaluation.pictures import References
 from konomi.evaluation.scorers.scorer import Scorer
 
@@ -26,6 +27,8 @@ class Evaluation:
     training_names: Sequence[str]
     """Their files' names."""
     limits: SuggestionConfig
+    losses: LossPictures
+    """Pictures whose loss is measured."""
     preference: tuple[Scorer, ...] = ()
     """Scorers beside those that are always there."""
     notes: tuple[str, ...] = ()

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
-from konomi.errors import FileFormatError, ModelError
+import torch
+
+from konomi.errors import FileFormatError, KonomiError, ModelError, RecipeError
 from konomi.evaluation.candidates import (
     BASE,
     CandidateFile,
@@ -24,6 +26,15 @@ from konomi.evaluation.candidates import (
 )
 from konomi.evaluation.drawing import PictureFolder, model_key
 from konomi.evaluation.encoders.encoder import Encoders
+from konomi.evaluation.fixed_noise import (
+    LOSS_NOTES,
+    Captioned,
+    FixedNoise,
+    LossesOf,
+    fixed_noise,
+    loss_notes,
+    loss_scores,
+)
 from konomi.evaluation.job import Evaluation
 from konomi.evaluation.scorers.scorer import Scorer
 from konomi.evaluation.scoring import TRAINED_ON, measured, pictures_of, scores_key, usable_scorers
@@ -32,7 +43,9 @@ from konomi.evaluation.store import (
     PICTURES,
     Found,
     keep_found,
+    keep_losses,
     kept_found,
+    kept_losses,
     write_scores,
     write_summary,
 )
@@ -54,13 +67,17 @@ class _Work:
     encoders: Encoders
     folder: Path
     scorers: Sequence[Scorer]
-    unscored: Sequence[str]
+    unscored: list[str]
     """A line on each scorer that is left out."""
     folders: dict[str, PictureFolder] = field(default_factory=dict)
     """By candidate; those that could be drawn."""
     failures: dict[str, str] = field(default_factory=dict)
     """By candidate: why it could not be drawn or measured."""
     found: dict[str, Found] = field(default_factory=dict)
+    noise: FixedNoise | None = None
+    """Measures losses, once the base has drawn."""
+    losses: dict[str, LossesOf] = field(default_factory=dict)
+    """By candidate."""
 
 
 def measure(
@@ -74,7 +91,9 @@ def measure(
     Raises RunError for the disk, ModelError where the base itself cannot be drawn; what was
     finished is kept.
     """
-    work = _Work(evaluation, base, encoders, folder, *usable_scorers(evaluation))
+    scorers, unscored = usable_scorers(evaluation)
+    unscored += _loss_notes(evaluation)
+    work = _Work(evaluation, base, encoders, folder, scorers, unscored)
     yield from _draw(work, memory)
     yield from _score(work)
     summary = _summary(work)
@@ -94,6 +113,9 @@ def _draw(work: _Work, memory: Path) -> Iterator[Event]:
     for there in stored.draw(base, Origin(model=base.name)):
         yield Prepared("pictures", there, total)
     work.folders[BASE] = stored
+    work.noise = fixed_noise(evaluation.losses, base, _of_class(work), evaluation.plan.size)
+    if _without_losses(work, BASE):
+        _measure_losses(work, BASE, base)
     done = shown = each
     for _, group in groupby(evaluation.candidates, key=lambda one: one.file):
         same_file = list(group)
@@ -122,16 +144,64 @@ def _draw_file(
             with explained(file.path):
                 key = f"{untouched} {content(file.path)} {weight!r}"
             stored = PictureFolder(plan, _place(work, candidate.id), key)
-            if stored.missing():
+            work.folders[candidate.id] = stored
+            if stored.missing() or _without_losses(work, candidate.id):
                 opened = opened or open_saved(file.path)
                 origin = Origin(model=base.name, adapters=opened.used(weight))
                 with drawn_with(opened, base, weight) as model:
                     for there in stored.draw(model, origin):
                         yield index, there
-            work.folders[candidate.id] = stored
+                    if candidate.id not in work.losses:
+                        _measure_losses(work, candidate.id, model)
         except (ModelError, FileFormatError) as error:
             # The others go on; what the disk refuses would be refused to them as well.
+            work.folders.pop(candidate.id, None)
             work.failures[candidate.id] = one_line(error)
+
+
+def _without_losses(work: _Work, id: str) -> bool:
+    """Whether a candidate's losses are still to be measured, after taking over what was kept."""
+    if work.noise is None:
+        return False
+    stored = work.folders[id]
+    kept = kept_losses(work.noise.key(stored.model_key), stored.folder)
+    if kept is not None:
+        work.losses[id] = kept
+    return kept is None
+
+
+def _measure_losses(work: _Work, id: str, model: BaseModel) -> None:
+    if work.noise is None:
+        return
+    stored = work.folders[id]
+    try:
+        work.losses[id] = work.noise.losses(model)
+    except (ModelError, RecipeError, torch.OutOfMemoryError) as error:
+        # Its pictures say the rest.
+        why = one_line(error) if isinstance(error, KonomiError) else f"{model.device} is full."
+        work.unscored.append(f"the losses of {id} could not be measured: {why}")
+        return
+    keep_losses(work.losses[id], work.noise.key(stored.model_key), stored.folder)
+
+
+def _of_class(work: _Work) -> Captioned:
+    """The base's own pictures of the class, with what they were drawn from."""
+    prompts = work.evaluation.plan.prompts
+    shown = {row for row, prompt in enumerate(prompts) if prompt.kind == "class"}
+    if not shown:
+        return Captioned()
+    pictures = work.folders[BASE].images()
+    places = [place for place in sorted(pictures) if place[0] in shown]
+    texts = tuple(prompts[row].text for row, _ in places)
+    return Captioned(tuple(pictures[place] for place in places), texts)
+
+
+def _loss_notes(evaluation: Evaluation) -> list[str]:
+    return loss_notes(
+        evaluation.losses,
+        shows_class=any(prompt.kind == "class" for prompt in evaluation.plan.prompts),
+        knows_training=bool(evaluation.training),
+    )
 
 
 def _score(work: _Work) -> Iterator[Event]:
@@ -160,9 +230,10 @@ def _score(work: _Work) -> Iterator[Event]:
 
 def _summary(work: _Work) -> Summary:
     evaluation = work.evaluation
-    known = {name for found in work.found.values() for name in found.scores}
     references = evaluation.references
     trained_on = "" if references.held_out else TRAINED_ON
+    candidates = tuple(_candidates(work))
+    known = {name for one in candidates for name in one.scores}
     return Summary(
         base=evaluation.base,
         prompts=evaluation.plan.prompts,
@@ -170,19 +241,22 @@ def _summary(work: _Work) -> Summary:
         references=len(references.images),
         references_held_out=references.held_out,
         encoders={"image": work.encoders.image.name, "text": work.encoders.text.name},
-        scorers=tuple(
-            ScorerNote(
-                scorer.name,
-                scorer.title,
-                scorer.source,
-                scorer.unit,
-                scorer.higher_is_better,
-                trained_on if "references" in scorer.needs else "",
-            )
-            for scorer in work.scorers
-            if scorer.name in known
+        scorers=(
+            *(
+                ScorerNote(
+                    scorer.name,
+                    scorer.title,
+                    scorer.source,
+                    scorer.unit,
+                    scorer.higher_is_better,
+                    trained_on if "references" in scorer.needs else "",
+                )
+                for scorer in work.scorers
+                if scorer.name in known
+            ),
+            *(note for note in LOSS_NOTES if note.name in known),
         ),
-        candidates=tuple(_candidates(work)),
+        candidates=candidates,
         suggestion=None,
         notes=(*evaluation.notes, *work.unscored),
     )
@@ -203,7 +277,8 @@ def _candidates(work: _Work) -> Iterator[Candidate]:
         scores={
             name: estimate(values, None, bounds=bounds[name])
             for name, values in base.scores.items()
-        },
+        }
+        | loss_scores(work.losses.get(BASE, {}), None),
         pictures=_pictures(work, BASE),
     )
     for candidate in work.evaluation.candidates:
@@ -220,7 +295,8 @@ def _candidates(work: _Work) -> Iterator[Candidate]:
             scores={
                 name: estimate(values, base.scores.get(name), bounds=bounds[name])
                 for name, values in found.scores.items()
-            },
+            }
+            | loss_scores(work.losses.get(candidate.id, {}), work.losses.get(BASE)),
             pictures=_pictures(work, candidate.id) if candidate.id in work.folders else {},
             copies=found.copies,
             failure=work.failures.get(candidate.id, ""),

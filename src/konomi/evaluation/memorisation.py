@@ -5,12 +5,12 @@ those it was trained on; one that has memorised does better on the latter. Some 
 for any model, so it is the fall of the loss from the base's that is compared (membership inference
 with calibrated difficulty: Watson et al. 2022, "On the Importance of Difficulty Calibration in
 Membership Inference Attacks"; for diffusion models Carlini et al. 2023, "Extracting Training Data
-from Diffusion Models", section 5). Shapes: M training pictures, N held-out ones.
+from Diffusion Models", section 5). Shapes: M training pictures, N held-out ones; B of one batch.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,12 +20,14 @@ from konomi.config.recipe import Recipe
 from konomi.data.batch import Examples
 from konomi.diffusion.random import Rng, stable_hash
 from konomi.evaluation.encoders.remembered import content_of
-from konomi.evaluation.statistics import difference, interval
+from konomi.evaluation.statistics import estimate
 from konomi.evaluation.summary import Estimate, ScorerNote
 from konomi.methods.denoising import DenoisingLoss
 from konomi.models.base import BaseModel
 from konomi.models.modes import eval_mode
 
+TIMESTEPS = 4
+"""Noise levels at which the loss is measured, evenly spread."""
 _NORMAL = 1.959963984540054
 
 MEMORISATION = ScorerNote(
@@ -33,6 +35,13 @@ MEMORISATION = ScorerNote(
     title="Training pictures told from others by their loss",
     source="Watson et al. 2022; Carlini et al. 2023, section 5",
     unit="AUC",
+    higher_is_better=False,
+)
+CLASS_LOSS = ScorerNote(
+    name="class_loss",
+    title="Loss on the base's own pictures of the class",
+    source="Ho et al. 2020, equation 14, with the same noise for every file",
+    unit="loss",
     higher_is_better=False,
 )
 HELD_OUT_LOSS = ScorerNote(
@@ -57,53 +66,76 @@ class Losses:
         return tuple(before - after for before, after in zip(self.base, self.tuned, strict=True))
 
 
-def picture_losses(
+def encoded(
     base: BaseModel,
-    recipe: Recipe,
     images: Sequence[Image.Image],
     captions: Sequence[str],
+    size: tuple[int, int],
     *,
-    timesteps: int = 8,
     batch: int = 4,
+) -> tuple[Examples, ...]:
+    """Pictures as `picture_losses` takes them: through the VAE once, however often their loss is
+    measured. On the CPU.
+
+    base: whose VAE counts.
+    images: at any size; the middle of each is brought to `size`.
+    captions: one for each image.
+    size: width, height in pixels.
+    batch: pictures that are computed together, here and later.
+    """
+    found = []
+    with torch.no_grad(), eval_mode(base.vae):
+        for start in range(0, len(images), batch):
+            some = slice(start, start + batch)
+            examples = _examples(images[some], captions[some], size)
+            assert examples.pixels is not None
+            latents = base.encode_images(examples.pixels.to(base.device)).to("cpu")
+            # Only an inpainting base reads pixels, those around its hole.
+            pixels = examples.pixels if base.inpainting else None
+            found.append(replace(examples, latents=latents, pixels=pixels))
+    return tuple(found)
+
+
+def picture_losses(
+    base: BaseModel, recipe: Recipe, batches: Sequence[Examples], *, timesteps: int = TIMESTEPS
 ) -> tuple[float, ...]:
     """The mean denoising loss of each picture, of the base with whatever is attached to it.
 
     base: the model; its device and precision are kept.
     recipe: whose objective and text settings count.
-    images: at any size; the middle of each is brought to the base's own.
-    captions: one for each image.
+    batches: of `encoded`.
     timesteps: evenly spread noise levels. The noise follows from the picture's content: the same
     for every file, whatever else is measured.
-    batch: pictures that are computed together.
     """
     denoising = DenoisingLoss(base, recipe)
     levels = base.process.spread_timesteps(timesteps, recipe.objective)
     found: list[float] = []
-    with torch.no_grad(), eval_mode(base.denoiser, base.vae, *base.text_encoders.values()):
-        for start in range(0, len(images), batch):
-            some = slice(start, start + batch)
-            examples = _examples(base, images[some], captions[some]).to(base.device)
-            sums = torch.zeros(len(examples), dtype=torch.float64)
+    with torch.no_grad(), eval_mode(base.denoiser, *base.text_encoders.values()):
+        for examples in batches:
+            text = base.encode_captions(examples.captions, recipe.text)
+            given = replace(examples.to(base.device), text=text)
+            sums_B = torch.zeros(len(given), dtype=torch.float64)
             for level in levels:
                 rng = Rng.for_step(0, level, device=base.device)
-                timesteps_B = base.process.timesteps([level] * len(examples), base.device)
-                loss_B = denoising.per_example(examples, rng, timesteps_B=timesteps_B)
-                sums += loss_B.double().cpu()
-            found += (sums / len(levels)).tolist()
+                timesteps_B = base.process.timesteps([level] * len(given), base.device)
+                loss_B = denoising.per_example(given, rng, timesteps_B=timesteps_B)
+                sums_B += loss_B.double().cpu()
+            found += (sums_B / len(levels)).tolist()
     return tuple(found)
 
 
-def _examples(base: BaseModel, images: Sequence[Image.Image], captions: Sequence[str]) -> Examples:
-    side = base.resolution
-    fitted = [ImageOps.fit(image.convert("RGB"), (side, side)) for image in images]
+def _examples(
+    images: Sequence[Image.Image], captions: Sequence[str], size: tuple[int, int]
+) -> Examples:
+    width, height = size
+    fitted = [ImageOps.fit(image.convert("RGB"), size) for image in images]
     pixels = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in fitted]
     contents = [stable_hash("fixed noise", content_of(image).hex()) for image in images]
-    sizes = torch.tensor([[side, side, 0, 0, side, side]] * len(images))
     return Examples(
         names=tuple(captions),
         sample_ids=torch.tensor(contents, dtype=torch.int64),
         captions=tuple(captions),
-        sizes=sizes,
+        sizes=torch.tensor([[height, width, 0, 0, height, width]] * len(images)),
         pixels=torch.stack(pixels).float() / 127.5 - 1,
     )
 
@@ -121,17 +153,13 @@ def memorisation(training: Losses, held_out: Losses) -> Estimate:
     return Estimate(found, low, high, own, None, len(training.tuned) + len(held_out.tuned))
 
 
-def held_out_loss(losses: Losses) -> Estimate:
-    """The mean loss of held-out pictures beside the base's, with intervals over pictures."""
+def mean_loss(losses: Losses) -> Estimate:
+    """The mean loss of some pictures beside the base's, with intervals over pictures."""
     tuned, before = (
         {(picture, 0): loss for picture, loss in enumerate(of)}
         for of in (losses.tuned, losses.base)
     )
-    own, moved = interval(tuned), difference(tuned, before)
-    mean = math.fsum(losses.base) / len(losses.base)
-    return Estimate(
-        own.mean, own.low, own.high, mean, (moved.mean, moved.low, moved.high), own.count
-    )
+    return estimate(tuned, before, bounds=(0.0, math.inf))
 
 
 def auc(ours: Sequence[float], others: Sequence[float]) -> float:

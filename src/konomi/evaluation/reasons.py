@@ -37,7 +37,8 @@ def reasons(choice: Choice) -> Both:
     if choice.chosen is None:
         return _none_of_them(choice)
     name, name_ja = called(choice.chosen)
-    parts = [part for part in (_alike(choice), _kept(choice)) if part is not None]
+    found = (_alike(choice), _kept(choice), _memorised_from(choice))
+    parts = [part for part in found if part is not None]
     if not parts:
         parts = [("it breaks no limit", "どの制限にも触れません")]
     english = ", and ".join(part for part, _ in parts)
@@ -135,6 +136,29 @@ def _kept(choice: Choice) -> Both | None:
         return "its class is still what it was", "クラスは元のままです"
     article = "an" if noun[0].lower() in "aeiou" else "a"
     return f"{article} {noun} is still any {noun}", f"「{noun}」は普通の{noun}のままです"
+
+
+def _memorised_from(choice: Choice) -> Both | None:
+    """The first later save of the same run that copies its training pictures, or knows them by
+    their loss; nothing where the last one is meant, of which all is said already.
+    """
+    chosen, last = choice.chosen, _last(choice)
+    assert chosen is not None
+    later = [
+        (one, breach)
+        for one in choice.summary.candidates
+        if one.run and one.run == chosen.run and one.step > chosen.step
+        if one.weight == chosen.weight and one is not last
+        for breach in choice.broken.get(one.id, ())
+        if breach.kind in ("copies", "memorisation")
+    ]
+    if not later:
+        return None
+    first, breach = min(later, key=lambda pair: pair[0].step)
+    return (
+        f"from step {first.step} on the run {breach.text}",
+        f"ステップ {first.step} からは推薦できません({translated(breach.text, 'ja')})",
+    )
 
 
 def _noun(plain: str) -> str:

@@ -3,7 +3,8 @@ candidate, beside its pictures. All of it the same for the same command, without
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from konomi.storage.atomic import write_text
 from konomi.storage.regular import read_small
 
 SUMMARY, SCORES, PICTURES = "summary.json", "scores.jsonl", "pictures"
-_FOUND = "scores.json"
+_FOUND, _LOSSES = "scores.json", "losses.json"
 _MOST_BYTES = 256 << 20
 
 
@@ -106,6 +107,29 @@ def kept_found(key: str, folder: Path) -> Found | None:
         for name, values in content.scores.items()
     }
     return Found(scores, content.copies)
+
+
+def keep_losses(losses: Mapping[str, Sequence[float]], key: str, folder: Path) -> None:
+    """Keep the losses of a candidate beside its pictures, as `keep_found` does. What is not a
+    number is not kept.
+    """
+    finite = {name: values for name, values in losses.items() if all(map(math.isfinite, values))}
+    write_text(folder / _LOSSES, _json({"key": key, "losses": finite}))
+
+
+def kept_losses(key: str, folder: Path) -> dict[str, tuple[float, ...]] | None:
+    """What was kept under that key; None where there is nothing, or it is damaged."""
+    try:
+        content: _KeptLosses = _read(folder / _LOSSES, adapter_of(_KeptLosses))
+    except FileFormatError:
+        return None
+    return content.losses if content.key == key else None
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptLosses:
+    key: str
+    losses: dict[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ from konomi.tasks.evaluation_setup import (
     EvaluationSetup,
     files_of_run,
     is_run,
+    loss_pictures,
     references_of,
     setup_of_runs,
     training_of,
@@ -154,6 +155,7 @@ def evaluate_files(
             training=training,
             training_names=names,
             limits=setup.config.suggestion,
+            losses=loss_pictures(setup),
             preference=preference_scorers(
                 setup.config.encoders.preference, encoders.text, device=loaded.device
             ),

@@ -18,8 +18,10 @@ from konomi.data.manifest import Record, first_names, read_manifest
 from konomi.data.scan_cache import cached_scan
 from konomi.errors import DataError, FileFormatError, RecipeError, RunError
 from konomi.evaluation.candidates import SavedFile, saved_files
+from konomi.evaluation.fixed_noise import Captioned, LossPictures
 from konomi.evaluation.pictures import References
 from konomi.evaluation.prompts import Subject
+from konomi.methods.lora import LoraConfig
 from konomi.storage.home import shown
 from konomi.tasks.data_split import split_records
 from konomi.tasks.preparing import cache_folder
@@ -55,6 +57,8 @@ class EvaluationSetup:
     """Behind transparent pictures."""
     memory: Path = Path()
     """The cache folder."""
+    recipe: Recipe | None = None
+    """Of the run, or the first of several: how its loss is computed, and its captions read."""
     notes: tuple[str, ...] = ()
 
 
@@ -126,6 +130,7 @@ def setup_of_runs(runs: Sequence[Path], *, base: str = "") -> EvaluationSetup:
         training=training,
         background=first.data.images.background,
         memory=cache_folder(first),
+        recipe=first,
         notes=tuple(dict.fromkeys(notes)),
     )
 
@@ -185,6 +190,30 @@ def training_of(
             "pictures that were trained on.",
         )
     return images, tuple(record.name for record in records), notes
+
+
+def loss_pictures(setup: EvaluationSetup) -> LossPictures:
+    """Pictures whose loss is measured: some that were trained on and some that were not, chosen
+    by content, each with the caption that it has in training.
+    """
+    recipe = setup.recipe or Recipe(base=setup.base, method=LoraConfig())
+    count = setup.config.losses
+
+    def captioned(records: Sequence[Record]) -> Captioned:
+        chosen = sorted(records, key=lambda record: record.content)[:count]
+        images, there, _ = _load(chosen, setup.background)
+        return Captioned(images, tuple(_caption(record, setup.subject, recipe) for record in there))
+
+    training = captioned(setup.training) if count else Captioned()
+    held_out = captioned(setup.references) if count and setup.held_out else Captioned()
+    return LossPictures(recipe, count, training, held_out)
+
+
+def _caption(record: Record, subject: Subject, recipe: Recipe) -> str:
+    """A picture that no source of the run names is called as those of the run are."""
+    if not record.trigger and not record.class_noun:
+        record = replace(record, trigger=subject.trigger, class_noun=subject.noun)
+    return final_caption(record, recipe.data.captions, None)
 
 
 def _read(path: Path) -> _Run:

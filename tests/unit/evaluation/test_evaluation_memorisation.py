@@ -1,6 +1,7 @@
 """AUC against its definition, its interval against simulation, losses against the formula."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,12 +10,19 @@ from PIL import Image, ImageOps
 
 from konomi.config.recipe import Recipe
 from konomi.diffusion.random import Rng
+from konomi.evaluation.fixed_noise import (
+    Captioned,
+    LossPictures,
+    fixed_noise,
+    loss_notes,
+    loss_scores,
+)
 from konomi.evaluation.memorisation import (
     Losses,
-    _examples,
     auc,
     auc_interval,
-    held_out_loss,
+    encoded,
+    mean_loss,
     memorisation,
     picture_losses,
 )
@@ -74,7 +82,7 @@ def test_pictures_are_told_apart_by_how_far_their_loss_fell_not_by_how_easy_they
 
 def test_the_loss_on_held_out_pictures_stands_beside_the_bases():
     losses = Losses(tuned=(0.1, 0.2, 0.3), base=(0.15, 0.22, 0.35))
-    found = held_out_loss(losses)
+    found = mean_loss(losses)
     assert (found.mean, found.base) == (pytest.approx(0.2), pytest.approx(0.24))
     mean, low, high = found.difference
     assert mean == pytest.approx(-0.04) and low < mean < high
@@ -90,17 +98,20 @@ def test_losses_of_pictures_are_the_mean_of_the_denoising_loss():
         for i in range(2)
     ]
     captions = ["a zwx cat", "a house"]
-    found = picture_losses(base, recipe, images, captions, timesteps=2, batch=2)
-    alone = picture_losses(base, recipe, images[1:], captions[1:], timesteps=2)
-    assert found[1:] == pytest.approx(alone, rel=1e-4) and found[0] != found[1]
     side = base.resolution
+    size = (side, side)
+    batches = encoded(base, images, captions, size, batch=2)
+    found = picture_losses(base, recipe, batches, timesteps=2)
+    single = encoded(base, images[1:], captions[1:], size)
+    alone = picture_losses(base, recipe, single, timesteps=2)
+    assert found[1:] == pytest.approx(alone, rel=1e-4) and found[0] != found[1]
     pixels = np.array(ImageOps.fit(images[0], (side, side)), dtype=np.float32) / 127.5 - 1
     with torch.no_grad():
         latents = base.encode_images(torch.from_numpy(pixels).permute(2, 0, 1)[None])
         text = base.encode_captions(captions[:1], recipe.text)
         levels, total = base.process.spread_timesteps(2, recipe.objective), 0.0
         denoising = DenoisingLoss(base, recipe)
-        ids = _examples(base, images[:1], captions[:1]).sample_ids
+        ids = batches[0].sample_ids[:1]
         for level in levels:
             rng = Rng.for_step(0, level).for_samples(ids)
             mean = latents.mean + latents.std * rng.fork("latents").normal(latents.mean.shape[1:])
@@ -111,3 +122,30 @@ def test_losses_of_pictures_are_the_mean_of_the_denoising_loss():
             wanted = denoising.process.target(mean, noise, timesteps_B)
             total += float(((answer - wanted) ** 2).mean())
     assert found[0] == pytest.approx(total / 2, rel=1e-4)
+
+
+def test_with_little_memory_pictures_are_measured_one_by_one(monkeypatch):
+    base, recipe = load_base("tiny"), Recipe(base="tiny", method=LoraConfig())
+    images = tuple(Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "green"))
+    shown = Captioned(images, ("a cat", "a dog", "a house"))
+    pictures = LossPictures(recipe, 2, shown, Captioned())
+    noise = fixed_noise(pictures, base, shown, (64, 64))
+    # Nothing is held out, so training pictures are told from nothing.
+    assert noise is not None and set(noise.groups) == {"class"}
+    whole = noise.losses(base)
+    asked = []
+
+    def full(model, recipe, batches):
+        asked.append([len(batch) for batch in batches])
+        if max(asked[-1]) > 1:
+            raise torch.OutOfMemoryError
+        return picture_losses(model, recipe, batches)
+
+    monkeypatch.setattr("konomi.evaluation.fixed_noise.picture_losses", full)
+    assert noise.losses(base)["class"] == pytest.approx(whole["class"], rel=1e-4)
+    assert asked == [[2], [1, 1]]
+    scores = loss_scores({"class": (math.nan,)}, {"class": (0.1,)})
+    assert scores == {} and fixed_noise(pictures, base, Captioned(), (64, 64)) is None
+    said = loss_notes(pictures, shows_class=False, knows_training=True)
+    assert len(said) == 2 and loss_notes(replace(pictures, count=0), shows_class=False,
+                                         knows_training=False) == []  # fmt: skip

@@ -178,3 +178,26 @@ def test_a_rise_that_may_be_chance_is_called_so():
     # 0.09 +- 0.098 reaches below 0; its limit to one side, 0.09 - 0.082, does not.
     nearly = replace(sure, scores=sure.scores | {"likeness": known(0.39, 0.3, error=0.05)})
     assert "chance" not in suggest(summary(nearly), LIMITS).reason
+
+
+def test_what_knows_its_training_pictures_by_heart_is_ruled_out_and_said():
+    sure, unsure = Estimate(0.98, 0.85, 1.0, 0.5, None, 24), Estimate(1.0, 0.6, 1.0, 0.5, None, 9)
+    files = [
+        file(200, 0.6, memorisation=unsure),
+        file(400, 0.7, memorisation=sure),
+        file(600, 0.8, copies=known(0.25), memorisation=sure),
+        file(800, 0.8, drift=known(0.9)),
+    ]
+    found = suggest(summary(*files), LIMITS)
+    assert found.id == files[0].id
+    assert found.refused[files[1].id] == (
+        "knows its training pictures from others by their loss (AUC 0.98)"
+    )
+    assert found.reason.endswith(
+        "from step 400 on the run knows its training pictures from others by their loss (AUC 0.98)."
+    )
+    assert "ステップ 400 からは" in found.reason_ja and "AUC 0.98" in found.reason_ja
+    # Of the last save all is said beside the likeness.
+    assert suggest(summary(*files[:2]), LIMITS).reason.count("AUC") == 1
+    allowed = suggest(summary(*files), replace(LIMITS, memorisation=1.0))
+    assert allowed.id == files[1].id and "from step 600 on" in allowed.reason

@@ -168,6 +168,9 @@ TEXTS: dict[str, tuple[str, str]] = {
     "score_leak": ("leak", "クラスへの漏れ"),
     "score_diversity": ("diversity", "多様さ"),
     "score_copies": ("copies", "学習画像の複製"),
+    "score_memorisation": ("memorisation", "学習画像の暗記"),
+    "score_held_out_loss": ("loss on other pictures", "ほかの画像での損失"),
+    "score_class_loss": ("loss on the class", "クラスの画像での損失"),
     # Small things of the page itself.
     "close": ("Close", "閉じる"),
     "previous": ("Previous", "前へ"),
