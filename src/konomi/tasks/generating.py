@@ -4,39 +4,23 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
-from konomi.adapters import hypernetwork
 from konomi.adapters.adapter import Adapter
-from konomi.adapters.apply import Strengths, attach, check_fits, fold
+from konomi.adapters.apply import attach, fold
 from konomi.data.buckets import parse_size
-from konomi.data.images import read_image, read_mask
 from konomi.errors import RecipeError
-from konomi.formats.adapter_file import read_adapter
-from konomi.formats.writer import content_of
 from konomi.generation.adapter_request import (
     AdapterRequest,
-    adapters_of_prompt,
     parse_add,
-    strengths,
-    tag_kind,
 )
 from konomi.generation.drawing import with_size
-from konomi.generation.embedding_request import (
-    embeddings_of_prompt,
-    named_as_trained,
-    named_by_file,
-)
 from konomi.generation.generate import count_on
 from konomi.generation.generate import generate as draw
 from konomi.generation.infotext import save_png, save_sheet
 from konomi.generation.prompt_file import read_prompt_file
-from konomi.generation.request import Origin, Picture, Request, UsedAdapter
+from konomi.generation.request import Origin, Picture, Request
 from konomi.generation.unused import (
     resized,
     trained_otherwise,
@@ -50,10 +34,14 @@ from konomi.models.base import BaseModel
 from konomi.models.load import load_base as open_base
 from konomi.storage.atomic import explained
 from konomi.storage.hashing import sha256_file
+from konomi.tasks.adapters_to_draw_with import (
+    check_all,
+    read_adapters,
+    strengths_on,
+    used_adapter,
+)
 from konomi.tasks.sheets import sheet_notes, sheet_of
-
-DEFAULT_STRENGTH = 0.7
-"""Of a picture to start from."""
+from konomi.tasks.start_picture import start_from, strength_of
 
 
 def load_base(
@@ -139,7 +127,7 @@ def generate(
     if min(count, batch) < 1:
         raise RecipeError(f"--count is {count} and --batch {batch}; both are at least 1.")
     width, height = parse_size(size) if size else (0, 0)
-    start, area = _start_from(init, mask)
+    start, area = start_from(init, mask)
     given = {"negative": negative, "steps": steps, "guidance": guidance, "sampler": sampler,
              "guidance_rescale": guidance_rescale}  # fmt: skip
     default = Request(
@@ -149,16 +137,16 @@ def generate(
         height=height,
         clip_skip=clip_skip,
         init=start,
-        strength=_strength(strength, start, tell),
+        strength=strength_of(strength, start, tell),
         mask=area,
         **_without_none(given),
     )
     requests = _requests(default, prompts, prompt_file, count)
     _tell_all(sheet_notes(requests, grid, batch), tell)
     always = [parse_add(argument) for argument in add]
-    groups, files = _read_adapters(requests, always, [Path.cwd(), output], tell)
+    groups, files = read_adapters(requests, always, [Path.cwd(), output], tell)
     loaded = load_base(base, vae=vae, prediction=prediction, device=device, precision=precision)
-    _check_all(loaded, [*always, *(w for tagged, _ in groups for w in tagged)], files)
+    check_all(loaded, [*always, *(w for tagged, _ in groups for w in tagged)], files)
     _tell_all(_notes(loaded, requests, always, groups, files), tell)
     pictures = _drawn(loaded, groups, always, files, model_hash=_model_hash(base), batch=batch)
     yield from _saved(pictures, output, grid=grid)
@@ -176,9 +164,9 @@ def _drawn(
     """The pictures of each group of requests, with its adapters on the base."""
     for tagged, group in groups:
         wanted = [*always, *tagged]
-        used = tuple(_used(request, files[request.path]) for request in wanted)
+        used = tuple(used_adapter(request, files[request.path]) for request in wanted)
         origin = Origin(model=base.name, model_hash=model_hash, adapters=used)
-        put_on = [(files[w.path], _strengths(base, w, files[w.path])[0]) for w in wanted]
+        put_on = [(files[w.path], strengths_on(base, w, files[w.path])[0]) for w in wanted]
         # The base is only needed untouched again where the next prompt asks for other adapters.
         attached = attach(base, put_on) if len(groups) > 1 else nullcontext(fold(base, put_on))
         with attached:
@@ -220,12 +208,6 @@ def _tell_all(notes: Iterable[str], tell: Callable[[str], object]) -> None:
         tell(note)
 
 
-def _strengths(
-    base: BaseModel, request: AdapterRequest, adapter: Adapter
-) -> tuple[Strengths, tuple[str, ...]]:
-    return strengths(request, adapter, base.block_of)
-
-
 def _notes(
     base: BaseModel,
     requests: Sequence[Request],
@@ -248,113 +230,13 @@ def _notes(
         yield from resized(request, with_size(base, request))
     for one in always:
         yield from unused_in_adapter(
-            one, files[one.path], requests, _strengths(base, one, files[one.path])[1]
+            one, files[one.path], requests, strengths_on(base, one, files[one.path])[1]
         )
     for tagged, group in groups:
         for one in tagged:
             yield from unused_in_adapter(
-                one, files[one.path], group, _strengths(base, one, files[one.path])[1]
+                one, files[one.path], group, strengths_on(base, one, files[one.path])[1]
             )
-
-
-def _strength(
-    given: float | None, start: Image.Image | None, tell: Callable[[str], object]
-) -> float:
-    if start is not None:
-        return DEFAULT_STRENGTH if given is None else given
-    if given is not None:
-        tell("--strength has no effect without --init.")
-    return 1.0
-
-
-def _check_all(
-    base: BaseModel, wanted: Sequence[AdapterRequest], files: Mapping[Path, Adapter]
-) -> None:
-    """Before anything is drawn, though the adapters of later prompts are attached when their turn
-    comes.
-    """
-    for request in wanted:
-        adapter = files[request.path]
-        request.check(content_of(adapter))
-        if adapter.hypernetwork is not None and request.denoiser_weight != 0.0:
-            hypernetwork.check_fits(base, adapter.hypernetwork, adapter.name, adapter.family)
-        check_fits(base, adapter, _strengths(base, request, adapter)[0])
-
-
-def _read_adapters(
-    requests: Sequence[Request],
-    always: Sequence[AdapterRequest],
-    folders: Sequence[Path],
-    tell: Callable[[str], object],
-) -> tuple[list[tuple[tuple[AdapterRequest, ...], list[Request]]], dict[Path, Adapter]]:
-    """Requests by the adapters that their prompts ask for, in order, and every adapter by
-    its path.
-    """
-    folders = [*folders, *(wanted.path.parent for wanted in always)]
-    files = {
-        one.path: named_by_file(named_as_trained(read_adapter(one.path)), one.path)
-        for one in always
-    }
-    words = {word for adapter in files.values() for word in adapter.embeddings}
-
-    @cache  # It looks through folders, and a hundred seeds of a prompt ask for the same.
-    def asked_for(prompt: str, negative: str) -> tuple[AdapterRequest, ...]:
-        tagged = adapters_of_prompt(prompt, folders)
-        known = words | {one.path.stem for one in tagged}
-        return tagged + embeddings_of_prompt((prompt, negative), folders, known=known)
-
-    by_files = groupby(requests, key=lambda request: asked_for(request.prompt, request.negative))
-    groups = [(asked, list(group)) for asked, group in by_files]
-    for one in (one for asked, _ in groups for one in asked if one.path not in files):
-        # Called by the file's name: the word it was trained as may well be another file's.
-        files[one.path] = named_by_file(read_adapter(one.path), one.path)
-    for note in dict.fromkeys(note for adapter in files.values() for note in adapter.notes):
-        tell(note)
-    return groups, files
-
-
-def _used(request: AdapterRequest, adapter: Adapter) -> UsedAdapter:
-    hashed = adapter.metadata.get("sshs_model_hash", "")[:12]
-    content = content_of(adapter)
-    kind = "embedding" if content == "embedding" else tag_kind(content)
-    return UsedAdapter(
-        request.path.stem, request.denoiser_weight, request.text_weight, hashed, kind
-    )
-
-
-def _picture(path: str | Path) -> Image.Image:
-    try:
-        return Image.fromarray(read_image(str(path)).pixels)
-    except (FileNotFoundError, UnidentifiedImageError) as error:
-        raise RecipeError(f"{path}: no such image.") from error
-
-
-def _start_from(
-    init: str | Path | None, mask: str | Path | None
-) -> tuple[Image.Image | None, Image.Image | None]:
-    """The picture to start from, and what of it is drawn anew."""
-    if init is None:
-        if mask is not None:
-            raise RecipeError(
-                "--mask is given without --init. Give the picture that the mask belongs to."
-            )
-        return None, None
-    start = _picture(init)
-    return start, None if mask is None else _mask(mask, start.size, str(init))
-
-
-def _mask(path: str | Path, size: tuple[int, int], init: str) -> Image.Image:
-    """As a person sees it. Raises RecipeError where nothing in it is white."""
-    try:
-        mask = read_mask(str(path), size, init)
-    except FileNotFoundError as error:
-        raise RecipeError(f"{path}: no such image.") from error
-    if mask.getextrema()[1] < 128:  # type: ignore[operator]
-        raise RecipeError(
-            f"{path}: nothing in this mask is white, so nothing would be drawn. Paint white what "
-            "to redraw."
-        )
-    return mask
 
 
 def _make_folder(folder: Path) -> None:
