@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from konomi.tasks import resume as resume
     from konomi.tasks import slim as slim
     from konomi.tasks import train as train
+    from konomi.tasks import train_aesthetic as train_aesthetic
     from konomi.tasks import where_it_works as where_it_works
     from konomi.training.stop import Stop as Stop
 

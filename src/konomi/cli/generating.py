@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from konomi.cli.aesthetic import add_aesthetic_flags, aesthetic_of
 from konomi.cli.arguments import ArgumentParser
 from konomi.cli.recipes import add_base_flags
 from konomi.errors import printable
@@ -50,6 +51,7 @@ def generate(arguments: list[str]) -> int:
         device=options.device,
         precision=options.precision,
         prompt_file=options.prompt_file,
+        aesthetic=aesthetic_of(options),
         tell=_tell_json if options.json else tell,
     )
     for path in paths:
@@ -146,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="a file with one prompt per line, with --n --w --h --d --s --l",
     )
+    add_aesthetic_flags(parser)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     add("--precision", default="auto", help="auto, fp32, bf16, fp16 (default: %(default)s)")
     add(

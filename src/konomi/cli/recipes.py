@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from konomi.cli.aesthetic import refuse_recipe
 from konomi.cli.arguments import ArgumentParser
 from konomi.cli.plain import json_text
 from konomi.errors import RecipeError
@@ -57,6 +58,7 @@ def new(arguments: list[str]) -> int:
     elif options.method is None:
         parser.error("name a method (lora, full, ...), or other settings with --from")
     else:
+        refuse_recipe(options.method)
         config, settings = named_method(options.method, METHOD_CONFIGS)
         text = commented_recipe(
             config,
@@ -292,6 +294,7 @@ def _from_method(what: str, options: argparse.Namespace, changes: list[str]) -> 
     from konomi.config.overrides import named_method
     from konomi.tasks.recipes import METHOD_CONFIGS, recipe_from_flags
 
+    refuse_recipe(what)
     named_method(what, METHOD_CONFIGS)
     base = options.base or options.default_base
     if not options.images and not any(

@@ -3,17 +3,22 @@
 import shlex
 from pathlib import Path
 
+from konomi.cli.aesthetic import NAME as AESTHETIC
+from konomi.cli.aesthetic import train_aesthetic
 from konomi.cli.arguments import ArgumentParser
 from konomi.cli.recipes import add_recipe_flags, recipe_of
 
 
 def train(arguments: list[str]) -> int:
     """Train by a recipe, or by a method and a folder of images."""
+    if arguments[:1] == [AESTHETIC]:
+        return train_aesthetic(arguments[1:])
     parser = ArgumentParser(
         prog="konomi train",
         usage="konomi train RECIPE [key=value ...]\n"
         "       konomi train CARD [--images DIR] [--base BASE] [options] [key=value ...]\n"
-        "       konomi train METHOD --images DIR --base BASE [options] [key=value ...]",
+        "       konomi train METHOD --images DIR --base BASE [options] [key=value ...]\n"
+        "       konomi train aesthetic --images DIR --base BASE [options]",
         description="Train. Every setting of a recipe can be changed by key=value, for example "
         "method.rank=8.",
         allow_abbrev=False,

@@ -62,5 +62,6 @@ def clip_vit_l(
         final_norm=final_norm,
         kohya_prefix=kohya_prefix,
         comfyui_name="clip_l",
+        clip="openai/clip-vit-large-patch14",
         embedding_name=embedding_name,
     )

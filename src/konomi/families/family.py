@@ -123,6 +123,9 @@ class TextEncoderSpec:
     """Of LoRA keys in kohya's files."""
     comfyui_name: str = ""
     """What ComfyUI calls it in the keys of LoRA files; "" if nothing of its own."""
+    clip: str = ""
+    """Hub id of the CLIP whose text encoder it is, for what a base leaves out of it: the projection
+    into the space of pictures, and the image encoder; "" if it is no CLIP's."""
     embedding_name: str = ""
     """What a web UI's embedding file calls the vectors for it; "" where there are none."""
 

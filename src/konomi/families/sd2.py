@@ -79,6 +79,7 @@ SD2 = Family(
             file_extra_layers=1,  # The last of 24.
             kohya_prefix="lora_te",
             comfyui_name="clip_h",
+            clip="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
             embedding_name="emb_params",
         ),
     ),

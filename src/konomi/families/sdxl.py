@@ -79,6 +79,7 @@ SDXL = Family(
             final_norm=False,
             kohya_prefix="lora_te2",
             comfyui_name="clip_g",
+            clip="laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
             embedding_name="clip_g",
         ),
     ),

@@ -15,12 +15,12 @@ from konomi.families import FAMILIES, titles
 from konomi.families.family import Family, TextEncoderSpec
 from konomi.families.recognition import (
     denoiser_folders,
-    embedding_widths,
     family_of_context,
     family_of_folder,
     family_of_single_file,
     family_of_vectors,
 )
+from konomi.formats import aesthetic
 from konomi.formats.source import Source
 from konomi.formats.unsupported import holds_updates, other_family, other_kind
 from konomi.storage.sniff import FileKind
@@ -54,11 +54,7 @@ def recognise(source: Source) -> Recognised:
     """Tell what a source is; kind "unknown tensors" if nothing fits."""
     if source.kind is FileKind.FOLDER:
         return _folder(source)
-    if source.value is not None:
-        found = _pickled(source)
-        if found is not None:
-            return found
-    return _table(source)
+    return _aesthetic(source) if aesthetic.recognise(source) else _table(source)
 
 
 def unsupported_kind_of(source: Source) -> str:
@@ -158,18 +154,15 @@ def _ldm_checkpoint(source: Source) -> Recognised:
     )
 
 
-def _pickled(source: Source) -> Recognised | None:
-    value = source.value
-    if isinstance(value, Tensor):
-        if not _is_vectors(tuple(value.shape)):
-            return None
-        family = _name(family_of_vectors({"text_encoder": value.shape[-1]}))
-        return Recognised(
-            "aesthetic embedding", "tensor", family, tensors=lambda: {"tensor": value}
-        )
-    if not isinstance(value, dict):
-        return None
-    return None
+def _aesthetic(source: Source) -> Recognised:
+    if isinstance(source.value, Tensor):
+        form, tensors = "tensor", {"tensor": source.value}
+    else:
+        form, tensors = "safetensors", source.tensors()
+    (tensor,) = tensors.values()
+    family = _name(family_of_vectors({"text_encoder": tensor.shape[-1]}))
+    facts = dict(source.metadata)
+    return Recognised(aesthetic.KIND, form, family, facts=facts, tensors=lambda: tensors)
 
 
 def _folder(source: Source) -> Recognised:
@@ -267,11 +260,3 @@ def _context_width(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 def _channel_notes(shape: tuple[int, ...]) -> tuple[str, ...]:
     return (_CHANNELS[shape[1]],) if len(shape) == 4 and shape[1] in _CHANNELS else ()
-
-
-def _is_vectors(shape: tuple[int, ...]) -> bool:
-    return (
-        len(shape) in (1, 2)
-        and shape[-1] in embedding_widths()
-        and (len(shape) == 1 or shape[0] <= 256)
-    )

@@ -16,6 +16,7 @@ from konomi.config.sections import TextConfig
 from konomi.diffusion.conditioning import Conditioning
 from konomi.errors import RecipeError
 from konomi.formats.embedding_metadata import NEGATIVE
+from konomi.generation.aesthetic import AestheticGradients
 from konomi.generation.picture_input import fitted_size, init_to_pixels, mask_to_pixels
 from konomi.generation.request import Request
 from konomi.models.base import BaseModel
@@ -51,19 +52,24 @@ class Drawing:
 
 class PromptEncoder:
     """Encoded prompts, each by itself, so that neither the batch nor the other prompts change a
-    bit of it.
+    bit of it. With Aesthetic Gradients each is tuned for once, however many seeds it is drawn with.
     """
 
-    def __init__(self, base: BaseModel) -> None:
+    def __init__(self, base: BaseModel, aesthetic: AestheticGradients | None = None) -> None:
         self._base = base
+        self._aesthetic = aesthetic
         self._known: dict[tuple[str, TextConfig, bool], Conditioning] = {}
 
     def __call__(self, prompt: str, text: TextConfig, *, negative: bool = False) -> Conditioning:
-        base = self._base
-        key = (prompt, text, negative and bool(base.negative_weights))
+        base, aesthetic = self._base, self._aesthetic
+        key = (prompt, text, negative and (bool(base.negative_weights) or aesthetic is not None))
         if key not in self._known:
             with negative_branch(base) if negative else nullcontext():
-                self._known[key] = base.encode_captions([prompt], text).to(base.device, base.dtype)
+                if aesthetic is None or (negative and not aesthetic.config.negative):
+                    encoded = base.encode_captions([prompt], text)
+                else:
+                    encoded = aesthetic.encode(base, prompt, text, away=negative)
+            self._known[key] = encoded.to(base.device, base.dtype)
         return self._known[key]
 
 

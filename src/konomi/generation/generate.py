@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from konomi.config.sections import TextConfig
 from konomi.errors import ModelError
+from konomi.generation.aesthetic import AestheticGradients
 from konomi.generation.drawing import Drawing, PromptEncoder, drawing_of, with_size
 from konomi.generation.infotext import write_infotext
 from konomi.generation.request import Origin, Picture, Request
@@ -27,6 +29,7 @@ def generate(
     batch: int = 1,
     on_step: OnStep | None = None,
     origin: Origin | None = None,
+    aesthetic: AestheticGradients | None = None,
 ) -> Iterator[Picture]:
     """Draw requests in order. The same request gives the same picture, alone or in a batch, to
     rounding.
@@ -35,6 +38,7 @@ def generate(
     and text length. The base is in evaluation mode while a batch is drawn, and in its own again
     whenever a picture is handed out. Text, latents of pictures and images are computed for each
     image by itself. Latents are kept in float32; the denoiser computes in `base.dtype`.
+    `aesthetic` tunes the text encoders for each prompt.
 
     Raises RecipeError for a request that cannot be drawn, ModelError where the picture came out as
     NaN.
@@ -43,7 +47,10 @@ def generate(
     # Everything is checked before anything is drawn; texts and pictures are read when their turn
     # comes.
     sized = [with_size(base, request) for request in requests]
-    encode = PromptEncoder(base)
+    if aesthetic is not None:
+        with eval_mode(*base.text_encoders.values()):
+            aesthetic = aesthetic.turned(base, TextConfig(emphasis=True))
+    encode = PromptEncoder(base, aesthetic)
     for _, group in groupby(
         (_ready(base, request, encode) for request in sized), key=lambda one: one.batch_key
     ):

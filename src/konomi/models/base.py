@@ -15,7 +15,7 @@ from konomi.data.batch import Latents
 from konomi.diffusion.conditioning import Conditioning
 from konomi.diffusion.process import Process
 from konomi.families.family import Family, Part
-from konomi.models.architecture import NO_TOKENS, AddedTokens, TextTraits
+from konomi.models.architecture import NO_TOKENS, AddedTokens, LoadedTextEncoder, TextTraits
 
 
 class BaseModel(Protocol):
@@ -159,6 +159,10 @@ class BaseModel(Protocol):
 
         `tokens` are known beside, and before, those of the base.
         """
+        ...
+
+    def loaded_encoders(self) -> tuple[LoadedTextEncoder, ...]:
+        """The text encoders as captions are read with them; loads them."""
         ...
 
     def uncut(

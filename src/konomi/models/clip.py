@@ -110,6 +110,19 @@ def load_clip(source: str | Path = "tiny") -> Clip:
     """
     if str(source) == "tiny":
         return _builtin()
+    folder = clip_folder(source)
+    config = read_json(folder / "config.json")
+    preparing = folder / "preprocessor_config.json"
+    norm = read_json(preparing) if preparing.is_file() else {}
+    mean, std = norm.get("image_mean", _OPENAI_MEAN), norm.get("image_std", _OPENAI_STD)
+    return _assemble(str(source), config, component_tensors(folder), folder, mean, std)
+
+
+def clip_folder(source: str | Path) -> Path:
+    """Where the files of a CLIPModel are; what is not here is downloaded.
+
+    Raises ModelError: no such folder, no network, or a model of another type.
+    """
     folder = expanded(source)
     if not folder.is_dir():
         if folder.exists() or not is_hub_id(str(source)):
@@ -127,10 +140,7 @@ def load_clip(source: str | Path = "tiny") -> Clip:
             f"{folder}: is of type {config.get('model_type')!r}, not a CLIP model with both "
             "encoders."
         )
-    preparing = folder / "preprocessor_config.json"
-    norm = read_json(preparing) if preparing.is_file() else {}
-    mean, std = norm.get("image_mean", _OPENAI_MEAN), norm.get("image_std", _OPENAI_STD)
-    return _assemble(str(source), config, component_tensors(folder), folder, mean, std)
+    return folder
 
 
 def _builtin() -> Clip:

@@ -1,15 +1,16 @@
 """Captions to text states with CLIP text encoders.
 
 Shapes: B captions, N chunks of all captions, L positions of a chunk (77), n chunks of a caption, D
-width of a text encoder.
+width of a text encoder, P of the space that CLIP shares between pictures and texts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from konomi.config.sections import TextConfig
 from konomi.diffusion.conditioning import Conditioning
@@ -67,6 +68,41 @@ def encode_text(
         if encoder_pooled is not None:
             pooled = _blend(encoder_pooled, mixtures)
     return Conditioning(states[0] if len(states) == 1 else torch.cat(states, dim=-1), pooled)
+
+
+def text_features(
+    encoder: LoadedTextEncoder,
+    prompt: str,
+    text: TextConfig,
+    *,
+    tail: Sequence[Callable[[Tensor], Tensor]],
+    projection_PD: Tensor,
+    tokens: AddedTokens = NO_TOKENS,
+) -> tuple[Tensor, Tensor]:
+    """Unit vectors [N, P] of a prompt's chunks in the space that CLIP shares between pictures and
+    texts (Radford et al. 2021, section 2.4), and the share [N] of each in the prompt.
+
+    All layers run, whatever `text.clip_skip` says, and those of `tail` after them: CLIP compares
+    what follows the last. A chunk's vector is the state of its end token after the final norm,
+    projected. Of `a:0.7 | b:0.3` each part has its weight, of a long prompt each chunk the same
+    share; the shares' absolute values add up to 1. Gradients flow to the encoder.
+    """
+    mixture = parse_mixture(prompt) if text.emphasis else ((prompt, 1.0),)
+    parts = [(_chunk(encoder, part, text, tokens), weight) for part, weight in mixture]
+    chunks = [chunk for part, _ in parts for chunk in part]
+    shares = torch.tensor([weight / len(part) for part, weight in parts for _ in part])
+    device = _device(encoder)
+    ids_NL = torch.tensor([_wrap(encoder, chunk.ids) for chunk in chunks]).to(device)
+    model = encoder.module.text_model
+    hidden = _with_positions(encoder, _embed(encoder, ids_NL, chunks, tokens))
+    for number in range(len(model.encoder.layers) - encoder.missing_layers):
+        hidden = encoder.module.run_layer(number, hidden)
+    for layer in tail:
+        hidden = layer(hidden)
+    ends = torch.tensor([len(chunk.ids) + 1 for chunk in chunks]).to(device)
+    pooled_ND = model.final_layer_norm(hidden)[torch.arange(len(chunks), device=device), ends]
+    features_NP = functional.normalize(pooled_ND @ projection_PD.T.to(pooled_ND), dim=1)
+    return features_NP, (shares / shares.abs().sum().clamp_min(1e-12)).to(features_NP)
 
 
 def count_chunks(
@@ -215,13 +251,17 @@ def _run_layers(
             f"{count - encoder.missing_layers} of the {count} layers of {encoder.part}, so "
             f"{encoder.missing_layers + 1} is the smallest."
         )
-    hidden = embedded_NLD + model.embeddings.position_embedding.weight[: embedded_NLD.shape[1]]
-    states = hidden
+    states = hidden = _with_positions(encoder, embedded_NLD)
     for number in range(count if encoder.pooled else count - skip + 1):
         hidden = encoder.module.run_layer(number, hidden)
         if number == count - skip:
             states = model.final_layer_norm(hidden) if encoder.final_norm else hidden
     return states, model.final_layer_norm(hidden) if encoder.pooled else None
+
+
+def _with_positions(encoder: LoadedTextEncoder, embedded_NLD: Tensor) -> Tensor:
+    table: Tensor = encoder.module.text_model.embeddings.position_embedding.weight
+    return embedded_NLD + table[: embedded_NLD.shape[1]]
 
 
 def _emphasise(states_NLD: Tensor, chunks: list[_Chunk], restore_mean: bool) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # For type checkers alone; a test holds that these are the names of VERBS.
+    from konomi.tasks.aesthetic_training import train_aesthetic as train_aesthetic
     from konomi.tasks.baking import Rewritten as Rewritten
     from konomi.tasks.baking import bake as bake
     from konomi.tasks.baking import slim as slim
@@ -77,6 +78,7 @@ VERBS = {
     "resume": "training",
     "slim": "baking",
     "train": "training",
+    "train_aesthetic": "aesthetic_training",
     "where_it_works": "files",
 }
 """Function -> its module here. `konomi` has the same ones."""

@@ -1,6 +1,6 @@
 """`inspect` and `convert`: what a file is, and the same thing in another format."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from konomi.adapters.conversion import as_differences, weights_of, with_origins
 from konomi.adapters.conversion import compress as compressed
 from konomi.adapters.kinds.magnitude import per_output
 from konomi.errors import KonomiError, RecipeError
+from konomi.formats import aesthetic
 from konomi.formats.adapter_file import inspect_file, read_adapter, write_adapter
 from konomi.formats.readers import sentences
 from konomi.formats.report import FileReport
@@ -107,7 +108,11 @@ def convert(
     for flag, value in (("--vae", vae), ("--prediction", prediction)):
         if value:
             raise RecipeError(f"{flag} is for whole models; {source.name} is an adapter.")
-    _refuse_part(source)
+    kind = inspect_file(source, check=False).kind
+    if kind == aesthetic.KIND:
+        refused = {"--to": to, "--base": base, "--compress": compress, "--precision": precision}
+        return _convert_aesthetic(source, target, refused)
+    _refuse_part(source, kind)
     belongs_to = None if base is None else load_base(base, needs_vae=False)
     adapter = read_adapter(source, weight_of=None if belongs_to is None else weights_of(belongs_to))
     for note in adapter.notes:
@@ -156,9 +161,18 @@ def _is_model(source: Path) -> bool:
     return inspect_file(source, check=False).kind in _MODEL_KINDS
 
 
-def _refuse_part(source: Path) -> None:
+def _convert_aesthetic(source: Path, target: Path, refused: Mapping[str, object]) -> Path:
+    if flag := next((flag for flag, value in refused.items() if value is not None), None):
+        raise RecipeError(
+            f"{flag}: {source.name} is an aesthetic embedding, whose form follows the target's "
+            "ending: .pt for A1111, or .safetensors."
+        )
+    aesthetic.write_aesthetic(aesthetic.read_aesthetic(source), target)
+    return target
+
+
+def _refuse_part(source: Path, kind: str) -> None:
     """Raises RecipeError for one part of a model by itself, saying what takes it."""
-    kind = inspect_file(source, check=False).kind
     said = {
         "vae": "Every command that reads a base takes it with --vae, and konomi convert MODEL OUT "
         "--vae VAE puts it into a model, in either form.",

@@ -9,12 +9,14 @@ from typing import Any
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import attach, fold
+from konomi.config.aesthetic import AestheticConfig
 from konomi.data.buckets import parse_size
 from konomi.errors import RecipeError
 from konomi.generation.adapter_request import (
     AdapterRequest,
     parse_add,
 )
+from konomi.generation.aesthetic import AestheticGradients
 from konomi.generation.drawing import with_size
 from konomi.generation.generate import count_on
 from konomi.generation.generate import generate as draw
@@ -40,6 +42,7 @@ from konomi.tasks.adapters_to_draw_with import (
     strengths_on,
     used_adapter,
 )
+from konomi.tasks.aesthetic_wish import read_wish
 from konomi.tasks.sheets import sheet_notes, sheet_of
 from konomi.tasks.start_picture import start_from, strength_of
 
@@ -97,6 +100,7 @@ def generate(
     device: str = "auto",
     precision: str = "auto",
     prompt_file: str | Path | None = None,
+    aesthetic: AestheticConfig | None = None,
     tell: Callable[[str], object] = lambda _: None,
 ) -> Iterator[Path]:
     """Draw pictures and yield the path of each.
@@ -119,6 +123,7 @@ def generate(
     grid: also save all on one sheet.
     clip_skip: which layer of CLIP from the end: 1 the last; 0 is the base's own choice.
     prompt_file: a file of further prompts, one a line, with options such as `--n` and `--s`.
+    aesthetic: Aesthetic Gradients towards the embeddings it names.
     tell: is handed a line on everything that has no effect.
 
     Raises KonomiError.
@@ -145,10 +150,19 @@ def generate(
     _tell_all(sheet_notes(requests, grid, batch), tell)
     always = [parse_add(argument) for argument in add]
     groups, files = read_adapters(requests, always, [Path.cwd(), output], tell)
+    wish = None if aesthetic is None else read_wish(aesthetic)
     loaded = load_base(base, vae=vae, prediction=prediction, device=device, precision=precision)
+    gradients = None if wish is None else wish.on(loaded)
     check_all(loaded, [*always, *(w for tagged, _ in groups for w in tagged)], files)
     _tell_all(_notes(loaded, requests, always, groups, files), tell)
-    pictures = _drawn(loaded, groups, always, files, model_hash=_model_hash(base), batch=batch)
+    if wish is not None:
+        _tell_all(wish.notes(loaded, gradients, requests), tell)
+    origin = Origin(
+        model=loaded.name,
+        model_hash=_model_hash(base),
+        extra={} if gradients is None or wish is None else wish.infotext(),
+    )
+    pictures = _drawn(loaded, groups, always, files, origin, batch=batch, aesthetic=gradients)
     yield from _saved(pictures, output, grid=grid)
 
 
@@ -157,20 +171,21 @@ def _drawn(
     groups: Sequence[tuple[Sequence[AdapterRequest], Sequence[Request]]],
     always: Sequence[AdapterRequest],
     files: Mapping[Path, Adapter],
+    origin: Origin,
     *,
-    model_hash: str,
     batch: int,
+    aesthetic: AestheticGradients | None,
 ) -> Iterator[Picture]:
     """The pictures of each group of requests, with its adapters on the base."""
     for tagged, group in groups:
         wanted = [*always, *tagged]
         used = tuple(used_adapter(request, files[request.path]) for request in wanted)
-        origin = Origin(model=base.name, model_hash=model_hash, adapters=used)
+        said = replace(origin, adapters=used)
         put_on = [(files[w.path], strengths_on(base, w, files[w.path])[0]) for w in wanted]
         # The base is only needed untouched again where the next prompt asks for other adapters.
         attached = attach(base, put_on) if len(groups) > 1 else nullcontext(fold(base, put_on))
         with attached:
-            yield from draw(base, group, batch=batch, origin=origin)
+            yield from draw(base, group, batch=batch, origin=said, aesthetic=aesthetic)
 
 
 def _saved(pictures: Iterable[Picture], output: Path, *, grid: bool) -> Iterator[Path]:
