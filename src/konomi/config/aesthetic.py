@@ -22,7 +22,7 @@ class AestheticConfig:
     steps: Annotated[int, Field(ge=0, le=1000)] = 10
     """Tuning steps for each prompt (5 to 20 in the paper)."""
     rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
-    """Adam's learning rate."""
+    """Learning rate of Adam."""
     text: str = ""
     """Words that the direction is turned towards."""
     text_share: Annotated[float, Field(ge=-1, le=1)] = 0.1

@@ -34,7 +34,7 @@ class AestheticEmbedding:
     """A direction in CLIP's space."""
 
     vector_P: Tensor
-    """Float32. The mean of unit vectors, so shorter than 1."""
+    """Float32, of any length: some files hold the mean of unit vectors, some of others."""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 

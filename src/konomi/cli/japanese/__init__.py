@@ -2,6 +2,7 @@
 
 from konomi.cli.japanese import (
     adapters,
+    aesthetic,
     cards,
     checks,
     commands,
@@ -53,6 +54,7 @@ AREAS = tuple(
         models,
         scores,
         adapters,
+        aesthetic,
         evaluation,
         comparing,
         history,
