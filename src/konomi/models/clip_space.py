@@ -1,8 +1,9 @@
 """From a base's text encoder into the space in which CLIP compares pictures and texts.
 
-Bases keep of CLIP what conditions the denoiser: Stable Diffusion 1 leaves out the projection, 2 the
-last layer too. Both come from the CLIP that the text encoder is of; the second text encoder of SDXL
-has its own projection. Only these tensors of a CLIP are read.
+Bases keep of CLIP what conditions the denoiser: one that reads states alone leaves out the
+projection, and one that reads the last layer but one the last layer too. Both come from the CLIP
+that the text encoder is of, of which only these tensors are read. A text encoder whose pooled
+vector is read has all its parts.
 
 Shapes: D width of the text encoder, P width of the shared space.
 """

@@ -49,8 +49,8 @@ def train_aesthetic(
     images: folders, zips or images, `DIR` or `DIR:WEIGHT`; every picture of a folder counts so
         much, a negative weight takes it away.
     base: the base it is for, whose CLIP looks at the pictures: `tiny`, a folder, a file, a hub id.
-        Of SDXL that is the second text encoder's, which has more channels of the conditioning and
-        the pooled text.
+        Of several text encoders the last one's counts, which has the most channels of the
+        conditioning and the pooled text.
     clip: a folder or hub id of a CLIP, in place of the base's.
     output: the run folder, or a file that ends in .safetensors or .pt; by default runs/NAME.
     overwrite: replace a file that is there.
@@ -117,7 +117,7 @@ def _clip_of_base(base: str) -> str:
             "with --clip."
         )
     opened = load_base(base, needs_vae=False)
-    # The last: of SDXL the one that also gives the pooled text.
+    # Of several the last is the one that also gives the pooled text.
     source = clip_of(opened, opened.spec.text_encoders[-1])
     if not source:
         raise ModelError(

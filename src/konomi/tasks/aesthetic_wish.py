@@ -39,8 +39,10 @@ class AestheticWish:
         return AestheticGradients.of(base, self.config, self.directions, blend(self.files))
 
     def infotext(self) -> dict[str, str]:
-        """As A1111's extension writes them."""
+        """As A1111's extension writes them; nothing where nothing is tuned."""
         config = self.config
+        if not self.directions or not config.steps:
+            return {}
         said = {
             "Aesthetic LR": f"{config.rate:g}",
             "Aesthetic weight": f"{blend(self.files):g}",
@@ -97,9 +99,13 @@ class AestheticWish:
             )
 
 
-def read_wish(config: AestheticConfig) -> AestheticWish:
-    """Raises RecipeError for a setting out of bounds or a file that is not there, FileFormatError
-    for one that is no aesthetic embedding."""
+def read_wish(config: AestheticConfig | None) -> AestheticWish:
+    """None asks for nothing.
+
+    Raises RecipeError for a setting out of bounds or a file that is not there, FileFormatError for
+    one that is no aesthetic embedding.
+    """
+    config = config or _DEFAULT
     check_values({item.name: getattr(config, item.name) for item in fields(config)}, type(config))
     files = tuple(parse_weighted(one) for one in config.files)
     return AestheticWish(config, files, directions([file for file in files if file.weight]))

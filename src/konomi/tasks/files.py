@@ -96,10 +96,7 @@ def convert(
         raise RecipeError(
             f"--compress is {compress}; it is a share above 0 and at most 1, such as 0.6."
         )
-    with explained(target):
-        if target.exists() and source.resolve() == target.resolve():
-            raise RecipeError(f"{target}: is the source itself. Name another target.")
-    check_new(target)
+    _check_target(source, target)
     dtype = None if precision is None else PRECISIONS[precision]
     if _is_model(source):
         if compress is not None:
@@ -108,8 +105,7 @@ def convert(
     for flag, value in (("--vae", vae), ("--prediction", prediction)):
         if value:
             raise RecipeError(f"{flag} is for whole models; {source.name} is an adapter.")
-    kind = inspect_file(source, check=False).kind
-    if kind == aesthetic.KIND:
+    if (kind := inspect_file(source, check=False).kind) == aesthetic.KIND:
         refused = {"--to": to, "--base": base, "--compress": compress, "--precision": precision}
         return _convert_aesthetic(source, target, refused)
     _refuse_part(source, kind)
@@ -146,6 +142,13 @@ def target_by_name(path: Path) -> Target:
     diffusers' folder.
     """
     return {".bin": "custom", ".safetensors": "webui"}.get(path.suffix.lower(), "diffusers")  # type: ignore[return-value]
+
+
+def _check_target(source: Path, target: Path) -> None:
+    with explained(target):
+        if target.exists() and source.resolve() == target.resolve():
+            raise RecipeError(f"{target}: is the source itself. Name another target.")
+    check_new(target)
 
 
 def check_new(target: Path) -> None:

@@ -131,37 +131,24 @@ def generate(
     output = Path(output)
     if min(count, batch) < 1:
         raise RecipeError(f"--count is {count} and --batch {batch}; both are at least 1.")
-    width, height = parse_size(size) if size else (0, 0)
     start, area = start_from(init, mask)
     given = {"negative": negative, "steps": steps, "guidance": guidance, "sampler": sampler,
              "guidance_rescale": guidance_rescale}  # fmt: skip
-    default = Request(
-        prompt="",
-        seed=secrets.randbelow(2**32) if seed in (None, -1) else seed,
-        width=width,
-        height=height,
-        clip_skip=clip_skip,
-        init=start,
-        strength=strength_of(strength, start, tell),
-        mask=area,
-        **_without_none(given),
+    strength = strength_of(strength, start, tell)
+    default = _default(
+        size, seed, given, clip_skip=clip_skip, init=start, strength=strength, mask=area
     )
     requests = _requests(default, prompts, prompt_file, count)
     _tell_all(sheet_notes(requests, grid, batch), tell)
     always = [parse_add(argument) for argument in add]
     groups, files = read_adapters(requests, always, [Path.cwd(), output], tell)
-    wish = None if aesthetic is None else read_wish(aesthetic)
+    wish = read_wish(aesthetic)
     loaded = load_base(base, vae=vae, prediction=prediction, device=device, precision=precision)
-    gradients = None if wish is None else wish.on(loaded)
+    gradients = wish.on(loaded)
     check_all(loaded, [*always, *(w for tagged, _ in groups for w in tagged)], files)
-    _tell_all(_notes(loaded, requests, always, groups, files), tell)
-    if wish is not None:
-        _tell_all(wish.notes(loaded, gradients, requests), tell)
-    origin = Origin(
-        model=loaded.name,
-        model_hash=_model_hash(base),
-        extra={} if gradients is None or wish is None else wish.infotext(),
-    )
+    notes = _notes(loaded, requests, always, groups, files)
+    _tell_all((*notes, *wish.notes(loaded, gradients, requests)), tell)
+    origin = Origin(loaded.name, _model_hash(base), extra=wish.infotext())
     pictures = _drawn(loaded, groups, always, files, origin, batch=batch, aesthetic=gradients)
     yield from _saved(pictures, output, grid=grid)
 
@@ -199,8 +186,19 @@ def _saved(pictures: Iterable[Picture], output: Path, *, grid: bool) -> Iterator
         yield save_sheet(sheet_of(kept), output)
 
 
-def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+def _default(
+    size: str | None, seed: int | None, given: Mapping[str, Any], **picture: Any
+) -> Request:
+    """What every prompt has in common; a setting that is None has its own default."""
+    width, height = parse_size(size) if size else (0, 0)
+    return Request(
+        prompt="",
+        seed=secrets.randbelow(2**32) if seed in (None, -1) else seed,
+        width=width,
+        height=height,
+        **picture,
+        **{name: value for name, value in given.items() if value is not None},
+    )
 
 
 def _requests(
