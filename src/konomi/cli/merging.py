@@ -13,6 +13,7 @@ from konomi.language import translated
 
 if TYPE_CHECKING:
     from konomi.tasks.merging_adapters import AdapterMerge
+    from konomi.tasks.merging_models import ModelMerge
 
 
 def merge(arguments: list[str]) -> int:
@@ -28,6 +29,11 @@ def merge(arguments: list[str]) -> int:
     )
     _add_adapters(kinds.add_parser("adapters", help="LoRA and its family", allow_abbrev=False))
     _add_models(kinds.add_parser("models", help="whole models", allow_abbrev=False))
+    _add_recipe(
+        kinds.add_parser(
+            "recipe", help="whole models, in several steps from a TOML file", allow_abbrev=False
+        )
+    )
     options = parser.parse_args(arguments)
     verb: Callable[[argparse.Namespace], int] = options.verb
     return verb(options)
@@ -39,7 +45,8 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
     parser.description = (
         "Merge models of one family into one .safetensors file, tensor by tensor: no model is in "
-        "memory whole. Ways that need a common ancestor take it as the last model."
+        "memory whole. Methods that add differences (add_difference, ties, dare ...) take the "
+        "model that the others were trained from as the last one."
     )
     parser.set_defaults(verb=_models)
     parser.add_argument(
@@ -199,6 +206,30 @@ def _models(options: argparse.Namespace) -> int:
         tell=note_to(options),
         progress=bar(),
     )
+    return _print_models(done, options)
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Merge models in several steps, read from a TOML file with a [[merge]] table for each: in "
+        "one pass, in float32, and without files between."
+    )
+    parser.set_defaults(verb=_recipe)
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a .toml file")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", type=Path, required=True, help="a .safetensors file"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+
+
+def _recipe(options: argparse.Namespace) -> int:
+    from konomi import tasks
+
+    done = tasks.merge_recipe(options.recipe, options.output, tell=note_to(options), progress=bar())
+    return _print_models(done, options)
+
+
+def _print_models(done: "ModelMerge", options: argparse.Namespace) -> int:
     if options.json:
         print(json_text(done))
         return 0

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from konomi.tasks.merging_adapters import resize as resize
     from konomi.tasks.merging_models import ModelMerge as ModelMerge
     from konomi.tasks.merging_models import merge_models as merge_models
+    from konomi.tasks.merging_models import merge_recipe as merge_recipe
     from konomi.tasks.recipes import new_recipe as new_recipe
     from konomi.tasks.recipes import read_recipe as read_recipe
     from konomi.tasks.recipes import recipe_from_card as recipe_from_card
@@ -68,6 +69,7 @@ VERBS = {
     "merge_adapters": "merging_adapters",
     "merge_custom": "merging",
     "merge_models": "merging_models",
+    "merge_recipe": "merging_models",
     "new_recipe": "recipes",
     "read_recipe": "recipes",
     "recipe_from_card": "recipes",

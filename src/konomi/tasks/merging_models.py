@@ -1,32 +1,32 @@
-"""`merge models`: several models in one, tensor by tensor."""
+"""`merge models` and `merge recipe`: several models in one, tensor by tensor."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from konomi.errors import RecipeError
+import torch
+
+from konomi.config.merging import MergeRecipe, MergeStep, read_merge_recipe
+from konomi.errors import ModelError, RecipeError
 from konomi.hardware.precision import precision_of_flag
-from konomi.merging.formulas import Knobs
-from konomi.merging.methods import MergeMethod, check_count, method_named
 from konomi.merging.model_file import ModelFile, open_model, refuse_unnamed
-from konomi.merging.plan import Plan, check_alike, plan_merge
 from konomi.merging.provenance import Hashes, merge_metadata
-from konomi.merging.stream import write_merged
-from konomi.merging.weights import Weights, parse_blocks, parse_rules
+from konomi.merging.step import StepPlan, check_settings, plan_step, result_of
+from konomi.merging.stream import Job, write_merged
 from konomi.tasks.files import check_new
 
 
 @dataclass(frozen=True, slots=True)
 class ModelMerge:
-    """What `merge_models` did."""
+    """What `merge_models` or `merge_recipe` did."""
 
     path: Path
     how: str
+    """The way; `recipe` where there are several steps."""
     models: tuple[str, ...]
     num_merged: int
     """Tensors that were merged."""
@@ -79,123 +79,160 @@ def merge_models(
 
     Raises KonomiError.
     """
+    step = MergeStep(
+        models=tuple(map(str, models)),
+        how=how,
+        alpha=alpha,
+        beta=beta,
+        density=density,
+        seed=seed,
+        blocks=blocks or "",
+        base_alpha=base_alpha,
+        rules=tuple(rules),
+    )
+    whole = MergeRecipe(
+        merge=(step,),
+        precision=precision,
+        vae=None if vae is None else str(vae),
+        merge_vae=merge_vae,
+        prediction=prediction,
+    )
+    return _merge(whole, Path(output), tell, progress)
+
+
+def merge_recipe(
+    recipe: str | Path,
+    output: str | Path,
+    *,
+    tell: Callable[[str], object] = lambda _: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> ModelMerge:
+    """Do the merges of a recipe one after the other, in float32 and in one pass: what is between
+    them is never written.
+
+    recipe: a TOML file of `[[merge]]` steps, `konomi.config.merging.MergeRecipe`.
+    output: a new .safetensors file.
+    tell: is handed a line on what a person should know.
+    progress: is handed the bytes read so far, and in all.
+
+    Raises KonomiError.
+    """
+    return _merge(read_merge_recipe(Path(recipe)), Path(output), tell, progress)
+
+
+def _merge(
+    recipe: MergeRecipe,
+    output: Path,
+    tell: Callable[[str], object],
+    progress: Callable[[int, int], object],
+) -> ModelMerge:
     started = perf_counter()
-    output = Path(output)
-    method = method_named(how)
-    check_count(method, len(models))
-    _check_files(models, output, vae=vae, merge_vae=merge_vae)
-    dtype = None if precision is None else precision_of_flag(precision)
-    knobs, notes = _knobs(method, alpha=alpha, beta=beta, density=density, seed=seed)
+    refuse_unnamed(output)
+    check_new(output)
+    if recipe.vae is not None and recipe.merge_vae:
+        raise RecipeError("--vae and --merge-vae exclude each other: choose one.")
+    dtype = None if recipe.precision is None else precision_of_flag(recipe.precision)
+    for number, step in enumerate(recipe.merge):
+        with _named(recipe, number):
+            check_settings(step)
     with ExitStack() as stack:
-        opened = [
-            stack.enter_context(open_model(models[0], prediction=prediction, vae=vae)),
-            *(stack.enter_context(open_model(model)) for model in models[1:]),
-        ]
-        check_alike(opened, method, prediction_told=prediction is not None)
-        weights = Weights(
-            knobs.alpha,
-            base_alpha,
-            parse_blocks(blocks, opened[0].family) if blocks else {},
-            parse_rules(rules),
-        )
-        weighted = {"--blocks": blocks, "--base-alpha": base_alpha, "--rule": rules or None}
-        notes += _without_effect(method, weighted) if method.alpha is None else []
-        plan = plan_merge(opened, method, knobs, weights, dtype=dtype, merge_vae=merge_vae)
-        notes += plan.notes
+        opened = _open_all(recipe, stack)
+        steps, merged = _plan_all(recipe, opened, dtype)
+        notes = tuple(dict.fromkeys(note for step in steps for note in step.notes))
         for note in notes:
             tell(note)
-        settings = _settings(method, knobs, blocks, base_alpha, rules, merge_vae=merge_vae)
-        name = Path(vae or "").name
-        describe = partial(merge_metadata, opened, output, settings, dtype=dtype, vae=name)
-        hashes = _write(opened, plan, output, describe, progress)
+        settings = _settings(recipe, steps)
+        name = Path(recipe.vae or "").name
+        models = list(opened.values())
+        describe = partial(merge_metadata, models, output, settings, dtype=dtype, vae=name)
+        jobs = steps[-1].plan.jobs
+        with closing(Hashes([one.path for one in models])) as hashes:
+            finish = partial(describe, hashes=hashes)
+            write_merged(output, jobs, describe(), finish=finish, progress=progress)
+            found = tuple(hashes.of(one.path) for one in models)
         return ModelMerge(
             output,
-            how,
-            tuple(str(one.path) for one in opened),
-            len(plan.merged),
-            len(plan.jobs) - len(plan.merged),
+            settings["how"],
+            tuple(str(one.path) for one in models),
+            len(merged),
+            len(jobs) - len(merged),
             settings,
-            hashes,
-            tuple(notes),
+            found,
+            notes,
             perf_counter() - started,
         )
 
 
-def _write(
-    opened: Sequence[ModelFile],
-    plan: Plan,
-    output: Path,
-    describe: Callable[..., dict[str, str]],
-    progress: Callable[[int, int], object],
-) -> tuple[str, ...]:
-    """Write the file; returns the hashes of the models, which are computed meanwhile."""
-    with closing(Hashes([one.path for one in opened])) as hashes:
-        finish = partial(describe, hashes=hashes)
-        write_merged(output, plan.jobs, describe(), finish=finish, progress=progress)
-        return tuple(hashes.of(one.path) for one in opened)
+def _open_all(recipe: MergeRecipe, stack: ExitStack) -> dict[str, ModelFile]:
+    """The models that are no steps, by their names in the recipe; first the one that gives the
+    result its names, its number formats and what is not merged.
+    """
+    steps = {step.name: step for step in recipe.merge if step.name}
+    root = recipe.merge[-1].models[0]
+    while root in steps:
+        root = steps[root].models[0]
+    files = [root, *(m for step in recipe.merge for m in step.models if m not in steps)]
+    opened = {}
+    for file in dict.fromkeys(files):
+        told = {"prediction": recipe.prediction, "vae": recipe.vae} if file == root else {}
+        opened[file] = stack.enter_context(open_model(file, **told))
+    return opened
 
 
-def _check_files(
-    models: Sequence[str | Path], output: Path, *, vae: str | Path | None, merge_vae: bool
-) -> None:
-    refuse_unnamed(output)
-    check_new(output)
-    if vae is not None and merge_vae:
-        raise RecipeError("--vae and --merge-vae exclude each other: choose one.")
+def _plan_all(
+    recipe: MergeRecipe, opened: dict[str, ModelFile], dtype: torch.dtype | None
+) -> tuple[list[StepPlan], set[str]]:
+    """What each step does, and the names of the tensors of the result that some step merged."""
+    known, planned, merged_in = dict(opened), [], dict.fromkeys(opened, frozenset[str]())
+    for number, step in enumerate(recipe.merge):
+        models = [known[model] for model in step.models]
+        with _named(recipe, number):
+            one = plan_step(
+                models,
+                step,
+                dtype=None,
+                merge_vae=recipe.merge_vae,
+                prediction_told=recipe.prediction is not None,
+            )
+        planned.append(one)
+        name = step.name or f"step {number + 1}"
+        known[name] = result_of(one, models[0], name)
+        merged_in[name] = merged_in[step.models[0]] | frozenset(one.plan.merged)
+    last = planned[-1]
+    root = next(iter(opened.values()))
+    jobs = tuple(_stored_as(job, root, dtype) for job in last.plan.jobs)
+    planned[-1] = replace(last, plan=replace(last.plan, jobs=jobs))
+    return planned, set(merged_in[recipe.merge[-1].name or f"step {len(recipe.merge)}"])
 
 
-def _knobs(
-    method: MergeMethod,
-    *,
-    alpha: float | None,
-    beta: float | None,
-    density: float | None,
-    seed: int,
-) -> tuple[Knobs, list[str]]:
-    """What the way is told, and a line on what it does not follow."""
-    told = {"--alpha": alpha, "--beta": beta, "--density": density}
-    usual = {"--alpha": method.alpha, "--beta": method.beta, "--density": method.density}
-    for flag, value in told.items():
-        if value is not None and not isfinite(value):
-            raise RecipeError(f"{flag} is {value}; it is a number.")
-    unused = {flag: value for flag, value in told.items() if usual[flag] is None}
-    if seed and not method.random:
-        unused["--seed"] = seed
-    set_to = {
-        flag: value if value is not None else (usual[flag] or 0.0) for flag, value in told.items()
-    }
-    if method.density is not None and not 0 < set_to["--density"] <= 1:
-        raise RecipeError(
-            f"--density is {set_to['--density']}; it is a share above 0 and at most 1."
-        )
-    if method.name in ("top_k", "crossover") and not 0 <= set_to["--alpha"] <= 1:
-        raise RecipeError(f"--alpha is {alpha}; {method.name} takes a share from 0 to 1.")
-    knobs = Knobs(set_to["--alpha"], set_to["--beta"], set_to["--density"], seed)
-    return knobs, _without_effect(method, unused)
+def _stored_as(job: Job, root: ModelFile, dtype: torch.dtype | None) -> Job:
+    """A job with the number format of the result in place of that between steps."""
+    own = root.tensors[job.name].dtype if job.name in root.tensors else job.dtype
+    return replace(job, dtype=dtype if dtype is not None and own.is_floating_point else own)
 
 
-def _without_effect(method: MergeMethod, told: dict[str, Any]) -> list[str]:
-    named = [flag for flag, value in told.items() if value is not None]
-    return [f"{', '.join(named)}: without effect with --how {method.name}."] if named else []
+@contextmanager
+def _named(recipe: MergeRecipe, number: int) -> Iterator[None]:
+    """Where there are several steps, what is wrong with one is said with its name."""
+    try:
+        yield
+    except (RecipeError, ModelError) as error:
+        if len(recipe.merge) == 1:
+            raise
+        name = recipe.merge[number].name or f"merge.{number}"
+        raise type(error)(f"{name}: {error}") from error
 
 
-def _settings(
-    method: MergeMethod,
-    knobs: Knobs,
-    blocks: str | None,
-    base_alpha: float | None,
-    rules: Sequence[str],
-    *,
-    merge_vae: bool,
-) -> dict[str, Any]:
-    """What decided the result, for its metadata."""
-    told: dict[str, Any] = {"how": method.name}
-    if method.alpha is not None:
-        told["alpha"] = knobs.alpha
-        told |= {"blocks": blocks} if blocks else {}
-        told |= {"base_alpha": base_alpha} if base_alpha is not None else {}
-        told |= {"rules": list(rules)} if rules else {}
-    told |= {"beta": knobs.beta} if method.beta is not None else {}
-    told |= {"density": knobs.density} if method.density is not None else {}
-    told |= {"seed": knobs.seed} if method.random else {}
-    return told | ({"merge_vae": True} if merge_vae else {})
+def _settings(recipe: MergeRecipe, steps: Sequence[StepPlan]) -> dict[str, Any]:
+    if len(steps) == 1:
+        return steps[0].settings
+    files = {step.name for step in recipe.merge}
+    told = [
+        {
+            **({"name": step.name} if step.name else {}),
+            "models": [one if one in files else Path(one).name for one in step.models],
+            **planned.settings,
+        }
+        for step, planned in zip(recipe.merge, steps, strict=True)
+    ]
+    return {"how": "recipe", "merge": told}

@@ -2,7 +2,15 @@
 
 PAIRS = {
     "whole models": "モデル全体",
-    "Merge models of one family into one .safetensors file, tensor by tensor: no model is in memory whole. Ways that need a common ancestor take it as the last model.": "同じ系統のモデルをテンソルごとにマージし、1 つの .safetensors ファイルにします。モデル全体をメモリに読み込むことはありません。共通の祖先が要る方法では、それを最後に指定します。",
+    "Merge models of one family into one .safetensors file, tensor by tensor: no model is in memory whole. Methods that add differences (add_difference, ties, dare ...) take the model that the others were trained from as the last one.": "同じ系統のモデルをテンソルごとにマージし、1 つの .safetensors ファイルにします。モデル全体をメモリに読み込むことはありません。差分を足す方法(add_difference、ties、dare など)では、他のモデルの学習元となったモデルを最後に指定します。",
+    "whole models, in several steps from a TOML file": "モデル全体を、TOML ファイルの手順に従って",
+    "Merge models in several steps, read from a TOML file with a [[merge]] table for each: in one pass, in float32, and without files between.": "TOML ファイルに [[merge]] で並べた手順に従って、モデルをマージします。一度の読み書きで float32 で計算し、途中のファイルは作りません。",
+    "a .toml file": ".toml ファイル",
+    '{path}: has no [[merge]]. A step is [[merge]] and models = ["a.safetensors", "b.safetensors"].': '{path}: [[merge]] がありません。手順は [[merge]] と models = ["a.safetensors", "b.safetensors"] のように書きます。',
+    "{path}: no later step takes the result of {name}. Name it in models, or leave the step out.": "{path}: {name} の結果を使う手順が後にありません。models に書くか、この手順を消してください。",
+    "{path}: merge.{number}.name is missing: what do later steps call its result?": "{path}: merge.{number}.name がありません。後の手順が結果を呼ぶ名前を付けてください。",
+    "{path}: merge.{number}.name: {name} stands twice.": "{path}: merge.{number}.name: {name} が 2 回使われています。",
+    "{path}: merge.{number}.models: {name} is a step that comes later, or this one itself. A step takes the results of earlier ones.": "{path}: merge.{number}.models: {name} は後の手順かこの手順自身です。使えるのは前の手順の結果だけです。",
     ".safetensors or .ckpt file, diffusers folder": ".safetensors か .ckpt のファイル、または diffusers のフォルダ",
     "one of {ways}": "次のどれか: {ways}",
     "weight of what is added or mixed in": "足す、または混ぜるものの重み",
