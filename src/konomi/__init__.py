@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from konomi.tasks import merge_adapters as merge_adapters
     from konomi.tasks import merge_custom as merge_custom
     from konomi.tasks import merge_models as merge_models
+    from konomi.tasks import merge_recipe as merge_recipe
     from konomi.tasks import new_recipe as new_recipe
     from konomi.tasks import read_recipe as read_recipe
     from konomi.tasks import recipe_from_card as recipe_from_card
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from konomi.tasks import resize as resize
     from konomi.tasks import resume as resume
     from konomi.tasks import slim as slim
+    from konomi.tasks import split as split
     from konomi.tasks import train as train
     from konomi.tasks import train_aesthetic as train_aesthetic
     from konomi.tasks import where_it_works as where_it_works

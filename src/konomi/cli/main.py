@@ -50,6 +50,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("bake", "konomi.cli.workshop", "fold adapters into a model"),
     ("extract", "konomi.cli.workshop", "make a LoRA of what a tuned model has learned"),
     ("resize", "konomi.cli.workshop", "write a LoRA in fewer ranks"),
+    ("split", "konomi.cli.workshop", "write the blocks of a LoRA at weights of their own"),
     ("slim", "konomi.cli.workshop", "write a model without what it does not need"),
     ("report", "konomi.cli.reporting", "write the page of a run or a comparison again"),
     ("doctor", "konomi.cli.machine", "show what this machine can run"),

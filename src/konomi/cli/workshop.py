@@ -1,4 +1,6 @@
-"""`konomi bake`, `extract`, `resize` and `slim`: a file made of one or two others."""
+"""`konomi bake`, `extract`, `resize`, `split` and `slim`: a file made of one or two others."""
+
+from pathlib import Path
 
 from konomi.cli.arguments import ArgumentParser
 from konomi.cli.merging import (
@@ -152,4 +154,58 @@ def resize(arguments: list[str]) -> int:
         options.adapter, options.output, base=options.base, **adapter_options(options)
     )
     print_adapter(done, options)
+    return 0
+
+
+def split(arguments: list[str]) -> int:
+    """Write the blocks of an adapter at weights of their own."""
+    parser = ArgumentParser(
+        prog="konomi split",
+        description="Write a LoRA with a weight for each block, and what is left of it as a second "
+        "file: the two together are the whole.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("adapter", metavar="FILE", help="the LoRA")
+    parser.add_argument(
+        "--blocks",
+        metavar="B",
+        required=True,
+        help="IN00-IN08:0,OUT03:0.5,BASE:1 (others keep 1), 12, 17, 20 or 26 numbers, or OUTALL "
+        "and the other presets of the block weight extension",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", type=Path, required=True, help="a new file"
+    )
+    parser.add_argument(
+        "--rest", metavar="OUT", type=Path, help="a second new file, each block at 1 - weight"
+    )
+    parser.add_argument("--precision", metavar="P", help="number format: fp32, fp16, bf16")
+    parser.add_argument(
+        "--to", metavar="FORMAT", help="kohya, diffusers, peft; by default what most programs read"
+    )
+    parser.add_argument(
+        "--base", metavar="BASE", help="the model an adapter belongs to, where that is needed"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    options = parser.parse_args(arguments)
+
+    from konomi import tasks
+
+    done = tasks.split(
+        options.adapter,
+        options.output,
+        blocks=options.blocks,
+        rest=options.rest,
+        base=options.base,
+        precision=options.precision,
+        to=options.to,
+        tell=note_to(options),
+    )
+    if options.json:
+        print(json_text(done))
+        return 0
+    print("  ".join(f"{block} {weight:g}" for block, weight in sorted(done.weights.items())))
+    print(translated(f"Wrote {printable(str(done.path))}, {done.num_layers} layers"))
+    if done.rest is not None:
+        print(translated(f"Wrote {printable(str(done.rest))}, {done.num_rest} layers"))
     return 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths
+from konomi.adapters.conversion import HasModule, as_differences
 from konomi.adapters.kinds import Difference, LayerUpdate, LowRank
 from konomi.config.parse import parse_json
 from konomi.errors import RecipeError
@@ -101,6 +102,42 @@ def _sum(key: str, uses: Sequence[tuple[LayerUpdate, float, Adapter]]) -> LayerU
             own = update.bias.float() * strength
             bias = own if bias is None else bias + own
     return Difference(total, bias)
+
+
+def weighted_layers(
+    adapter: Adapter, factors: Mapping[str, float], base: HasModule | None
+) -> dict[str, LayerUpdate]:
+    """The layers at a factor each: those at 1 as they are, those at 0 left out.
+
+    base: the model it belongs to, for updates whose change is told beside its weights alone.
+    """
+    layers = {key: update for key, update in adapter.layers.items() if factors[key] == 1}
+    others = {key: u for key, u in adapter.layers.items() if factors[key] not in (0, 1)}
+    if others:
+        part = replace(adapter, layers=others, embeddings={})
+        told, strengths = summable(part, Strengths(layers=factors), base)
+        layers |= sum_adapters([(told, strengths)], adapter.name).layers
+    return {key: layers[key] for key in adapter.layers if key in layers}
+
+
+def summable(
+    adapter: Adapter, strengths: Strengths, base: HasModule | None
+) -> tuple[Adapter, Strengths]:
+    """An adapter whose layers tell their change without the base's weights, and the strengths that
+    are left to apply. Without a base it stays as it is.
+    """
+    needing = [key for key, update in adapter.layers.items() if update.difference() is None]
+    if base is None or not needing:
+        return adapter, strengths
+    layers, rest = dict(adapter.layers), dict(strengths.layers)
+    for key in needing:
+        update, strength = layers[key], strengths.of(key)
+        if update.about.at_strength is not None and strength:
+            # Half a rotation is not half of its change.
+            layers[key] = update.about.at_strength(update, strength)
+            rest[key] = rest.get(key, 1.0) / strength
+    told = as_differences(base, replace(adapter, layers=layers), needing)
+    return told, replace(strengths, layers=rest)
 
 
 def reduce_ranks(

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from konomi.tasks.recipes import recipe_from_flags as recipe_from_flags
     from konomi.tasks.recipes import recipe_of_card as recipe_of_card
     from konomi.tasks.reporting import report as report
+    from konomi.tasks.splitting import Split as Split
+    from konomi.tasks.splitting import split as split
     from konomi.tasks.training import branch as branch
     from konomi.tasks.training import resume as resume
     from konomi.tasks.training import train as train
@@ -79,6 +81,7 @@ VERBS = {
     "resize": "merging_adapters",
     "resume": "training",
     "slim": "baking",
+    "split": "splitting",
     "train": "training",
     "train_aesthetic": "aesthetic_training",
     "where_it_works": "files",
@@ -96,6 +99,7 @@ _ANSWERS = {
     "Identifier": "identifying",
     "ModelMerge": "merging_models",
     "Rewritten": "baking",
+    "Split": "splitting",
 }
 """What some of them return."""
 

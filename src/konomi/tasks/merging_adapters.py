@@ -8,14 +8,13 @@ import torch
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths
-from konomi.adapters.conversion import as_differences
 from konomi.adapters.kinds import tensors_of
 from konomi.errors import RecipeError
 from konomi.formats.adapter_file import read_adapter, write_adapter
 from konomi.formats.writer import Target
 from konomi.generation.adapter_request import parse_add
 from konomi.hardware.precision import precision_of_flag
-from konomi.merging.adapters import ReducedLayer, reduce_ranks, sum_adapters
+from konomi.merging.adapters import ReducedLayer, reduce_ranks, sum_adapters, summable
 from konomi.merging.low_rank import RankChoice
 from konomi.models.load import load_base
 from konomi.tasks.extracting import rank_choice
@@ -114,7 +113,7 @@ def _write(
     notes = tuple(note for adapter, _ in parts for note in adapter.notes)
     for note in notes:
         tell(note)
-    dtype = _finest(parts) if precision is None else precision_of_flag(precision)
+    dtype = finest([a for a, _ in parts]) if precision is None else precision_of_flag(precision)
     merged = sum_adapters(parts, output.stem)
     reduced: tuple[ReducedLayer, ...] = ()
     if choice is not None:
@@ -128,17 +127,17 @@ def _write(
 def _read(file: str, base: str | None) -> tuple[Adapter, Strengths]:
     request = parse_add(file)
     adapter = read_adapter(request.path)
-    if base is not None:
-        needing = [key for key, update in adapter.layers.items() if update.difference() is None]
-        if needing:
-            adapter = as_differences(load_base(base, needs_vae=False), adapter, needing)
-    return adapter, Strengths(request.denoiser_weight, request.text_weight)
+    strengths = Strengths(request.denoiser_weight, request.text_weight)
+    # Loading costs nothing until a weight is asked for.
+    loaded = None if base is None else load_base(base, needs_vae=False)
+    return summable(adapter, strengths, loaded)
 
 
-def _finest(parts: Sequence[tuple[Adapter, Strengths]]) -> torch.dtype:
+def finest(adapters: Sequence[Adapter]) -> torch.dtype:
+    """The number format in which nothing of these adapters is lost."""
     found = {
         tensor.dtype
-        for adapter, _ in parts
+        for adapter in adapters
         for update in adapter.layers.values()
         for tensor in tensors_of(update).values()
         if tensor.is_floating_point()

@@ -126,7 +126,7 @@ def test_arguments_of_a_tag_are_used_or_kept_to_be_named(folder):
     [
         ("<lora:fox_stile:1>", r"no such adapter .* did you mean Fox_style\?"),
         ("<lora:Fox_style:lbw=1,0>", r"lbw has 2 numbers; lists of 12, 17, 20, 26 have a meaning"),
-        ("<lora:Fox_style:lbw=OUTD>", r"lbw='OUTD' is not a number; of presets only ALL and NONE"),
+        ("<lora:Fox_style:lbw=OUTX>", r"lbw='OUTX' is not a number; presets are ALL, NONE, INS"),
         (f"<lora:Fox_style:{'9' * 400}>", r"too large a number"),
         (f"<lora:Fox_style:lbw={','.join(['1'] * 16)},{'9' * 400}>", r"too large a number"),
     ],

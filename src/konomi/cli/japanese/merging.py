@@ -113,4 +113,17 @@ PAIRS = {
     "the models predict different things; the LoRA turns one into the other.": "2 つのモデルは予測するものが異なります。この LoRA は一方を他方に変えるものになります。",
     "the model an adapter belongs to, where that is needed": "アダプタの対象のモデル(必要な場合)",
     "merge adapters needs at least one file.": "merge adapters にはファイルが 1 つ以上必要です。",
+    # split.
+    "write the blocks of a LoRA at weights of their own": "LoRA の階層ごとに重みを付けて書き出す",
+    "Write a LoRA with a weight for each block, and what is left of it as a second file: the two together are the whole.": "LoRA を階層ごとの重みで書き出し、残りを 2 つ目のファイルにします。2 つを合わせると元の LoRA になります。",
+    "IN00-IN08:0,OUT03:0.5,BASE:1 (others keep 1), 12, 17, 20 or 26 numbers, or OUTALL and the other presets of the block weight extension": "IN00-IN08:0,OUT03:0.5,BASE:1(書かない階層は 1 のまま)、12、17、20、26 個の数値、または OUTALL などの階層別重み拡張のプリセット",
+    "a second new file, each block at 1 - weight": "2 つ目の新しいファイル。各階層は 1 - 重み",
+    "Wrote {path}, {count} layers": "{path} を書き出しました({count} 層)",
+    "--rest and --output are the same file. Choose another name for one.": "--rest と --output が同じファイルです。どちらかの名前を変えてください。",
+    "{path}: its layers do not tell which family it is for, so its blocks are unknown.": "{path}: 層からどの系統のものか分からないため、階層が分かりません。",
+    "{path}: nothing is left in it, because all of its weights are 0.": "{path}: 重みがすべて 0 のため、何も残りません。",
+    "--blocks: the adapter has no layers in {blocks}.": "--blocks: このアダプタには {blocks} の層がありません。",
+    "--blocks: {count} layers are in blocks without a weight and stay as they are, such as {first}.": "--blocks: 重みのない階層にある {count} 層はそのままにします(例: {first})。",
+    "its words stay as they are, because they lie in no block.": "単語はどの階層にも属さないため、そのままにします。",
+    "--blocks: {entry}: write BLOCK:WEIGHT, such as OUT03:0.5.": "--blocks: {entry}: OUT03:0.5 のように BLOCK:WEIGHT の形で書いてください。",
 }  # fmt: skip

@@ -41,7 +41,7 @@ PAIRS = {
     "<{kind}:{name}>: no such adapter in {where}; did you mean {near}?": "<{kind}:{name}>: {where} にそのアダプタはありません。{near} のことですか?",
     "<{kind}:{name}>: no such adapter in {where}; there is {known}.": "<{kind}:{name}>: {where} にそのアダプタはありません。あるのは: {known}。",
     "no folder": "フォルダ",
-    "{tag}: lbw={value} is not a number; of presets only ALL and NONE are known.": "{tag}: lbw={value} が数値ではありません。プリセットで使えるのは ALL と NONE だけです。",
+    "{tag}: lbw={value} is not a number; presets are {names}.": "{tag}: lbw={value} が数値ではありません。プリセットは {names} です。",
     "{tag}: lbw holds too large a number.": "{tag}: lbw の数値が大きすぎます。",
     "{tag}: lbw has {count} numbers; lists of {known} have a meaning.": "{tag}: lbw の数値が {count} 個です。使える個数は {known} です。",
     "The picture's infotext cannot be read: {why}.": "画像の生成情報を読めません: {why}。",
