@@ -182,7 +182,7 @@ def list_zip(path: Path) -> Listing:
     status = path.stat()
     packed = unpacked = 0
     for info in _opened_zip(os.fspath(path)).infolist():
-        if info.is_dir():
+        if info.filename.endswith("/"):  # `is_dir` of Python 3.11 fails at an empty name.
             continue
         name = _zip_name(info)
         packed, unpacked = packed + info.compress_size, unpacked + info.file_size

@@ -138,9 +138,10 @@ def infer_text(
     config.update(
         {name: value for name, value in declared.items() if name in DECLARED[encoder.part]}
     )
-    if "num_hidden_layers" in declared:
-        used = declared["num_hidden_layers"]
-    config["num_hidden_layers"] = num_layers(encoder, held, used)
+    used = declared.get("num_hidden_layers", used)
+    # What is no whole number stays as it is, and is refused with whatever else is odd.
+    if used is None or isinstance(used, int):
+        config["num_hidden_layers"] = num_layers(encoder, held, used)
     return config
 
 

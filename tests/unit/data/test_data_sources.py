@@ -472,6 +472,7 @@ def test_hostile_zips(tmp_path: Path) -> None:
         link = zipfile.ZipInfo("link.png")
         link.external_attr = 0o120777 << 16
         target.writestr(link, "/etc/passwd")
+        target.writestr(zipfile.ZipInfo(""), b"a member without a name")
         target.writestr("big.bmp", b"BM")
     declare_size(path, 3 * 10**8)
     manifest = scanned(path)

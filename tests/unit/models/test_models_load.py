@@ -25,13 +25,11 @@ REFERENCE = Path(__file__).parents[4] / "shared" / "reference"
 
 
 def same(first: LatentDiffusion, second: LatentDiffusion) -> bool:
+    pairs = ((first.state(part), second.state(part)) for part in first.parts)
     return all(
-        first.state(part).keys() == second.state(part).keys()
-        and all(
-            torch.equal(tensor, second.state(part)[name])
-            for name, tensor in first.state(part).items()
-        )
-        for part in first.parts
+        left.keys() == right.keys()
+        and all(torch.equal(tensor, right[name]) for name, tensor in left.items())
+        for left, right in pairs
     )
 
 
@@ -333,14 +331,13 @@ def broken(kind: str, sd1: Path, path: Path) -> None:
         tensors[first] = torch.zeros(16, 8, 3, 3)
     elif kind == "metadata":
         metadata = {**metadata, "konomi.configs": "{"}
-    elif kind == "absurd":
+    elif kind in ("absurd", "nested"):
         told = json.loads(metadata["konomi.configs"])
-        metadata = {
-            **metadata,
-            "konomi.configs": json.dumps(
-                {**told, "unet": {**told["unet"], "attention_head_dim": 1e30}}
-            ),
-        }
+        if kind == "absurd":
+            told["unet"]["attention_head_dim"] = 1e30
+        else:
+            told["text_encoder"]["num_hidden_layers"] = [[]]
+        metadata = {**metadata, "konomi.configs": json.dumps(told)}
     write_tensors(path, tensors, metadata)
 
 
@@ -365,6 +362,7 @@ def broken(kind: str, sd1: Path, path: Path) -> None:
         ("channels", "takes 8 channels: an image-editing model"),
         ("metadata", "metadata konomi.configs is damaged"),
         ("absurd", "attention_head_dim = 1e"),
+        ("nested", "num_hidden_layers = a list or table of 1"),
     ],
 )
 def test_broken_files_name_the_tensor(kind: str, message: str, sd1: Path, tmp_path: Path) -> None:
