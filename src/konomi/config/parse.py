@@ -8,7 +8,6 @@ these is a ValueError that says what it is.
 import json
 import re
 import tomllib
-from collections.abc import Iterable
 from typing import Any
 
 MAX_VALUES = 4_000_000
@@ -76,24 +75,24 @@ def _check(value: Any, *, lone_surrogates: bool = False) -> None:
     """Without recursion, level by level."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH + 1):
-        level = [inner for item in level for inner in _inner(item, lone_surrogates)]
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                if not lone_surrogates:
+                    _check_text(item)
+            elif isinstance(item, dict):
+                if not lone_surrogates:
+                    for key in item:
+                        _check_text(key)
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+            elif isinstance(item, int) and item.bit_length() > MAX_BITS:
+                raise ValueError("a whole number of more than 300 digits")
+        level = inner
         if not level:
             return
     raise _too_deep()
-
-
-def _inner(item: Any, lone_surrogates: bool) -> Iterable[Any]:
-    if isinstance(item, dict):
-        for key in () if lone_surrogates else item:
-            _check_text(key)
-        return item.values()
-    if isinstance(item, list):
-        return item
-    if isinstance(item, str) and not lone_surrogates:
-        _check_text(item)
-    if isinstance(item, int) and item.bit_length() > MAX_BITS:
-        raise ValueError("a whole number of more than 300 digits")
-    return ()
 
 
 def _check_text(text: str) -> None:
