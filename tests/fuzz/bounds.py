@@ -16,6 +16,7 @@ from types import FrameType
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 from konomi.errors import KonomiError
 
@@ -23,6 +24,10 @@ LONG = 10
 """Seconds after which an example is broken off."""
 LARGE = 2**30
 """Bytes by which no example may grow the process."""
+CHARACTERS = st.characters(exclude_categories=["Cs"])
+"""All but surrogates, which is what `text()` takes as well, after encoding a million characters to
+find that out.
+"""
 
 fuzzed = settings(
     max_examples=int(os.environ.get("KONOMI_FUZZ_EXAMPLES", "25")),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bounds import bounded, fuzzed
+from bounds import CHARACTERS, bounded, fuzzed
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -90,7 +90,7 @@ names = st.one_of(
     st.builds(
         "{}{}.{}".format, st.sampled_from(PREFIXES), st.sampled_from(LAYERS), st.sampled_from(PARTS)
     ),
-    st.text(max_size=12).filter(
+    st.text(CHARACTERS, max_size=12).filter(
         lambda name: name != "__metadata__" and not any("\ud800" <= c <= "\udfff" for c in name)
     ),
 )
@@ -109,14 +109,15 @@ plain = st.one_of(
     st.booleans(),
     st.integers(-(10**400), 10**400),
     st.floats(),
-    st.text(max_size=8),
+    st.text(CHARACTERS, max_size=8),
     st.just(10**400),
     st.sampled_from(("pissa", "olora", "none", "all", "LORA", "LOHA", "auto")),
 )
 values = st.recursive(
     plain,
     lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.text(CHARACTERS, max_size=5), inner, max_size=3),
     ),
     max_leaves=6,
 )
@@ -162,7 +163,7 @@ headers = st.dictionaries(
     st.sampled_from(ENTRIES),
     st.one_of(
         st.sampled_from(("", DEEP, "[]", "{}", "<embed>", "flux1", "1e999", "NaN", "9" * 5000)),
-        st.text(st.characters(exclude_categories=["Cs"]), max_size=10),
+        st.text(CHARACTERS, max_size=10),
         configs.map(
             lambda table: json.dumps({f"unet.{name}": value for name, value in table.items()})
         ),

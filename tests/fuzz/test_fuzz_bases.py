@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from bounds import bounded
+from bounds import CHARACTERS, bounded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -36,9 +36,9 @@ few = settings(
 ODD: st.SearchStrategy[Any] = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 70), st.sampled_from([10**9, -(10**9), 10**400, 0.0,
     -1.5, 1e308]),
-    st.text(max_size=5), st.just("\ud83d"), st.lists(st.integers(-2, 64), max_size=5),
+    st.text(CHARACTERS, max_size=5), st.just("\ud83d"), st.lists(st.integers(-2, 64), max_size=5),
     st.just([[[[]]]]),
-    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    st.dictionaries(st.text(CHARACTERS, max_size=3), st.integers(), max_size=2),
 )  # fmt: skip
 CONFIGS = (
     "unet/config.json",
@@ -116,7 +116,7 @@ def test_vocabularies(folder: Path, tmp_path: Path, data: st.DataObject) -> None
         start = data.draw(st.integers(0, len(text)))
         text = (
             text[:start]
-            + data.draw(st.text(max_size=6))
+            + data.draw(st.text(CHARACTERS, max_size=6))
             + text[start + data.draw(st.integers(0, 9)) :]
         )
     path.write_text(text, errors="surrogatepass")
@@ -134,9 +134,9 @@ def test_headers(file: Path, tmp_path: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from([key for key in header if key != "__metadata__"]))
     what = data.draw(st.sampled_from(["rename", "shape", "metadata", "configs", "cut"]))
     if what == "rename":
-        header[data.draw(st.text(max_size=20)) + name[data.draw(st.integers(0, 60)) :]] = (
-            header.pop(name)
-        )
+        header[
+            data.draw(st.text(CHARACTERS, max_size=20)) + name[data.draw(st.integers(0, 60)) :]
+        ] = header.pop(name)
     elif what == "shape":
         header[name]["shape"] = data.draw(ODD)
     elif what == "metadata":
@@ -144,7 +144,7 @@ def test_headers(file: Path, tmp_path: Path, data: st.DataObject) -> None:
             st.sampled_from(["konomi.configs", "konomi.vocabulary", "modelspec.prediction_type"])
         )
         header["__metadata__"][key] = data.draw(
-            st.one_of(st.text(max_size=20), st.just("[" * 100_000))
+            st.one_of(st.text(CHARACTERS, max_size=20), st.just("[" * 100_000))
         )
     elif what == "configs":
         told = json.loads(header["__metadata__"]["konomi.configs"])

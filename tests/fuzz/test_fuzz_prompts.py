@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from bounds import bounded, fuzzed
+from bounds import CHARACTERS, bounded, fuzzed
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -32,7 +32,7 @@ pieces = st.sampled_from(
      "Negative prompt: ",
      "9" * 400]
 )  # fmt: skip
-prompts = st.one_of(st.lists(pieces, max_size=30).map("".join), st.text(max_size=40))
+prompts = st.one_of(st.lists(pieces, max_size=30).map("".join), st.text(CHARACTERS, max_size=40))
 
 
 @fuzzed

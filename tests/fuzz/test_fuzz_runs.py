@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bounds import fuzzed
+from bounds import CHARACTERS, fuzzed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,11 +23,12 @@ from konomi.training.log import cut_log, read_log
 from konomi.training.state_check import check_numbers
 from konomi.training.trainer import TrainState
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(CHARACTERS, max_size=20)
 values = st.recursive(
     scalars,
     lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4)
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(CHARACTERS, max_size=12), inner, max_size=4)
     ),
 )
 NUMBERS = {
@@ -74,7 +75,7 @@ def test_any_bytes_in_a_checkpoint(checkpoint, name, data):
 
 
 @fuzzed
-@given(sums=st.dictionaries(st.text(max_size=30), values, max_size=4))
+@given(sums=st.dictionaries(st.text(CHARACTERS, max_size=30), values, max_size=4))
 def test_any_table_as_a_manifest(checkpoint, sums):
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(checkpoint, Path(folder) / checkpoint.name))
@@ -133,7 +134,7 @@ def test_any_lock(data):
 
 
 @fuzzed
-@given(data=st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
+@given(data=st.binary(max_size=200) | st.text(CHARACTERS, max_size=100).map(str.encode))
 def test_any_bytes_as_a_recipe(data):
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "recipe.toml").write_bytes(data)
