@@ -1,13 +1,15 @@
 """What a recipe says of a LoRA, or of another update in its place, and what of it does nothing."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
 from konomi.adapters.kinds import KINDS, Training
 from konomi.adapters.kinds.kind import Use
+from konomi.adapters.kinds.kronecker import LokrSettings
+from konomi.adapters.kinds.rescale import Ia3Settings
 from konomi.config.bounds import STRICT, Fraction
 from konomi.errors import RecipeError
 from konomi.methods.lora_start import Start
@@ -80,6 +82,10 @@ class LoraConfig:
     """A LoRA file to continue from instead of starting at zero. Its layers keep their ranks and
     scales, including those in the text encoder and convolutions; other layers are trained in
     addition if `targets`, `conv_rank` or `text_rank` ask for them."""
+    lokr: LokrSettings = field(default_factory=LokrSettings)
+    """Of the algorithm lokr."""
+    ia3: Ia3Settings = field(default_factory=Ia3Settings)
+    """Of the algorithm ia3."""
 
     @property
     def training(self) -> Training:
@@ -138,7 +144,7 @@ def _of_other_algorithms(config: LoraConfig) -> dict[str, str]:
         paths.append("method.dora_axis")
     for name, training in ALGORITHMS.items():
         if training.settings is not None and name != config.algorithm:
-            paths += [f"method.{name}.{field.name}" for field in fields(training.settings)]
+            paths += [f"method.{name}.{own.name}" for own in fields(training.settings)]
     return dict.fromkeys(paths, why)
 
 

@@ -4,16 +4,20 @@ LyCORIS ...").
 Shapes: O output, I input, K kernel, R rank.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
+from konomi.adapters.kinds.change_layer import ChangeSpec
 from konomi.adapters.kinds.closed_form import fit_bias, product
-from konomi.adapters.kinds.kind import About, not_available
+from konomi.adapters.kinds.kind import About, LayerSettings, Training, not_available
 from konomi.adapters.kinds.magnitude import change_of
+from konomi.adapters.kinds.module import kaiming_uniform
 from konomi.adapters.kinds.parts import (
     SHARED,
     LayerError,
@@ -23,10 +27,29 @@ from konomi.adapters.kinds.parts import (
     present,
     scalar,
 )
+from konomi.config.bounds import STRICT
 from konomi.errors import ModelError
 
 _WHOLE = ("w1", "w2")
 _FACTORS = ("w1_a", "w1_b", "w2_a", "w2_b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LokrSettings:
+    """What LoKr alone has."""
+
+    __pydantic_config__ = STRICT
+
+    factor: Annotated[int, Field(ge=-1, le=4096)] = -1
+    """The size of the small factor: each side of a weight is divided by the largest number up to
+    this that it can be divided by; -1: by the one nearest to its square root, which makes the
+    smallest files."""
+    decompose_both: bool = False
+    """Make the small factor a product of two matrices of the rank too, where that is smaller."""
+    full_matrix: bool = False
+    """Keep the large factor whole whatever the rank is: a larger file that learns more."""
+    tucker: bool = False
+    """Of convolutions, give the kernel's cells a core of their own (Tucker decomposition)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +67,17 @@ class Kronecker:
         complete=(frozenset({"lokr_w1"}), frozenset({"lokr_w1_a", "lokr_w1_b"})),
         peft_type="LOKR",
         algo="lokr",
+        training=Training(
+            "lokr",
+            lambda settings: ChangeSpec("lokr", settings, _start),
+            uses=frozenset(
+                {
+                    *("rank", "alpha", "scaling", "dora"),
+                    *("dropout", "rank_dropout", "module_dropout"),
+                }
+            ),
+            settings=LokrSettings,
+        ),
     )
     whole: ClassVar[None] = None
 
@@ -135,3 +169,49 @@ def _factor(full: Tensor | None, a: Tensor | None, b: Tensor | None, core: Tenso
     if a is None or b is None:
         raise ModelError("a Kronecker factor is missing")
     return product(a, b, core)
+
+
+def sizes_of_factors(size: int, factor: int) -> tuple[int, int]:
+    """A side of a weight as (small, large), small x large = size, as LyCORIS divides it: by
+    `factor` where that goes, else by the largest number up to it; -1: nearest to the root.
+    """
+    if factor > 0 and size % factor == 0:
+        return min(factor, size // factor), max(factor, size // factor)
+    most = math.isqrt(size) if factor < 0 else min(factor, math.isqrt(size))
+    small = next(number for number in range(most, 0, -1) if size % number == 0)
+    return small, size // small
+
+
+def _start(
+    key: str, module: nn.Linear | nn.Conv2d, settings: LayerSettings, generator: torch.Generator
+) -> Kronecker:
+    """The large factor is zero, by one half of it where it is a product; the rest is drawn as
+    LyCORIS draws it.
+    """
+    del key
+    own: LokrSettings = settings.own or LokrSettings()
+    weight, rank = module.weight, settings.rank
+    kernel = tuple(weight.shape[2:])
+    out_small, out_large = sizes_of_factors(weight.shape[0], own.factor)
+    in_small, in_large = sizes_of_factors(weight.shape[1], own.factor)
+
+    def drawn(*shape: int) -> Tensor:
+        return kaiming_uniform(torch.empty(shape), generator)
+
+    parts: dict[str, Tensor] = {}
+    if own.full_matrix or rank >= max(out_large, in_large) / 2:
+        parts["w2"] = torch.zeros(out_large, in_large, *kernel)
+    elif own.tucker and math.prod(kernel) > 1:
+        parts["t2"] = drawn(rank, rank, *kernel)
+        parts["w2_a"] = drawn(rank, out_large)
+        parts["w2_b"] = torch.zeros(rank, in_large)
+    else:
+        parts["w2_a"] = drawn(out_large, rank)
+        parts["w2_b"] = torch.zeros(rank, in_large * math.prod(kernel))
+    if own.decompose_both and not own.full_matrix and rank < max(out_small, in_small) / 2:
+        parts |= {"w1_a": drawn(out_small, rank), "w1_b": drawn(rank, in_small)}
+    else:
+        parts["w1"] = drawn(out_small, in_small)
+    # Both factors whole: nothing has the rank, and the scale is 1.
+    is_whole = {"w1", "w2"} <= parts.keys()
+    return Kronecker(**parts, alpha=float(rank) if is_whole else settings.scale * rank)

@@ -37,6 +37,12 @@ def generator_of(algorithm: str, seed: int, key: str) -> torch.Generator:
     return torch.Generator().manual_seed(stable_hash(algorithm, seed, key) & (2**63 - 1))
 
 
+def kaiming_uniform(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """As torch draws a linear layer's weight (He et al. 2015 with a = sqrt 5), in place."""
+    bound = 1.0 / math.sqrt(math.prod(tensor.shape[1:]))
+    return tensor.uniform_(-bound, bound, generator=generator)
+
+
 def copy_into(name: str, parameter: nn.Parameter, value: Tensor) -> None:
     """A tensor of a file to go on from; those of 1x1 convolutions may have come without their two
     kernel axes. Raises ModelError where it is of another size.

@@ -8,11 +8,23 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from konomi.adapters.kinds.kind import About, not_available
+from konomi.adapters.kinds.change_layer import ChangeSpec
+from konomi.adapters.kinds.kind import About, LayerSettings, Training, not_available
 from konomi.adapters.kinds.parts import LayerError
+from konomi.config.bounds import STRICT
 from konomi.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ia3Settings:
+    """What (IA)^3 alone has."""
+
+    __pydantic_config__ = STRICT
+
+    on_input: bool = False
+    """Scale what a layer reads, not what it returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +37,13 @@ class Rescale:
         complete=(frozenset({"weight", "on_input"}),),
         peft_type="IA3",
         algo="ia3",
+        training=Training(
+            "ia3",
+            lambda settings: ChangeSpec("ia3", settings, _start),
+            uses=frozenset({"dropout", "rank_dropout", "module_dropout"}),
+            settings=Ia3Settings,
+            learning_rate=5e-3,
+        ),
     )
     alpha: ClassVar[None] = None
     magnitude: ClassVar[None] = None
@@ -70,3 +89,15 @@ class Rescale:
         del bias
 
     difference = as_low_rank = norm = not_available
+
+
+def _start(
+    key: str, module: nn.Linear | nn.Conv2d, settings: LayerSettings, generator: torch.Generator
+) -> Rescale:
+    """Nothing is scaled."""
+    del key, generator
+    on_input = (settings.own or Ia3Settings()).on_input
+    size = module.weight.shape[1 if on_input else 0]
+    # LyCORIS' files have the channels of a convolution on the second axis, whichever they are.
+    shape = (size,) if module.weight.dim() == 2 else (1, size, 1, 1)
+    return Rescale(torch.zeros(shape), on_input)
