@@ -14,6 +14,7 @@ from konomi.adapters.adapter import Adapter
 from konomi.cli.main import main
 from konomi.errors import KonomiError, ModelError, RecipeError, RunError
 from konomi.evaluation import drawing, scoring
+from konomi.evaluation.scorers.diversity import LpipsDiversity
 from konomi.evaluation.store import read_summary
 from konomi.formats.adapter_file import write_adapter
 from konomi.generation.generate import generate
@@ -139,6 +140,10 @@ def test_what_is_there_is_neither_drawn_nor_measured_again(evaluated, drawn, tmp
     of_class = [one.scores["class_loss"] for one in read_summary(tmp_path / "out").candidates]
     assert of_class[0].base is None and {one.base for one in of_class[1:]} == {of_class[0].mean}
     assert len({one.mean for one in of_class}) == 3
+    # A score that needs a package nobody asked for is missed in the record alone.
+    assert not any("lpips" in note for note in said)
+    lacking = any("lpips" in note for note in read_summary(tmp_path / "out").notes)
+    assert lacking == (not LpipsDiversity().available())
     drawn.clear()
     monkeypatch.setattr(scoring, "measured", None)
     monkeypatch.setattr("konomi.evaluation.measure.measured", None)

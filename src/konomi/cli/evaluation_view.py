@@ -11,8 +11,8 @@ from konomi.errors import printable
 from konomi.evaluation.summary import Candidate, Estimate, ScorerNote, Summary
 from konomi.language import language, translated
 
-_FIRST = ("likeness", "prompt_following", "drift", "leak", "copies", "diversity",
-          "style_likeness")  # fmt: skip
+_FIRST = ("likeness", "prompt_following", "drift", "leak", "copies", "memorisation",
+          "diversity", "style_likeness")  # fmt: skip
 _CELL = 10
 """Characters of `0.71 ±0.05`, with a sign to spare."""
 
@@ -81,20 +81,26 @@ def _label(candidate: Candidate) -> str:
 
 
 def _row(candidate: Candidate, scorers: Sequence[ScorerNote]) -> list[str]:
-    cells = (_cell(candidate.scores.get(scorer.name)) for scorer in scorers)
+    cells = (_cell(candidate.scores.get(scorer.name), scorer.unit) for scorer in scorers)
     return [_label(candidate), *cells]
 
 
-def _cell(estimate: Estimate | None) -> str:
+def _cell(estimate: Estimate | None, unit: str) -> str:
     if estimate is None:
         return ""
     reach = (estimate.high - estimate.low) / 2
-    return f"{estimate.mean:.2f} ±{reach:.2f}"
+    # Losses move in the third place behind the point.
+    places = 4 if unit == "loss" else 2
+    return f"{estimate.mean:.{places}f} ±{reach:.{places}f}"
 
 
 def _compared_with(summary: Summary) -> str:
     if not summary.references:
         return ""
+    if summary.references_held_out and summary.references == 1:
+        return "Compared with 1 picture that was not trained on."
     if summary.references_held_out:
         return f"Compared with {summary.references} pictures that were not trained on."
+    if summary.references == 1:
+        return "Compared with 1 picture that was trained on, which flatters."
     return f"Compared with {summary.references} pictures that were trained on, which flatters."

@@ -50,8 +50,9 @@ class EvaluationConfig(GenerationConfig):
     all images are trained on, and results are compared with training images."""
     prompts: tuple[str, ...] = ()
     """Prompts, with `{}` in place of trigger and class noun; by default the subject, the subject in
-    other settings, its class alone and something unrelated."""
-    seeds: Annotated[int, Field(ge=1, le=1000)] = 4
+    other settings, its class alone and other things (for the goal `style`: things in that style,
+    and some without)."""
+    seeds: Annotated[int, Field(ge=1, le=1000)] = 3
     """Number of pictures per prompt, from `seed` on: the same noise for the base and every file."""
     weights: tuple[Weight, ...] = (1.0,)
     """Weights (strengths) at which each file is applied; an empty list means 1."""

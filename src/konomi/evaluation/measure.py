@@ -37,7 +37,14 @@ from konomi.evaluation.fixed_noise import (
 )
 from konomi.evaluation.job import Evaluation
 from konomi.evaluation.scorers.scorer import Scorer
-from konomi.evaluation.scoring import TRAINED_ON, measured, pictures_of, scores_key, usable_scorers
+from konomi.evaluation.scoring import (
+    TRAINED_ON,
+    absent_packages,
+    measured,
+    pictures_of,
+    scores_key,
+    usable_scorers,
+)
 from konomi.evaluation.statistics import estimate
 from konomi.evaluation.store import (
     PICTURES,
@@ -258,7 +265,7 @@ def _summary(work: _Work) -> Summary:
         ),
         candidates=candidates,
         suggestion=None,
-        notes=(*evaluation.notes, *work.unscored),
+        notes=(*evaluation.notes, *work.unscored, *absent_packages()),
     )
 
 

@@ -54,23 +54,45 @@ _DRAWINGS = (
     "a small {} on a yellow background",
 )
 """In words that the base `tiny` knows."""
-_UNRELATED = ("a house by a lake", "a bowl of fruit")
-_UNRELATED_DRAWINGS = ("a fox on a green background", "a house on a blue background")
+_UNRELATED = ("a house by a lake", "a bowl of fruit", "a street at night")
+_UNRELATED_DRAWINGS = (
+    "a fox on a green background",
+    "a house on a blue background",
+    "a car on a yellow background",
+)
+_OF_EACH = 2
+"""Prompts of the class and of other things: of one alone nobody knows how far the next would
+drift."""
+_STYLED = ("a cat", "a house by a lake", "a woman reading", "a bowl of fruit")
+_STYLED_DRAWINGS = ("a cat", "a house", "an apple on a blue background", "a car")
 _SAYS_NOTHING = re.compile(r"\b(an?|the|photo|picture|image|drawing|painting|of)\b|[\W_]")
 
 
 def default_prompts(subject: Subject, *, drawings: bool = False) -> tuple[EvaluationPrompt, ...]:
     """The subject, the subject in three other places, its class alone (where it has both a trigger
-    and a class), and something unrelated. `drawings`: in the words of the base `tiny`.
+    and a class) and in one of these places, and two unrelated things. `drawings`: in the words of
+    the base `tiny`.
 
     The subject must have words.
     """
     lines = list(_DRAWINGS if drawings else _PHOTOS)
-    if subject.noun and subject.trigger:
-        lines.append(_filled(lines[0], subject.noun))
     others = _UNRELATED_DRAWINGS if drawings else _UNRELATED
     free = [line for line in others if not (subject.noun and has_trigger(line, subject.noun))]
-    return prompts_of([*lines, free[0]], subject)
+    if subject.noun and subject.trigger:
+        lines += [_filled(line, subject.noun) for line in lines[:_OF_EACH]]
+    return prompts_of([*lines, *free[:_OF_EACH]], subject)
+
+
+def style_prompts(subject: Subject, *, drawings: bool = False) -> tuple[EvaluationPrompt, ...]:
+    """Four things in the style, called as training captions call it, and two of them without it,
+    which should stay as the base draws them.
+
+    The subject, here the style, must have words.
+    """
+    shown = _STYLED_DRAWINGS if drawings else _STYLED
+    called = [EvaluationPrompt(f"{subject.words}, {line}", "context", line) for line in shown]
+    plain = [EvaluationPrompt(line, "unrelated", line) for line in shown[:_OF_EACH]]
+    return (*called, *plain)
 
 
 def prompts_of(lines: Sequence[str], subject: Subject) -> tuple[EvaluationPrompt, ...]:

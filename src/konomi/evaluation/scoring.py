@@ -49,11 +49,8 @@ def usable_scorers(evaluation: Evaluation) -> tuple[list[Scorer], list[str]]:
             usable.append(scorer)
         else:
             without.setdefault(_ABSENT[lacking], []).append(scorer.name)
-    notes = [
-        f"not measured: {scorer.name}: its package or weights are not on this machine."
-        for scorer in all_of_them
-        if scorer not in ready
-    ]
+    # What needs a package of its own is missed only by whoever asked for it.
+    notes = [_absent(scorer) for scorer in evaluation.preference if scorer not in ready]
     notes += [f"not measured: {', '.join(names)}: {why}." for why, names in without.items()]
     kinds = {prompt.kind for prompt in evaluation.plan.prompts}
     idle = [scorer for scorer in usable if not kinds & scorer.prompts]
@@ -62,6 +59,19 @@ def usable_scorers(evaluation: Evaluation) -> tuple[list[Scorer], list[str]]:
         if names:
             notes.append(f"not measured: {', '.join(names)}: no prompt shows the {kind}.")
     return [scorer for scorer in usable if scorer not in idle], notes
+
+
+def absent_packages() -> list[str]:
+    """A line on each scorer that is always there but for its package or weights, for the record:
+    others measure the same.
+    """
+    return [
+        _absent(scorer) for scorer in SCORERS if not getattr(scorer, "available", lambda: True)()
+    ]
+
+
+def _absent(scorer: Scorer) -> str:
+    return f"not measured: {scorer.name}: its package or weights are not on this machine."
 
 
 def measured(

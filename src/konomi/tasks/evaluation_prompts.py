@@ -8,7 +8,12 @@ from pathlib import Path
 
 from konomi.errors import RecipeError
 from konomi.evaluation.candidates import Opened
-from konomi.evaluation.prompts import EvaluationPrompt, default_prompts, prompts_of
+from konomi.evaluation.prompts import (
+    EvaluationPrompt,
+    default_prompts,
+    prompts_of,
+    style_prompts,
+)
 from konomi.generation.prompt_file import read_prompt_file
 from konomi.generation.request import Request
 from konomi.models.base import BaseModel
@@ -48,7 +53,9 @@ def chosen_prompts(
             )
         return prompts_of(setup.config.prompts, subject), notes
     if subject.words:
-        return default_prompts(subject, drawings=is_small(base)), notes
+        of_style = setup.config.suggestion.goal == "style"
+        usual = style_prompts if of_style else default_prompts
+        return usual(subject, drawings=is_small(base)), notes
     if not setup.captions:
         raise RecipeError(
             "no trigger is known: say with --trigger WORD (and --class NOUN) what calls the "

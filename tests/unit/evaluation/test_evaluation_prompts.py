@@ -2,24 +2,30 @@
 
 import pytest
 
-from konomi.evaluation.prompts import Subject, default_prompts, prompts_of
+from konomi.evaluation.prompts import (
+    Subject,
+    default_prompts,
+    prompts_of,
+    style_prompts,
+)
 
 
 @pytest.mark.parametrize("drawings", [False, True])
 def test_by_default_subject_places_class_and_something_else(drawings):
     found = default_prompts(Subject("sks", "dog"), drawings=drawings)
     kinds = [prompt.kind for prompt in found]
-    assert kinds == ["subject", "context", "context", "context", "class", "unrelated"]
+    assert kinds == ["subject", *["context"] * 3, *["class"] * 2, *["unrelated"] * 2]
     for prompt in found[:4]:
         assert "sks dog" in prompt.text
         assert prompt.plain == prompt.text.replace("sks dog", "dog")
-    assert "sks" not in found[4].text and "dog" in found[4].text
-    assert "dog" not in found[5].text
+    for before, prompt in zip(found, found[4:6], strict=False):
+        assert prompt.text == before.text.replace("sks dog", "dog")
+    assert not any("dog" in prompt.text for prompt in found[6:])
 
 
 def test_words_that_are_not_there_are_left_out():
     named = default_prompts(Subject("zwx"))
-    assert [prompt.kind for prompt in named] == ["subject", *["context"] * 3, "unrelated"]
+    assert [prompt.kind for prompt in named] == ["subject", *["context"] * 3, *["unrelated"] * 2]
     assert named[0].text == "a photo of zwx" and named[0].plain == "a photo of something"
     class_alone = default_prompts(Subject(noun="apple"))
     assert class_alone[0].text == "a photo of an apple"
@@ -28,8 +34,18 @@ def test_words_that_are_not_there_are_left_out():
 
 def test_something_unrelated_is_not_the_class():
     for noun in ("fox", "house"):
-        last = default_prompts(Subject("sks", noun), drawings=True)[-1]
-        assert last.kind == "unrelated" and noun not in last.text
+        last = default_prompts(Subject("sks", noun), drawings=True)[-2:]
+        assert [one.kind for one in last] == ["unrelated"] * 2 and last[0].text != last[1].text
+        assert not any(noun in one.text for one in last)
+
+
+@pytest.mark.parametrize("drawings", [False, True])
+def test_a_style_is_called_as_its_captions_call_it_and_is_no_thing(drawings):
+    found = style_prompts(Subject("inkwash"), drawings=drawings)
+    assert [prompt.kind for prompt in found] == [*["context"] * 4, *["unrelated"] * 2]
+    for prompt in found[:4]:
+        assert prompt.text == f"inkwash, {prompt.plain}" and prompt.plain.startswith("a")
+    assert [one.text for one in found[4:]] == [one.plain for one in found[:2]]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ PAIRS = {
     "↑ higher is better, ↓ lower; ± is the 95 % interval. {reason}": "↑ は高いほど、↓ は低いほど良い値です。± は 95 % 区間です。{reason}",
     "↑ higher is better, ↓ lower; ± is the 95 % interval.": "↑ は高いほど、↓ は低いほど良い値です。± は 95 % 区間です。",
     "Compared with {count} pictures that were not trained on.": "学習に使わなかった画像 {count} 枚と比べました。",
+    "Compared with 1 picture that was not trained on.": "学習に使っていない画像 1 枚と比べました。",
+    "Compared with 1 picture that was trained on, which flatters.": "学習に使った画像 1 枚と比べたため、値は甘めです。",
     "Compared with {count} pictures that were trained on, which flatters.": "学習に使った画像 {count} 枚と比べたため、値は甘めです。",
     "{subject} at weight {weight}": "{subject}、強さ {weight}",
     "step {number}": "ステップ {number}",

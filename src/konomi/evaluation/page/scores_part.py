@@ -110,7 +110,7 @@ def score_table(summary: Summary, words: Words) -> ScoreTable | None:
             numbers.get(one.id, ""),
             words("base") if one.method == "base" else label_of(one, words),
             _candidate_note(one),
-            tuple(_cell(one, scorer.name, best[scorer.name], words) for scorer in measured),
+            tuple(_cell(one, scorer, best[scorer.name], words) for scorer in measured),
             kept=one is kept,
             failure=translated(one.failure, words.language),
         )
@@ -148,8 +148,10 @@ def _candidate_note(candidate: Candidate) -> str:
     return ", ".join(part for part in (candidate.method, size) if part)
 
 
-def _cell(candidate: Candidate, name: str, best: float | None, words: Words) -> ScoreCell | None:
-    estimate = candidate.scores.get(name)
+def _cell(
+    candidate: Candidate, scorer: ScorerNote, best: float | None, words: Words
+) -> ScoreCell | None:
+    estimate, unit = candidate.scores.get(scorer.name), scorer.unit
     if estimate is None:
         return None
     note = ""
@@ -158,17 +160,20 @@ def _cell(candidate: Candidate, name: str, best: float | None, words: Words) -> 
         note = words(
             "against_base",
             sign="+" if mean >= 0 else "",
-            mean=figure(mean),
-            low=figure(low),
-            high=figure(high),
+            mean=figure(mean, unit),
+            low=figure(low, unit),
+            high=figure(high, unit),
         )
     return ScoreCell(
-        figure(estimate.mean),
-        words("interval", low=figure(estimate.low), high=figure(estimate.high)),
+        figure(estimate.mean, unit),
+        words("interval", low=figure(estimate.low, unit), high=figure(estimate.high, unit)),
         best=candidate.method != "base" and best == estimate.mean,
         note=note,
     )
 
 
-def figure(value: float) -> str:
+def figure(value: float, unit: str = "") -> str:
+    """As many digits as say something: losses move in the third place behind the point."""
+    if unit == "loss":
+        return f"{value:.4f}"
     return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3f}"
