@@ -31,9 +31,9 @@ class Net(nn.Module):
         self.negative_weights, self.added_tokens = {}, {}
         with torch.random.fork_rng():
             torch.manual_seed(3)
-            self.conv = nn.Conv2d(4, 6, 3, stride=2, padding=1)
-            self.point = nn.Conv2d(6, 8, 1)
-            self.linear = nn.Linear(8, 12)
+            self.conv = nn.Conv2d(4, 8, 3, stride=2, padding=1)
+            self.point = nn.Conv2d(8, 8, 1)
+            self.linear = nn.Linear(8, 16)
         self.requires_grad_(False)
 
     def forward(self, x):
@@ -102,8 +102,9 @@ def test_starts_as_the_base_and_leaves_it_alone(kind, x):
 @every_trained_kind
 def test_learns(kind, x):
     net, layers = layered(kind, moved=False)
-    optimizer = torch.optim.Adam(layers.parameters.values(), lr=1e-2)
-    wanted = Net()(x).detach() + 0.3
+    optimizer = torch.optim.Adam(layers.parameters.values(), lr=3e-2)
+    # What a rotation cannot reach it cannot learn.
+    wanted = layered(kind)[0](x).detach()
     losses = []
     for _ in range(60):
         loss = (net(x) - wanted).square().mean()

@@ -10,6 +10,7 @@ from konomi.adapters.kinds import KINDS, Training
 from konomi.adapters.kinds.kind import Use
 from konomi.adapters.kinds.kronecker import LokrSettings
 from konomi.adapters.kinds.rescale import Ia3Settings
+from konomi.adapters.kinds.rotation import RotationSettings
 from konomi.config.bounds import STRICT, Fraction
 from konomi.errors import RecipeError
 from konomi.methods.lora_start import Start
@@ -86,6 +87,10 @@ class LoraConfig:
     """Of the algorithm lokr."""
     ia3: Ia3Settings = field(default_factory=Ia3Settings)
     """Of the algorithm ia3."""
+    oft: RotationSettings = field(default_factory=RotationSettings)
+    """Of the algorithm oft."""
+    boft: RotationSettings = field(default_factory=RotationSettings)
+    """Of the algorithm boft."""
 
     @property
     def training(self) -> Training:

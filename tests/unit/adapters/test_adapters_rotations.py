@@ -4,13 +4,15 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.delta import delta, delta_at
-from konomi.adapters.kinds import Butterfly, Orthogonal
-from konomi.errors import ModelError
+from konomi.adapters.kinds import Butterfly, LayerSettings, Orthogonal
+from konomi.adapters.kinds.rotation import RotationSettings
+from konomi.errors import ModelError, RecipeError
 from konomi.formats.layers import LayerError, layer_from_parts
 
 KINDS = {"oft": Orthogonal, "boft": Butterfly}
@@ -26,6 +28,11 @@ def module(kernel: int) -> nn.Module:
         torch.manual_seed(1)
         layer = nn.Conv2d(6, 16, kernel, padding=kernel // 2) if kernel else nn.Linear(6, 16)
     return layer.requires_grad_(False)
+
+
+def trained_layer(name: str, layer: nn.Module, own: RotationSettings) -> nn.Module:
+    settings = LayerSettings(4, 4.0, own=own)
+    return KINDS[name].about.training.spec(settings).layer("denoiser.x", layer, seed=0)
 
 
 def lycoris_module(name: str, layer: nn.Module, constraint: float, rescaled: bool) -> nn.Module:
@@ -60,6 +67,21 @@ def test_lycoris_computes_the_same(name, kernel, constraint, rescaled):
     if not rescaled:
         half = judge.get_merged_weight(0.6)[0].detach() - layer.weight
         torch.testing.assert_close(delta_at(update, layer.weight, 0.6), half, rtol=1e-5, atol=1e-5)
+    # Trained: the same answer and the same gradients.
+    own = RotationSettings(block_size=4, constraint=constraint, rescale=rescaled)
+    trained = trained_layer(name, layer, own)
+    trained.load(update)
+    x = draw(2, 6, 5, 5, size=1.0) if kernel else draw(3, 7, 6, size=1.0)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    judge.train()
+    answers = [judge(inputs[0]), trained(inputs[1])]
+    torch.testing.assert_close(answers[1], answers[0], rtol=1e-5, atol=1e-5)
+    for answer in answers:
+        answer.square().mean().backward()
+    pairs = [(inputs[1].grad, inputs[0].grad), (trained.blocks.grad, judge.oft_blocks.grad)]
+    pairs += [(trained.rescale.grad, judge.rescale.grad)] if rescaled else []
+    for got, wanted in pairs:
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 def peft_layer(name: str, layer: nn.Module, **settings: object) -> tuple[nn.Module, nn.Module]:
@@ -145,6 +167,27 @@ def test_in_float64_lengths_stay_and_nothing_is_lost_near_the_start(name, side):
     assert float((single - exact).norm() / exact.norm()) < 1e-5 and float(exact.norm()) > 0
 
 
+@both
+def test_bfloat16_learns_what_rounding_would_swallow(name):
+    layer = nn.Linear(16, 16).requires_grad_(False)
+    trained = trained_layer(name, layer.to(torch.bfloat16), RotationSettings(block_size=4))
+    with torch.no_grad():
+        trained.blocks.add_(draw(*trained.blocks.shape, size=1e-4))
+    change = delta(trained.export(), layer.weight)
+    x = draw(64, 16, size=1.0).bfloat16()
+    wanted = F.linear(x.float(), change)
+    own = trained(x).detach()
+    assert own.dtype == torch.bfloat16
+    # Over many answers the small change is there; in a sum with the weight it would be lost.
+    merged = F.linear(x, (layer.weight + change).bfloat16(), layer.bias)
+    plain = F.linear(x, layer.weight, layer.bias)
+    got, lost = (
+        float(((answer - plain).float() * wanted).sum() / wanted.square().sum())
+        for answer in (own, merged)
+    )
+    assert abs(got - 1) < abs(lost - 1)
+
+
 def test_strength_zero_is_the_base_and_half_a_butterfly_is_half_of_each_stage():
     blocks = draw(3, 4, 4, 4)
     rescale = 1 + draw(16, 1, seed=4)
@@ -164,6 +207,10 @@ def test_strength_zero_is_the_base_and_half_a_butterfly_is_half_of_each_stage():
 
 
 def test_what_does_not_fit_is_named():
+    with pytest.raises(RecipeError, match="no blocks of 2 to 4 channels fit the 7"):
+        trained_layer("oft", nn.Linear(4, 7), RotationSettings(block_size=4))
+    with pytest.raises(RecipeError, match="no blocks of 2 to 4 channels fit the 12"):
+        trained_layer("boft", nn.Linear(4, 12), RotationSettings(block_size=4))
     for parts, match in (
         ({"oft_blocks": draw(2, 3, 4)}, "must be square"),
         ({"oft_blocks": draw(2, 3, 3), "rescale": draw(5, 1)}, "one factor for each of 6"),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from konomi.adapters.kinds.kind import About, not_available
@@ -25,6 +26,7 @@ from konomi.adapters.kinds.rotation import (
     from_rows,
     rescaled,
     skew,
+    training,
     turned,
 )
 from konomi.errors import FileFormatError
@@ -50,6 +52,7 @@ class Butterfly:
         complete=(frozenset({"oft_blocks"}), frozenset({"boft_R"})),
         peft_type="BOFT",
         algo="boft",
+        training=training("boft", lambda *parts: Butterfly(*parts), lambda *size: _zeros(*size)),
         at_strength=lambda update, strength: replace(update, strength=strength),
     )
     alpha: ClassVar[None] = None
@@ -154,3 +157,17 @@ class Butterfly:
             count, each = count * each, 1
         axes = (2, count) if halves_first else (count, 2)
         return rows.reshape(-1, *axes, each, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
+
+
+def _zeros(width: int, wanted: int) -> Tensor | None:
+    """Blocks of no rotation, of the largest even size up to `wanted` of which a power of 2 fill a
+    width, as LyCORIS chooses it, in as many stages as let every channel meet every other one; None
+    where there is none.
+    """
+    sizes = range(min(wanted, width) // 2 * 2, 1, -2)
+    fitting = (size for size in sizes if width % size == 0 and (width // size).bit_count() == 1)
+    size = next(fitting, None)
+    if size is None:
+        return None
+    count = width // size
+    return torch.zeros(count.bit_length(), count, size, size)

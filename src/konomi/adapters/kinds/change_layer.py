@@ -112,10 +112,11 @@ class ChangeLayer(nn.Module):
         return [self.get_parameter(name) for name in self.names if name != BIAS]
 
     def _change(self, *tensors: Tensor) -> Tensor:
-        """dW, of the weight's shape, in float32."""
+        """dW, of the weight's shape, in float32 also where autocast would round its products."""
         names = [name for name in self.names if name != BIAS]
-        update = self._with(dict(zip(names, tensors, strict=True)))
-        return update.delta(self.base.weight.to(torch.float32))
+        update, weight = self._with(dict(zip(names, tensors, strict=True))), self.base.weight
+        with torch.autocast(weight.device.type, enabled=False):
+            return update.delta(weight.to(torch.float32))
 
     def _changed_bias(self, bias: Tensor | None) -> Tensor | None:
         if bias is None or BIAS not in self.names:

@@ -7,6 +7,7 @@ which it is.
 Shapes: N blocks of b x b, O output, I input, K kernel.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -25,6 +26,7 @@ from konomi.adapters.kinds.rotation import (
     neumann_change,
     rescaled,
     skew,
+    training,
     turned,
 )
 from konomi.errors import FileFormatError
@@ -43,6 +45,7 @@ class Orthogonal:
         spellings={"oft_R.weight": "oft_R", "oft_R.default.weight": "oft_R"},
         peft_type="OFT",
         algo="diag-oft",
+        training=training("oft", lambda *parts: Orthogonal(*parts), lambda *size: _zeros(*size)),
     )
     alpha: ClassVar[None] = None
     magnitude: ClassVar[None] = None
@@ -113,6 +116,15 @@ class Orthogonal:
         size = self.blocks.shape[1]
         rows, columns = torch.triu_indices(size, size, offset=1)
         return skew(self.blocks)[:, rows, columns]
+
+
+def _zeros(width: int, wanted: int) -> Tensor | None:
+    """Blocks of no rotation, of the largest size up to `wanted` that divides a width; None where
+    that is 1. The size is not larger than the number of blocks: LyCORIS loads no others.
+    """
+    sizes = range(min(wanted, math.isqrt(width)), 1, -1)
+    size = next((size for size in sizes if width % size == 0), None)
+    return None if size is None else torch.zeros(width // size, size, size)
 
 
 def check_blocks(blocks: Tensor, name: str, rescale: Tensor | None) -> None:

@@ -5,12 +5,18 @@ C(Q) = (I + Q)(I - Q)^-1. What is computed is C - I: near the start it is small,
 itself would lose it in rounding.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
-from konomi.errors import ModelError
+from konomi.adapters.kinds.change_layer import ChangeSpec, Start
+from konomi.adapters.kinds.kind import LayerSettings, Training
+from konomi.config.bounds import STRICT
+from konomi.errors import ModelError, RecipeError
 
 Side = Literal["output", "input"]
 
@@ -93,3 +99,52 @@ def rescaled(change: Tensor, rescale: Tensor | None, weight: Tensor) -> Tensor:
         )
     factors = rescale.reshape(-1, *[1] * (weight.dim() - 1))
     return factors * change + (factors - 1) * weight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotationSettings:
+    """Rotated blocks of channels."""
+
+    __pydantic_config__ = STRICT
+
+    block_size: Annotated[int, Field(ge=2, le=1024)] = 16
+    """Largest size of the blocks. Each layer takes the largest that fits it: for OFT a divisor of
+    its outputs that is not larger than the number of blocks, for BOFT an even number of which a
+    power of 2 make its outputs. Larger blocks learn more."""
+    constraint: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """Bound of the rotation: the norm of its generator stays below this times the number of
+    outputs; 0 for none (kohya: 1e-5 to 1e-3)."""
+    rescale: bool = False
+    """Also learn a length for each output."""
+
+
+def training(
+    algorithm: str, kind: Callable[..., Any], blocks: Callable[[int, int], Tensor | None]
+) -> Training:
+    """How a kind of rotations is trained, from none at all. `kind`: (blocks, constraint, rescale)
+    -> update; `blocks`: (width, largest size) -> blocks of zeros, None where none fit.
+    """
+
+    def start(
+        key: str, module: nn.Linear | nn.Conv2d, settings: LayerSettings, generator: torch.Generator
+    ) -> Any:
+        del generator
+        own = settings.own or RotationSettings()
+        weight = module.weight
+        zeros = blocks(weight.shape[0], own.block_size)
+        if zeros is None:
+            raise RecipeError(
+                f"no blocks of 2 to {own.block_size} channels fit the {weight.shape[0]} outputs of "
+                f"{key}, so nothing would be rotated there. Raise method.{algorithm}.block_size, "
+                "or leave the layer out of method.targets."
+            )
+        ones = torch.ones(weight.shape[0], *[1] * (weight.dim() - 1)) if own.rescale else None
+        return kind(zeros, own.constraint, ones)
+
+    from_start: Start = start
+    return Training(
+        algorithm,
+        lambda settings: ChangeSpec(algorithm, settings, from_start),
+        uses=frozenset({"dropout", "rank_dropout", "module_dropout"}),
+        settings=RotationSettings,
+    )

@@ -101,6 +101,7 @@ PAIRS = {
     "a layer rotates its inputs (PEFT's OFT), which this format does not hold: kohya's and LyCORIS' OFT rotates outputs. Convert with --base BASE.": "入力を回転する層(PEFT の OFT)があり、この形式では保存できません。kohya と LyCORIS の OFT は出力を回転します。--base BASE を付けて変換してください。",
     "a layer rotates its inputs (PEFT's BOFT), which this format does not hold: LyCORIS' BOFT rotates outputs. Convert with --base BASE.": "入力を回転する層(PEFT の BOFT)があり、この形式では保存できません。LyCORIS の BOFT は出力を回転します。--base BASE を付けて変換してください。",
     "its blocks turn {width} channels, this weight has {rows}": "ブロックは {width} チャンネルを回転しますが、この重みは {rows} チャンネルです",
+    "no blocks of 2 to {most} channels fit the {width} outputs of {layer}, so nothing would be rotated there. Raise method.{algorithm}.block_size, or leave the layer out of method.targets.": "{layer} の出力 {width} 個に合う 2〜{most} チャンネルのブロックがなく、そこでは何も回転されません。method.{algorithm}.block_size を上げるか、その層を method.targets から外してください。",
     "{name} has no factors to join.": "{name} に結合する因子がありません。",
     "a layer is given as a whole weight, which this format does not hold.": "重み全体で与えられた層があり、この形式では保存できません。",
     "{name} is for the text encoder {part}: a word for a family that konomi lacks.": "{name} は未対応の系統のテキストエンコーダ {part} 用の言葉です。",
