@@ -34,6 +34,12 @@ class Convolution(nn.Conv2d):
     format.
     """
 
+    def reset_parameters(self) -> None:
+        # A part without numbers gets them from a file: nothing is to be drawn, which takes a third
+        # of the time of building one.
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
     def forward(self, input: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']."""
         compute: Any = conv2d if is_cast(input, self.weight) else F.conv2d
@@ -45,6 +51,10 @@ class Convolution(nn.Conv2d):
 
 class Linear(nn.Linear):
     """PyTorch's; its frozen weight may be kept in a smaller format."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
