@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from konomi.cli.arguments import ArgumentParser
-from konomi.cli.recipes import add_subject_flags, check_folders
+from konomi.cli.recipes import add_subject_flags, attached_of, check_folders
 
 
 def compare(arguments: list[str]) -> int:
@@ -26,7 +26,7 @@ def compare(arguments: list[str]) -> int:
         class_noun=options.class_noun,
         prior_images=options.prior,
         seed=options.seed,
-        overrides=changes,
+        overrides=[*attached_of(options), *changes],
         budget=options.budget,
         sweep=options.sweep,
         search=options.search,

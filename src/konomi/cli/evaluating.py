@@ -25,6 +25,7 @@ def evaluate(arguments: list[str]) -> int:
     events = tasks.evaluate(
         sources,
         base=options.base or "",
+        adapters=options.adapters,
         images=options.images,
         prompts=options.prompts,
         weights=_weights(options.weights),
@@ -78,6 +79,14 @@ def _parser() -> ArgumentParser:
         help="a run, of which every saved file is measured, or adapters, embeddings, whole models",
     )
     add("--base", metavar="BASE", help="the model to draw with (default: the run's)")
+    add(
+        "--with",
+        dest="adapters",
+        metavar="FILE[:WEIGHT]",
+        action="append",
+        default=[],
+        help="an adapter that stays attached to the base (default: those of the run)",
+    )
     add(
         "--images",
         metavar="DIR",

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 RECIPE_FLAGS = {
     "base": "base", "vae": "vae", "prediction": "prediction", "output": "run.output",
     "steps": "run.steps",
-    "seed": "run.seed", "clip": "prior.clip",
+    "seed": "run.seed", "clip": "prior.clip", "start": "start",
 }  # fmt: skip
 """Flags that also change a recipe from a file, and the settings they stand for."""
 
@@ -185,6 +186,11 @@ def add_recipe_flags(parser: argparse.ArgumentParser, *, base: str | None = None
         metavar="CLIP",
         help="a CLIP folder or hub id that proposes a class noun where none is given",
     )
+    add(
+        "--start",
+        metavar="FILE",
+        help="an adapter to continue from (method.start)",
+    )
     add("--output", metavar="RUN", help="the run folder (default: runs/NAME)")
     add("--steps", metavar="N", type=int, help="total number of optimiser steps")
     add("--seed", metavar="S", type=int, help="random seed for order, noise and timesteps")
@@ -209,6 +215,14 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NOUN",
         default="",
         help="the class of the subject, e.g. dog",
+    )
+    add(
+        "--with",
+        dest="adapters",
+        metavar="FILE[:WEIGHT]",
+        action="append",
+        default=[],
+        help="an adapter that stays attached to the base during training; may be repeated",
     )
     add(
         "--prior",
@@ -248,6 +262,11 @@ def recipe_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> "
     return _from_method(what, options, changes)
 
 
+def attached_of(options: argparse.Namespace) -> list[str]:
+    """The setting that --with stands for."""
+    return [f"adapters={json.dumps(options.adapters)}"] if options.adapters else []
+
+
 def check_folders(options: argparse.Namespace) -> None:
     """Raises RecipeError where --images or --prior names nothing."""
     for folder in (*options.images, *([options.prior] if options.prior else [])):
@@ -275,6 +294,7 @@ def _from_file(what: str, options: argparse.Namespace, changes: list[str]) -> "R
         for flag, path in RECIPE_FLAGS.items()
         if (value := getattr(options, flag)) is not None
     ]
+    flagged += attached_of(options)
 
     from konomi.tasks.recipes import read_recipe, recipe_from_card
 
@@ -322,9 +342,10 @@ def _from_method(what: str, options: argparse.Namespace, changes: list[str]) -> 
         overrides=[
             *(
                 f"{RECIPE_FLAGS[flag]}={value}"
-                for flag in ("vae", "prediction", "clip")
+                for flag in ("vae", "prediction", "clip", "start")
                 if (value := getattr(options, flag))
             ),
+            *attached_of(options),
             *changes,
         ],
     )

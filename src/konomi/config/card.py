@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from konomi.config.parse import parse_toml
-from konomi.config.paths import ALWAYS, WHERE_THERE
+from konomi.config.paths import ADAPTERS, ALWAYS, WHERE_THERE
 from konomi.config.recipe import Recipe
 from konomi.config.write import recipe_data, toml_of
 from konomi.errors import RecipeError
@@ -58,7 +58,7 @@ def _cleaned(value: Any, path: str) -> Any:
     if not isinstance(value, str):
         return value
     may_be_path = path in WHERE_THERE or path.startswith(_ENCODERS)
-    if path in ALWAYS or (may_be_path and is_path(value)):
+    if path in (*ALWAYS, f"{ADAPTERS}.N") or (may_be_path and is_path(value)):
         value = last_name(value)
     text = _URL.sub("", value)
     text = _PATH.sub(lambda found: last_name(found[0]), text)

@@ -13,6 +13,8 @@ from konomi.config.shape import Shape
 from konomi.errors import RecipeError
 
 SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+START = "start"
+_STARTS = ("method.start", "method.lora.start")
 
 
 def apply_overrides(
@@ -37,7 +39,7 @@ def apply_overrides(
     for path, text in pairs:
         settings = recipe_settings(method_config_of(result, method_configs))
         try:
-            _set(result, path, text, settings)
+            _set(result, _start_of(path, settings), text, settings)
         except RecipeError as error:
             lines.append(str(error))
     if lines:
@@ -122,6 +124,21 @@ def read_value(text: str, shape: Shape) -> Any:
             return next((value for value in values if not isinstance(value, str)), text)
         case _:
             return _literal(text, text)
+
+
+def _start_of(path: str, settings: tuple[Setting, ...]) -> str:
+    """`start` on the command line is the file that the method at hand goes on from."""
+    if path != START:
+        return path
+    # A start that is something by default is a word that an embedding starts from.
+    known = {setting.path for setting in settings if not setting.default}
+    found = next((name for name in _STARTS if name in known), "")
+    if not found:
+        raise RecipeError(
+            "--start: this method does not go on from an adapter's file. One that trains a whole "
+            "model goes on from --base."
+        )
+    return found
 
 
 def _split(override: str) -> tuple[str, str]:

@@ -7,11 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from konomi.config.weighted_file import weighted_file
+
 ALWAYS = ("data.sources.N.path", "data.cache.folder", "validation.path", "run.output")
 """Settings that are paths."""
 WHERE_THERE = ("base", "vae", "prior.clip", "method.start", "method.lora.start")
 """Settings that are a path or a name (`tiny`, a hub id, a word): a path where something lies
 there."""
+ADAPTERS = "adapters"
+"""A list of paths with weights behind them."""
 
 
 def with_paths_from(
@@ -32,7 +36,18 @@ def with_paths_from(
             there = folder / text
             if name in ALWAYS or _exists(there):
                 table[key] = str(there)
+    for place, written in enumerate(_texts(result.get(ADAPTERS))):
+        if written and not written.startswith("~") and "\0" not in written:
+            found = weighted_file(written, folder)
+            if _exists(folder / found.path):
+                result[ADAPTERS][place] = f"{folder / found.path}{found.weights}"
     return result
+
+
+def _texts(value: Any) -> list[str]:
+    """A list of texts; empty for what is wrong, which is named later."""
+    listed = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return value if listed else []
 
 
 def _places(data: Any, parts: list[str]) -> Iterator[tuple[dict[str, Any], str]]:

@@ -41,6 +41,10 @@ class Recipe:
     prediction: Literal["auto", "epsilon", "v_prediction", "sample"] = "auto"
     """What the base predicts (diffusers' `prediction_type`), if its file does not say so or is
     wrong."""
+    adapters: tuple[str, ...] = ()
+    """Adapters that stay attached to the base during training, `FILE` or `FILE:0.8`: what is
+    learned is learned on top of them, and belongs on a base that has them too. Any kind that
+    `generate --add` takes; on the command line `--with FILE:0.8`."""
     method: MethodConfig
     """What is trained, and how."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -11,6 +11,7 @@ from konomi.evaluation.drawing import DrawingPlan
 from konomi.evaluation.fixed_noise import LossPictures
 from konomi.evaluation.pictures import References
 from konomi.evaluation.scorers.scorer import Scorer
+from konomi.generation.request import UsedAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +34,7 @@ class Evaluation:
     """Scorers beside those that are always there."""
     notes: tuple[str, ...] = ()
     """What had no effect or had to be assumed, a line each."""
+    adapters: tuple[str, ...] = ()
+    """What is attached to the base, `FILE` or `FILE:0.8`."""
+    attached: tuple[UsedAdapter, ...] = ()
+    """The same for the settings that pictures carry."""

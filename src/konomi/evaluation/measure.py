@@ -117,7 +117,7 @@ def _draw(work: _Work, memory: Path) -> Iterator[Event]:
     total = each * (1 + len(evaluation.candidates))
     untouched = model_key(base)
     stored = PictureFolder(evaluation.plan, _place(work, BASE), untouched, memory=memory)
-    for there in stored.draw(base, Origin(model=base.name)):
+    for there in stored.draw(base, Origin(model=base.name, adapters=evaluation.attached)):
         yield Prepared("pictures", there, total)
     work.folders[BASE] = stored
     work.noise = fixed_noise(evaluation.losses, base, _of_class(work), evaluation.plan.size)
@@ -154,7 +154,8 @@ def _draw_file(
             work.folders[candidate.id] = stored
             if stored.missing() or _without_losses(work, candidate.id):
                 opened = opened or open_saved(file.path)
-                origin = Origin(model=base.name, adapters=opened.used(weight))
+                used = (*work.evaluation.attached, *opened.used(weight))
+                origin = Origin(model=base.name, adapters=used)
                 with drawn_with(opened, base, weight) as model:
                     for there in stored.draw(model, origin):
                         yield index, there
@@ -266,6 +267,7 @@ def _summary(work: _Work) -> Summary:
         candidates=candidates,
         suggestion=None,
         notes=(*evaluation.notes, *work.unscored, *absent_packages()),
+        adapters=evaluation.adapters,
     )
 
 

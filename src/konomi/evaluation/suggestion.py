@@ -148,4 +148,7 @@ def _command(summary: Summary, chosen: Candidate) -> str:
         # Between the base and a model there is no file to name.
         return shlex.join([*words, chosen.file]) if chosen.weight == 1 else ""
     weight = "" if chosen.weight == 1 else f":{chosen.weight:g}"
-    return shlex.join([*words, summary.base, "--add", f"{chosen.file}{weight}"])
+    words.append(summary.base)
+    for file in (*summary.adapters, f"{chosen.file}{weight}"):
+        words += ["--add", file]
+    return shlex.join(words)

@@ -103,3 +103,5 @@ class Summary:
     suggestion: Suggestion | None
     notes: tuple[str, ...] = ()
     """What had no effect or could not be measured, a line each."""
+    adapters: tuple[str, ...] = ()
+    """What is attached to the base, `FILE` or `FILE:0.8`; everything is drawn on top of it."""

@@ -12,20 +12,18 @@ from pathlib import Path
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths
+from konomi.config.weighted_file import NUMBER, weighted_file
 from konomi.errors import FileFormatError, RecipeError
 from konomi.formats import hypernetwork
 from konomi.formats.source import CUSTOM_DIFFUSION_NAMES, open_source
 from konomi.formats.writer import Content
 from konomi.generation.block_weights import layer_weights, parse_block_weights
 from konomi.generation.request import UsedAdapter
-from konomi.models.prompt_syntax import NUMBER, Tag, extract_tags
+from konomi.models.prompt_syntax import Tag, extract_tags
 
 FOLDER_MARKS = ("adapter_config.json", *CUSTOM_DIFFUSION_NAMES)
 """What a folder holds that is an adapter."""
 SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
-
-_NAMED_WEIGHTS = re.compile(rf"(.+?)((?::(?:unet|denoiser|te|text)=(?:{NUMBER}))+)", re.DOTALL)
-_ONE_WEIGHT = re.compile(rf"(.+):({NUMBER})", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,30 +57,21 @@ def tag_kind(content: Content) -> str:
     return "hypernet" if content == "hypernetwork" else "lora"
 
 
-def parse_add(argument: str) -> AdapterRequest:
+def parse_add(argument: str, flag: str = "--add") -> AdapterRequest:
     """`FILE`, `FILE:WEIGHT`, `FILE:unet=W`, `FILE:unet=W:text=W` (`denoiser` and `te` are read
-    too).
+    too), as `konomi.config.weighted_file` reads it. `flag`: where it is written, for messages.
 
-    A part that is not named keeps 1. A file whose name ends like a weight is taken whole if it
-    exists. Raises RecipeError where neither file nor folder is there.
+    Raises RecipeError where neither file nor folder is there.
     """
-    path, denoiser, text = Path(argument), 1.0, 1.0
-    if not path.exists():
-        if named := _NAMED_WEIGHTS.fullmatch(argument):
-            weights = dict(pair.split("=") for pair in named[2][1:].split(":"))
-            path = Path(named[1])
-            denoiser = float(weights.get("unet", weights.get("denoiser", 1.0)))
-            text = float(weights.get("text", weights.get("te", 1.0)))
-        elif one := _ONE_WEIGHT.fullmatch(argument):
-            path, denoiser, text = Path(one[1]), float(one[2]), float(one[2])
-    if not path.exists():
+    found = weighted_file(argument)
+    if not found.path.exists():
         raise RecipeError(
-            f"--add {argument}: there is no file {path}. Write FILE, FILE:0.8 or "
+            f"{flag} {argument}: there is no file {found.path}. Write FILE, FILE:0.8 or "
             "FILE:unet=0.8:text=0.5."
         )
-    if not (isfinite(denoiser) and isfinite(text)):
-        raise RecipeError(f"--add {argument[:80]}: the weight is too large a number.")
-    return AdapterRequest(path, denoiser, text)
+    if not (isfinite(found.denoiser) and isfinite(found.text)):
+        raise RecipeError(f"{flag} {argument[:80]}: the weight is too large a number.")
+    return AdapterRequest(found.path, found.denoiser, found.text)
 
 
 def adapters_of_prompt(prompt: str, folders: Sequence[Path]) -> tuple[AdapterRequest, ...]:

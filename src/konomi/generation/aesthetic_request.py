@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from konomi.config.weighted_file import NUMBER
 from konomi.errors import RecipeError
 from konomi.formats.aesthetic import read_aesthetic
-from konomi.models.prompt_syntax import NUMBER
 
 _WEIGHTED = re.compile(rf"(.+):({NUMBER})", re.DOTALL)
 

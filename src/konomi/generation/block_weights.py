@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Iterable
 from math import isfinite
 
+from konomi.config.weighted_file import NUMBER
 from konomi.errors import RecipeError
 from konomi.families import FAMILIES
 from konomi.families.blocks import BASE, expand, known_blocks
 from konomi.families.family import DENOISER, Family
-from konomi.models.prompt_syntax import NUMBER
 
 _LISTS = {len(blocks): blocks for family in FAMILIES for blocks in family.denoiser.block_lists}
 """Length -> blocks that the numbers are for."""

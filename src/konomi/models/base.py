@@ -16,6 +16,7 @@ from konomi.diffusion.conditioning import Conditioning
 from konomi.diffusion.process import Process
 from konomi.families.family import Family, Part
 from konomi.models.architecture import NO_TOKENS, AddedTokens, LoadedTextEncoder, TextTraits
+from konomi.models.attached import AttachedAdapters
 
 
 class BaseModel(Protocol):
@@ -65,6 +66,9 @@ class BaseModel(Protocol):
     """Weights that are something else in the negative branch of guidance, and what: `attach` puts
     them here and takes them away again, `konomi.adapters.branches` has them used."""
 
+    attached: AttachedAdapters
+    """Adapters that belong to it for as long as it is in use."""
+
     @property
     def guidance_rescale(self) -> float:
         """Share of guidance rescale that sampling should use where nobody says another: 0 for most
@@ -76,6 +80,13 @@ class BaseModel(Protocol):
     def clip_layer(self) -> int:
         """The text encoder's layer that is read where nothing else is asked for, from the end; 0:
         several differ.
+        """
+        ...
+
+    def keep_attached(self, attached: AttachedAdapters) -> None:
+        """From now on the base is what it was with these adapters on it, for training, drawing,
+        fingerprints and saving. Call it before a part is loaded, with adapters that fit
+        (`check_fits`).
         """
         ...
 

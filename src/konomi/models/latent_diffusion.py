@@ -16,18 +16,18 @@ from konomi.data.batch import Latents
 from konomi.diffusion.conditioning import Conditioning
 from konomi.diffusion.process import Process
 from konomi.errors import ModelError, RecipeError
-from konomi.families import published_config
 from konomi.families.blocks import block_name
 from konomi.families.family import Family, Part, TextEncoderSpec
 from konomi.families.selectors import check_selectors
 from konomi.hardware.allocator import keep_large_blocks
 from konomi.models.architecture import NO_TOKENS, AddedTokens, AnyTokenizer, LoadedTextEncoder
 from konomi.models.architectures import architecture_of
+from konomi.models.attached import AttachedAdapters
+from konomi.models.fingerprint import parts_fingerprint
 from konomi.models.noise_config import noise_process, with_zero_terminal_snr
 from konomi.models.parts import LazyParts, build_part, empty_part
 from konomi.models.source import PartSource
 from konomi.models.vae_precision import finite_or_float32
-from konomi.storage.hashing import sampled_hash, tensors_hash, texts_hash
 
 GUIDANCE_RESCALE = 0.7
 """phi of a model whose noise process ends in pure noise: guidance overexposes it (Lin et al. 2023,
@@ -67,6 +67,7 @@ class LatentDiffusion:
         self.published_width = self.spec.denoiser.width
         self.added_tokens: dict[str, Mapping[str, Tensor]] = {}
         self.negative_weights: dict[nn.Parameter, Tensor] = {}
+        self.attached = AttachedAdapters()
         self._device = torch.device("cpu")
         self._dtype = torch.float32
         self._float32_parts: tuple[Part, ...] = ()
@@ -153,7 +154,9 @@ class LatentDiffusion:
 
     def unload(self, *parts: Part) -> None:
         for part in parts:
-            self._modules.pop(part, None)
+            gone = self._modules.pop(part, None)
+            for parameter in gone.parameters() if self.negative_weights and gone else ():
+                self.negative_weights.pop(parameter, None)
 
     def fingerprint(self, part: Literal["denoiser", "vae", "text"]) -> str:
         names: tuple[Part, ...] = (
@@ -161,15 +164,6 @@ class LatentDiffusion:
         )
         key = f"{part} {self._dtype_of(names[0])}"
         if key not in self._fingerprints:
-            # No cache depends on the denoiser; that another one has come in its place shows in a
-            # sample of each tensor.
-            hashed = sampled_hash if part == "denoiser" else tensors_hash
-            hashes = [hashed(self.source.tensors(name)) for name in names]
-            # Paths, versions and the like in a config change nothing.
-            settings = []
-            for folder in (self.spec.part(name).folder for name in names):
-                known, config = published_config(self.spec, folder), self.source.configs[folder]
-                settings.append(str(sorted((k, v) for k, v in config.items() if k in known)))
             extra = [str(self._dtype_of(names[0])), self.family, str(self.latent_scale)]
             extra += [f"shift={self.latent_shift}"] if self.latent_shift else []
             extra += self._reading() if part == "text" else []
@@ -178,8 +172,21 @@ class LatentDiffusion:
             ):
                 # The same weights asked for something else are another model.
                 extra += [self.process.prediction, str(self.zero_terminal_snr)]
-            self._fingerprints[key] = texts_hash(hashes + settings + extra)
+            extra += self.attached.marks(names)
+            self._fingerprints[key] = parts_fingerprint(
+                self.source, names, extra, sampled=part == "denoiser"
+            )
         return self._fingerprints[key]
+
+    def keep_attached(self, attached: AttachedAdapters) -> None:
+        assert not self._modules
+        self.attached = attached
+        for adapter, strengths in attached.adapters:
+            for token, vectors in adapter.embeddings.items() if strengths.text else ():
+                self.added_tokens[token] = {
+                    part: vectors_nD * strengths.text for part, vectors_nD in vectors.items()
+                }
+        self._fingerprints.clear()
 
     def encode_images(self, pixels: Tensor) -> Latents:
         fault = "the VAE turns these images into NaN or infinite latents"
@@ -354,6 +361,7 @@ class LatentDiffusion:
             where = self.source.where
             module = build_part(self.architecture, spec, config, tensors, where=where)
             module = self._modules[part] = module.to(self._device)
+            self.attached.fold_into(self, part)
         return module
 
     def _dtype_of(self, part: Part) -> torch.dtype:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from math import floor, lcm
 from typing import TypeAlias
 
-from konomi.models.prompt_syntax import NUMBER, STRUCTURE
+from konomi.config.weighted_file import NUMBER
+from konomi.models.prompt_syntax import STRUCTURE
 
 _Text: TypeAlias = "list[str | _Text | _Switch]"
 

@@ -10,14 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite
 
+from konomi.config.weighted_file import NUMBER
+
 ROUND, SQUARE, CURLY = 1.1, 1 / 1.1, 1.05
 """Factors of (x), [x] (as web UIs read them) and {x} (NovelAI)."""
 
 _FACTORS = {"(": ROUND, "[": SQUARE, "{": CURLY}
 _CLOSES = {")": "(", "]": "[", "}": "{"}
-NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
-"""A number as it is written in prompts; no two ways to read it, so that no match goes back and
-forth."""
 
 _PIECE = re.compile(
     rf"(?P<escaped>\\[()\[\]{{}}\\:|<>])|(?P<weight>:\s*(?P<number>{NUMBER})\s*\))|(?P<open>[(\[{{])|(?P<close>[)\]}}])"

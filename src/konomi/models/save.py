@@ -143,6 +143,11 @@ def _own_tensors(base: LatentDiffusion, part: Part) -> dict[str, Tensor]:
     live = base.state(part) if part in base.loaded_parts() else {}
     if live and all(tensor.dtype == torch.float32 for tensor in live.values()):
         return live
+    if part in base.attached.parts:
+        # With the adapters that belong to it, rounded once.
+        exact = LatentDiffusion(base.source, name=base.name)
+        exact.keep_attached(base.attached)
+        return exact.state(part)
     stored = base.source.tensors(part)
     return {
         name: live[name] if name in live and live[name].dtype == tensor.dtype else tensor

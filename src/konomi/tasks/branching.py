@@ -28,6 +28,7 @@ from konomi.training.parentage import Change, line_of, write_origins
 _FIXED = {
     "base": "what the checkpoint holds was learned beside the other base",
     "vae": "what the checkpoint holds was learned from latents of the other VAE",
+    "adapters": "what the checkpoint holds was learned on top of those adapters",
     "prediction": "what the checkpoint holds was learned for the other prediction",
     "method": "the method's settings decide what the checkpoint holds",
     "optimizer.kind": "the checkpoint holds the state of the other optimiser",

@@ -32,6 +32,7 @@ from konomi.models.base import BaseModel
 from konomi.storage.atomic import sweep_temporaries
 from konomi.storage.home import shown
 from konomi.storage.lock import RunLock
+from konomi.tasks.attached import Attached, keep_attached, without_what_it_was_trained_with
 from konomi.tasks.evaluation_prompts import chosen_prompts, is_small, prompt_lines
 from konomi.tasks.evaluation_setup import (
     EvaluationSetup,
@@ -53,6 +54,7 @@ def evaluate(
     sources: Sequence[str | Path],
     *,
     base: str = "",
+    adapters: Sequence[str] = (),
     images: Sequence[str | Path] = (),
     prompts: str | Path | Sequence[str] | None = None,
     weights: Sequence[float] = (),
@@ -70,6 +72,8 @@ def evaluate(
         models.
     base: `tiny`, a diffusers folder, a .safetensors or .ckpt file, or a hub id; by default the one
         that the runs were trained on.
+    adapters: what stays attached to the base, each `FILE` or `FILE:0.8`; by default what the runs
+        were trained with.
     images: folders of pictures to compare with; by default those that the runs held out of
         training, or trained on where they held none out.
     prompts: a file with one prompt a line, or the prompts; `{}` stands for trigger and class.
@@ -92,6 +96,7 @@ def evaluate(
     runs = [path for path in paths if is_run(path)]
     files = [file for path in paths for file in _files(path, several=len(runs) > 1)]
     setup = setup_of_runs(runs, base=base) if runs else _of_files(base)
+    setup = replace(setup, adapters=tuple(adapters) or setup.adapters)
     setup = _with_words(setup, trigger, class_noun)
     setup = replace(setup, config=_changed(setup.config, weights, seeds, settings))
     setup = with_images(setup, [Path(folder) for folder in images])
@@ -128,6 +133,7 @@ def evaluate_files(
             device=device,
             precision=precision,
         )
+        attached = keep_attached(loaded, setup.adapters)
         if setup.zero_terminal_snr and not loaded.zero_terminal_snr:
             loaded.use_zero_terminal_snr()
         wanted = candidates(files, setup.config.weights or (1.0,))
@@ -139,7 +145,7 @@ def evaluate_files(
         )
         references, gone = references_of(setup)
         training, names, left_out = training_of(setup)
-        notes += _file_notes(opened, plan, loaded)
+        notes += _file_notes(opened, plan, loaded, attached)
         notes = [*setup.notes, *notes, *about_encoders, *gone, *left_out]
         if references.images and not references.held_out:
             notes.append(
@@ -160,6 +166,8 @@ def evaluate_files(
                 setup.config.encoders.preference, encoders.text, device=loaded.device
             ),
             notes=tuple(dict.fromkeys(notes)),
+            adapters=setup.adapters,
+            attached=attached.used,
         )
         yield from measure(evaluation, loaded, encoders, folder, memory=setup.memory / "evaluation")
         about_page: list[str] = []
@@ -261,8 +269,12 @@ def _plan(
     return plan
 
 
-def _file_notes(opened: dict[Path, Opened], plan: DrawingPlan, base: BaseModel) -> list[str]:
+def _file_notes(
+    opened: dict[Path, Opened], plan: DrawingPlan, base: BaseModel, attached: Attached
+) -> list[str]:
     """What of the files has no effect, said of the first that says it."""
+    there = f"the base is drawn with {attached.shown} attached, and every adapter on top of it."
+    about_base = [*attached.notes, *([there] if attached.files else [])]
     requests = [plan.request(place) for place in plan.places()]
     notes: dict[str, str] = {}
     for path, file in opened.items():
@@ -271,8 +283,11 @@ def _file_notes(opened: dict[Path, Opened], plan: DrawingPlan, base: BaseModel) 
         found = [
             *file.notes,
             *trained_otherwise(path.name, file.adapter, base),
+            *without_what_it_was_trained_with(
+                [AdapterRequest(path)], {path: file.adapter}, attached.files
+            ),
             *unused_in_adapter(AdapterRequest(path), file.adapter, requests),
         ]
         for note in found:
             notes.setdefault(note.replace(str(path), "").replace(path.name, ""), note)
-    return list(notes.values())
+    return [*about_base, *notes.values()]

@@ -41,6 +41,8 @@ class EvaluationSetup:
     base: str
     vae: str = ""
     prediction: str = "auto"
+    adapters: tuple[str, ...] = ()
+    """What stays attached to the base, `FILE` or `FILE:0.8`."""
     zero_terminal_snr: bool = False
     """The base was trained to end in pure noise, and is drawn with so."""
     config: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -106,6 +108,13 @@ def setup_of_runs(runs: Sequence[Path], *, base: str = "") -> EvaluationSetup:
             f"base: {shown(found[0].path)} was trained on {first.base}, {shown(other.path)} on "
             f"{other.recipe.base}. Say with --base which one to draw with."
         )
+    mixed = next((run for run in found if run.recipe.adapters != first.adapters), None)
+    if mixed is not None:
+        raise RecipeError(
+            f"adapters: {shown(found[0].path)} was trained with "
+            f"{', '.join(first.adapters) or 'none'} attached, {shown(mixed.path)} with "
+            f"{', '.join(mixed.recipe.adapters) or 'none'}. Evaluate them one by one."
+        )
     training = _unique(record for run in found for record in run.training)
     trained = {record.content for record in training}
     references = _unique(
@@ -119,6 +128,7 @@ def setup_of_runs(runs: Sequence[Path], *, base: str = "") -> EvaluationSetup:
         base=base or first.base,
         vae=first.vae,
         prediction=first.prediction,
+        adapters=first.adapters,
         zero_terminal_snr=any(run.recipe.objective.zero_terminal_snr for run in found),
         config=first.evaluation,
         resolution=first.data.resolution or "",

@@ -2,13 +2,13 @@
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from konomi.adapters.adapter import Adapter
-from konomi.adapters.apply import attach, fold
+from konomi.adapters.apply import Strengths, attach, fold
 from konomi.config.aesthetic import AestheticConfig
 from konomi.data.buckets import parse_size
 from konomi.errors import RecipeError
@@ -43,6 +43,7 @@ from konomi.tasks.adapters_to_draw_with import (
     used_adapter,
 )
 from konomi.tasks.aesthetic_wish import read_wish
+from konomi.tasks.attached import in_order, keep_attached, without_what_it_was_trained_with
 from konomi.tasks.sheets import sheet_notes, sheet_of
 from konomi.tasks.start_picture import start_from, strength_of
 
@@ -53,6 +54,7 @@ def load_base(
     vae: str | Path | None = None,
     prediction: str | None = None,
     needs_vae: bool = True,
+    adapters: Sequence[str] = (),
     device: str = "auto",
     precision: str = "auto",
 ) -> BaseModel:
@@ -63,6 +65,7 @@ def load_base(
     prediction: what the base predicts (epsilon, v_prediction, sample), in place of what its file
         says.
     needs_vae: whether a base without any VAE is an error.
+    adapters: what stays attached for as long as the base is in use, each `FILE` or `FILE:0.8`.
     device: auto, cpu, cuda, mps, ...
     precision: number format of weights and computation: auto, fp32, fp16, bf16.
 
@@ -70,6 +73,7 @@ def load_base(
     that is not there.
     """
     base = open_base(source, vae=vae, prediction=prediction, needs_vae=needs_vae)
+    keep_attached(base, adapters)
     where = choose_device(device)
     base.place(where, choose_precision(precision, where))
     return base
@@ -168,11 +172,19 @@ def _drawn(
         wanted = [*always, *tagged]
         used = tuple(used_adapter(request, files[request.path]) for request in wanted)
         said = replace(origin, adapters=used)
-        put_on = [(files[w.path], strengths_on(base, w, files[w.path])[0]) for w in wanted]
         # The base is only needed untouched again where the next prompt asks for other adapters.
-        attached = attach(base, put_on) if len(groups) > 1 else nullcontext(fold(base, put_on))
-        with attached:
+        put_on = attach if len(groups) > 1 else _folded
+        with ExitStack() as attached:
+            for layer in in_order(wanted, files):
+                pairs = [(files[w.path], strengths_on(base, w, files[w.path])[0]) for w in layer]
+                attached.enter_context(put_on(base, pairs))
             yield from draw(base, group, batch=batch, origin=said, aesthetic=aesthetic)
+
+
+def _folded(
+    base: BaseModel, pairs: Sequence[tuple[Adapter, Strengths]]
+) -> AbstractContextManager[object]:
+    return nullcontext(fold(base, pairs))
 
 
 def _saved(pictures: Iterable[Picture], output: Path, *, grid: bool) -> Iterator[Path]:
@@ -233,6 +245,8 @@ def _notes(
     yield from slow_precision_notes(base.dtype, base.device)
     for name, adapter in {path.name: adapter for path, adapter in files.items()}.items():
         yield from trained_otherwise(name, adapter, base)
+    for tagged, _ in groups:
+        yield from without_what_it_was_trained_with([*always, *tagged], files, ())
     for request in requests:
         yield from unused_in_request(request)
         yield from unread_text(base, request)

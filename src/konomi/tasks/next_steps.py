@@ -13,7 +13,10 @@ def next_commands(job: Job, folder: Path, result: Path) -> tuple[str, ...]:
     if job.needs.makes == "model":
         draw = ["konomi", "generate", prompt, "--base", str(result)]
     else:
-        draw = ["konomi", "generate", prompt, "--base", job.recipe.base, "--add", str(result)]
+        draw = ["konomi", "generate", prompt, "--base", job.recipe.base]
+        # What it was trained on top of comes along.
+        for file in (*job.recipe.adapters, str(result)):
+            draw += ["--add", file]
     if job.recipe.data.resolution not in (None, str(job.base.resolution)):
         draw += ["--size", str(job.recipe.data.resolution)]
     longer = ["konomi", "resume", str(folder), "--steps", str(2 * job.total_steps)]

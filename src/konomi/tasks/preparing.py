@@ -33,6 +33,7 @@ from konomi.methods.method import Method, Needs
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base
 from konomi.storage.home import expanded
+from konomi.tasks.attached import Attached, keep_attached, training_note
 from konomi.tasks.data_split import split_records, without_augmentation, without_repeats
 from konomi.tasks.findings import exclude_unfitting, move_triggers, note_enlarged
 from konomi.tasks.likely_mistakes import likely_mistakes
@@ -70,6 +71,8 @@ class Job:
     summary: DatasetSummary
     processes: Processes
     precision: torch.dtype
+    attached: Attached = field(default_factory=Attached)
+    """Adapters that stay on the base."""
     class_images: ClassImages = field(default_factory=ClassImages)
     """What is still to be made of the prior images; none once it is in the manifest."""
     notes: tuple[str, ...] = ()
@@ -92,6 +95,7 @@ def prepare(recipe: Recipe) -> Job:
     precision = choose_precision(recipe.run.precision, processes.device)
     recipe = requested = _with_dataset_values(with_absolute_paths(recipe))
     base = load_base(recipe.base, vae=recipe.vae, prediction=recipe.prediction)
+    attached = keep_attached(base, recipe.adapters)
     own_zero_snr = base.zero_terminal_snr
     check_objective(base, recipe.objective)
     if recipe.objective.zero_terminal_snr:
@@ -151,9 +155,12 @@ def prepare(recipe: Recipe) -> Job:
         summary=summary,
         processes=processes,
         precision=precision,
+        attached=attached,
         class_images=class_images,
         notes=(
             *base.notes,
+            *attached.notes,
+            *training_note(attached, whole_model=needs.makes == "model"),
             *identifier_notes(base, needs, split.training),
             *slow_precision_notes(precision, processes.device),
             *needs.notes,

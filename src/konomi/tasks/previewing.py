@@ -87,9 +87,8 @@ def draw_previews(
         temporarily_loaded(job.base, job.recipe.memory),
         job.method.as_loaded(as_read_back(job, result)),
     ):
-        pictures = generate(
-            job.base, preview_requests(job), on_step=check_stop, origin=Origin(model=job.base.name)
-        )
+        origin = Origin(model=job.base.name, adapters=job.attached.used)
+        pictures = generate(job.base, preview_requests(job), on_step=check_stop, origin=origin)
         for path, picture in zip(paths, pictures, strict=True):
             with write_file(path) as temporary:
                 temporary.write_bytes(png_bytes(picture))

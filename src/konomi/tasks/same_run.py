@@ -77,6 +77,7 @@ def identity_of(job: Job) -> dict[str, Any]:
         job.held_out.records,
         _base_fingerprint(job),
         job.total_steps,
+        attached=[f"{file.flag} {file.sha256[:16]}" for file in job.attached.files],
     )
 
 

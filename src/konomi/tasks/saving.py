@@ -14,6 +14,7 @@ from konomi.families.foreign_names import part_of_folder
 from konomi.formats.adapter_file import read_adapter, write_adapter, writer_for
 from konomi.formats.kohya_metadata import training_metadata
 from konomi.formats.source import CUSTOM_DIFFUSION_NAMES
+from konomi.formats.trained_for import attached_metadata
 from konomi.formats.writer import TARGETS, Target
 from konomi.generation.embedding_request import named_as_trained
 from konomi.hardware.precision import PRECISIONS
@@ -44,7 +45,8 @@ def save_result(
     path = result_path(job, folder, stem)
     if isinstance(result, Adapter):
         facts = training_facts(job, step, result, rates=rates or {}, hashes=when == "end")
-        named = replace(result, name=stem, metadata=training_metadata(facts))
+        metadata = training_metadata(facts) | attached_metadata(job.attached.files)
+        named = replace(result, name=stem, metadata=metadata)
         write_adapter(
             named, path, to=adapter_target(chosen), dtype=dtype, replace_folder=_is_result(path)
         )

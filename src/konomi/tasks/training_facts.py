@@ -122,7 +122,9 @@ def model_metadata(job: Job, step: int) -> dict[str, str]:
     kept = {name: value for name, value in facts.items() if name.startswith("modelspec.")}
     kept["modelspec.architecture"] = kept["modelspec.architecture"].split("/")[0]
     told = {"method": job.recipe.method.kind, "base": facts["ss_sd_model_name"], "steps": step}
-    kept["konomi"] = json.dumps(told | chosen_layers(job))
+    files = [{"name": file.name, "sha256": file.sha256, "weight": file.denoiser}
+             for file in job.attached.files]  # fmt: skip
+    kept["konomi"] = json.dumps(told | chosen_layers(job) | ({"adapters": files} if files else {}))
     return kept
 
 

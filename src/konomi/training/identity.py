@@ -71,12 +71,15 @@ def run_identity(
     held_out: Sequence[Record],
     base_fingerprint: str,
     total_steps: int,
+    *,
+    attached: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What must be the same for a resumed run to go on bit for bit. Reads the masks.
 
     Args:
         records: the images that are trained on, class images among them.
         held_out: those that are measured.
+        attached: adapters that stay on the base, with their weights and hashes.
     """
     import konomi
 
@@ -87,6 +90,7 @@ def run_identity(
             s.path: _dataset_values(s) for s in recipe.data.sources if s.path.endswith(".toml")
         },
         "base": base_fingerprint,
+        "adapters": list(attached),
         "total_steps": total_steps,
         "schedule_steps": schedule_length(recipe.optimizer, total_steps),
         "versions": {
@@ -159,7 +163,13 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
                 found.append(
                     f"{path} said {name} = {before.get(name)!r}, says {values.get(name)!r}"
                 )
-    if then.get("base") != now["base"]:
+    if then.get("adapters", []) != now["adapters"]:
+        before = ", ".join(map(str, _list(then, "adapters"))) or "none"
+        found.append(
+            f"the attached adapters changed (were {before}, are "
+            f"{', '.join(now['adapters']) or 'none'})"
+        )
+    elif then.get("base") != now["base"]:
         found.append(f"the base model changed (was {then.get('base')}, is {now['base']})")
     for name, version in _table(then, "versions").items():
         if name in ("konomi", "torch") and now["versions"][name] != version:
@@ -181,6 +191,11 @@ def _counts(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 def _table(identity: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     found = identity.get(name)
     return found if isinstance(found, dict) else {}
+
+
+def _list(identity: Mapping[str, Any], name: str) -> list[Any]:
+    found = identity.get(name)
+    return found if isinstance(found, list) else []
 
 
 def _digest(items: Iterable[object]) -> str:

@@ -23,7 +23,7 @@ PAIRS = {
     "{name} was trained with the trigger {trigger}, which no prompt contains.": "{name} のトリガー {trigger} がどのプロンプトにもありません。",
     "{name}: lbw does not name {count} layers, which keep the full strength.": "{name}: lbw に指定のない {count} 層は、元の強さのままです。",
     # Requests.
-    "--add {argument}: there is no file {path}. Write FILE, FILE:0.8 or FILE:unet=0.8:text=0.5.": "--add {argument}: ファイル {path} がありません。FILE、FILE:0.8、FILE:unet=0.8:text=0.5 のように書いてください。",
+    "{flag} {argument}: there is no file {path}. Write FILE, FILE:0.8 or FILE:unet=0.8:text=0.5.": "{flag} {argument}: ファイル {path} がありません。FILE、FILE:0.8、FILE:unet=0.8:text=0.5 のように書いてください。",
     "<{kind}:{name}>: no such adapter in {where}; {there}": "<{kind}:{name}>: {where} にそのアダプタはありません。{there}",
     "{name} is {side}; it must be a multiple of {factor}. The nearest is {nearest}.": "{name} が {side} です。{factor} の倍数でなければなりません。最も近いのは {nearest} です。",
     "sampler is {sampler}; choose one of {known}.": "sampler が {sampler} です。次から選んでください: {known}。",
@@ -32,7 +32,7 @@ PAIRS = {
     "{path} cannot be read as a picture: {why}": "{path} を画像として読めません: {why}。",
     "{path} holds no prompt. Write one prompt a line.": "{path} にプロンプトがありません。1 行に 1 つ書いてください。",
     "The picture of seed {seed} is not a number: the {part} overflowed in {dtype}. {advice}": "シード {seed} の絵が NaN になりました({part} が {dtype} でオーバーフロー)。{advice}",
-    "--add {argument}: the weight is too large a number.": "--add {argument}: 強さの数値が大きすぎます。",
+    "{flag} {argument}: the weight is too large a number.": "{flag} {argument}: 強さの数値が大きすぎます。",
     "<{kind}:{name}:...>: the weight {value} is not a number.": "<{kind}:{name}:...>: 強さ {value} が数値ではありません。",
     "<{kind}:{name}:...>: the weight is too large a number.": "<{kind}:{name}:...>: 強さの数値が大きすぎます。",
     "<{kind}:{name}> finds {path}, which is {reason}. Write <{word}:{stem}:1>, or --add {file}.": "<{kind}:{name}> で見つかった {path} は{reason}です。<{word}:{stem}:1> か --add {file} と書いてください。",

@@ -243,7 +243,9 @@ def _commands(
         if is_model(result):
             line += ["--base", str(result)]
         else:
-            line += ["--base", recipe.base, "--add", str(result)]
+            line += ["--base", recipe.base]
+            for file in (*recipe.adapters, str(result)):
+                line += ["--add", file]
         commands.append(Command(words("draw"), shlex.join(line)))
     if diary.steps and (run / "checkpoints").is_dir():
         longer = ["konomi", "resume", str(run), "--steps", str(2 * diary.steps[-1])]
