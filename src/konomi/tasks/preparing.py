@@ -94,13 +94,7 @@ def prepare(recipe: Recipe) -> Job:
     processes = find_processes(recipe.run.device)
     precision = choose_precision(recipe.run.precision, processes.device)
     recipe = requested = _with_dataset_values(with_absolute_paths(recipe))
-    base = load_base(recipe.base, vae=recipe.vae, prediction=recipe.prediction)
-    attached = keep_attached(base, recipe.adapters)
-    own_zero_snr = base.zero_terminal_snr
-    check_objective(base, recipe.objective)
-    if recipe.objective.zero_terminal_snr:
-        # Previews and the saved file follow: a result that keeps silent is sampled wrongly.
-        base.use_zero_terminal_snr()
+    base, attached, own_zero_snr = _open_base(recipe)
     recipe = _filled_in(recipe, base)
     method_type = method_of(recipe)
     needs = method_type.needs(recipe.method, base, recipe)
@@ -171,6 +165,20 @@ def prepare(recipe: Recipe) -> Job:
             *likely_mistakes(situation),
         ),
     )
+
+
+def _open_base(recipe: Recipe) -> tuple[BaseModel, Attached, bool]:
+    """The base with what stays attached to it, and whether its noise process ended in pure noise
+    before the recipe asked for that.
+    """
+    base = load_base(recipe.base, vae=recipe.vae, prediction=recipe.prediction)
+    attached = keep_attached(base, recipe.adapters)
+    own_zero_snr = base.zero_terminal_snr
+    check_objective(base, recipe.objective)
+    if recipe.objective.zero_terminal_snr:
+        # Previews and the saved file follow: a result that keeps silent is sampled wrongly.
+        base.use_zero_terminal_snr()
+    return base, attached, own_zero_snr
 
 
 def open_stream(job: Job) -> Iterator[Prepared | Warned | BatchStream]:
