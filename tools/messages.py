@@ -27,6 +27,7 @@ NOT_READ: dict[str, str] = {
     "evaluation/page/texts.py": "the page's words, which have their Japanese beside them",
     "tasks/demonstration.py": "prompts; what else it says is looked up all the same",
     "evaluation/prompts.py": "prompts",
+    "tasks/extraction_picture.py": "words in a picture, for which fonts may be missing",
     "methods/textual_inversion.py": "captions that are trained on",
     "data/size_variation.py": "words put into captions",
     "generation/infotext.py": "names that A1111 reads",

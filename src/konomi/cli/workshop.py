@@ -94,8 +94,8 @@ def extract(arguments: list[str]) -> int:
     """Make a LoRA of what a tuned model has learned."""
     parser = ArgumentParser(
         prog="konomi extract",
-        description="Write what a tuned model has learned as a LoRA: the difference from its "
-        "base, layer by layer, by its largest singular values.",
+        description="Write what a tuned model has learned as a LoRA or LoKr: the difference from "
+        "its base, layer by layer, by its largest singular values.",
         allow_abbrev=False,
     )
     parser.add_argument("tuned", metavar="TUNED", help="file, diffusers folder or hub id")
@@ -103,10 +103,23 @@ def extract(arguments: list[str]) -> int:
         "--from", dest="base", metavar="BASE", required=True, help="the model it was tuned from"
     )
     parser.add_argument(
-        "--layers",
-        metavar="NAMES",
-        default="transformer,conv,text",
-        help="kinds of layers, with commas between",
+        "--kind",
+        metavar="KIND",
+        default="locon",
+        help="lora (linear layers), locon (convolutions too, the default) or lokr (the nearest "
+        "Kronecker product)",
+    )
+    parser.add_argument(
+        "--factor", metavar="N", type=int, help="of lokr: width of the first factor (default: 8)"
+    )
+    parser.add_argument(
+        "--layers", metavar="NAMES", help="kinds of layers in place of these, with commas between"
+    )
+    parser.add_argument(
+        "--picture",
+        metavar="FILE",
+        type=Path,
+        help="a new .png or .svg with the singular values and the error of each layer",
     )
     add_adapter_flags(parser)
     options = parser.parse_args(arguments)
@@ -117,7 +130,10 @@ def extract(arguments: list[str]) -> int:
         options.tuned,
         options.base,
         options.output,
-        layers=tuple(name for name in options.layers.split(",") if name),
+        kind=options.kind,
+        factor=options.factor,
+        layers=tuple(n for n in options.layers.split(",") if n) if options.layers else None,
+        picture=options.picture,
         progress=bar(),
         **adapter_options(options),
     )
@@ -125,15 +141,17 @@ def extract(arguments: list[str]) -> int:
         print(json_text(done))
         return 0
     ranks = [layer.rank for layer in done.layers]
-    said = (
-        f"{len(done.layers)} layers with ranks {min(ranks)} to {max(ranks)}; together they miss "
-        f"{done.error:.2%} of the difference."
-    )
-    print(translated(said))
+    if options.kind == "lokr":
+        size = f"{len(done.layers)} layers as Kronecker products"
+    else:
+        size = f"{len(done.layers)} layers with ranks {min(ranks)} to {max(ranks)}"
+    print(translated(f"{size}; together they miss {done.error:.2%} of the difference."))
     worst = sorted(done.layers, key=lambda layer: -layer.error)[:SHOWN_LAYERS]
     for layer in worst:
         print(f"  {layer.error:7.2%}  {layer.key}")
     print(translated(f"Wrote {printable(str(done.path))}"))
+    if done.picture is not None:
+        print(translated(f"Wrote {printable(str(done.picture))}"))
     return 0
 
 

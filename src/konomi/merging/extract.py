@@ -12,6 +12,7 @@ from konomi.adapters.kinds import LayerUpdate
 from konomi.errors import ModelError
 from konomi.families.family import VAE
 from konomi.families.selectors import selects
+from konomi.merging.kronecker import nearest_kronecker
 from konomi.merging.low_rank import (
     RankChoice,
     Spectrum,
@@ -33,6 +34,7 @@ class ExtractedLayer:
 
     key: str
     rank: int
+    """1 for a Kronecker product: of its numbers in another order."""
     error: float
     """|change - what is written| / |change|."""
     norm: float
@@ -49,6 +51,8 @@ class Extracted:
     """Tensors that differ and are in none of the layers that were asked for."""
     left_share: float
     """Their share of the squared norm of the whole difference."""
+    spectra: dict[str, tuple[float, ...]]
+    """The largest singular values of each layer's difference, as many as were computed."""
 
 
 def extract_layers(
@@ -58,12 +62,15 @@ def extract_layers(
     *,
     selectors: Collection[str],
     dtype: torch.dtype,
+    factor: int | None = None,
     progress: Callable[[int, int], object],
 ) -> Extracted:
-    """Each layer's difference as two thin factors.
+    """Each layer's difference as two thin factors, or as a Kronecker product.
 
+    choice: how many directions of each layer are kept.
     selectors: which layers (`transformer`, `conv`, `text` ...).
     dtype: of the factors.
+    factor: width of the first factor of a Kronecker product, in place of directions.
 
     Where the files have different number formats, both are rounded to the coarser one first: what
     is below it is no training. Raises ModelError where the models are of different shapes,
@@ -71,22 +78,30 @@ def extract_layers(
     """
     layers: dict[str, LayerUpdate] = {}
     report: list[ExtractedLayer] = []
+    spectra: dict[str, tuple[float, ...]] = {}
     chosen = _ranks(tuned, base, choice, selectors, dtype) if choice.max_bytes else None
     rest: list[tuple[str, float]] = []
     for key, change in _changes(tuned, base, progress):
         if not key.endswith(".weight") or change.dim() < 2 or not _wanted(tuned, selectors, key):
-            rest.append((key, float(torch.linalg.vector_norm(change, dtype=torch.float64))))
+            rest.append((key, _norm(change)))
             continue
         layer = key.removesuffix(".weight")
+        if factor is not None:
+            product, error, values = nearest_kronecker(change, factor, dtype)
+            layers[layer] = product
+            report.append(ExtractedLayer(layer, 1, error, _norm(change)))
+            spectra[layer] = tuple(values.tolist())
+            continue
         limit = None if chosen is None else chosen[layer]
         if limit == 0:
-            rest.append((key, float(torch.linalg.vector_norm(change, dtype=torch.float64))))
+            rest.append((key, _norm(change)))
             continue
         found = spectrum(change, choice.rank or limit)
         rank = _rank(found, choice, limit)
         update = truncated(found, rank, change.shape, dtype)
         layers[layer] = update
         report.append(ExtractedLayer(layer, rank, error_of(change, update), found.norm))
+        spectra[layer] = tuple(found.values_R.tolist())
     if not layers:
         raise ModelError(
             f"{tuned.path}: does not differ from {base.path} in {', '.join(selectors)}"
@@ -94,7 +109,12 @@ def extract_layers(
         )
     apart = sum(norm**2 for _, norm in rest)
     whole = apart + sum(layer.norm**2 for layer in report)
-    return Extracted(layers, tuple(report), tuple(key for key, _ in rest), apart / whole)
+    left = tuple(key for key, _ in rest)
+    return Extracted(layers, tuple(report), left, apart / whole, spectra)
+
+
+def _norm(change: Tensor) -> float:
+    return float(torch.linalg.vector_norm(change, dtype=torch.float64))
 
 
 def _wanted(model: ModelFile, selectors: Collection[str], key: str) -> bool:

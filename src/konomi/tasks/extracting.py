@@ -1,10 +1,11 @@
-"""`extract`: what a tuned model has learned, as a LoRA."""
+"""`extract`: what a tuned model has learned, as a LoRA or a LoKr."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Literal
 
 import torch
 
@@ -17,10 +18,18 @@ from konomi.hardware.precision import precision_of_flag
 from konomi.merging.extract import ExtractedLayer, extract_layers
 from konomi.merging.low_rank import RankChoice
 from konomi.merging.model_file import ModelFile, open_model
+from konomi.tasks.extraction_picture import check_picture, draw_extraction
 from konomi.tasks.files import check_new
 
-LAYERS = ("transformer", "conv", "text")
-"""What a LoRA of kohya's with convolutions (LoCon) holds."""
+Kind = Literal["lora", "locon", "lokr"]
+LAYERS: dict[str, tuple[str, ...]] = {
+    "lora": ("transformer", "text"),
+    "locon": ("transformer", "conv", "text"),
+    "lokr": ("transformer", "conv", "text"),
+}
+"""Kind -> the layers that it has in other programs too."""
+FACTOR = 8
+"""The usual width of a LoKr's first factor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,8 @@ class Extraction:
     """Tensors that differ and are not in the file."""
     notes: tuple[str, ...]
     seconds: float
+    picture: Path | None = None
+    """Of the singular values and errors, where one was asked for."""
 
 
 def rank_choice(
@@ -71,20 +82,29 @@ def extract(
     rank: int | None = None,
     energy: float | None = None,
     max_mib: float | None = None,
-    layers: Sequence[str] = LAYERS,
+    kind: Kind = "locon",
+    factor: int | None = None,
+    layers: Sequence[str] | None = None,
+    picture: str | Path | None = None,
     precision: str | None = None,
     to: Target | None = None,
     tell: Callable[[str], object] = lambda _: None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Extraction:
-    """Write the difference of two models as a LoRA. Neither is ever in memory whole.
+    """Write the difference of two models as a LoRA or LoKr. Neither is ever in memory whole.
 
     tuned, base: files, diffusers folders, `tiny` or hub ids, of one family.
     output: the new file.
     rank: of each layer, less where its difference has less.
     energy: share of each layer's squared difference that is kept, in place of a rank.
     max_mib: size of the file, in place of a rank; layers get what they gain most from.
-    layers: which layers, by kind: transformer, conv, text and other selectors.
+    kind: lora (linear layers), locon (convolutions too), or lokr: the nearest Kronecker product,
+        for which nothing else says how large it is than `factor`.
+    factor: of a lokr, the width of the first of both factors, 8 by default; the smaller it is, the
+        larger the file and the smaller the error.
+    layers: which layers, in place of those of the kind: transformer, conv, text and other
+        selectors.
+    picture: a new .png or .svg file that shows the singular values and the error of each layer.
     precision: of the file (fp32, fp16, bf16); by default that of the tuned model's weights.
     to: the format (kohya, diffusers, peft); by default what most programs read.
     tell: is handed a line on what a person should know.
@@ -95,17 +115,21 @@ def extract(
     started = perf_counter()
     output = Path(output)
     check_new(output)
-    choice = rank_choice(rank, energy, max_mib)
-    assert choice is not None
+    choice, factor = _size(kind, factor, rank, energy, max_mib)
+    chosen = LAYERS[kind] if layers is None else tuple(layers)
+    if picture is not None:
+        check_picture(Path(picture))
     with open_model(tuned) as one, open_model(base) as other:
         if one.family is not other.family:
             raise ModelError(
                 f"{one.path}: is {one.family.title}, and {other.path} is {other.family.title}. "
                 "Only models of one family have a difference."
             )
-        check_selectors(one.family, layers)
+        check_selectors(one.family, chosen)
         dtype = _dtype_of(one) if precision is None else precision_of_flag(precision)
-        found = extract_layers(one, other, choice, selectors=layers, dtype=dtype, progress=progress)
+        found = extract_layers(
+            one, other, choice, selectors=chosen, dtype=dtype, factor=factor, progress=progress
+        )
         adapter = Adapter(
             layers=found.layers,
             metadata={
@@ -118,9 +142,10 @@ def extract(
         write_adapter(adapter, output, to, dtype=dtype, layout=one.layout.unet)
         notes = list(dict.fromkeys([*one.base.notes, *other.base.notes]))
         if found.left:
+            parts = ", ".join(sorted({key.partition(".")[0] for key in found.left}))
             notes.append(
-                f"{len(found.left)} more tensors differ ({found.left_share:.1%} of the squared "
-                f"difference) and are not in the file, such as {found.left[0]}."
+                f"{len(found.left)} more tensors of {parts} differ ({found.left_share:.1%} of the "
+                f"squared difference) and are not in the file, such as {found.left[0]}."
             )
         if one.base.process.prediction != other.base.process.prediction:
             notes.append("the models predict different things; the LoRA turns one into the other.")
@@ -128,10 +153,43 @@ def extract(
         tell(note)
     whole = sum(layer.norm**2 for layer in found.report)
     missed = sum((layer.error * layer.norm) ** 2 for layer in found.report)
-    error = math.sqrt(missed / whole)
+    if picture is not None:
+        draw_extraction(found, Path(picture))
     return Extraction(
-        output, found.report, error, found.left, tuple(notes), perf_counter() - started
+        output,
+        found.report,
+        math.sqrt(missed / whole),
+        found.left,
+        tuple(notes),
+        perf_counter() - started,
+        None if picture is None else Path(picture),
     )
+
+
+def _size(
+    kind: Kind,
+    factor: int | None,
+    rank: int | None,
+    energy: float | None,
+    max_mib: float | None,
+) -> tuple[RankChoice, int | None]:
+    """How much of each layer is kept: directions, or the factor of a LoKr. Raises RecipeError."""
+    if kind not in LAYERS:
+        raise RecipeError(f"--kind is {kind!r}; choose {', '.join(LAYERS)}.")
+    if kind != "lokr":
+        if factor is not None:
+            raise RecipeError("--factor: only --kind lokr has one. Leave it out.")
+        choice = rank_choice(rank, energy, max_mib)
+        assert choice is not None
+        return choice, None
+    if any(value is not None for value in (rank, energy, max_mib)):
+        raise RecipeError(
+            "--kind lokr has no ranks: --factor says how large it is. Leave --rank, --energy and "
+            "--max-mib out."
+        )
+    if factor is not None and factor < 2:
+        raise RecipeError(f"--factor is {factor}; it is a whole number from 2.")
+    return RankChoice(), factor or FACTOR
 
 
 def _dtype_of(model: ModelFile) -> torch.dtype:

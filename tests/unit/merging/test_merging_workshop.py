@@ -135,7 +135,7 @@ def test_extraction_is_the_best_of_its_rank(models, tmp_path):
         values = torch.linalg.svdvals(change.detach().flatten(1).double())
         expected = (values[4:].square().sum() / values.square().sum()).sqrt()
         assert layer.error == pytest.approx(float(expected), abs=1e-5) and layer.rank == 4
-    assert any("more tensors differ" in note for note in done.notes)
+    assert any("more tensors of denoiser, text_encoder differ" in note for note in done.notes)
     energy = extract(
         models("sd1", 1), models("sd1", 0), tmp_path / "e.safetensors", energy=0.9, layers=["conv"]
     )
