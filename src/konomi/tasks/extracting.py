@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 
 from konomi.adapters.adapter import Adapter
+from konomi.adapters.kinds import LayerUpdate
 from konomi.errors import ModelError, RecipeError
 from konomi.families.selectors import check_selectors
 from konomi.formats.adapter_file import write_adapter
 from konomi.formats.writer import Target
 from konomi.hardware.precision import precision_of_flag
-from konomi.merging.extract import ExtractedLayer, extract_layers
+from konomi.merging.extract import Extracted, ExtractedLayer, extract_layers
 from konomi.merging.low_rank import RankChoice
 from konomi.merging.model_file import ModelFile, open_model
 from konomi.tasks.extraction_picture import check_picture, draw_extraction
@@ -130,25 +131,8 @@ def extract(
         found = extract_layers(
             one, other, choice, selectors=chosen, dtype=dtype, factor=factor, progress=progress
         )
-        adapter = Adapter(
-            layers=found.layers,
-            metadata={
-                "ss_training_comment": f"extracted from {one.path.stem} against {other.path.stem}",
-                "ss_sd_model_name": other.path.name,
-            },
-            family=one.family.name,
-            name=output.stem,
-        )
-        write_adapter(adapter, output, to, dtype=dtype, layout=one.layout.unet)
-        notes = list(dict.fromkeys([*one.base.notes, *other.base.notes]))
-        if found.left:
-            parts = ", ".join(sorted({key.partition(".")[0] for key in found.left}))
-            notes.append(
-                f"{len(found.left)} more tensors of {parts} differ ({found.left_share:.1%} of the "
-                f"squared difference) and are not in the file, such as {found.left[0]}."
-            )
-        if one.base.process.prediction != other.base.process.prediction:
-            notes.append("the models predict different things; the LoRA turns one into the other.")
+        _write(found.layers, one, other, output, to, dtype)
+        notes = _notes(found, one, other)
     for note in notes:
         tell(note)
     whole = sum(layer.norm**2 for layer in found.report)
@@ -164,6 +148,39 @@ def extract(
         perf_counter() - started,
         None if picture is None else Path(picture),
     )
+
+
+def _write(
+    layers: dict[str, LayerUpdate],
+    tuned: ModelFile,
+    base: ModelFile,
+    output: Path,
+    to: Target | None,
+    dtype: torch.dtype,
+) -> None:
+    adapter = Adapter(
+        layers=layers,
+        metadata={
+            "ss_training_comment": f"extracted from {tuned.path.stem} against {base.path.stem}",
+            "ss_sd_model_name": base.path.name,
+        },
+        family=tuned.family.name,
+        name=output.stem,
+    )
+    write_adapter(adapter, output, to, dtype=dtype, layout=tuned.layout.unet)
+
+
+def _notes(found: Extracted, tuned: ModelFile, base: ModelFile) -> list[str]:
+    notes = list(dict.fromkeys([*tuned.base.notes, *base.base.notes]))
+    if found.left:
+        parts = ", ".join(sorted({key.partition(".")[0] for key in found.left}))
+        notes.append(
+            f"{len(found.left)} more tensors of {parts} differ ({found.left_share:.1%} of the "
+            f"squared difference) and are not in the file, such as {found.left[0]}."
+        )
+    if tuned.base.process.prediction != base.base.process.prediction:
+        notes.append("the models predict different things; the LoRA turns one into the other.")
+    return notes
 
 
 def _size(
