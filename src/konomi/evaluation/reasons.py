@@ -195,6 +195,17 @@ def _none_of_them(choice: Choice) -> Both:
             "None can be recommended: no file could be measured.",
             "推薦できるものがありません。どのファイルも測定できませんでした。",
         )
+    kinds = {breach.kind for faults in choice.broken.values() for breach in faults}
+    if kinds == {"not_learned"}:
+        what, what_ja = (
+            ("subject", "被写体") if choice.limits.goal == "subject" else ("style", "画風")
+        )
+        return (
+            f"None can be recommended: no file is nearer to the {what} than the base. Train for "
+            "more steps, or at a higher learning rate.",
+            f"推薦できるものがありません。{what_ja}への近さがベースモデルを上回るファイルはありません。"
+            "ステップ数を増やすか、学習率を上げてください。",
+        )
     faults = choice.broken[least.id]
     name, name_ja = called(least)
     english = " and ".join(breach.text for breach in faults)

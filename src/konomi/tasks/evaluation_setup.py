@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from konomi.config.evaluation import EvaluationConfig
+from konomi.config.overrides import method_title
 from konomi.config.recipe import Recipe
 from konomi.config.sections import DataConfig, SourceConfig
 from konomi.data.captions import final_caption
@@ -84,7 +85,10 @@ def files_of_run(run: Path, recipe: Recipe | None = None) -> list[SavedFile]:
     """What a run saved so far, by step. Raises RunError where that is nothing."""
     recipe = recipe or recipe_of_run(run)
     files = saved_files(
-        run, recipe.run.name, method=recipe.method.kind, steps=_steps_of_epochs(run, recipe)
+        run,
+        recipe.run.name,
+        method=method_title(recipe.method),
+        steps=_steps_of_epochs(run, recipe),
     )
     if not files:
         raise RunError(

@@ -10,6 +10,7 @@ import torch
 
 from konomi.config.changed_settings import changed_settings
 from konomi.config.load import write_recipe
+from konomi.config.overrides import method_title
 from konomi.config.recipe import Recipe
 from konomi.errors import ModelError, RecipeError, RunError
 from konomi.evaluation.budget import Budget, read_budget
@@ -153,7 +154,7 @@ def _of_first(first: Job) -> Budget:
 def _planned_run(
     run: Wanted, job: Job | str, budget: Budget, of_first: int, saves: int | None, threads: int
 ) -> PlannedRun:
-    method = run.recipe.method.kind
+    method = method_title(run.recipe.method)
     bare = PlannedRun(id=run.id, label=run.label, method=method, changes=run.changes)
     if isinstance(job, str):
         return replace(bare, failure=job)
@@ -226,13 +227,13 @@ def _notes(
     if not named:
         notes.append(
             f"no --budget: every candidate has the {first.total_steps} steps that "
-            f"{first.recipe.method.kind} would take by itself."
+            f"{method_title(first.recipe.method)} would take by itself."
         )
     sizes = sorted({run.batch_size for run in runs if not run.failure})
     if budget.unit == "steps" and len(sizes) > 1:
         shown = " and ".join(map(str, sizes))
         notes.append(
             f"the batches differ ({shown}), so equal budgets are equal pictures: those of "
-            f"{budget.amount:g} steps of {first.recipe.method.kind}."
+            f"{budget.amount:g} steps of {method_title(first.recipe.method)}."
         )
     return tuple(notes)

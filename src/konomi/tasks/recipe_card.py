@@ -9,6 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from konomi.config.card import KEYWORD, last_name, recipe_for_others
+from konomi.config.overrides import method_title
 from konomi.config.recipe import Recipe
 from konomi.errors import DataError
 from konomi.generation.grid import make_grid, stacked
@@ -80,7 +81,7 @@ def _title(job: Job, step: int) -> str:
     source = next((one for one in recipe.data.sources if one.role == "train"), None)
     words = [source.trigger, source.class_noun] if source is not None else []
     called = " ".join(filter(None, words)) or recipe.run.name
-    return f"{called}: {recipe.method.kind}, {step} steps, on {last_name(job.base.name)}"
+    return f"{called}: {method_title(recipe.method)}, {step} steps, on {last_name(job.base.name)}"
 
 
 def _drawn(job: Job, previews: Path, step: int) -> dict[int, tuple[Request, Image.Image]]:
