@@ -45,7 +45,7 @@ def steps_of(events):
     return found
 
 
-def test_candidates_are_trained_alike_and_measured_beside_the_base(compared, tmp_path):
+def test_candidates_are_trained_alike_and_measured_beside_the_base(compared, tmp_path, monkeypatch):
     events = compared("lora", "textual_inversion")
     assert steps_of(events) == {"lora": [1, 2], "textual_inversion": [1, 2]}
     summary = read_summary(tmp_path / "out")
@@ -61,6 +61,26 @@ def test_candidates_are_trained_alike_and_measured_beside_the_base(compared, tmp
     assert steps_of(again) == {}
     assert (tmp_path / "out" / "summary.json").read_bytes() == found
     assert str(tmp_path).encode() not in found
+
+    # On a full disk it ends with one line, and what was trained and drawn is kept.
+    gone = tmp_path / "out" / "pictures" / "lora-step2@1" / "0-0.png"
+    gone.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("konomi.storage.atomic.sync_file", full)
+        with pytest.raises(RunError) as ended:
+            compared("lora", "textual_inversion")
+    assert str(ended.value) == (
+        f"{gone.relative_to(tmp_path)}: the disk is full. Free some space or choose another output "
+        "folder."
+    )
+    assert steps_of(compared("lora", "textual_inversion")) == {}
+    assert (tmp_path / "out" / "summary.json").read_bytes() == found
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
     with pytest.raises(RunError, match='--budget was "steps=2", is "steps=3"'):
         compared("lora", "textual_inversion", budget="steps=3")

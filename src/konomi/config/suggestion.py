@@ -21,7 +21,7 @@ class SuggestionConfig:
     images are drawn."""
     copies: Fraction = 0.0
     """Limit: fraction of pictures that may be near copies of training images."""
-    memorisation: Annotated[float, Field(ge=0.5, le=1)] = 0.75
+    memorisation: Annotated[float, Field(ge=0.5, le=1)] = 0.65
     """Limit: how well the loss may tell training images from held-out ones beyond what the base's
     own loss does (area under the ROC curve, at least so much with 95 % confidence). 0.5: not at
     all; 1 allows everything."""
