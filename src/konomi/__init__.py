@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from konomi.tasks import merge_custom as merge_custom
     from konomi.tasks import merge_models as merge_models
     from konomi.tasks import merge_recipe as merge_recipe
+    from konomi.tasks import merge_saves as merge_saves
     from konomi.tasks import new_recipe as new_recipe
     from konomi.tasks import read_recipe as read_recipe
     from konomi.tasks import recipe_from_card as recipe_from_card

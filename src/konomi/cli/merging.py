@@ -34,6 +34,11 @@ def merge(arguments: list[str]) -> int:
             "recipe", help="whole models, in several steps from a TOML file", allow_abbrev=False
         )
     )
+    _add_saves(
+        kinds.add_parser(
+            "saves", help="the files of one run, as a moving average (EMA)", allow_abbrev=False
+        )
+    )
     options = parser.parse_args(arguments)
     verb: Callable[[argparse.Namespace], int] = options.verb
     return verb(options)
@@ -102,6 +107,50 @@ def _add_adapters(parser: argparse.ArgumentParser) -> None:
         "adapters", metavar="FILE[:WEIGHT]", nargs="+", help="FILE, FILE:0.8, FILE:unet=1:text=0.5"
     )
     add_adapter_flags(parser)
+
+
+def _add_saves(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Average the files that a run saved, as if a moving average of the weights (EMA) had been "
+        "kept in training: how long it remembers is chosen now."
+    )
+    parser.set_defaults(verb=_saves)
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
+    parser.add_argument(
+        "--ema",
+        metavar="X",
+        type=float,
+        default=0.1,
+        help="width of the average in shares of the training: 0.05 follows the last steps, 0.25 "
+        "nearly all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--until", metavar="STEP", type=int, help="the step that counts as the last"
+    )
+    add_adapter_flags(parser)
+
+
+def _saves(options: argparse.Namespace) -> int:
+    from konomi import tasks
+
+    done = tasks.merge_saves(
+        options.run,
+        options.output,
+        ema=options.ema,
+        until=options.until,
+        base=options.base,
+        progress=bar(),
+        **adapter_options(options),
+    )
+    if options.json:
+        print(json_text(done))
+        return 0
+    for step, weight in done.weights.items():
+        print(translated(f"  {weight:6.1%}  step {step}"))
+    if done.error:
+        print(translated(f"The largest error of a reduced rank is {done.error:.2%} of the change."))
+    print(translated(f"Wrote {printable(str(done.path))}"))
+    return 0
 
 
 def add_adapter_flags(parser: argparse.ArgumentParser) -> None:

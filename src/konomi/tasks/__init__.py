@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from konomi.tasks.merging_models import ModelMerge as ModelMerge
     from konomi.tasks.merging_models import merge_models as merge_models
     from konomi.tasks.merging_models import merge_recipe as merge_recipe
+    from konomi.tasks.merging_saves import SavesMerge as SavesMerge
+    from konomi.tasks.merging_saves import merge_saves as merge_saves
     from konomi.tasks.recipes import new_recipe as new_recipe
     from konomi.tasks.recipes import read_recipe as read_recipe
     from konomi.tasks.recipes import recipe_from_card as recipe_from_card
@@ -72,6 +74,7 @@ VERBS = {
     "merge_custom": "merging",
     "merge_models": "merging_models",
     "merge_recipe": "merging_models",
+    "merge_saves": "merging_saves",
     "new_recipe": "recipes",
     "read_recipe": "recipes",
     "recipe_from_card": "recipes",
@@ -99,6 +102,7 @@ _ANSWERS = {
     "Identifier": "identifying",
     "ModelMerge": "merging_models",
     "Rewritten": "baking",
+    "SavesMerge": "merging_saves",
     "Split": "splitting",
 }
 """What some of them return."""

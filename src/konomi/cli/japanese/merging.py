@@ -137,4 +137,18 @@ PAIRS = {
     "--kind lokr has no ranks: --factor says how large it is. Leave --rank, --energy and --max-mib out.": "--kind lokr にはランクがありません。大きさは --factor で決めます。--rank、--energy、--max-mib を外してください。",
     "--factor is {factor}; it is a whole number from 2.": "--factor が {factor} です。2 以上の整数にしてください。",
     "--picture {path}: a picture is a .png or .svg file.": "--picture {path}: 図は .png か .svg のファイルです。",
+    # Saves of a run.
+    "the files of one run, as a moving average (EMA)": "1 つの学習で保存したファイルを移動平均(EMA)として",
+    "Average the files that a run saved, as if a moving average of the weights (EMA) had been kept in training: how long it remembers is chosen now.": "学習中に保存したファイルを平均し、重みの移動平均(EMA)を取っていたかのようなファイルを作ります。どれだけ長く覚えるかは後から選べます。",
+    "the run folder": "学習のフォルダ",
+    "width of the average in shares of the training: 0.05 follows the last steps, 0.25 nearly all (default: {value})": "平均の幅(学習全体に対する割合)。0.05 は最後の方、0.25 はほぼ全体(既定: {value})",
+    "the step that counts as the last": "最後とみなすステップ",
+    "  {weight}  step {step}": "  {weight}  ステップ {step}",
+    "The largest error of a reduced rank is {error} of the change.": "ランクを減らした誤差は最大で変化量の {error} です。",
+    "--ema is {width}; it is a share of the training above 0 and below {limit}, where all steps count alike.": "--ema が {width} です。学習全体に対する割合で、0 より大きく {limit} 未満にしてください({limit} ではすべてのステップが同じ重みになります)。",
+    "{run}: has {count} saved files{before}, and an average needs two. run.save_every saves more of them.": "{run}: 保存されたファイルは{before} {count} 個で、平均には 2 個要ります。run.save_every で保存が増えます。",
+    " up to step {step}": "ステップ {step} まで",
+    "the saves are moving averages themselves (optimizer.ema_decay), so the result remembers longer than --ema says.": "保存されたファイル自体が移動平均(optimizer.ema_decay)のため、結果は --ema より長く覚えます。",
+    "the saves are too far apart for --ema {ema}: {share} of the result is the last one. Take a larger one, or a smaller run.save_every.": "--ema {ema} には保存の間隔が広すぎます。結果の {share} が最後のファイルです。--ema を大きくするか、run.save_every を小さくしてください。",
+    "--rank, --energy, --max-mib, --to, --base: without effect on whole models.": "--rank、--energy、--max-mib、--to、--base はモデル全体には効きません。",
 }  # fmt: skip
