@@ -1,6 +1,7 @@
 """Which layers of a base a LoRA (or another update in its place) trains, and how each of them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 from konomi.adapters.kinds import LayerSettings
@@ -60,6 +61,7 @@ def settings_of(
         rs_lora=config.scaling == "sqrt_rank",
         dora=config.has_dora,
         dora_axis=dora_axis,
+        init=config.init if config.uses("init") else "zero",
         own=getattr(config, config.algorithm, None),
     )
 
@@ -72,7 +74,8 @@ def layers_of_start(
     """
     if start is None:
         return {}
-    like = settings_of(config, 1, 1.0, dora_axis)
+    # What was learned goes on from where it is.
+    like = replace(settings_of(config, 1, 1.0, dora_axis), init="zero")
     found = {}
     for key in start.layers:
         if not key.startswith("denoiser."):

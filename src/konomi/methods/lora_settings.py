@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 from pydantic import Field
 
 from konomi.adapters.kinds import KINDS, Training
+from konomi.adapters.kinds.dylora import DyloraSettings
 from konomi.adapters.kinds.kind import Use
 from konomi.adapters.kinds.kronecker import LokrSettings
 from konomi.adapters.kinds.rescale import Ia3Settings
@@ -16,9 +17,10 @@ from konomi.errors import RecipeError
 from konomi.methods.lora_start import Start
 
 ALGORITHMS: Mapping[str, Training] = {
-    kind.about.training.algorithm: kind.about.training
+    training.algorithm: training
     for kind in KINDS
-    if kind.about.training is not None
+    for training in (kind.about.training, *kind.about.also_trained)
+    if training is not None
 }
 """Every kind of update that can be trained, by its name in a recipe."""
 if TYPE_CHECKING:
@@ -79,6 +81,10 @@ class LoraConfig:
     """One magnitude per `input`, as A1111 reads kohya's files (Forge, ComfyUI and LyCORIS read
     both), or per `output`, as in the paper, PEFT and diffusers. auto: the one that every reader of
     `save.format` understands."""
+    init: Literal["zero", "pissa", "olora"] = "zero"
+    """Where the two factors start: from nothing (`zero`), or along the directions that the base's
+    weights themselves have, their largest ones (`pissa`) or their first columns (`olora`). Those
+    often learn faster at low ranks; their file is a plain LoRA of twice the rank."""
     start: str = ""
     """A LoRA file to continue from instead of starting at zero. Its layers keep their ranks and
     scales, including those in the text encoder and convolutions; other layers are trained in
@@ -91,6 +97,8 @@ class LoraConfig:
     """Of the algorithm oft."""
     boft: RotationSettings = field(default_factory=RotationSettings)
     """Of the algorithm boft."""
+    dylora: DyloraSettings = field(default_factory=DyloraSettings)
+    """Of the algorithm dylora."""
 
     @property
     def training(self) -> Training:
@@ -118,7 +126,8 @@ def unused_settings(config: LoraConfig, start: Start | None) -> dict[str, str]:
         found |= {f"method.{name}": "method.targets is empty." for name in ("rank", "alpha")}
     if start is not None:
         kept = "the layers of method.start keep their scale, and no others are trained."
-        found |= {"method.alpha": kept} if config.targets == LoraConfig().targets else {}
+        only = config.targets == LoraConfig().targets
+        found |= {"method.alpha": kept, "method.init": kept} if only else {}
     if not config.conv_rank:
         found["method.conv_alpha"] = "method.conv_rank is 0, so convolutions are left alone."
     if not config.text_rank:

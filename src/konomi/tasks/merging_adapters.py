@@ -16,6 +16,7 @@ from konomi.generation.adapter_request import parse_add
 from konomi.hardware.precision import precision_of_flag
 from konomi.merging.adapters import ReducedLayer, reduce_ranks, sum_adapters, summable
 from konomi.merging.low_rank import RankChoice
+from konomi.merging.nested import MODULE, cut, is_nested
 from konomi.models.load import load_base
 from konomi.tasks.extracting import rank_choice
 from konomi.tasks.files import check_new
@@ -116,7 +117,14 @@ def _write(
     dtype = finest([a for a, _ in parts]) if precision is None else precision_of_flag(precision)
     merged = sum_adapters(parts, output.stem)
     reduced: tuple[ReducedLayer, ...] = ()
-    if choice is not None:
+    nested = len(parts) == 1 and is_nested(parts[0][0].metadata)
+    if nested:
+        merged = replace(merged, metadata=merged.metadata | {"ss_network_module": MODULE})
+    if choice is not None and choice.rank is not None and nested:
+        tell("was trained as DyLoRA: cut to its first ranks, which are good without the others.")
+        layers, reduced = cut(merged, choice.rank, dtype)
+        merged = replace(merged, layers=layers)
+    elif choice is not None:
         layers, reduced = reduce_ranks(merged, choice, dtype)
         merged = replace(merged, layers=layers)
     write_adapter(merged, output, to, dtype=dtype)

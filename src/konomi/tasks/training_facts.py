@@ -59,18 +59,19 @@ def training_facts(
         (None, None, None) if result is None else network_size(result, job.base.spec)
     )
     is_embedding = job.needs.makes == "embedding"
+    module, arguments = _network(job, result)
     return TrainingFacts(
         name=recipe.run.name,
         family=job.base.family,
         prediction=_PREDICTIONS.get(job.base.process.prediction, "epsilon"),
         kind="textual-inversion" if is_embedding else "lora",
-        network_module="" if is_embedding else "networks.lora",
+        network_module="" if is_embedding else module,
         base_name=recipe.base,
         base_short_hash=short_hash(base_file) if is_file else "",
         base_sha256=sha256_file(base_file) if is_file and hashes else "",
         rank=rank,
         alpha=alpha,
-        network_args={} if conv_rank is None else {"conv_dim": conv_rank},
+        network_args=arguments | ({} if conv_rank is None else {"conv_dim": conv_rank}),
         resolution=parse_size(recipe.data.resolution or str(job.base.resolution)),
         clip_skip=recipe.text.clip_skip or None,
         tag_frequency=folders,
@@ -90,6 +91,20 @@ def training_facts(
         trigger=" ".join(dict.fromkeys(record.trigger for record in records if record.trigger)),
         extra=_settings(job, rates),
     )
+
+
+def _network(job: Job, result: Adapter | None) -> tuple[str, dict[str, object]]:
+    """What other programs call the kind of adapter: module and arguments."""
+    config = job.recipe.method
+    training = getattr(config, "training", None)
+    if training is not None and training.network_module:
+        own = getattr(config, training.algorithm)
+        return training.network_module, asdict(own)
+    updates = () if result is None else result.layers.values()
+    algos = {update.about.algo for update in updates} - {""}
+    if not algos:
+        return "networks.lora", {}
+    return "lycoris.kohya", {"algo": min(algos)} if len(algos) == 1 else {}
 
 
 def network_size(adapter: Adapter, family: Family) -> tuple[int | None, float | None, int | None]:

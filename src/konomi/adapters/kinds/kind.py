@@ -42,6 +42,8 @@ class LayerSettings:
     dora_axis: Literal["output", "input"] = "output"
     """Whose lengths: each output's weights (the paper, PEFT, diffusers) or each input's (A1111,
     LyCORIS' first)."""
+    init: Literal["zero", "pissa", "olora"] = "zero"
+    """Where low-rank factors start."""
     own: Any = None
     """The kind's own settings, of `Training.settings`; None: all as usual."""
 
@@ -65,6 +67,7 @@ Use = Literal[
     "module_dropout",
     "dora",
     "b_rate_ratio",
+    "init",
 ]
 """A setting that acts on some kinds and not on others, as recipes name it."""
 
@@ -86,6 +89,9 @@ class Training:
     """The usual one, of the denoiser."""
     b_factors: frozenset[str] = frozenset()
     """The parameters whose steps `b_rate_ratio` makes larger."""
+    network_module: str = ""
+    """`ss_network_module` of its files, where sd-scripts has one of its own; "" for what the kinds
+    of layers tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +115,8 @@ class About:
     """In LyCORIS' network arguments; "" for what kohya's own `networks.lora` trains."""
     training: Training | None = None
     """How it is trained; None where konomi does not train it."""
+    also_trained: tuple[Training, ...] = ()
+    """Other algorithms whose result is the same kind of update."""
     at_strength: Callable[[Any, float], Any] | None = None
     """(update, strength) -> the update at it, where that is not strength times the change; None
     where it is."""

@@ -8,7 +8,6 @@ whatever the base computes in.
 Shapes: I input, O output features or channels, K kernel, R rank, B samples.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self
@@ -19,8 +18,10 @@ from torch import Tensor, nn
 
 from konomi.adapters.dropout import dropout, for_batch, keep_mask, keep_scale
 from konomi.adapters.kinds.closed_form import fit_bias, precise
+from konomi.adapters.kinds.dylora import DyloraSettings, first_ranks
 from konomi.adapters.kinds.kind import About, LayerSettings, LayerUpdate, Training
 from konomi.adapters.kinds.low_rank_product import low_rank_conv, low_rank_linear
+from konomi.adapters.kinds.low_rank_start import first_factors
 from konomi.adapters.kinds.magnitude import (
     change_of,
     check_magnitude,
@@ -43,6 +44,13 @@ _UP_BIAS = "lora_up.bias"
 @dataclass(frozen=True, slots=True)
 class LoraSpec(LayerSettings):
     """Settings of a layer that is trained as low rank."""
+
+    unit: int = 0
+    """DyLoRA: each sample is computed in a drawn number of ranks, a multiple of this; 0 for all."""
+
+    @property
+    def has_dropout(self) -> bool:
+        return max(self.unit, self.dropout, self.rank_dropout, self.module_dropout) > 0
 
     def layer(self, key: str, module: nn.Module, *, seed: int) -> "LoraLayer":
         """Raises RecipeError where the rank is too large for the module, ModelError where it takes
@@ -81,16 +89,29 @@ class LowRank:
         peft_type="LORA",
         training=Training(
             "lora",
-            lambda settings: LoraSpec(
-                **{f.name: getattr(settings, f.name) for f in fields(settings)}
-            ),
+            lambda settings: _spec(settings, unit=0),
             uses=frozenset(
                 {
-                    *("rank", "alpha", "scaling", "dora", "b_rate_ratio"),
+                    *("rank", "alpha", "scaling", "dora", "b_rate_ratio", "init"),
                     *("dropout", "rank_dropout", "module_dropout"),
                 }
             ),
             b_factors=frozenset({"up"}),
+        ),
+        also_trained=(
+            Training(
+                "dylora",
+                lambda settings: _spec(settings, unit=(settings.own or DyloraSettings()).unit),
+                uses=frozenset(
+                    {
+                        *("rank", "alpha", "scaling", "b_rate_ratio"),
+                        *("dropout", "module_dropout"),
+                    }
+                ),
+                settings=DyloraSettings,
+                network_module="networks.dylora",
+                b_factors=frozenset({"up"}),
+            ),
         ),
     )
     whole: ClassVar[None] = None
@@ -231,6 +252,11 @@ class LowRank:
         return (up @ down).reshape(up.shape[0], *self.down.shape[1:]) * self.scale
 
 
+def _spec(settings: LayerSettings, *, unit: int) -> LoraSpec:
+    shared = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    return LoraSpec(**shared, unit=min(unit, settings.rank))
+
+
 class LoraLayer(nn.Module):
     """The update of one layer. `down` [R, I(, K, K)], `up` [O, R(, 1, 1)] and, for DoRA,
     `magnitude` [O, 1(, 1, 1)] or [1, I(, 1, 1)].
@@ -246,21 +272,17 @@ class LoraLayer(nn.Module):
         self.spec = spec
         self.scale = spec.scale
         self.rng: Rng | None = None
-        out_features, in_features, *kernel = base.weight.shape
         self.window = None
         if isinstance(base, nn.Conv2d):
             self.window = window_of(key, base)
         check_rank(key, spec.rank, base.weight)
         device = base.weight.device
         generator = generator_of("lora", seed, key)
-        bound = 1.0 / math.sqrt(in_features * math.prod(kernel))
-        down = torch.empty(spec.rank, in_features, *kernel).uniform_(
-            -bound, bound, generator=generator
-        )
-        self.down = nn.Parameter(down.to(device))
-        self.up = nn.Parameter(
-            torch.zeros(out_features, spec.rank, *[1 for _ in kernel], device=device)
-        )
+        down, up = first_factors(spec.init, base.weight, spec.rank, self.scale, generator)
+        self.down, self.up = nn.Parameter(down.to(device)), nn.Parameter(up.to(device))
+        self.first: tuple[Tensor, Tensor] | None = None
+        if spec.init != "zero":
+            self.first = (self.down.detach().clone(), self.up.detach().clone())
         self.magnitude = None
         if spec.dora:
             self.magnitude = nn.Parameter(lengths_of(base.weight.detach().float(), spec.dora_axis))
@@ -289,16 +311,27 @@ class LoraLayer(nn.Module):
             bias = None if bias is None else bias.to(dtype)
         if self.rng is not None and self.base.training:
             return self._with_dropout(x, weight, bias)
+        down, up = self._factors()
         if self.window is None:
-            return low_rank_linear(x, weight, bias, self.down, self.up, scale=self.scale)
-        return low_rank_conv(x, weight, bias, self.down, self.up, self.window, scale=self.scale)
+            return low_rank_linear(x, weight, bias, down, up, scale=self.scale)
+        return low_rank_conv(x, weight, bias, down, up, self.window, scale=self.scale)
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of what is learned; from a start that is not zero, of twice the rank: B A - B0 A0
+        = B0 (A - A0) + (B - B0) A, which no rounding moves off zero.
+        """
+        if self.first is None:
+            return self.down, self.up
+        down, up = self.first
+        return torch.cat([self.down - down, self.down]), torch.cat([up, self.up - up], dim=1)
 
     def _gain(self) -> Tensor | None:
         if self.magnitude is None:
             return None
         with torch.no_grad():
             weight = self.base.weight.to(self.up.dtype)
-            delta = (self.up.flatten(1) @ self.down.flatten(1)).view(weight.shape)
+            down, up = self._factors()
+            delta = (up.flatten(1) @ down.flatten(1)).view(weight.shape)
             changed = weight + self.scale * delta
         return gain_of(self.magnitude, changed, self.spec.dora_axis)
 
@@ -306,16 +339,18 @@ class LoraLayer(nn.Module):
         assert self.rng is not None
         spec, rng = self.spec, for_batch(self.rng, x.shape[0])
         inputs = dropout(x, spec.dropout, rng.fork("dropout")) if spec.dropout > 0 else x
-        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        down, up = (factor.to(x.dtype) for factor in self._factors())
         hidden = (
             F.linear(inputs, down) if self.window is None else self.window.convolve(inputs, down)
         )
         # R is the last axis of a linear layer's hidden state, the second of a convolution's.
         rank_shape = [1] * (x.dim() - 1)
-        rank_shape[-1 if self.window is None else 0] = spec.rank
+        rank_shape[-1 if self.window is None else 0] = down.shape[0]
         if spec.rank_dropout > 0:
             keep = keep_mask(rank_shape, spec.rank_dropout, rng.fork("rank_dropout"))
             hidden = hidden * keep * keep_scale(spec.rank_dropout)
+        if spec.unit:
+            hidden = hidden * first_ranks(rank_shape, spec.unit, rng.fork("dylora"))
         if spec.module_dropout > 0:
             hidden = hidden * keep_mask(
                 [1] * (x.dim() - 1), spec.module_dropout, rng.fork("module_dropout")
@@ -327,10 +362,11 @@ class LoraLayer(nn.Module):
 
     def export(self) -> LowRank:
         """A float32 copy; alpha is such that alpha / R is this layer's scale."""
+        down, up = self._factors()
         return LowRank(
-            down=self.down.detach().clone(),
-            up=self.up.detach().clone(),
-            alpha=self.scale * self.spec.rank,
+            down=down.detach().clone(),
+            up=up.detach().clone(),
+            alpha=self.scale * down.shape[0],
             magnitude=None if self.magnitude is None else self.magnitude.detach().clone(),
         )
 

@@ -6,6 +6,7 @@ PAIRS = {
     "whole models, in several steps from a TOML file": "モデル全体を、TOML ファイルの手順に従って",
     "Merge models in several steps, read from a TOML file with a [[merge]] table for each: in one pass, in float32, and without files between.": "TOML ファイルに [[merge]] で並べた手順に従って、モデルをマージします。一度の読み書きで float32 で計算し、途中のファイルは作りません。",
     "a .toml file": ".toml ファイル",
+    "was trained as DyLoRA: cut to its first ranks, which are good without the others.": "DyLoRA として学習されているため、単独で使える先頭のランクだけを残しました。",
     '{path}: has no [[merge]]. A step is [[merge]] and models = ["a.safetensors", "b.safetensors"].': '{path}: [[merge]] がありません。手順は [[merge]] と models = ["a.safetensors", "b.safetensors"] のように書きます。',
     "{path}: no later step takes the result of {name}. Name it in models, or leave the step out.": "{path}: {name} の結果を使う手順が後にありません。models に書くか、この手順を消してください。",
     "{path}: merge.{number}.name is missing: what do later steps call its result?": "{path}: merge.{number}.name がありません。後の手順が結果を呼ぶ名前を付けてください。",
