@@ -153,6 +153,11 @@ def lora():
     }  # fmt: skip
     report = konomi.inspect(result)
     assert (report.family, report.kind, report.problem) == ("toyflow", "lora", "")
+    overrides = ["method.targets=!BLOCKS00", "method.blocks.ranks=*.attn.to_q:3,*.down:0"]
+    _, chosen = trained("lora", "lora-blocks", *overrides, f"adapters={result}:2")
+    sizes = {name: tuple(t.shape) for name, t in tensors(chosen).items() if "lora_down" in name}
+    assert len(sizes) == 5 and all("blocks_1" in name for name in sizes)
+    assert sizes["lora_unet_blocks_1_attn_to_q.lora_down.weight"] == (3, 16)
     assert report.layers == {"denoiser": 12, "text_encoder": 1} and not report.unknown
     assert report.readers == ()  # Nothing is claimed of programs whose rules are not known.
     told = []
@@ -168,6 +173,11 @@ def lora():
 
 
 def full():
+    blocks, _ = trained(
+        "full", "blocks", "method.targets=BLOCKS01:attention,TE", "optimizer.learning_rate=0.01"
+    )
+    warnings = [event.message for event in blocks if isinstance(event, Warned)]
+    assert any("trains 8 of 25 layers (TE, BLOCKS01)" in line for line in warnings), warnings
     _, result = train_and_resume(
         "full",
         "method.text_encoder=true",

@@ -69,7 +69,7 @@ def expand(written: str, known: Sequence[str]) -> tuple[str, ...] | None:
         looks_like_one = re.match(r"(IN|OUT|M|TE)", first) and "." not in first
         return found if found or looks_like_one else None
     names = [first, last] if dash else [first]
-    if not all(_NAME.fullmatch(name) for name in names):
+    if not all(name in known or _NAME.fullmatch(name) for name in names):
         return None
     if any(name not in known for name in names):
         return ()
@@ -122,4 +122,4 @@ def _of_text_encoder(
 
 def _place(name: str) -> tuple[int, str]:
     order = ("TE", "IN", "M", "OUT")
-    return next((i for i, word in enumerate(order) if re.match(rf"{word}\d", name)), 4), name
+    return next((i for i, word in enumerate(order) if re.match(rf"{word}(\d|$)", name)), 4), name

@@ -18,7 +18,7 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from konomi.adapters.branches import BranchLayers
@@ -32,11 +32,10 @@ from konomi.data.batch import Batch, Examples
 from konomi.diffusion.conditioning import concatenate
 from konomi.diffusion.random import Rng, stable_hash
 from konomi.errors import RecipeError
-from konomi.families.selectors import check_selectors
 from konomi.formats.embedding_metadata import NEGATIVE
 from konomi.methods.base_requirements import require_added_tokens
 from konomi.methods.denoising import DenoisingLoss, Noised, subject_and_prior_loss
-from konomi.methods.layer_selectors import check_base_has_layers, selected_layers
+from konomi.methods.layer_selectors import chosen_modules
 from konomi.methods.method import (
     AdapterMethod,
     Needs,
@@ -85,7 +84,8 @@ class DreamArtistConfig:
     negative_lora_rate: Rate = 4e-5
     """Learning rate of the negative LoRA; prodigy and lion treat it in the same way."""
     targets: tuple[str, ...] = ("transformer",)
-    """Which layers the LoRAs train, as in the setting of the same name of `lora`."""
+    """Which layers the LoRAs train: groups, blocks and patterns, as in the setting of the same name
+    of `lora`."""
 
 
 class DreamArtist(AdapterMethod):
@@ -111,9 +111,8 @@ class DreamArtist(AdapterMethod):
                 f"save.format is {recipe.save.format!r}, which cannot say that a LoRA is for one "
                 "branch of guidance. Use 'kohya'."
             )
-        check_selectors(base.spec, config.targets)
-        if config.lora_rank:
-            check_base_has_layers(base, config.targets, DreamArtistConfig().targets)
+        if config.targets != DreamArtistConfig().targets:
+            chosen_modules(base.meta_copy(), config.targets, "method.targets")
         _word(recipe)
         return Needs(
             trains_text=True,
@@ -217,9 +216,7 @@ class DreamArtist(AdapterMethod):
         return {part: vectors + _SPREAD * spread[part] for part, vectors in start.items()}
 
     def _inject(self, branch: str) -> TrainedLayers:
-        modules: dict[str, nn.Module] = {}
-        for word in self.config.targets:
-            modules |= selected_layers(self.base, word)
+        modules = chosen_modules(self.base, self.config.targets, "method.targets")
         if not modules:
             raise RecipeError(
                 "method.targets is empty: the LoRAs of method.lora_rank would change nothing."

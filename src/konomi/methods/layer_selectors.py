@@ -1,10 +1,13 @@
 """Layer selectors (`attention`, `conv`, `text`) that select nothing in a base."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 from konomi.errors import RecipeError
+from konomi.families.layer_choice import Layer, is_plain, read_choices
+from konomi.families.selectors import selects
+from konomi.methods.chosen_layers import layers_of
 from konomi.models.base import BaseModel
 
 
@@ -18,6 +21,25 @@ def selected_layers(base: BaseModel, selector: str) -> Mapping[str, nn.Module]:
             f"{base.name} has no layers that {selector!r} selects: leave it out of the recipe."
         )
     return found
+
+
+def chosen_modules(base: BaseModel, targets: Sequence[str], setting: str) -> dict[str, nn.Module]:
+    """Canonical key -> layer, for a list of groups, blocks and patterns. Raises RecipeError,
+    ModelError for what means none.
+    """
+    if is_plain(targets, base.spec):
+        return {key: one for word in targets for key, one in selected_layers(base, word).items()}
+    layers = [layer for layer in layers_of(base) if layer.adapted]
+
+    def usual(layer: Layer) -> bool:
+        return any(selects(base.spec, word, layer.key) for word in ("transformer", "text"))
+
+    def default(layer: Layer) -> bool:
+        return selects(base.spec, "transformer", layer.key)
+
+    choices = read_choices(targets, base.spec, layers, setting=setting, base=base.name)
+    found = choices.chosen(base.spec, layers, usual=usual, default=default)
+    return {layer.key: base.module(layer.key) for layer in found}
 
 
 def check_base_has_layers(base: BaseModel, selectors: Iterable[str], usual: Iterable[str]) -> None:

@@ -18,9 +18,9 @@ from konomi.config.recipe import Recipe
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
-from konomi.families.selectors import check_selectors
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.layer_selectors import check_base_has_layers
+from konomi.methods.lora_choice import LoraChoice, choose_layers
 from konomi.methods.lora_layers import layers_of_start, trained_layers
 from konomi.methods.lora_settings import (
     LoraConfig,
@@ -62,10 +62,10 @@ class Lora(AdapterMethod):
         self.config = config
         self.dora_axis = dora_axis(config, recipe.save.format)
         self.start = _start_of(config, section, base)
-        check_selectors(base.spec, config.targets)
+        self.choice = choose_layers(config, base, section)
         # Where file and recipe disagree, before images are encoded for a day.
         self.start_layers = layers_of_start(config, base, self.start, self.dora_axis)
-        self.trains_text = trains_text(config, self.start)
+        self.trains_text = _trains_text(config, self.start, self.choice, base)
         self.denoising = DenoisingLoss(base, recipe)
         self.preserving = PreservingLoss(
             base,
@@ -81,20 +81,23 @@ class Lora(AdapterMethod):
     ) -> Needs:
         dora_axis(config, recipe.save.format)
         check_format(config, recipe.save.format)
-        check_selectors(base.spec, config.targets)
-        selectors = [
-            *config.targets,
-            *["conv"] * bool(config.conv_rank),
-            *["text"] * bool(config.text_rank),
-        ]
-        check_base_has_layers(base, selectors, LoraConfig().targets)
+        choice = choose_layers(config, base, section)
+        if choice is None:
+            further = {"conv": config.conv_rank, "text": config.text_rank}
+            selectors = [*config.targets, *(name for name, rank in further.items() if rank)]
+            check_base_has_layers(base, selectors, LoraConfig().targets)
         start = _start_of(config, section, base)
+        text = _trains_text(config, start, choice, base)
         return Needs(
-            trains_text=trains_text(config, start),
+            trains_text=text,
             pixels=base.inpainting,
             predicts_prior=True,
-            unused=unused_settings(config, start),
-            notes=() if start is None else _start_notes(start),
+            unused=unused_settings(config, start, text=text),
+            notes=(
+                *(() if start is None else _start_notes(start)),
+                *(() if choice is None else (choice.summary.note,)),
+            ),
+            chosen=None if choice is None else choice.summary,
         )
 
     def default_steps(self, num_images: int) -> int:
@@ -105,7 +108,12 @@ class Lora(AdapterMethod):
     def plan(self) -> tuple[Phase, ...]:
         config = self.config
         layers = trained_layers(
-            config, self.base, self.start_layers, self.dora_axis, section=self.section
+            config,
+            self.base,
+            self.start_layers,
+            self.dora_axis,
+            choice=self.choice,
+            section=self.section,
         )
         specs = {key: config.training.spec(settings) for key, settings in layers.items()}
         self.live = self.layers = inject(
@@ -130,19 +138,26 @@ class Lora(AdapterMethod):
         training = self.config.training
         default = rate_for_width(training.learning_rate, self.base)
         rate, text_rate = learning_rates(self.recipe.optimizer, default)
-        members: dict[tuple[str, str], dict[str, nn.Parameter]] = {}
+        factors = {} if self.choice is None else self.choice.factors
+        members: dict[tuple[str, str, float], dict[str, nn.Parameter]] = {}
         for name, parameter in self.layers.parameters.items():
             part = "denoiser" if name.startswith("denoiser.") else "text"
-            half = "b" if name.rpartition(".")[2] in training.b_factors else "a"
-            members.setdefault((part, half), {})[name] = parameter
+            key, _, last = name.rpartition(".")
+            half = "b" if last in training.b_factors else "a"
+            members.setdefault((part, half, factors.get(key, 1.0)), {})[name] = parameter
         return tuple(
             ParameterGroup(
-                name=f"{part}.{half}" if training.b_factors else part,
+                name=(f"{part}.{half}" if training.b_factors else part)
+                + ("" if factor == 1 else f" x {factor:g}"),
                 parameters=parameters,
                 learning_rate=(rate if part == "denoiser" else text_rate)
-                * (self.config.b_rate_ratio if half == "b" else 1.0),
+                * (self.config.b_rate_ratio if half == "b" else 1.0)
+                * factor,
             )
-            for (part, half), parameters in members.items()
+            # The rate that is shown is the first one's.
+            for (part, half, factor), parameters in sorted(
+                members.items(), key=lambda member: member[0][2] != 1
+            )
         )
 
     def _modules(self) -> Iterator[nn.Module]:
@@ -150,6 +165,14 @@ class Lora(AdapterMethod):
         yield self.base.denoiser
         if self.trains_text:
             yield from self.base.text_encoders.values()
+
+
+def _trains_text(
+    config: LoraConfig, start: Start | None, choice: LoraChoice | None, base: BaseModel
+) -> bool:
+    if choice is None:
+        return trains_text(config, start, base.spec)
+    return choice.has_text or (start is not None and start.has_text)
 
 
 def _start_of(config: LoraConfig, section: str, base: BaseModel) -> Start | None:

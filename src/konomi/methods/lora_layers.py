@@ -8,6 +8,7 @@ from konomi.adapters.kinds import LayerSettings
 from konomi.errors import RecipeError
 from konomi.families.selectors import selects
 from konomi.methods.layer_selectors import selected_layers
+from konomi.methods.lora_choice import LoraChoice
 from konomi.methods.lora_settings import LoraConfig
 from konomi.methods.lora_start import Start
 from konomi.models.base import BaseModel
@@ -19,22 +20,29 @@ def trained_layers(
     start: Mapping[str, LayerSettings],
     dora_axis: Literal["input", "output"],
     *,
+    choice: LoraChoice | None,
     section: str,
 ) -> dict[str, LayerSettings]:
     """Canonical key -> what is trained there.
 
-    `start`: `layers_of_start`; `section`: where the recipe has these settings, for messages. Raises
-    RecipeError where nothing would be trained.
+    `start`: `layers_of_start`; `choice`: `choose_layers`; `section`: where the recipe has these
+    settings, for messages. Raises RecipeError where nothing would be trained.
     """
     # What a file was trained on is gone on with, unless the recipe names layers itself.
     usual = config.targets == LoraConfig().targets
     targets = () if start and usual else config.targets
+    if choice is not None:
+        named = {} if start and usual else choice.ranks
+        found = {
+            key: settings_of(config, rank, alpha, dora_axis) for key, (rank, alpha) in named.items()
+        }
+        return found | {key: start[key] for key in start if key not in choice.excluded}
     chosen = [
         *((selector, config.rank, config.alpha) for selector in targets),
         ("conv", config.conv_rank, config.conv_alpha),
         ("text", config.text_rank, config.text_alpha),
     ]
-    found: dict[str, LayerSettings] = {}
+    found = {}
     for selector, rank, alpha in chosen:
         if rank:
             settings = settings_of(config, rank, alpha, dora_axis)

@@ -12,8 +12,10 @@ from konomi.adapters.kinds.kind import Use
 from konomi.adapters.kinds.kronecker import LokrSettings
 from konomi.adapters.kinds.rescale import Ia3Settings
 from konomi.adapters.kinds.rotation import RotationSettings
+from konomi.config.blocks import LoraBlocks
 from konomi.config.bounds import STRICT, Fraction
 from konomi.errors import RecipeError
+from konomi.families.family import Family
 from konomi.methods.lora_start import Start
 
 ALGORITHMS: Mapping[str, Training] = {
@@ -52,10 +54,12 @@ class LoraConfig:
     targets: tuple[str, ...] = ("transformer",)
     """Which layers are trained: `attention`, `attention.kv`, `attention.k`, `attention.v`,
     `cross_attention`, `cross_attention.kv`, `feed_forward`, `projection`, or `transformer` for all
-    linear layers of the transformer blocks."""
+    linear layers of the transformer blocks; also blocks (`IN04`, `MID`, `OUT03-OUT05`, `TE*` of the
+    text encoder), patterns of names (`*.attn2.to_k`), those joined by `:` (`OUT*:conv`), and `!` in
+    front of what is left out."""
     conv_rank: Rank = 0
-    """Rank for convolutions (LoCon); 0 leaves them unchanged. Of an algorithm without ranks any
-    other number trains them."""
+    """Rank for convolutions (LoCon), in the blocks that `targets` names; 0 leaves them unchanged.
+    Of an algorithm without ranks any other number trains them."""
     conv_alpha: Alpha | None = None
     """Alpha for convolutions; by default `conv_rank`."""
     text_rank: Rank = 0
@@ -85,6 +89,8 @@ class LoraConfig:
     """Where the two factors start: from nothing (`zero`), or along the directions that the base's
     weights themselves have, their largest ones (`pissa`) or their first columns (`olora`). Those
     often learn faster at low ranks; their file is a plain LoRA of twice the rank."""
+    blocks: LoraBlocks = field(default_factory=LoraBlocks)
+    """Ranks, scales and learning rates by block."""
     start: str = ""
     """A LoRA file to continue from instead of starting at zero. Its layers keep their ranks and
     scales, including those in the text encoder and convolutions; other layers are trained in
@@ -115,12 +121,16 @@ class LoraConfig:
         return self.dora and self.uses("dora")
 
 
-def trains_text(config: LoraConfig, start: Start | None) -> bool:
-    return config.text_rank > 0 or (start is not None and start.has_text)
+def trains_text(config: LoraConfig, start: Start | None, family: Family) -> bool:
+    """For a recipe that names groups of layers alone."""
+    named = any(
+        name in encoder.selectors for encoder in family.text_encoders for name in config.targets
+    )
+    return config.text_rank > 0 or named or (start is not None and start.has_text)
 
 
-def unused_settings(config: LoraConfig, start: Start | None) -> dict[str, str]:
-    """Settings that another one switches off."""
+def unused_settings(config: LoraConfig, start: Start | None, *, text: bool) -> dict[str, str]:
+    """Settings that another one switches off. `text`: the text encoder is trained."""
     found = _of_other_algorithms(config)
     if not config.targets:
         found |= {f"method.{name}": "method.targets is empty." for name in ("rank", "alpha")}
@@ -132,7 +142,7 @@ def unused_settings(config: LoraConfig, start: Start | None) -> dict[str, str]:
         found["method.conv_alpha"] = "method.conv_rank is 0, so convolutions are left alone."
     if not config.text_rank:
         found["method.text_alpha"] = "method.text_rank is 0, so the text encoder is left alone."
-        if start is None or not start.has_text:
+        if not text:
             found["optimizer.text_learning_rate"] = (
                 "method.text_rank is 0, so the text encoder is not trained."
             )
@@ -152,8 +162,10 @@ def _of_other_algorithms(config: LoraConfig) -> dict[str, str]:
     why = f'method.algorithm is "{config.algorithm}", which has no such setting.'
     missing = [use for use in get_args(Use) if not config.uses(use)]
     paths = [f"method.{use}" for use in missing]
+    if "rank" in missing:
+        paths.append("method.blocks.ranks")
     if "alpha" in missing:
-        paths += ["method.conv_alpha", "method.text_alpha"]
+        paths += ["method.conv_alpha", "method.text_alpha", "method.blocks.alphas"]
     if "dora" in missing:
         paths.append("method.dora_axis")
     for name, training in ALGORITHMS.items():

@@ -2,6 +2,7 @@
 metadata.
 """
 
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,7 +22,7 @@ from konomi.hardware.precision import PRECISIONS
 from konomi.methods.method import Result, Weights
 from konomi.models.save import save_folder, save_single_file
 from konomi.tasks.preparing import Job
-from konomi.tasks.training_facts import model_metadata, training_facts
+from konomi.tasks.training_facts import chosen_layers, model_metadata, training_facts
 
 When = Literal["end", "step", "epoch"]
 """Why a result is saved: the run is complete, or so many steps or epochs are over."""
@@ -46,6 +47,8 @@ def save_result(
     if isinstance(result, Adapter):
         facts = training_facts(job, step, result, rates=rates or {}, hashes=when == "end")
         metadata = training_metadata(facts) | attached_metadata(job.attached.files)
+        if chosen := chosen_layers(job):
+            metadata["konomi.layers"] = json.dumps(chosen["layers"])
         named = replace(result, name=stem, metadata=metadata)
         write_adapter(
             named, path, to=adapter_target(chosen), dtype=dtype, replace_folder=_is_result(path)

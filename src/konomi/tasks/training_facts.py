@@ -145,7 +145,7 @@ def model_metadata(job: Job, step: int) -> dict[str, str]:
 
 def chosen_layers(job: Job) -> dict[str, object]:
     """Which layers were trained, where the recipe chooses them; {} where it does not."""
-    chosen, method = job.needs.chosen, job.recipe.method
+    chosen, method = job.needs.chosen, getattr(job.recipe.method, "lora", job.recipe.method)
     if chosen is None:
         return {}
     blocks = getattr(method, "blocks", None)

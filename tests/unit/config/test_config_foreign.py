@@ -117,6 +117,19 @@ FULL = 'learning_rate = 1e-5\ntrain_data_dir = "img"\n'
         (LORA, "", "optimizer.text_learning_rate", 1e-4),
         (LORA, "text_encoder_lr = 1e-5", "optimizer.text_learning_rate", 1e-5),
         (LORA, 'network_args = ["conv_dim=8"]', "method.conv_alpha", 1.0),
+        (
+            LORA,
+            'network_args = ["down_lr_weight=0,0,0,0.1,1,1,1,1,1", "mid_lr_weight=2,2,2",'
+            ' "block_lr_zero_threshold=0.2"]',
+            "method.blocks.rate_factors",
+            {f"IN{i:02d}": float(i > 3) for i in range(9)} | {"M00": 2.0},
+        ),
+        (
+            LORA,
+            f'network_args = ["block_dims={",".join("2" * 25)}", "conv_block_dims=1,2"]',
+            "method.blocks.ranks",
+            {f"{name}{i:02d}": 2 for name in ("IN", "OUT") for i in range(12)} | {"M00": 2},
+        ),
         (LORA, 'dim_from_weights = true\nnetwork_weights = "x.safetensors"', "method.rank", 16),
         (LORA, "min_snr_gamma = 0", "objective.weighting", "none"),
         (FULL, "train_text_encoder = true", "method.text_encoder", True),
@@ -142,6 +155,8 @@ def test_a_field_of_sd_scripts_means_the_same(start, line, setting, value, tmp_p
         ("noise_offset = 3.0\nmin_timestep = 5000", "min_timestep"),
         ('network_args = ["algo=loha"]', "whatever it says"),
         ("sample_every_n_epochs = 1", "counted in steps"),
+        ('network_args = ["up_lr_weight=sine+.25"]', "is a curve"),
+        ('network_args = ["conv_block_dims=1,2"]', "2 numbers; konomi reads lists of 25 or 19"),
     ],
 )
 def test_what_does_not_fit_is_named_and_no_reason_to_refuse_the_rest(line, named, tmp_path):

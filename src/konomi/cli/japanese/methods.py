@@ -12,6 +12,7 @@ PAIRS = {
     "trains {count} of {total} layers ({blocks}), which hold {share} % of the weights of their parts; all others stay frozen.": "{total} 層のうち {count} 層({blocks})を学習します。その部分の重みの {share} % にあたり、ほかの層は変わりません。",
     "method.targets names no layer of a text encoder, so none is trained.": "method.targets にテキストエンコーダの層がないため、テキストエンコーダは学習されません。",
     "--start: this method does not go on from an adapter's file. One that trains a whole model goes on from --base.": "--start: この手法はアダプタのファイルから続けられません。モデル全体を学習する手法では --base に続きのモデルを指定してください。",
+    "{section}.targets and {section2}.blocks leave no layer to train. Choose fewer to leave out.": "{section}.targets と {section2}.blocks では学習する層が残りません。除外するものを減らしてください。",
     "method.targets and method.blocks leave no layer to train. Choose fewer to leave out.": "method.targets と method.blocks では学習する層が残りません。除外するものを減らしてください。",
     "method.structure is {value}; it begins and ends with 1, as in 1,2,1.": "method.structure が {value} です。1,2,1 のように 1 で始まり 1 で終わる必要があります。",
     "method.start: {path} has networks of width {widths}, none of width {wanted}. Set method.widths to what the file has, or leave it out.": "method.start: {path} のネットワークの幅は {widths} で、{wanted} がありません。method.widths をファイルに合わせるか、省略してください。",

@@ -115,6 +115,8 @@ PAIRS = {
     "see run.keep_checkpoints, a number of states": "run.keep_checkpoints(保存する個数)を見てください",
     "konomi's adafactor takes its rate as it is": "adafactor は指定した学習率をそのまま使います",
     "konomi has none like it; it has {known}": "同じものはありません。使えるのは {known} です",
+    "{count} numbers; konomi reads lists of {wanted}": "数値が {count} 個です。読めるのは {wanted} 個の並びです",
+    "{value} is a curve; write a factor for each block in method.blocks": "{value} は曲線の名前です。method.blocks にブロックごとの倍率を書いてください",
     "is not a whole number": "整数ではありません",
     "--from {path}: holds no table of settings.": "--from {path}: 設定の表がありません。",
     "--from {source}: cannot be read as settings of a trainer ({why}).": "--from {source}: 学習ツールの設定として読めません({why})。",

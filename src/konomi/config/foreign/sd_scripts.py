@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from konomi.config.foreign.sd_scripts_blocks import BLOCK_ARGUMENTS, import_blocks
 from konomi.config.foreign.table import (
     ITSELF,
     OPTIMIZERS,
@@ -333,7 +334,8 @@ def _network(found: Imported, flat: Mapping[str, Any]) -> None:
     if switch(flat.get("network_train_text_encoder_only", False)):
         found.leave("network_train_text_encoder_only", "konomi trains the denoiser in any case")
     arguments = _pairs(flat.get("network_args"))
-    found.apply(_NETWORK_ARGS, arguments)
+    found.apply(_NETWORK_ARGS, arguments, handled=BLOCK_ARGUMENTS)
+    import_blocks(found, arguments)
     if "conv_dim" in arguments and "conv_alpha" not in arguments:
         found.put("no conv_alpha (sd-scripts' default)", "method.conv_alpha", 1.0)
 
