@@ -47,8 +47,8 @@ def save_result(
     if isinstance(result, Adapter):
         facts = training_facts(job, step, result, rates=rates or {}, hashes=when == "end")
         metadata = training_metadata(facts) | attached_metadata(job.attached.files)
-        if chosen := chosen_layers(job):
-            metadata["konomi.layers"] = json.dumps(chosen["layers"])
+        if which := chosen_layers(job):
+            metadata["konomi.layers"] = json.dumps(which["layers"])
         named = replace(result, name=stem, metadata=metadata)
         write_adapter(
             named, path, to=adapter_target(chosen), dtype=dtype, replace_folder=_is_result(path)
