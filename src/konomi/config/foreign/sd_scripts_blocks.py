@@ -52,7 +52,7 @@ def _factors(found: Imported, arguments: Mapping[str, str]) -> dict[str, float]:
         if name in arguments:
             numbers = _numbers(found, name, arguments[name])
             if name == "mid_lr_weight" and len(set(numbers)) == 1:
-                # SDXL has three numbers for the one block.
+                # Some models have three numbers for the one block.
                 numbers = numbers[:1]
             factors |= _named(found, name, lists, numbers)
     try:
