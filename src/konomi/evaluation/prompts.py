@@ -4,7 +4,7 @@ unrelated.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from konomi.data.captions import has_trigger
@@ -65,22 +65,58 @@ _OF_EACH = 2
 drift."""
 _STYLED = ("a cat", "a house by a lake", "a woman reading", "a bowl of fruit")
 _STYLED_DRAWINGS = ("a cat", "a house", "an apple on a blue background", "a car")
+_ENOUGH_CAPTIONS = 3
+_MOST_PHRASES = 8
 _SAYS_NOTHING = re.compile(r"\b(an?|the|photo|picture|image|drawing|painting|of)\b|[\W_]")
 
 
-def default_prompts(subject: Subject, *, drawings: bool = False) -> tuple[EvaluationPrompt, ...]:
+def default_prompts(
+    subject: Subject, *, drawings: bool = False, always: Sequence[str] = ()
+) -> tuple[EvaluationPrompt, ...]:
     """The subject, the subject in three other places, its class alone (where it has both a trigger
-    and a class) and in one of these places, and two unrelated things. `drawings`: in the words of
-    the base `tiny`.
+    and a class) and in one of these places, and two unrelated things.
 
-    The subject must have words.
+    subject: must have words.
+    drawings: in the words of the base `tiny`.
+    always: phrases that the subject is never called without.
     """
     lines = list(_DRAWINGS if drawings else _PHOTOS)
     others = _UNRELATED_DRAWINGS if drawings else _UNRELATED
     free = [line for line in others if not (subject.noun and has_trigger(line, subject.noun))]
     if subject.noun and subject.trigger:
         lines += [_filled(line, subject.noun) for line in lines[:_OF_EACH]]
-    return prompts_of([*lines, *free[:_OF_EACH]], subject)
+    found = prompts_of([*lines, *free[:_OF_EACH]], subject)
+    return tuple(
+        replace(
+            prompt, text=", ".join([prompt.text, *always]), plain=", ".join([prompt.plain, *always])
+        )
+        if prompt.kind in ("subject", "context")
+        else prompt
+        for prompt in found
+    )
+
+
+def shared_phrases(captions: Sequence[str], subject: Subject) -> tuple[str, ...]:
+    """Phrases between commas that all captions have beside the subject's name: `noto style` of "a
+    zwx bag, noto style, on a red background", if the others say it too. A model learns to draw the
+    subject where they stand as well, and may draw the class where they do not.
+
+    Nothing where fewer than three captions differ: what they share is then a scene, and no part of
+    the name.
+    """
+    different = {" ".join(caption.split()) for caption in captions}
+    if len(different) < _ENOUGH_CAPTIONS:
+        return ()
+    parts = [[part.strip() for part in caption.split(",")] for caption in sorted(different)]
+    in_all = set.intersection(*({part.casefold() for part in some} for some in parts))
+    found = {
+        part.casefold(): part
+        for part in parts[0]
+        if part.casefold() in in_all
+        and _SAYS_NOTHING.sub("", part.casefold())
+        and not any(has_trigger(part, word) for word in (subject.trigger, subject.noun) if word)
+    }
+    return tuple(found.values())[:_MOST_PHRASES]
 
 
 def style_prompts(subject: Subject, *, drawings: bool = False) -> tuple[EvaluationPrompt, ...]:

@@ -12,12 +12,15 @@ from konomi.evaluation.prompts import (
     EvaluationPrompt,
     default_prompts,
     prompts_of,
+    shared_phrases,
     style_prompts,
 )
 from konomi.generation.prompt_file import read_prompt_file
 from konomi.generation.request import Request
 from konomi.models.base import BaseModel
 from konomi.tasks.evaluation_setup import EvaluationSetup
+
+_DRAWN_CAPTIONS = 4
 
 
 def prompt_lines(prompts: str | Path | Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
@@ -53,19 +56,26 @@ def chosen_prompts(
             )
         return prompts_of(setup.config.prompts, subject), notes
     if subject.words:
-        of_style = setup.config.suggestion.goal == "style"
-        usual = style_prompts if of_style else default_prompts
-        return usual(subject, drawings=is_small(base)), notes
+        if setup.config.suggestion.goal == "style":
+            return style_prompts(subject, drawings=is_small(base)), notes
+        always = shared_phrases(setup.captions, subject)
+        if always:
+            notes.append(
+                f"every training caption says {', '.join(always)!r}, and so do the prompts that "
+                "call the subject. evaluation.prompts says otherwise."
+            )
+        return default_prompts(subject, drawings=is_small(base), always=always), notes
     if not setup.captions:
         raise RecipeError(
             "no trigger is known: say with --trigger WORD (and --class NOUN) what calls the "
             "subject, or what to draw with --prompts FILE."
         )
+    drawn = setup.captions[:_DRAWN_CAPTIONS]
     notes.append(
-        f"no trigger is known: the captions of {len(setup.captions)} training pictures are drawn. "
+        f"no trigger is known: the captions of {len(drawn)} training pictures are drawn. "
         "--trigger WORD or --prompts FILE say otherwise."
     )
-    return prompts_of(setup.captions, subject), notes
+    return prompts_of(drawn, subject), notes
 
 
 def is_small(base: BaseModel) -> bool:

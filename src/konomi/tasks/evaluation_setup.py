@@ -52,7 +52,8 @@ class EvaluationSetup:
     clip_skip: int = 0
     subject: Subject = field(default_factory=Subject)
     captions: tuple[str, ...] = ()
-    """Of training pictures; drawn where no word calls what was learned."""
+    """Different ones of the subject's training pictures; drawn where no word calls what was
+    learned."""
     references: tuple[Record, ...] = ()
     held_out: bool = False
     training: tuple[Record, ...] = ()
@@ -138,7 +139,7 @@ def setup_of_runs(runs: Sequence[Path], *, base: str = "") -> EvaluationSetup:
         resolution=first.data.resolution or "",
         clip_skip=first.text.clip_skip,
         subject=subject,
-        captions=_captions(training, first),
+        captions=_captions(_of_subject(training, subject), first),
         references=_of_subject(references, subject) or _of_subject(training, subject),
         held_out=bool(_of_subject(references, subject)),
         training=training,
@@ -275,7 +276,7 @@ def _of_subject(records: Sequence[Record], subject: Subject) -> tuple[Record, ..
 def _captions(records: Sequence[Record], recipe: Recipe) -> tuple[str, ...]:
     wording = replace(recipe.data.captions, shuffle=False, tag_dropout=0.0, dropout=0.0)
     found = (final_caption(record, wording, None) for record in records)
-    return tuple(dict.fromkeys(caption for caption in found if caption))[:4]
+    return tuple(dict.fromkeys(caption for caption in found if caption))
 
 
 def _load(

@@ -6,6 +6,7 @@ from konomi.evaluation.prompts import (
     Subject,
     default_prompts,
     prompts_of,
+    shared_phrases,
     style_prompts,
 )
 
@@ -37,6 +38,22 @@ def test_something_unrelated_is_not_the_class():
         last = default_prompts(Subject("sks", noun), drawings=True)[-2:]
         assert [one.kind for one in last] == ["unrelated"] * 2 and last[0].text != last[1].text
         assert not any(noun in one.text for one in last)
+
+
+def test_the_subject_is_called_with_the_phrases_that_all_captions_have():
+    bag = Subject("zwx", "bag")
+    captions = [f"a zwx bag, Noto style, on a {hue} background, photo" for hue in ("red", "black")]
+    # What two captions share may be the scene.
+    assert shared_phrases(captions * 2, bag) == ()
+    captions.append("photo,  a small zwx bag, noto style,on grass")
+    assert [one.casefold() for one in shared_phrases(captions, bag)] == ["noto style"]
+    assert shared_phrases([*captions, "a zwx bag"], bag) == shared_phrases([], bag) == ()
+    before = default_prompts(bag)
+    for plain, found in zip(before, default_prompts(bag, always=("noto style", "2d")), strict=True):
+        calls = plain.kind in ("subject", "context")
+        assert found.kind == plain.kind
+        assert found.text == plain.text + ", noto style, 2d" * calls
+        assert found.plain == plain.plain + ", noto style, 2d" * calls
 
 
 @pytest.mark.parametrize("drawings", [False, True])

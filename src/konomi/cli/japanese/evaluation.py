@@ -70,6 +70,7 @@ PAIRS = {
     "{path}: there is no such run or file.": "{path}: そのような学習フォルダやファイルはありません。",
     "{setting}: only settings of the section evaluation can be changed here, such as evaluation.steps=30.": "{setting}: ここで変えられるのは evaluation の設定だけです(例: evaluation.steps=30)。",
     "likeness compares with {count} pictures that were trained on, which flatters: none were held out.": "取り分けた画像がないため、学習に使った画像 {count} 枚と比べます。値は甘めになります。",
+    "every training caption says {phrases}, and so do the prompts that call the subject. evaluation.prompts says otherwise.": "学習画像のキャプションすべてに {phrases} があるため、被写体を呼び出すプロンプトにも入れます。evaluation.prompts で変えられます。",
     "no trigger is known: the captions of {count} training pictures are drawn. --trigger WORD or --prompts FILE say otherwise.": "トリガーが分からないため、学習画像 {count} 枚のキャプションを描きます。--trigger WORD か --prompts FILE で変えられます。",
     "{path}: options behind -- have no effect: all prompts are drawn with the settings of the section evaluation.": "{path}: -- で始まるオプションは効きません。すべてのプロンプトを evaluation の設定で描きます。",
     "no trigger is known: say with --trigger WORD (and --class NOUN) what calls the subject, or what to draw with --prompts FILE.": "トリガーが分かりません。--trigger WORD(と --class NOUN)で対象の呼び名を、または --prompts FILE で描くものを指定してください。",
