@@ -218,15 +218,17 @@ def note_to(options: argparse.Namespace) -> Callable[[str], object]:
     return _quiet if options.json else tell
 
 
-def add_result_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of every verb that writes a model."""
+def add_result_flags(parser: argparse.ArgumentParser, *, fp8: bool = False) -> None:
+    """Flags of every verb that writes a model. `fp8`: the verb knows that number format too."""
     parser.add_argument(
         "--vae", metavar="VAE", help="take the VAE from there; by default the first model's"
     )
     parser.add_argument(
         "--precision",
         metavar="P",
-        help="number format of the result: fp32, fp16, bf16; by default the first model's",
+        help="number format of the result: fp32, fp16, bf16, fp8 (e4m3); by default the model's"
+        if fp8
+        else "number format of the result: fp32, fp16, bf16; by default the first model's",
     )
     parser.add_argument(
         "-o", "--output", metavar="OUT", type=Path, required=True, help="a .safetensors file"

@@ -66,11 +66,21 @@ def slim(arguments: list[str]) -> int:
     parser = ArgumentParser(
         prog="konomi slim",
         description="Write a model as one file without running averages and an optimiser's state, "
-        "in a smaller number format or with another VAE.",
+        "in a smaller number format, with another VAE or other text encoders.",
         allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="file, diffusers folder, tiny or hub id")
-    add_result_flags(parser)
+    parser.add_argument(
+        "--text-encoder",
+        metavar="MODEL",
+        help="take the text encoders from this model of the same family",
+    )
+    parser.add_argument(
+        "--use-ema",
+        action="store_true",
+        help="write the running averages in place of the U-Net's weights",
+    )
+    add_result_flags(parser, fp8=True)
     options = parser.parse_args(arguments)
 
     from konomi import tasks
@@ -80,6 +90,8 @@ def slim(arguments: list[str]) -> int:
         options.output,
         precision=options.precision,
         vae=options.vae,
+        text_encoder=options.text_encoder,
+        use_ema=options.use_ema,
         tell=note_to(options),
         progress=bar(),
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -57,8 +57,10 @@ class ModelFile:
     metadata: Mapping[str, str]
     """What a single file of it says of itself."""
     layout: SingleFileLayout
-    left: tuple[str, ...] = ()
-    """Names of what the file holds beside the model (running averages, an optimiser's state)."""
+    beside: Mapping[str, Stored] = field(default_factory=dict)
+    """What the file holds beside the model (running averages, an optimiser's state)."""
+    mended: tuple[str, ...] = ()
+    """What of the file was broken and is not in these tensors, a line each."""
     readers: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -128,17 +130,44 @@ def _of_file(
     stored = _stored(source.file, stack)
     # Where the U-Net itself is not there, its running averages stand in for it.
     named = {alias: name for name, alias in source.aliases.items()}
-    tensors, left = {}, []
+    tensors, beside = {}, {}
+    mended: list[str] = []
     for name, tensor in sorted(stored.items(), key=lambda item: item[1].place):
         if name in named:
             tensors[named[name]] = tensor
         elif name.startswith(_LEFT):
-            left.append(name)
+            beside[name] = tensor
+        elif name.endswith("position_ids"):
+            where = f"{source.file.path}: {name}"
+            tensors[layout.usual_name(name)] = _positions(where, tensor, mended)
         else:
             tensors[layout.usual_name(name)] = tensor
     return ModelFile(
-        base, source.file.path, tensors, dict(source.file.metadata), layout, tuple(left)
+        base,
+        source.file.path,
+        tensors,
+        dict(source.file.metadata),
+        layout,
+        beside,
+        tuple(mended),
     )
+
+
+def _positions(where: str, stored: Stored, mended: list[str]) -> Stored:
+    """A text encoder's positions, which are 0, 1, 2 ...: merges in half precision have rounded
+    some of them, and other programs then read those words at wrong places.
+    """
+    count = stored.shape[-1] if stored.shape else 0
+    right, found = torch.arange(count).expand(stored.shape), stored.read()
+    if stored.dtype == torch.int64 and torch.equal(found, right):
+        return stored
+    wrong = (found.double() != right).flatten().nonzero().flatten().tolist()
+    if wrong:
+        shown = ", ".join(map(str, wrong[:8])) + (" ..." if len(wrong) > 8 else "")
+        mended.append(f"{where}: is wrong at positions {shown}, and mended in the result.")
+    else:
+        mended.append(f"{where}: are no whole numbers (int64), and mended in the result.")
+    return Stored(stored.shape, torch.int64, lambda: right.clone(), stored.place)
 
 
 def _of_folder(
@@ -249,6 +278,51 @@ def _extras(
             shape = tuple(origin().shape)
             result[name] = Stored(shape, dtype, lambda make=origin: make().to(dtype), 0)  # type: ignore[misc]
     return result
+
+
+def with_averages(model: ModelFile) -> ModelFile:
+    """The model with the running averages (EMA) that its file holds in place of the U-Net's
+    weights. Raises ModelError where there are none.
+    """
+    prefix = model.family.denoiser.file_prefix
+    inner = prefix.removeprefix("model.")
+    found = {
+        name: model.beside[average]
+        for name in model.tensors
+        if name.startswith(prefix)
+        and (average := f"model_ema.{(inner + name[len(prefix) :]).replace('.', '')}")
+        in model.beside
+    }
+    if not found:
+        raise ModelError(f"{model.path}: holds no running averages (EMA). Leave --use-ema out.")
+    missing = [n for n in model.tensors if n.startswith(prefix) and n not in found]
+    if missing:
+        raise ModelError(
+            f"{model.path}: the running averages (EMA) lack {len(missing)} tensors of the U-Net, "
+            f"such as {missing[0]}."
+        )
+    return replace(model, tensors=model.tensors | found)
+
+
+def with_text_encoders(model: ModelFile, other: ModelFile) -> ModelFile:
+    """The model with the text encoders of another one of its family. Raises ModelError where they
+    are of another shape or family.
+    """
+    if other.family is not model.family:
+        raise ModelError(
+            f"{other.path}: is {other.family.title}, and {model.path} is {model.family.title}. "
+            "Text encoders can be taken from a model of the same family."
+        )
+    prefixes = tuple(encoder.file_prefix for encoder in model.family.text_encoders)
+    own = {n: t for n, t in model.tensors.items() if not n.startswith(prefixes)}
+    theirs = {n: t for n, t in other.tensors.items() if n.startswith(prefixes)}
+    for name, stored in theirs.items():
+        if name in model.tensors and model.tensors[name].shape != stored.shape:
+            raise ModelError(
+                f"{name}: is {list(stored.shape)} in {other.path} and "
+                f"{list(model.tensors[name].shape)} in {model.path}, so it cannot take its place."
+            )
+    return replace(model, tensors=own | theirs, mended=other.mended)
 
 
 def refuse_unnamed(output: Path) -> None:

@@ -126,14 +126,27 @@ def plan_merge(
 
 
 def plan_copy(model: ModelFile, *, dtype: torch.dtype | None) -> Plan:
-    """The model alone, without what lies beside it in its file, in another number format."""
-    jobs = [
-        Job(name, _kept(stored, dtype), stored.shape, ((str(model.path), stored),))
-        for name, stored in model.tensors.items()
-        if name not in _MARKERS
-    ]
+    """The model alone, without what lies beside it in its file, in another number format.
+
+    dtype: None keeps that of each tensor. Eight bits are for the matrices of U-Net and text
+    encoders, where programs look for them; what is sensitive to rounding and small, biases, norms
+    and the VAE, is fp16 then.
+    """
+    jobs = []
+    for name, stored in model.tensors.items():
+        if name not in _MARKERS:
+            wanted = dtype
+            if dtype is not None and dtype.itemsize == 1 and not _in_eight_bits(model, name):
+                wanted = torch.float16
+            inputs = ((str(model.path), stored),)
+            jobs.append(Job(name, _kept(stored, wanted), stored.shape, inputs))
     notes = _notes([model], (), (), merge_vae=False)
     return Plan((*jobs, *_markers(model)), (), notes)
+
+
+def _in_eight_bits(model: ModelFile, name: str) -> bool:
+    part = model.layout.part_of(name)
+    return part not in (None, VAE) and len(model.tensors[name].shape) > 1
 
 
 def _apply(method: MergeMethod, knobs: Knobs, tensors: Sequence[Tensor]) -> Tensor:
@@ -224,10 +237,11 @@ def _notes(
                 f"{other.path}: {len(extra)} tensors are not in {first.path.name} and are left "
                 f"out, such as {extra[0]}."
             )
-    if first.left:
+    lines += first.mended
+    if first.beside:
         lines.append(
-            f"{first.path}: {len(first.left)} tensors beside the model are left out, such as "
-            f"{first.left[0]}."
+            f"{first.path}: {len(first.beside)} tensors beside the model are left out, such as "
+            f"{next(iter(first.beside))}."
         )
     if not first.has_vae:
         lines.append(f"{first.path}: has no VAE, and neither has the result. --vae gives it one.")

@@ -82,7 +82,7 @@ def result_of(planned: StepPlan, first: ModelFile, name: str) -> ModelFile:
         if job.name in first.tensors:
             ((_, kept), *_) = job.inputs
             tensors[job.name] = kept if job.formula is None else _computed(job, place)
-    return replace(first, path=Path(name), tensors=tensors, left=())
+    return replace(first, path=Path(name), tensors=tensors, beside={}, mended=())
 
 
 def _computed(job: Job, place: int) -> Stored:

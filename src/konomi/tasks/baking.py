@@ -1,25 +1,32 @@
 """`bake` and `slim`: one model, written anew tensor by tensor."""
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+
+import torch
 
 from konomi.adapters.apply import Strengths
 from konomi.adapters.conversion import weights_of
 from konomi.errors import RecipeError
 from konomi.formats.adapter_file import read_adapter
 from konomi.generation.adapter_request import parse_add
-from konomi.hardware.precision import precision_of_flag
 from konomi.merging.bake import plan_bake
-from konomi.merging.model_file import open_model, refuse_unnamed
+from konomi.merging.model_file import open_model, with_averages, with_text_encoders
 from konomi.merging.plan import plan_copy
 from konomi.merging.provenance import Hashes, merge_metadata
 from konomi.merging.stream import write_merged
 from konomi.models.load import load_base
-from konomi.tasks.files import check_new
+from konomi.tasks.merging_models import checked_output
+
+FP8 = "fp8"
+READS_FP8 = (
+    "fp8: ComfyUI keeps the weights in that format; konomi, diffusers and A1111 convert them when "
+    "they read the file, with PyTorch 2.1 or later. A weight is rounded by up to 6 %."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +69,7 @@ def bake(
     """
     started = perf_counter()
     output = Path(output)
-    refuse_unnamed(output)
-    check_new(output)
-    dtype = None if precision is None else precision_of_flag(precision)
+    dtype = checked_output(output, precision)
     requests = [parse_add(one) for one in add]
     if not requests:
         raise RecipeError("bake needs at least one adapter: --add FILE:WEIGHT.")
@@ -101,16 +106,22 @@ def slim(
     *,
     precision: str | None = None,
     vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    use_ema: bool = False,
     tell: Callable[[str], object] = lambda _: None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Rewritten:
     """Write a model without what lies beside it in its file (running averages, an optimiser's
-    state), in a smaller number format or with another VAE. NaN and infinity are found on the way.
+    state), in a smaller number format, with another VAE or other text encoders. NaN, infinity and
+    wrong positions of a text encoder are found on the way; the last are mended.
 
     model: a file, a diffusers folder, `tiny` or a hub id.
     output: a new .safetensors file.
-    precision: of the result (fp32, fp16, bf16); by default that of the model's tensors.
+    precision: of the result (fp32, fp16, bf16, fp8); by default that of the model's tensors. fp8
+        (e4m3) is for the matrices of U-Net and text encoders; the rest is fp16 then.
     vae: where the VAE is taken from instead of the model.
+    text_encoder: a model of the same family whose text encoders take the place of the model's.
+    use_ema: write the running averages in place of the U-Net's weights.
     tell: is handed a line on what a person should know.
     progress: is handed the bytes read so far, and in all.
 
@@ -118,12 +129,17 @@ def slim(
     """
     started = perf_counter()
     output = Path(output)
-    refuse_unnamed(output)
-    check_new(output)
-    dtype = None if precision is None else precision_of_flag(precision)
-    with open_model(model, vae=vae) as opened:
+    dtype = checked_output(output, None if precision == FP8 else precision)
+    dtype = torch.float8_e4m3fn if precision == FP8 else dtype
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_model(model, vae=vae))
+        if use_ema:
+            opened = with_averages(opened)
+        if text_encoder is not None:
+            opened = with_text_encoders(opened, stack.enter_context(open_model(text_encoder)))
         plan = plan_copy(opened, dtype=dtype)
-        for note in plan.notes:
+        notes = (*plan.notes, *((READS_FP8,) if precision == FP8 else ()))
+        for note in notes:
             tell(note)
         metadata = {
             name: value
@@ -131,4 +147,4 @@ def slim(
             if not name.startswith(("sshs_", "modelspec.hash_sha256"))
         }
         write_merged(output, plan.jobs, metadata, progress=progress)
-    return Rewritten(output, (), len(plan.jobs), plan.notes, perf_counter() - started)
+    return Rewritten(output, (), len(plan.jobs), notes, perf_counter() - started)

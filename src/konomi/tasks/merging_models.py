@@ -127,11 +127,9 @@ def _merge(
     progress: Callable[[int, int], object],
 ) -> ModelMerge:
     started = perf_counter()
-    refuse_unnamed(output)
-    check_new(output)
+    dtype = checked_output(output, recipe.precision)
     if recipe.vae is not None and recipe.merge_vae:
         raise RecipeError("--vae and --merge-vae exclude each other: choose one.")
-    dtype = None if recipe.precision is None else precision_of_flag(recipe.precision)
     for number, step in enumerate(recipe.merge):
         with _named(recipe, number):
             check_settings(step)
@@ -161,6 +159,15 @@ def _merge(
             notes,
             perf_counter() - started,
         )
+
+
+def checked_output(output: Path, precision: str | None) -> torch.dtype | None:
+    """The number format of a model that is going to be written. Raises RecipeError for a name that
+    other programs would not take for a model's, or that is taken.
+    """
+    refuse_unnamed(output)
+    check_new(output)
+    return None if precision is None else precision_of_flag(precision)
 
 
 def _open_all(recipe: MergeRecipe, stack: ExitStack) -> dict[str, ModelFile]:

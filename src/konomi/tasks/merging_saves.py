@@ -15,7 +15,7 @@ from konomi.hardware.precision import precision_of_flag
 from konomi.merging.adapters import reduce_ranks, summable
 from konomi.merging.formulas import Knobs
 from konomi.merging.low_rank import RankChoice
-from konomi.merging.model_file import open_model, refuse_unnamed
+from konomi.merging.model_file import open_model
 from konomi.merging.plan import plan_merge
 from konomi.merging.provenance import Hashes, merge_metadata
 from konomi.merging.saves import average_adapters, average_method, save_weights
@@ -26,6 +26,7 @@ from konomi.tasks.evaluation_setup import files_of_run
 from konomi.tasks.extracting import rank_choice
 from konomi.tasks.files import check_new
 from konomi.tasks.merging_adapters import finest
+from konomi.tasks.merging_models import checked_output
 from konomi.tasks.run_folder import recipe_of_run
 
 
@@ -146,8 +147,7 @@ def _models(
     precision: str | None,
     progress: Callable[[int, int], object],
 ) -> None:
-    refuse_unnamed(output)
-    dtype = None if precision is None else precision_of_flag(precision)
+    dtype = checked_output(output, precision)
     with ExitStack() as stack:
         opened = [stack.enter_context(open_model(file.path)) for file in saves]
         method = average_method(weights)

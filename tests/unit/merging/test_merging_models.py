@@ -84,7 +84,7 @@ def test_a_pickled_checkpoint_is_read_too(models, tmp_path):
 
 
 def test_large_tensors_are_merged_in_pieces(models, tmp_path, monkeypatch):
-    monkeypatch.setattr("konomi.merging.stream._PIECE", 100)
+    monkeypatch.setattr("konomi.merging.stream._PIECE", 3000)
     a, b, c = (models("sd1", seed) for seed in range(3))
     small = merge_models([a, b, c], tmp_path / "small.safetensors", how="add_difference")
     monkeypatch.undo()

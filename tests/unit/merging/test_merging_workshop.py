@@ -279,3 +279,48 @@ def test_slim_leaves_the_model(models, tmp_path):
     assert all(torch.equal(thin[name], content[name].half()) for name in thin)
     assert any("2 tensors beside the model are left out" in note for note in done.notes)
     assert load_base(done.path).family == "sd1"
+
+
+def test_slim_mends_positions_and_takes_averages_and_text_encoders(models, tmp_path):
+    source, other = models("sd1"), load_file(models("sd1", 1))
+    content = load_file(source)
+    positions = "cond_stage_model.transformer.text_model.embeddings.position_ids"
+    content[positions] = torch.arange(77.0)[None].half()
+    content[positions][0, 40:42] += 0.5
+    unet, text = "model.diffusion_model.", "cond_stage_model."
+    for name in [name for name in content if name.startswith(unet)]:
+        content["model_ema." + name.removeprefix("model.").replace(".", "")] = other[name]
+    save_file(content, tmp_path / "fat.safetensors", read_header(source).metadata)
+    done = slim(
+        tmp_path / "fat.safetensors",
+        tmp_path / "thin.safetensors",
+        use_ema=True,
+    )
+    thin = load_file(done.path)
+    assert torch.equal(thin[positions], torch.arange(77)[None])
+    assert any("is wrong at positions 40, 41, and mended" in note for note in done.notes)
+    assert all(torch.equal(thin[name], other[name]) for name in thin if name.startswith(unet))
+    swapped = slim(source, tmp_path / "swapped.safetensors", text_encoder=models("sd1", 1))
+    for name, tensor in load_file(swapped.path).items():
+        assert torch.equal(tensor, (other if name.startswith(text) else content)[name])
+    with pytest.raises(ModelError, match="holds no running averages"):
+        slim(source, tmp_path / "o.safetensors", use_ema=True)
+    with pytest.raises(ModelError, match="Text encoders can be taken from a model of the same"):
+        slim(source, tmp_path / "o.safetensors", text_encoder=models("sdxl"))
+
+
+def test_eight_bits_are_for_matrices(models, tmp_path):
+    source = models("sd1")
+    done = slim(source, tmp_path / "small.safetensors", precision="fp8")
+    own, small = load_file(source), load_file(done.path)
+    for name, tensor in small.items():
+        matrix = tensor.ndim > 1 and not name.startswith("first_stage_model.")
+        assert tensor.dtype == (torch.float8_e4m3fn if matrix else torch.float16), name
+        # Four bits of mantissa, and 2^-10 below the normal numbers.
+        apart = (tensor.float() - own[name]).abs() - own[name].abs() / 16
+        assert float(apart.max()) <= 2**-10 + 1e-3 * (not matrix)
+    assert any(note.startswith("fp8: ComfyUI") for note in done.notes)
+    base = load_base(done.path)
+    key = next(iter(base.select_layers("cross_attention")))
+    expected = load_base(source).module(key).weight.to(torch.float8_e4m3fn).float()
+    assert torch.equal(base.module(key).weight.float(), expected)
