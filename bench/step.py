@@ -4,6 +4,7 @@
     python bench/step.py --device cuda --model sdxl --batch 1   # random weights at full size
     python bench/step.py --model sd15 --size 256 --kinds lora --precisions float32 --variants
     konomi_freed konomi
+    python bench/step.py --algorithm loha lokr dora loha+dora --precisions float32 --no-start
 
 Each row is compared with the one above it and differs from it in one thing: konomi's layers
 instead of peft's (both on diffusers' UNet, which peft's need), konomi's UNet instead of diffusers'
@@ -13,7 +14,9 @@ with the C library left to give large blocks back after each use.
 Every variant lives in a process of its own (so that its peak memory is its own) and does one step
 when it is its turn; turns go round, so that a busy neighbour slows all alike. Times are medians;
 ratios are medians over rounds of the ratio within a round. Losses of a kind are compared: the
-variants train from the same start on the same data.
+variants train from the same start on the same data. `--algorithm` puts other updates in the place
+of LoRA, beside LyCORIS' layers of the same kind (DoRA of LoRA beside peft's); their starts are
+drawn otherwise, so losses differ.
 """
 
 import argparse
@@ -45,7 +48,8 @@ class Job:
     """What one process measures."""
 
     kind: str
-    """`lora` or `full`."""
+    """`lora`, `full` (the whole denoiser), or an algorithm of lora; `+dora` behind it for DoRA, of
+    which `dora` is LoRA's. The algorithm `full` is `diff` here."""
     variant: str
     """`peft`, `peft_autocast` and `bare` are loops on diffusers' UNet, the others on konomi's."""
     precision: str
@@ -63,7 +67,17 @@ class Job:
 
     @property
     def unet(self) -> str:
-        return "diffusers" if self.variant in ("peft", "peft_autocast", "bare") else "konomi"
+        foreign = ("lycoris", "peft", "peft_autocast", "bare")
+        return "diffusers" if self.variant in foreign else "konomi"
+
+    @property
+    def algorithm(self) -> str:
+        name = self.kind.removesuffix("dora").removesuffix("+") or "lora"
+        return {"diff": "full"}.get(name, name)
+
+    @property
+    def dora(self) -> bool:
+        return self.kind.endswith("dora")
 
 
 def build_base(job: Job) -> Any:
@@ -160,9 +174,7 @@ def bare_loop(job: Job) -> Callable[[int], Any]:
     base = build_base(job)
     width = text_width(base)
     unet = build_denoiser(job, base, weights)
-    parameters = (
-        list(unet.parameters()) if job.kind == "full" else LAYERS[job.variant](unet, job.rank)
-    )
+    parameters = list(unet.parameters()) if job.kind == "full" else LAYERS[job.variant](unet, job)
     # One learning rate per kind, small enough that variants stay comparable over all steps.
     rate = 1e-5 if job.kind == "full" else 1e-4
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, fused=True)
@@ -204,7 +216,9 @@ def own_loop(job: Job) -> Callable[[int], Any]:
     dtype, device = getattr(torch, job.precision), torch.device(job.device)
     recipe = Recipe(
         base="random",
-        method=LoraConfig(rank=job.rank) if job.kind == "lora" else FullConfig(),
+        method=FullConfig()
+        if job.kind == "full"
+        else LoraConfig(rank=job.rank, algorithm=job.algorithm, dora=job.dora),
         optimizer=OptimizerConfig(learning_rate=1e-5 if job.kind == "full" else 1e-4),
         run=RunConfig(batch_size=job.batch, seed=SEED),
         memory=MemoryConfig(gradient_checkpointing=job.checkpointing),
@@ -239,32 +253,60 @@ def own_loop(job: Job) -> Callable[[int], Any]:
     return lambda number: next(events).loss
 
 
-def with_konomi_layers(unet: Any, rank: int) -> list[Any]:
-    from konomi.adapters.kinds.low_rank import LoraSpec
+def spec_of(job: Job) -> Any:
+    from konomi.adapters.kinds import LayerSettings
+    from konomi.methods.lora_settings import ALGORITHMS
+
+    settings = LayerSettings(rank=job.rank, alpha=float(job.rank), dora=job.dora)
+    return ALGORITHMS[job.algorithm].spec(settings)
+
+
+def with_konomi_layers(unet: Any, job: Job) -> list[Any]:
     from konomi.adapters.layers import inject
 
-    spec = LoraSpec(rank=rank, alpha=float(rank))
+    spec = spec_of(job)
     return list(inject(transformer_layers(unet), lambda key: spec, seed=SEED).parameters.values())
 
 
-def with_peft_layers(unet: Any, rank: int) -> list[Any]:
+def with_lycoris_layers(unet: Any, job: Job) -> list[Any]:
+    """LyCORIS' layers, float32 as its scripts keep them, in the order that kohya's network has."""
+    from lycoris.wrapper import network_module_dict
+
+    layers = []
+    for key, base in transformer_layers(unet).items():
+        layer = network_module_dict[job.algorithm](
+            key, base, 1.0, job.rank, job.rank, weight_decompose=job.dora
+        )
+        layer.train()
+        layer.apply_to()
+        layers.append(layer)
+    unet.lycoris_layers = layers  # type: ignore[attr-defined]
+    return [p for layer in layers for p in layer.parameters() if p.requires_grad]
+
+
+def with_peft_layers(unet: Any, job: Job) -> list[Any]:
     """peft's layers, float32 as diffusers' training scripts keep them, with the start that
     konomi's layers have.
     """
     import torch
     from peft import LoraConfig
 
-    from konomi.adapters.kinds.low_rank import LoraSpec
     from konomi.adapters.layers import inject
 
     keys = transformer_layers(unet)
-    spec = LoraSpec(rank=rank, alpha=float(rank))
+    spec = spec_of(job)
     layers = inject(keys, lambda key: spec, seed=SEED)
     start = layers.export().layers
     layers.detach()
     names = [key.removeprefix("denoiser.") for key in keys]
     unet.add_adapter(
-        LoraConfig(r=rank, lora_alpha=rank, target_modules=names, init_lora_weights="gaussian")
+        LoraConfig(
+            r=job.rank,
+            lora_alpha=job.rank,
+            target_modules=names,
+            init_lora_weights="gaussian",
+            use_dora=job.dora,
+        )
     )
     modules = dict(unet.named_modules())
     for key, update in start.items():
@@ -281,6 +323,7 @@ LAYERS = {
     "bare_own": with_konomi_layers,
     "peft": with_peft_layers,
     "peft_autocast": with_peft_layers,
+    "lycoris": with_lycoris_layers,
 }
 
 
@@ -452,6 +495,9 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--kinds", nargs="+", default=["lora", "full"])
+    parser.add_argument(
+        "--algorithm", nargs="+", metavar="NAME", help="in place of --kinds: loha, lokr+dora, ..."
+    )
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--variants", nargs="+", default=["peft", "bare", "bare_own", "konomi"])
     parser.add_argument(
@@ -472,9 +518,14 @@ def main() -> None:
         "checkpointing": options.checkpointing,
     }
     measured = {}
-    for kind in options.kinds:
+    for kind in options.algorithm or options.kinds:
         for precision in options.precisions:
-            wanted = [v for v in options.variants if kind == "lora" or not v.startswith("peft")]
+            if options.algorithm and options.variants == parser.get_default("variants"):
+                judge = "peft" if kind in ("lora", "dora") else "lycoris"
+                wanted = [judge, "bare", "konomi"]
+            else:
+                peft_too = kind in ("lora", "dora")
+                wanted = [v for v in options.variants if peft_too or not v.startswith("peft")]
             wanted = [v for v in wanted if precision != "float32" or v != "peft_autocast"]
             jobs = [Job(kind, variant, precision, **shape) for variant in wanted]
             measured |= measure(jobs, options.rounds, options.warmup)

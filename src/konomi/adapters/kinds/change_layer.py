@@ -8,15 +8,16 @@ and touches nothing else; its parameters are float32 whatever the base computes 
 Shapes: I input, O output features or channels, K kernel, B samples.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from konomi.adapters.dropout import dropout, for_batch, keep_mask, keep_scale
-from konomi.adapters.kinds.change_product import changed_product, product
+from konomi.adapters.kinds.change_product import Pullback, changed_product, product
 from konomi.adapters.kinds.kind import LayerSettings, LayerUpdate, tensors_of
 from konomi.adapters.kinds.magnitude import gain_of, lengths_of, load_lengths, with_gain
 from konomi.adapters.kinds.module import copy_into, generator_of, linear_or_conv
@@ -30,6 +31,13 @@ Start = Callable[[str, nn.Linear | nn.Conv2d, LayerSettings, torch.Generator], A
 """(key, module of the base, settings, chance) -> an update of the module's shape that changes
 nothing, in float32 on the CPU. Raises RecipeError for settings that the module does not allow."""
 
+Structured = Callable[[Any, Tensor, Tensor, Tensor | None, Window | None], Tensor | None]
+"""(update, x, weight, bias, window) -> what the layer returns, computed without dW; None where that
+is not the faster way."""
+Shortcut = Callable[[Any, Tensor, Sequence[Tensor]], tuple[Tensor, Pullback]]
+"""(update, weight, parameters) -> W + dW and how gradients go back: what `delta` and autograd tell,
+in fewer passes over the weight."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChangeSpec:
@@ -38,6 +46,8 @@ class ChangeSpec:
     algorithm: str
     settings: LayerSettings
     start: Start
+    structured: Structured | None = None
+    shortcut: Shortcut | None = None
 
     @property
     def has_dropout(self) -> bool:
@@ -75,6 +85,7 @@ class ChangeLayer(nn.Module):
         self.names = tuple(tensors_of(self.update))
         for name, tensor in tensors_of(self.update).items():
             self.register_parameter(name, nn.Parameter(tensor.to(device)))
+        self._changed: Tensor | None = None
         self.magnitude = None
         if settings.dora:
             lengths = lengths_of(base.weight.detach().float(), settings.dora_axis)
@@ -98,6 +109,7 @@ class ChangeLayer(nn.Module):
     def _plain(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Without DoRA's lengths."""
         weight = self.base.weight
+        whole, self._changed = self._changed, None
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
@@ -105,18 +117,46 @@ class ChangeLayer(nn.Module):
         if self.rng is not None and self.base.training:
             return self._with_dropout(x, weight, bias)
         bias = self._changed_bias(bias)
-        return changed_product(x, weight, bias, self.window, self._change, self._of_weight())
+        parameters = self._of_weight()
+        if self.spec.structured is not None:
+            now = self._with(self._named(parameters))
+            y = self.spec.structured(now, x, weight, bias, self.window)
+            if y is not None:
+                return y
+        return changed_product(x, weight, bias, self.window, self, parameters, changed=whole)
 
     def _of_weight(self) -> list[nn.Parameter]:
         """What makes the change of the weight, which is all but that of the bias."""
         return [self.get_parameter(name) for name in self.names if name != BIAS]
 
-    def _change(self, *tensors: Tensor) -> Tensor:
+    def _named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        return dict(zip((name for name in self.names if name != BIAS), tensors, strict=True))
+
+    def change(self, weight: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """dW, of the weight's shape, in float32 also where autocast would round its products."""
-        names = [name for name in self.names if name != BIAS]
-        update, weight = self._with(dict(zip(names, tensors, strict=True))), self.base.weight
+        update = self._with(self._named(parameters))
         with torch.autocast(weight.device.type, enabled=False):
-            return update.delta(weight.to(torch.float32))
+            return update.delta(weight.to(torch.float32)).view(weight.shape)
+
+    def changed(self, weight: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """W + dW in float32."""
+        weight = weight.to(torch.float32)
+        if self.spec.shortcut is None:
+            return weight + self.change(weight, parameters)
+        with torch.autocast(weight.device.type, enabled=False):
+            return self.spec.shortcut(self.update, weight, parameters)[0]
+
+    def changed_and_pullback(
+        self, weight: Tensor, parameters: Sequence[Tensor]
+    ) -> tuple[Tensor, Pullback]:
+        """The same, and how its gradient goes back to the parameters."""
+        if self.spec.shortcut is not None:
+            # A backward pass knows no autocast.
+            return self.spec.shortcut(self.update, weight, parameters)
+        with torch.enable_grad():
+            leaves = [parameter.detach().requires_grad_() for parameter in parameters]
+            change = self.change(weight, leaves)
+        return weight + change.detach(), partial(torch.autograd.grad, change, leaves)
 
     def _changed_bias(self, bias: Tensor | None) -> Tensor | None:
         if bias is None or BIAS not in self.names:
@@ -131,7 +171,9 @@ class ChangeLayer(nn.Module):
         if self.magnitude is None:
             return None
         with torch.no_grad():
-            changed = self.base.weight.to(torch.float32) + self._change(*self._of_weight())
+            changed = self.changed(self.base.weight, self._of_weight())
+        # The product that follows needs it again.
+        self._changed = changed
         return gain_of(self.magnitude, changed, self.spec.settings.dora_axis)
 
     def _with_dropout(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -140,7 +182,7 @@ class ChangeLayer(nn.Module):
         inputs = x
         if settings.dropout > 0:
             inputs = dropout(x, settings.dropout, rng.fork("dropout"))
-        change = self._change(*self._of_weight())
+        change = self.change(weight, self._of_weight())
         added = product(inputs, change.to(x.dtype), None, self.window)
         ones = [1] * (x.dim() - 1)
         if settings.rank_dropout > 0:

@@ -3,14 +3,18 @@
 Shapes: O output, I input, K kernel, R rank.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from konomi.adapters.kinds.change_layer import ChangeSpec
+from konomi.adapters.kinds.change_product import Pullback, recomputed
+from konomi.adapters.kinds.change_product import product as layer_product
 from konomi.adapters.kinds.closed_form import fit_bias, product
 from konomi.adapters.kinds.kind import About, LayerSettings, Training, not_available
 from konomi.adapters.kinds.magnitude import change_of
@@ -24,6 +28,7 @@ from konomi.adapters.kinds.parts import (
     present,
     scalar,
 )
+from konomi.adapters.kinds.window import Window
 
 _FACTORS = ("w1_a", "w1_b", "w2_a", "w2_b")
 
@@ -45,7 +50,9 @@ class Hadamard:
         algo="loha",
         training=Training(
             "loha",
-            lambda settings: ChangeSpec("loha", settings, _start),
+            lambda settings: ChangeSpec(
+                "loha", settings, _start, structured=_thin, shortcut=_merged
+            ),
             uses=frozenset(
                 {
                     *("rank", "alpha", "scaling", "dora"),
@@ -143,3 +150,53 @@ def _start(
         # Files and `delta` divide by the rank; alpha / sqrt(R) is meant where settings say so.
         alpha=settings.scale * rank,
     )
+
+
+def _merged(
+    update: Hadamard, weight: Tensor, parameters: Sequence[Tensor]
+) -> tuple[Tensor, Pullback]:
+    """W + dW, and dL/dW' back to the four factors: d w1_a = (G * second) w1_b^T, and so on."""
+    w1_a, w1_b, w2_a, w2_b = parameters
+    scale = update.alpha / update.rank
+    first, second = (w1_a * scale) @ w1_b, w2_a @ w2_b
+
+    def pullback(grad: Tensor) -> tuple[Tensor, ...]:
+        grad = grad.flatten(1)
+        of_first = second.mul_(grad)
+        of_second = first.mul_(grad)
+        return (
+            (of_first @ w1_b.t()).mul_(scale),
+            (w1_a.t() @ of_first).mul_(scale),
+            of_second @ w2_b.t(),
+            w2_a.t() @ of_second,
+        )
+
+    return torch.addcmul(weight.flatten(1), first, second).view(weight.shape), pullback
+
+
+def _thin(
+    update: Hadamard, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window | None
+) -> Tensor | None:
+    """As a low-rank product of rank R^2, whose factors are the R^2 pairs of columns and of rows.
+
+    dW has no gradient of its size then, which is N O I multiplications, and its making none of
+    passes over the weight; each costs R^2 in place of R.
+    """
+    rank, (outputs, inputs) = update.rank, (update.w1_a.shape[0], update.w1_b.shape[1])
+    rows = x.numel() // inputs
+    if window is not None or update.t1 is not None:
+        return None
+    merged = rows * outputs * inputs + 8 * rank * outputs * inputs
+    if 3 * rank**2 * (rows + 2) * (outputs + inputs) > 0.8 * merged:
+        return None
+    factors = (update.w1_a, update.w1_b, update.w2_a, update.w2_b)
+    added = recomputed(partial(_pairs_product, update.alpha / rank), x, *factors)
+    return layer_product(x, weight, bias, window).add_(added)
+
+
+def _pairs_product(
+    scale: float, x: Tensor, w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor
+) -> Tensor:
+    down = (w1_b[:, None] * w2_b[None]).flatten(0, 1)
+    up = (w1_a[:, :, None] * w2_a[:, None] * scale).flatten(1)
+    return F.linear(F.linear(x, down.to(x.dtype)), up.to(x.dtype))

@@ -5,17 +5,18 @@ Shapes: O output, I input, K kernel, R rank.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from konomi.adapters.kinds.change_layer import ChangeSpec
+from konomi.adapters.kinds.change_product import Pullback
 from konomi.adapters.kinds.closed_form import fit_bias, product
-from konomi.adapters.kinds.kind import About, LayerSettings, Training, not_available
+from konomi.adapters.kinds.kind import About, LayerSettings, Training, not_available, tensors_of
 from konomi.adapters.kinds.magnitude import change_of
 from konomi.adapters.kinds.module import kaiming_uniform
 from konomi.adapters.kinds.parts import (
@@ -69,7 +70,7 @@ class Kronecker:
         algo="lokr",
         training=Training(
             "lokr",
-            lambda settings: ChangeSpec("lokr", settings, _start),
+            lambda settings: ChangeSpec("lokr", settings, _start, shortcut=_merged),
             uses=frozenset(
                 {
                     *("rank", "alpha", "scaling", "dora"),
@@ -215,3 +216,35 @@ def _start(
     # Both factors whole: nothing has the rank, and the scale is 1.
     is_whole = {"w1", "w2"} <= parts.keys()
     return Kronecker(**parts, alpha=float(rank) if is_whole else settings.scale * rank)
+
+
+def _merged(
+    update: Kronecker, weight: Tensor, parameters: Sequence[Tensor]
+) -> tuple[Tensor, Pullback]:
+    """W + dW in one pass over the weight, and dL/dW' back to the factors: one rearranged copy of
+    it, [w1's cells, w2's cells], times either factor is the gradient of the other.
+    """
+    names = tuple(tensors_of(update))
+    with torch.enable_grad():
+        leaves = [parameter.detach().requires_grad_() for parameter in parameters]
+        given: dict[str, Any] = dict(zip(names, leaves, strict=True))
+        now = replace(update, **given)
+        w1 = _factor(now.w1, now.w1_a, now.w1_b, None)
+        w2 = _factor(now.w2, now.w2_a, now.w2_b, now.t2).flatten(1)
+    scale = now.alpha / now.rank if now.alpha is not None and now.rank else 1.0
+    first, second = w1.detach() * scale, w2.detach()
+    (outer, blocks), (rows, columns) = first.shape, second.shape
+
+    def pullback(grad: Tensor) -> tuple[Tensor, ...]:
+        cells = (
+            grad.reshape(outer, rows, blocks, columns)
+            .transpose(1, 2)
+            .reshape(outer * blocks, rows * columns)
+        )
+        of_first = (cells @ second.flatten()).mul_(scale).view(outer, blocks)
+        of_second = (first.flatten() @ cells).view(rows, columns)
+        return torch.autograd.grad([w1, w2], leaves, [of_first, of_second])
+
+    divided = weight.reshape(outer, rows, blocks, columns)
+    whole = torch.addcmul(divided, first[:, None, :, None], second[None, :, None, :])
+    return whole.view(weight.shape), pullback

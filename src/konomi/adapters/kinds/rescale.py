@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from konomi.adapters.kinds.change_layer import ChangeSpec
+from konomi.adapters.kinds.change_product import product
 from konomi.adapters.kinds.kind import About, LayerSettings, Training, not_available
+from konomi.adapters.kinds.magnitude import with_gain
 from konomi.adapters.kinds.parts import LayerError
+from konomi.adapters.kinds.window import Window
 from konomi.config.bounds import STRICT
 from konomi.errors import ModelError
 
@@ -39,7 +42,7 @@ class Rescale:
         algo="ia3",
         training=Training(
             "ia3",
-            lambda settings: ChangeSpec("ia3", settings, _start),
+            lambda settings: ChangeSpec("ia3", settings, _start, structured=_scaled),
             uses=frozenset({"dropout", "rank_dropout", "module_dropout"}),
             settings=Ia3Settings,
             learning_rate=5e-3,
@@ -101,3 +104,17 @@ def _start(
     # LyCORIS' files have the channels of a convolution on the second axis, whichever they are.
     shape = (size,) if module.weight.dim() == 2 else (1, size, 1, 1)
     return Rescale(torch.zeros(shape), on_input)
+
+
+def _scaled(
+    update: Rescale, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window | None
+) -> Tensor:
+    """What is read or returned is scaled, and no weight made."""
+    return with_gain(
+        lambda x, bias: product(x, weight, bias, window),
+        x,
+        1 + update.weight.flatten(),
+        bias,
+        axis="input" if update.on_input else "output",
+        is_conv=window is not None,
+    )
