@@ -8,11 +8,13 @@ layout, e.g. `denoiser.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_
 What a layer's update can be is in `kinds/`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from konomi.adapters.kinds import LayerUpdate
+from konomi.diffusion.conditioning import Conditioning
 
 PARTS = ("denoiser", "text_encoder", "text_encoder_2")
 
@@ -49,6 +51,33 @@ class Hypernetwork:
     """What else the file says (`step`, `sd_checkpoint`, `weight_initialization`, ...)."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Edit:
+    """The two text states of one edited picture (Imagic): B = 1."""
+
+    prompt: str
+    """What the target state says."""
+    target: Conditioning = field(repr=False)
+    """The text encoder's states of the prompt."""
+    found: Conditioning = field(repr=False)
+    """Those found from it that draw the picture itself."""
+    size: tuple[int, int] = (0, 0)
+    """Width, height in pixels at which the picture was learned."""
+
+    def between(self, target: Conditioning, eta: float) -> Conditioning:
+        """eta target + (1 - eta) found (Kawar et al. 2022, equation 4); any eta. `target`: the
+        edit's own, or of another prompt, with as many positions."""
+
+        def mixed(found: Tensor, wanted: Tensor) -> Tensor:
+            found = found.to(wanted.device, torch.float32)
+            return (eta * wanted.float() + (1 - eta) * found).to(wanted.dtype)
+
+        pooled = None
+        if target.pooled is not None and self.found.pooled is not None:
+            pooled = mixed(self.found.pooled, target.pooled)
+        return replace(target, states=mixed(self.found.states, target.states), pooled=pooled)
+
+
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """What one training run learned, independent of any file format."""
@@ -69,6 +98,8 @@ class Adapter:
     """What acts in the negative branch of guidance; `layers` then act in the positive branch alone
     (DreamArtist++). Only its layers count: learned tokens of both branches are all in
     `embeddings`."""
+    edit: Edit | None = None
+    """What draws one picture edited; `layers` were trained around its found state (Imagic)."""
     notes: tuple[str, ...] = ()
     """What a person should know of the file it was read from: a line each on what was not used or
     had to be assumed."""

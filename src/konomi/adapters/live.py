@@ -117,7 +117,8 @@ class LiveAdapters:
         negative = next(
             (adapter.negative for adapter in found if adapter.negative is not None), None
         )
-        return Adapter(layers, embeddings, hypernetwork=hypernetwork, negative=negative)
+        edit = next((adapter.edit for adapter in found if adapter.edit is not None), None)
+        return Adapter(layers, embeddings, hypernetwork=hypernetwork, negative=negative, edit=edit)
 
 
 @contextmanager

@@ -26,7 +26,8 @@ def generate(arguments: list[str]) -> int:
     """Draw pictures; prints each file's path when it is written."""
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)
-    if not options.prompts and options.prompt_file is None:
+    options.prompts += options.prompt
+    if not options.prompts and options.prompt_file is None and options.edit is None:
         parser.error("give a prompt, or --prompt-file FILE")
 
     from konomi import tasks
@@ -52,6 +53,8 @@ def generate(arguments: list[str]) -> int:
         precision=options.precision,
         prompt_file=options.prompt_file,
         aesthetic=aesthetic_of(options),
+        edit=options.edit,
+        eta=options.eta,
         tell=_tell_json if options.json else tell,
     )
     for path in paths:
@@ -148,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="a file with one prompt per line, with --n --w --h --d --s --l",
     )
+    _add_edit_flags(parser)
     add_aesthetic_flags(parser)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     add("--precision", default="auto", help="auto, fp32, bf16, fp16 (default: %(default)s)")
@@ -157,3 +161,26 @@ def _parser() -> argparse.ArgumentParser:
         help="print one JSON object per line for each image and note",
     )
     return parser
+
+
+def _add_edit_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--edit",
+        metavar="FILE",
+        type=Path,
+        help="an edited picture (konomi train imagic); without a prompt its own target is drawn",
+    )
+    add(
+        "--eta",
+        metavar="X",
+        type=float,
+        help="of an edit: 0 the picture, 1 the target, or any number (default: 0.7)",
+    )
+    add(
+        "--prompt",
+        metavar="P",
+        action="append",
+        default=[],
+        help="a prompt, as without the flag: of an edit another target",
+    )

@@ -23,6 +23,7 @@ def grid(arguments: list[str]) -> int:
         z=options.z,
         prompt=options.prompt or "",
         add=options.add,
+        edit=options.edit,
         vae=options.vae,
         prediction=options.prediction,
         **{name: getattr(options, name) for name in METAVARS},
@@ -47,11 +48,11 @@ def grid(arguments: list[str]) -> int:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="konomi grid",
-        usage="konomi grid [PROMPT] --x SETTING=VALUES --y SETTING=VALUES [--z SETTING=VALUES] "
+        usage="konomi grid [PROMPT] --x SETTING=VALUES [--y SETTING=VALUES] [--z SETTING=VALUES] "
         "--base BASE [options]",
         description="Draw two or three settings against each other, in one picture and on a page. "
         "Settings: weight, file, prompt, seed, steps, guidance, guidance_rescale, sampler, "
-        "negative, size, clip_skip.",
+        "negative, size, clip_skip, eta.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -65,13 +66,19 @@ def _parser() -> ArgumentParser:
     add(
         "--y",
         metavar="SETTING=VALUES",
-        required=True,
-        help="from top to bottom; prompts are divided by semicolons",
+        default="",
+        help="from top to bottom; prompts are divided by semicolons (default: one row)",
     )
     add("--z", metavar="SETTING=VALUES", default="", help="a sheet for each value")
     add("--base", required=True, help="`tiny`, a folder, a .safetensors or .ckpt file, or a hub id")
     add_base_flags(parser)
     add("--add", metavar="FILE[:WEIGHT]", default="", help="an adapter, where no axis is of files")
+    add(
+        "--edit",
+        metavar="FILE",
+        type=Path,
+        help="an edited picture (konomi train imagic), for an axis eta=0:1.2:7",
+    )
     add_picture_settings(parser, seed="0")
     add("--size", metavar="WxH", help="in pixels, multiples of 8; by default the base's own")
     add("--clip-skip", metavar="N", type=int, help="CLIP layer from the end; 0: the base's own")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RECIPE_FLAGS = {
     "base": "base", "vae": "vae", "prediction": "prediction", "output": "run.output",
     "steps": "run.steps",
-    "seed": "run.seed", "clip": "prior.clip", "start": "start",
+    "seed": "run.seed", "clip": "prior.clip", "start": "start", "prompt": "method.prompt",
 }  # fmt: skip
 """Flags that also change a recipe from a file, and the settings they stand for."""
 
@@ -191,6 +191,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser, *, base: str | None = None
         metavar="FILE",
         help="an adapter to continue from (method.start)",
     )
+    add("--prompt", metavar="P", help="what an edited picture should show (imagic)")
     add("--output", metavar="RUN", help="the run folder (default: runs/NAME)")
     add("--steps", metavar="N", type=int, help="total number of optimiser steps")
     add("--seed", metavar="S", type=int, help="random seed for order, noise and timesteps")
@@ -342,7 +343,7 @@ def _from_method(what: str, options: argparse.Namespace, changes: list[str]) -> 
         overrides=[
             *(
                 f"{RECIPE_FLAGS[flag]}={value}"
-                for flag in ("vae", "prediction", "clip", "start")
+                for flag in ("vae", "prediction", "clip", "start", "prompt")
                 if (value := getattr(options, flag))
             ),
             *attached_of(options),

@@ -14,7 +14,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -139,6 +139,21 @@ def list_folder(root: Path, *, recursive: bool = True) -> Listing:
     listing.entries.sort(key=lambda entry: natural_key(entry.name))
     listing.excluded.sort(key=lambda excluded: natural_key(excluded.name))
     return listing
+
+
+def list_image(path: Path, beside: Collection[str]) -> Listing:
+    """One image of a folder, with the files of its name whose suffixes are among `beside`."""
+    listing = list_folder(path.parent, recursive=False)
+    stem = split_suffix(path.name)[0]
+
+    def belongs(name: str) -> bool:
+        other, suffix = split_suffix(name)
+        return name == path.name or (other == stem and suffix in beside)
+
+    return Listing(
+        [entry for entry in listing.entries if belongs(entry.name)],
+        [one for one in listing.excluded if one.name == path.name],
+    )
 
 
 def _add_file(listing: Listing, item: os.DirEntry[str], name: str, real_root: str) -> None:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from konomi.config.sections import CaptionConfig, DataConfig, SourceConfig
-from konomi.data.containers import Entry, Listing, list_folder, list_zip, read_bytes
+from konomi.data.captions import CAPTION_SUFFIXES
+from konomi.data.containers import Entry, Listing, list_folder, list_image, list_zip, read_bytes
 from konomi.data.file_index import FileIndex, Measured
 from konomi.data.kohya_dataset import read_dataset_toml
 from konomi.data.manifest import Excluded, Finding, Manifest, Record
@@ -24,7 +25,7 @@ from konomi.data.preflight import (
     origin_findings,
 )
 from konomi.data.tar_shards import expand_shards, is_shard_pattern, read_shard
-from konomi.data.tree import Place, Tree, read_tree
+from konomi.data.tree import IMAGE_SUFFIXES, Place, Tree, read_tree
 from konomi.errors import DataError, KonomiError, printable
 from konomi.storage.home import expanded
 
@@ -205,6 +206,8 @@ def _list_place(place: Place) -> Listing:
         raise missing_path(place.path)
     if place.path.is_dir():
         return list_folder(place.path)
+    if place.path.suffix.lower() in IMAGE_SUFFIXES:
+        return list_image(place.path, CAPTION_SUFFIXES)
     if place.path.is_file():
         return list_zip(place.path)
     raise DataError(

@@ -17,9 +17,9 @@ from konomi.generation.request import Request
 BASE = "base"
 """Among files: none."""
 NUMBERS = {"weight": float, "seed": int, "steps": int, "guidance": float,
-           "guidance_rescale": float, "clip_skip": int}  # fmt: skip
+           "guidance_rescale": float, "clip_skip": int, "eta": float}  # fmt: skip
 TEXTS = ("prompt", "negative")
-SETTINGS = ("weight", "file", "prompt", "size", "clip_skip",
+SETTINGS = ("weight", "file", "prompt", "size", "clip_skip", "eta",
             *(field.name for field in fields(GenerationConfig)))  # fmt: skip
 MOST_VALUES = 100
 MOST_CELLS = 2000

@@ -212,7 +212,7 @@ class PictureFolder:
 
 
 def _plain(request: Request) -> dict[str, object]:
-    facts = asdict(replace(request, init=None, mask=None))
+    facts = asdict(replace(request, init=None, mask=None, edit=None))
     del facts["init"], facts["mask"]
     return facts
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from konomi.adapters.kinds import tensors_of
 from konomi.errors import FileFormatError
-from konomi.formats import ADAPTER_FORMATS, WRITERS, hypernetwork, peft_lora
+from konomi.formats import ADAPTER_FORMATS, WRITERS, edit_states, hypernetwork, peft_lora
 from konomi.formats.adapter_format import AdapterFormat
 from konomi.formats.family import odd_context_layer
 from konomi.formats.recognition import unsupported_kind_of
@@ -112,6 +112,11 @@ def write_adapter(
             f"{path}: only kohya's files hold a LoRA for each branch of guidance (DreamArtist++). "
             "Use --to kohya."
         )
+    if adapter.edit is not None and "kohya" not in writer.targets:
+        raise FileFormatError(
+            f"{path}: only kohya's files hold the text states of an edited picture (Imagic). Use "
+            "--to kohya."
+        )
     writer.check_ending(Path(path))
     writer.write(adapter, Path(path), options)
 
@@ -161,6 +166,8 @@ def _check_numbers(path: Path | str, source: Source, adapter: Adapter) -> None:
     tensors += [tensor for vectors in adapter.embeddings.values() for tensor in vectors.values()]
     if adapter.hypernetwork is not None:
         tensors += hypernetwork.tensors_of(adapter.hypernetwork).values()
+    if adapter.edit is not None:
+        tensors += edit_states.edit_tensors(adapter.edit).values()
     if all(is_finite(tensor) for tensor in tensors):
         return
     for name, tensor in named_tensors(source, adapter).items():

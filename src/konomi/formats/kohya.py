@@ -20,6 +20,7 @@ from konomi.adapters.kinds.magnitude import per_output
 from konomi.errors import FileFormatError
 from konomi.families.foreign_names import embedding_names, part_of_embedding_name
 from konomi.families.recognition import family_of_kohya_names
+from konomi.formats import edit_states
 from konomi.formats.embedding_metadata import NEGATIVE
 from konomi.formats.family import family_by_layers, family_of
 from konomi.formats.grouping import assemble, group
@@ -54,11 +55,15 @@ def parse(source: Source) -> Parsed:
     for name in filter(lambda name: name.startswith(_BUNDLE), tensors):
         if not _add_embedding(source, embeddings, name, tensors[name]):
             lost.append(name)
-    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(_BUNDLE)}
+    beside = (_BUNDLE, edit_states.PREFIX)
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(beside)}
+    states = {n: tensor for n, tensor in tensors.items() if n.startswith(edit_states.PREFIX)}
+    lost += [name for name in states if name not in edit_states.used_names(states)]
+    edit = edit_states.read_edit(source.path, states, source.metadata) if states else None
     grouped = group(source.path, rest, _split)
     layout = layout_for(grouped.parts, context_widths(grouped.parts))
     layers, unknown = assemble(source.path, grouped, lambda layer: key_of(layer, layout))
-    adapter = Adapter(layers, embeddings, dict(source.metadata), "", source.name)
+    adapter = Adapter(layers, embeddings, dict(source.metadata), "", source.name, edit=edit)
     # A lone te1 fits several families by its widths; only its name tells, and is not lost on
     # writing.
     numbered = family_of_kohya_names(grouped.parts)
@@ -128,7 +133,12 @@ def write(
             f"{_BUNDLE}{token}.{part}": tensor for part, tensor in embedding_parts(vectors).items()
         }
     tensors = cast_floats(tensors, dtype)
-    metadata = with_hashes(with_minimum(adapter, family, path.stem), tensors)
+    said = with_minimum(adapter, family, path.stem)
+    if adapter.edit is not None:
+        # Half precision is for weights: what is mixed by eta stays as it was found.
+        tensors |= edit_states.edit_tensors(adapter.edit)
+        said = said | edit_states.edit_metadata(adapter.edit)
+    metadata = with_hashes(said, tensors)
     write_tensors(path, tensors, metadata)
 
 

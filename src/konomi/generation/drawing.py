@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from konomi.adapters.adapter import Edit
 from konomi.adapters.branches import negative_branch
 from konomi.config.sections import TextConfig
 from konomi.diffusion.conditioning import Conditioning
-from konomi.errors import RecipeError
+from konomi.errors import ModelError, RecipeError
 from konomi.formats.embedding_metadata import NEGATIVE
 from konomi.generation.aesthetic import AestheticGradients
 from konomi.generation.picture_input import fitted_size, init_to_pixels, mask_to_pixels
@@ -22,6 +23,7 @@ from konomi.generation.request import Request
 from konomi.models.base import BaseModel
 from konomi.models.prompt_switching import prompt_per_step
 from konomi.models.prompt_syntax import extract_tags, find_words
+from konomi.models.text_encoding import TOKENS_PER_CHUNK
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ def drawing_of(base: BaseModel, request: Request, encode: PromptEncoder) -> Draw
     guided = request.guidance != 1
     text = TextConfig(clip_skip=request.clip_skip, emphasis=True)
     text = base.uncut([*set(prompts), *(set(negatives) if guided else ())], text)
+    if request.edit is not None:
+        text = _as_long_as(request.edit, text)
     sizes = torch.tensor(
         [[request.height, request.width, 0, 0, request.height, request.width]], device=base.device
     )
@@ -100,9 +104,13 @@ def drawing_of(base: BaseModel, request: Request, encode: PromptEncoder) -> Draw
         complete = {prompt: base.with_sizes(value, sizes) for prompt, value in unique.items()}
         return tuple(complete[per_step[step]] for step in sampler.steps)
 
+    positive = conditions(prompts, negative=False)
+    if request.edit is not None:
+        edited = {id(one): _edited(request, one) for one in positive}
+        positive = tuple(edited[id(one)] for one in positive)
     return Drawing(
         request=request,
-        positive=conditions(prompts, negative=False),
+        positive=positive,
         negative=conditions(negatives, negative=True) if guided else None,
         init=None
         if request.init is None
@@ -111,6 +119,33 @@ def drawing_of(base: BaseModel, request: Request, encode: PromptEncoder) -> Draw
         if request.mask is None
         else mask_to_pixels(request.mask, request.width, request.height),
     )
+
+
+def _as_long_as(edit: Edit, text: TextConfig) -> TextConfig:
+    """Text of as many chunks as the edit was found with. Raises RecipeError where it needs more."""
+    chunks = max(edit.found.states.shape[1] // (TOKENS_PER_CHUNK + 2), 1)
+    if text.max_tokens > chunks * TOKENS_PER_CHUNK:
+        raise RecipeError(
+            f"the prompt or the negative prompt has more than {chunks * TOKENS_PER_CHUNK} tokens, "
+            "and the edit was trained with so many. Shorten it."
+        )
+    return replace(text, max_tokens=chunks * TOKENS_PER_CHUNK)
+
+
+def _edited(request: Request, target: Conditioning) -> Conditioning:
+    """The state between the picture's own and the target's."""
+    edit = request.edit
+    assert edit is not None
+    if edit.found.states.shape != target.states.shape:
+        widths = [conditioning.states.shape[2] for conditioning in (edit.found, target)]
+        raise ModelError(
+            f"The edit's text states are {widths[0]} wide and this base's {widths[1]}: it was "
+            "trained on another family of models."
+        )
+    if extract_tags(request.prompt)[0].strip() == edit.prompt.strip():
+        own = edit.target.to(target.states.device, target.states.dtype)
+        target = replace(target, states=own.states, pooled=own.pooled)
+    return edit.between(target, request.eta)
 
 
 def with_negative_words(request: Request, words: Collection[str]) -> str:

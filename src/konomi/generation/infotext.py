@@ -124,6 +124,7 @@ def write_infotext(request: Request, origin: Origin) -> str:
         "Model hash": origin.model_hash,
         "Model": origin.model,
         "Denoising strength": f"{request.strength:g}" if request.init is not None else "",
+        "Imagic eta": f"{request.eta:g}" if request.edit is not None else "",
         "Clip skip": str(request.clip_skip) if request.clip_skip else "",
         "Lora hashes": _hashes(
             adapter for adapter in origin.adapters if adapter.kind != "embedding"

@@ -6,11 +6,18 @@ from typing import Any
 
 from PIL import Image
 
+from konomi.adapters.adapter import Edit
 from konomi.config.generation import GenerationConfig
 from konomi.config.problems import check_values
 from konomi.errors import RecipeError
 
 MAX_SIDE = 9999
+EDIT_GUIDANCE = 3.0
+"""Of an edit where nobody says another: the state that draws the picture is far from any text, and
+more overdraws it (docs/notes.md)."""
+MAX_ETA = 10
+DEFAULT_ETA = 0.7
+"""Useful values lie between 0.6 and 0.8 (Kawar et al. 2022, section 4.3)."""
 MAX_PROMPT = 20_000
 """Characters of a prompt: about 5,000 tokens, of which no base has learned to read more than a few
 hundred."""
@@ -33,6 +40,11 @@ class Request(GenerationConfig):
     """Picture to start from (img2img)."""
     strength: float = 1.0
     """How much of `init` is drawn anew, 0 to 1: the share of the steps that is done."""
+    edit: Edit | None = None
+    """What draws one picture edited (Imagic), put on with its adapter; `prompt` is the target."""
+    eta: float = DEFAULT_ETA
+    """How far from the picture's own text state to the target's: 0 the picture, 1 the target;
+    below and above too."""
     mask: Image.Image | None = None
     """White where `init` is to be drawn anew (inpainting); everything else keeps its pixels."""
 
@@ -59,6 +71,8 @@ class Request(GenerationConfig):
             raise RecipeError(
                 f"clip_skip is {self.clip_skip}; 0 (the base's own choice) or a layer from the end."
             )
+        if not -MAX_ETA <= self.eta <= MAX_ETA:
+            raise RecipeError(f"eta is {self.eta:g}; it must lie between -{MAX_ETA} and {MAX_ETA}.")
         if not 0 < self.strength <= 1:
             raise RecipeError(
                 f"strength is {self.strength:g}; it must lie above 0 and not above 1."

@@ -7,6 +7,7 @@ from konomi.methods.dreamartist import DreamArtist
 from konomi.methods.dreambooth import Dreambooth
 from konomi.methods.full import Full
 from konomi.methods.hypernetwork import HypernetworkMethod
+from konomi.methods.imagic import Imagic
 from konomi.methods.lora import Lora
 from konomi.methods.method import Method
 from konomi.methods.pivotal import Pivotal
@@ -21,6 +22,7 @@ METHODS: tuple[type[Method], ...] = (
     TextualInversion,
     Pivotal,
     DreamArtist,
+    Imagic,
 )
 
 

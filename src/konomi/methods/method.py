@@ -79,6 +79,9 @@ class Needs:
     """It gives a meaning to an identifier and needs both that and a class noun: captions are "a
     [identifier] [class]" where images have none, and an identifier that is no rare single token is
     spoken about."""
+    edits_towards: str = ""
+    """The target text of a method that edits a single image, and trains on no other beside it; ""
+    for all others."""
     float32_parts: tuple[Part, ...] = ()
     """Parts whose own weights are trained: kept in float32 whatever the precision of the
     computation."""

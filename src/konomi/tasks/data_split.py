@@ -12,7 +12,8 @@ from konomi.config.sections import DataConfig, SourceConfig
 from konomi.data.manifest import Record, first_names
 from konomi.data.scan_cache import cached_scan
 from konomi.diffusion.random import stable_hash
-from konomi.errors import DataError
+from konomi.errors import DataError, RecipeError
+from konomi.methods.method import Needs
 
 ENOUGH = 8
 """Different training images of a subject from which on some are kept for the evaluation."""
@@ -176,3 +177,19 @@ def _worded(record: Record, wording: tuple[str, str, str]) -> Record:
 
 def _counted(copies: int) -> str:
     return "a copy" if copies == 1 else f"{copies} copies"
+
+
+def check_one_image(needs: Needs, records: Sequence[Record]) -> None:
+    """Raises RecipeError where a method that edits a single image finds more."""
+    if not needs.edits_towards:
+        return
+    if prior := [record.name for record in records if record.role != "train"]:
+        raise RecipeError(
+            f"data.sources: {prior[0]} is a class image, and imagic edits one picture without any. "
+            "Leave --prior out."
+        )
+    if len(records) > 1:
+        raise RecipeError(
+            f"data.sources: {len(records)} images, and imagic edits one: {records[0].name} and "
+            f"{records[1].name}, for example. Name the file itself: --images photo.png."
+        )

@@ -44,8 +44,9 @@ from konomi.tasks.adapters_to_draw_with import (
 )
 from konomi.tasks.aesthetic_wish import read_wish
 from konomi.tasks.attached import in_order, keep_attached, without_what_it_was_trained_with
+from konomi.tasks.edit_wish import read_edit
 from konomi.tasks.sheets import sheet_notes, sheet_of
-from konomi.tasks.start_picture import start_from, strength_of
+from konomi.tasks.start_picture import start_from
 
 
 def load_base(
@@ -105,6 +106,8 @@ def generate(
     precision: str = "auto",
     prompt_file: str | Path | None = None,
     aesthetic: AestheticConfig | None = None,
+    edit: str | Path | None = None,
+    eta: float | None = None,
     tell: Callable[[str], object] = lambda _: None,
 ) -> Iterator[Path]:
     """Draw pictures and yield the path of each.
@@ -128,24 +131,26 @@ def generate(
     clip_skip: which layer of CLIP from the end: 1 the last; 0 is the base's own choice.
     prompt_file: a file of further prompts, one a line, with options such as `--n` and `--s`.
     aesthetic: Aesthetic Gradients towards the embeddings it names.
+    edit: the file of an edited picture (Imagic); without prompts its own target is drawn.
+    eta: how far from the picture's text state (0) to the target's (1); any number.
     tell: is handed a line on everything that has no effect.
 
     Raises KonomiError.
     """
-    output = Path(output)
-    if min(count, batch) < 1:
-        raise RecipeError(f"--count is {count} and --batch {batch}; both are at least 1.")
-    start, area = start_from(init, mask)
+    _check_counts(count, batch)
+    wanted = read_edit(edit, eta, tell, prompts=prompts)
+    picture = {"clip_skip": clip_skip, **start_from(init, mask, strength, tell)}
     given = {"negative": negative, "steps": steps, "guidance": guidance, "sampler": sampler,
              "guidance_rescale": guidance_rescale}  # fmt: skip
-    strength = strength_of(strength, start, tell)
-    default = _default(
-        size, seed, given, clip_skip=clip_skip, init=start, strength=strength, mask=area
-    )
+    if wanted is not None:
+        prompts, add = prompts if prompt_file else wanted.prompts(prompts), [wanted.file, *add]
+        size = size or (wanted.size if init is None else None)
+        picture |= wanted.settings
+    default = _default(size, seed, given, picture)
     requests = _requests(default, prompts, prompt_file, count)
     _tell_all(sheet_notes(requests, grid, batch), tell)
     always = [parse_add(argument) for argument in add]
-    groups, files = read_adapters(requests, always, [Path.cwd(), output], tell)
+    groups, files = read_adapters(requests, always, [Path.cwd(), Path(output)], tell)
     wish = read_wish(aesthetic)
     loaded = load_base(base, vae=vae, prediction=prediction, device=device, precision=precision)
     gradients = wish.on(loaded)
@@ -154,7 +159,7 @@ def generate(
     _tell_all((*notes, *wish.notes(loaded, gradients, requests)), tell)
     origin = Origin(loaded.name, _model_hash(base), extra=wish.infotext())
     pictures = _drawn(loaded, groups, always, files, origin, batch=batch, aesthetic=gradients)
-    yield from _saved(pictures, output, grid=grid)
+    yield from _saved(pictures, Path(output), grid=grid)
 
 
 def _drawn(
@@ -199,7 +204,7 @@ def _saved(pictures: Iterable[Picture], output: Path, *, grid: bool) -> Iterator
 
 
 def _default(
-    size: str | None, seed: int | None, given: Mapping[str, Any], **picture: Any
+    size: str | None, seed: int | None, given: Mapping[str, Any], picture: Mapping[str, Any]
 ) -> Request:
     """What every prompt has in common; a setting that is None has its own default."""
     width, height = parse_size(size) if size else (0, 0)
@@ -208,9 +213,13 @@ def _default(
         seed=secrets.randbelow(2**32) if seed in (None, -1) else seed,
         width=width,
         height=height,
-        **picture,
-        **{name: value for name, value in given.items() if value is not None},
+        **{**picture, **{name: value for name, value in given.items() if value is not None}},
     )
+
+
+def _check_counts(count: int, batch: int) -> None:
+    if min(count, batch) < 1:
+        raise RecipeError(f"--count is {count} and --batch {batch}; both are at least 1.")
 
 
 def _requests(

@@ -25,6 +25,7 @@ from konomi.models.base import BaseModel
 from konomi.storage.atomic import explained, sweep_temporaries, write_file
 from konomi.storage.home import shown
 from konomi.storage.lock import RunLock
+from konomi.tasks.edit_wish import read_edit
 from konomi.tasks.generating import load_base
 from konomi.tasks.reporting import ends_with_page, page_of_run
 from konomi.training.events import Event, Finished, Prepared, Warned
@@ -32,12 +33,13 @@ from konomi.training.events import Event, Finished, Prepared, Warned
 
 def grid(
     x: str,
-    y: str,
+    y: str = "",
     *,
     base: str,
     z: str = "",
     prompt: str = "",
     add: str = "",
+    edit: str | Path | None = None,
     vae: str | Path | None = None,
     prediction: str | None = None,
     negative: str | None = None,
@@ -58,8 +60,9 @@ def grid(
     x, y, z: the settings from left to right, from top to bottom, and from sheet to sheet:
         `weight=0.4:1.2:5`, `file=a.safetensors,b.safetensors,base`, `prompt=a dog; a cat`,
         `seed=1:4`, `steps=10,20`, and likewise guidance, guidance_rescale, sampler, negative, size,
-        clip_skip.
+        clip_skip and, of an edit, eta. Without y there is one row.
     prompt: what to draw, where no axis says it.
+    edit: the file of an edited picture (Imagic), whose target is drawn where nothing else is asked.
     add: an adapter or whole model, where no axis is of files; `FILE:WEIGHT` where none is of
         weights.
     base, vae, prediction, device, precision: as in `load_base`.
@@ -78,19 +81,20 @@ def grid(
     The last event is `Finished` with the page's path, and the picture's. What cannot be drawn is an
     empty place, with a note. Raises KonomiError.
     """
+    y = y or f"seed={seed or 0}"
     axes = [parse_axis(text, f"--{name}") for name, text in (("x", x), ("y", y), ("z", z)) if text]
     given = {"prompt": prompt or None, "negative": negative, "seed": seed, "steps": steps,
              "guidance": guidance, "guidance_rescale": guidance_rescale, "sampler": sampler,
              "size": size, "clip_skip": clip_skip}  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
-    wanted, notes = _wanted(axes, given, add)
+    add, given, notes = _with_edit(axes, edit, add, given)
+    wanted, more = _wanted(axes, given, add)
     notes += unknown_note((label for axis in axes for label in axis.labels), PICTURE)
     folder = Path(output) if output is not None else _usual_folder(wanted, base)
     with RunLock(folder):
         for place in (folder, *sorted((folder / "pictures").glob("*"))):
             sweep_temporaries(place)
         loaded = load_base(base, vae=vae, prediction=prediction, device=device, precision=precision)
-        yield from map(Warned, [*loaded.notes, *notes])
+        yield from map(Warned, [*loaded.notes, *notes, *more])
         drawn = _Drawn(
             tuple(replace(one, request=with_size(loaded, one.request)) for one in wanted)
         )
@@ -156,6 +160,26 @@ def _wanted(
     x, y, z = (*axes, None)[:3]
     assert x is not None and y is not None
     return cells(x, y, z, default, file=file, weight=weight), notes
+
+
+def _with_edit(
+    axes: Sequence[Axis], edit: str | Path | None, add: str, given: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], list[str]]:
+    """`add` and what is given, with those of an edit, and a line on what has no effect. Raises
+    RecipeError."""
+    told: list[str] = []
+    wish = read_edit(edit, None, told.append)
+    said = {name: value for name, value in given.items() if value is not None}
+    on_axes = {axis.setting for axis in axes}
+    if wish is None:
+        if "eta" in on_axes:
+            raise RecipeError("eta: of nothing. Name an edited picture with --edit FILE.")
+        return add, said, told
+    if add:
+        raise RecipeError("--add: --edit puts a file on already. Leave one of them out.")
+    own = {"prompt": wish.edit.prompt, "size": wish.size, **wish.settings}
+    own = {n: value for n, value in own.items() if value is not None and n not in on_axes}
+    return str(wish.path), own | said, told
 
 
 def _added(add: str) -> tuple[Path, float]:

@@ -7,9 +7,16 @@ from konomi.tasks.preparing import Job
 from konomi.tasks.previewing import preview_prompts
 
 
-def next_commands(job: Job, folder: Path, result: Path) -> tuple[str, ...]:
-    """Draw with the result, and train on."""
+def next_commands(
+    job: Job, folder: Path, result: Path, *, eta: float | None = None
+) -> tuple[str, ...]:
+    """Draw with the result, and train on. `eta`: the one that is suggested for an edit."""
     prompt = next(iter(preview_prompts(job)), "a house by a lake")
+    if job.needs.edits_towards:
+        draw = ["konomi", "generate", "--base", job.recipe.base, "--edit", str(result)]
+        draw += [] if eta is None else ["--eta", f"{eta:g}"]
+        longer = ["konomi", "resume", str(folder), "--steps", str(2 * job.total_steps)]
+        return shlex.join(draw), shlex.join(longer)
     if job.needs.makes == "model":
         draw = ["konomi", "generate", prompt, "--base", str(result)]
     else:

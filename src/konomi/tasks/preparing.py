@@ -34,7 +34,12 @@ from konomi.models.base import BaseModel
 from konomi.models.load import load_base
 from konomi.storage.home import expanded
 from konomi.tasks.attached import Attached, keep_attached, training_note
-from konomi.tasks.data_split import split_records, without_augmentation, without_repeats
+from konomi.tasks.data_split import (
+    check_one_image,
+    split_records,
+    without_augmentation,
+    without_repeats,
+)
 from konomi.tasks.findings import exclude_unfitting, move_triggers, note_enlarged
 from konomi.tasks.likely_mistakes import likely_mistakes
 from konomi.tasks.preview_notes import preview_notes
@@ -102,6 +107,7 @@ def prepare(recipe: Recipe) -> Job:
     cache = cache_folder(recipe)
     recipe = with_identifier_captions(recipe, needs)
     manifest = move_triggers(cached_scan(recipe.data, cache), base, recipe, cache)
+    check_one_image(needs, manifest.records)
     recipe = with_prior(recipe, needs, manifest.records, base)
     method = method_type(recipe.method, base, recipe)
     size = parse_size(recipe.data.resolution or str(base.resolution))

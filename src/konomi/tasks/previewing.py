@@ -2,13 +2,16 @@
 step.
 """
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from konomi.adapters.adapter import Adapter
+from konomi.config.sections import PreviewConfig
 from konomi.data.buckets import parse_size
 from konomi.generation.generate import generate
 from konomi.generation.infotext import png_bytes
-from konomi.generation.request import Origin, Request
+from konomi.generation.request import DEFAULT_ETA, EDIT_GUIDANCE, Origin, Request
 from konomi.methods.method import Result
 from konomi.models.memory import temporarily_loaded
 from konomi.storage.atomic import write_file
@@ -23,6 +26,8 @@ def preview_prompts(job: Job) -> tuple[str, ...]:
     """
     if job.recipe.preview.prompts:
         return job.recipe.preview.prompts
+    if job.needs.edits_towards:
+        return (job.needs.edits_towards,) * len(_ETAS)
     source = next((s for s in job.recipe.data.sources if s.role == "train"), None)
     trigger = source.trigger if source else ""
     noun = source.class_noun if source else ""
@@ -66,6 +71,37 @@ def preview_paths(job: Job, folder: Path, step: int) -> list[Path]:
     ]
 
 
+_ETAS = (0.0, DEFAULT_ETA, 1.0)
+"""Of an edit, where the recipe has no prompts for previews: the picture, the edit, the target."""
+
+
+def edit_guidance(job: Job) -> float:
+    """The recipe's where it says one; edits want less than others."""
+    given = job.recipe.preview.guidance
+    return EDIT_GUIDANCE if given == PreviewConfig().guidance else given
+
+
+def _requests(job: Job, loaded: Result) -> list[Request]:
+    """With the states of an edit, as its file holds them."""
+    requests = preview_requests(job)
+    if not isinstance(loaded, Adapter) or loaded.edit is None:
+        return requests
+    etas = _ETAS if not job.recipe.preview.prompts else (DEFAULT_ETA,) * len(requests)
+    width, height = loaded.edit.size
+    return [
+        replace(
+            request,
+            seed=job.recipe.preview.seed,
+            edit=loaded.edit,
+            eta=eta,
+            guidance=edit_guidance(job),
+            width=width,
+            height=height,
+        )
+        for request, eta in zip(requests, etas, strict=True)
+    ]
+
+
 class PreviewStopped(Exception):
     """The run is to end, and no drawing holds it up."""
 
@@ -83,12 +119,10 @@ def draw_previews(
             raise PreviewStopped("the run is to end")
 
     paths = preview_paths(job, folder, step)
-    with (
-        temporarily_loaded(job.base, job.recipe.memory),
-        job.method.as_loaded(as_read_back(job, result)),
-    ):
+    loaded = as_read_back(job, result)
+    with temporarily_loaded(job.base, job.recipe.memory), job.method.as_loaded(loaded):
         origin = Origin(model=job.base.name, adapters=job.attached.used)
-        pictures = generate(job.base, preview_requests(job), on_step=check_stop, origin=origin)
+        pictures = generate(job.base, _requests(job, loaded), on_step=check_stop, origin=origin)
         for path, picture in zip(paths, pictures, strict=True):
             with write_file(path) as temporary:
                 temporary.write_bytes(png_bytes(picture))

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from konomi.tasks.checkpointing import Checkpoints
+from konomi.tasks.edit_strip import strip_of_run
 from konomi.tasks.files import where_it_works
 from konomi.tasks.next_steps import next_commands
 from konomi.tasks.preparing import Job
@@ -105,6 +106,10 @@ class RunOutputs:
         if "previews" in self.missing and draws_previews(self.job):
             yield from self.previews.draw(self.trainer)
         notes: list[str] = []
+        strip = None
+        if self.job.needs.edits_towards and draws_previews(self.job):
+            strip = strip_of_run(self.job, self.folder, notes)
+            notes += [] if strip is None else [strip.note]
         due = self.missing if ends_with_page() else ()
         step = self.trainer.step
         card = card_of_run(self.job, self.folder, step, notes) if "card" in due else ""
@@ -113,8 +118,10 @@ class RunOutputs:
         yield Finished(
             self.trainer.step,
             str(path),
-            pictures=self.previews.pictures,
-            next_commands=next_commands(self.job, self.folder, path),
+            pictures=(*self.previews.pictures, *([] if strip is None else [strip.picture])),
+            next_commands=next_commands(
+                self.job, self.folder, path, eta=None if strip is None else strip.suggested
+            ),
             report=page,
             card=card,
         )

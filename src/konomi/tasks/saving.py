@@ -46,6 +46,7 @@ def save_result(
     path = result_path(job, folder, stem)
     if isinstance(result, Adapter):
         facts = training_facts(job, step, result, rates=rates or {}, hashes=when == "end")
+        result = _with_size(job, result)
         metadata = training_metadata(facts) | attached_metadata(job.attached.files)
         if which := chosen_layers(job):
             metadata["konomi.layers"] = json.dumps(which["layers"])
@@ -62,6 +63,14 @@ def save_result(
         job.base, path, dtype=dtype, tensors=tensors, metadata=model_metadata(job, step)
     )
     return path
+
+
+def _with_size(job: Job, result: Adapter) -> Adapter:
+    """An edit is drawn at the size at which its picture was learned."""
+    if result.edit is None:
+        return result
+    (size, *_) = job.assignment.buckets
+    return replace(result, edit=replace(result.edit, size=size))
 
 
 def stem_of(job: Job, step: int, when: When) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -13,28 +14,28 @@ DEFAULT_STRENGTH = 0.7
 
 
 def start_from(
-    init: str | Path | None, mask: str | Path | None
-) -> tuple[Image.Image | None, Image.Image | None]:
-    """The picture to start from, and what of it is drawn anew."""
+    init: str | Path | None,
+    mask: str | Path | None,
+    strength: float | None,
+    tell: Callable[[str], object],
+) -> dict[str, Any]:
+    """`init`, `mask` and `strength` of a request: the picture to start from, what of it is drawn
+    anew, and how much. A strength without a picture is told. Raises RecipeError.
+    """
     if init is None:
         if mask is not None:
             raise RecipeError(
                 "--mask is given without --init. Give the picture that the mask belongs to."
             )
-        return None, None
+        if strength is not None:
+            tell("--strength has no effect without --init.")
+        return {"init": None, "mask": None, "strength": 1.0}
     start = read_picture(init)
-    return start, None if mask is None else _mask(mask, start.size, str(init))
-
-
-def strength_of(
-    given: float | None, start: Image.Image | None, tell: Callable[[str], object]
-) -> float:
-    """How much of the picture is drawn anew; a strength without a picture is told."""
-    if start is not None:
-        return DEFAULT_STRENGTH if given is None else given
-    if given is not None:
-        tell("--strength has no effect without --init.")
-    return 1.0
+    return {
+        "init": start,
+        "mask": None if mask is None else _mask(mask, start.size, str(init)),
+        "strength": DEFAULT_STRENGTH if strength is None else strength,
+    }
 
 
 def _mask(path: str | Path, size: tuple[int, int], init: str) -> Image.Image:

@@ -15,6 +15,7 @@ from konomi.adapters.adapter import Adapter
 from konomi.families import known_family
 from konomi.families.family import VAE
 from konomi.families.foreign_names import embedding_names, part_of_folder
+from konomi.formats import edit_states
 from konomi.formats.readers import a1111, comfyui, diffusers
 from konomi.formats.readers.named_layers import layers_of
 from konomi.formats.readers.reading import Reading, counted, refused, sentences
@@ -57,7 +58,9 @@ def readings(source: Source, format_name: str, adapter: Adapter) -> tuple[Readin
         )
         reason = f"load_lora_weights does not read {what}; {own}"
         return (*found, refused(diffusers.NAME, adapter.layers, reason))
-    layers = layers_of(source.shapes)
+    # Text states are no layers: no program looks for them.
+    weights = {n: s for n, s in source.shapes.items() if not n.startswith(edit_states.PREFIX)}
+    layers = layers_of(weights)
     alphas = _alphas({layer.name for layer in layers}, source)
     return (
         comfyui.lora(layers, adapter.family),
