@@ -5,6 +5,7 @@
 
 import copy
 import os
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
@@ -14,6 +15,7 @@ from konomi.config.recipe import Recipe
 from konomi.config.sections import OptimizerConfig, RunConfig
 from konomi.data.batch import Batch, Examples, Latents
 from konomi.methods import METHODS, method_of
+from konomi.methods.imagic import ImagicConfig
 
 FAMILIES = ["sd1", "sd2", "sdxl"]
 DEVICE = torch.device(os.environ.get("KONOMI_TEST_DEVICE", "cpu"))
@@ -58,6 +60,8 @@ def make_examples(count=2, side=8, seed=0, first_id=0):
 
 
 def make_recipe(config, **optimizer):
+    if isinstance(config, ImagicConfig) and not config.prompt:
+        config = replace(config, prompt="a sitting dog")  # There is no default of a wish.
     options = {"learning_rate": 1e-3} | optimizer
     return Recipe(
         base="random",

@@ -47,12 +47,13 @@ class ClassImages:
 
 def with_identifier_captions(recipe: Recipe, needs: Needs) -> Recipe:
     """Images without caption are "a [identifier] [class]", where the method is about that and no
-    template is given.
+    template is given; a picture to edit is called as its target.
     """
-    if not needs.identifier:
+    template = IDENTIFIER_TEMPLATE if needs.identifier else needs.edits_towards
+    if not template:
         return recipe
     sources = tuple(
-        source if source.template else replace(source, template=IDENTIFIER_TEMPLATE)
+        source if source.template else replace(source, template=template)
         for source in recipe.data.sources
     )
     return replace(recipe, data=replace(recipe.data, sources=sources))

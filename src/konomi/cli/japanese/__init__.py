@@ -10,6 +10,7 @@ from konomi.cli.japanese import (
     evaluation,
     folders,
     history,
+    imagic,
     merging,
     methods,
     models,
@@ -58,6 +59,7 @@ AREAS = tuple(
         evaluation,
         comparing,
         history,
+        imagic,
         merging,
         cards,
     )
