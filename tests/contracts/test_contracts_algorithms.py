@@ -20,7 +20,7 @@ from konomi.training.trainer import Trainer
 
 EVERYWHERE = {"rank": 4, "conv_rank": 4, "text_rank": 4, "targets": ("attention", "feed_forward")}
 FAMILIES = ("sd1", "sd2", "sdxl")
-ONE_FAMILY = {"boft": "sd2", "dylora": "sdxl", "pissa": "sd1", "olora": "sd2"}
+ONE_FAMILY = {"boft": "sd2", "dylora": "sdxl", "pissa": "sd1", "olora": "sd2", "glora": "sdxl"}
 """What a family names and how an algorithm computes do not meet: one each of the later ones."""
 CASES = [
     pytest.param(

@@ -206,7 +206,7 @@ def test_metadata_tells_a_family_that_names_do_not(tmp_path: Path) -> None:
 
 
 KINDS = {
-    "GLoRA": f"lora_unet_{FLAT}.a1.weight",
+    "GLoRA": f"base_model.model.{PATH}.glora_A.Xd",
     "VeRA": f"base_model.model.{PATH}.vera_lambda_b",
     "HRA": f"base_model.model.{PATH}.hra_u",
     "AdaLoRA": f"unet.{PATH}.lora_E",

@@ -198,6 +198,17 @@ def oft_bounded() -> tuple[str, dict[str, Tensor], Tensor, Tensor]:
     )
 
 
+def glora() -> tuple[str, dict[str, Tensor], Tensor, Tensor]:
+    a1, a2, b1, b2 = normal(I, R), normal(R, I), normal(O, R), normal(R, I)
+    factors = {"a1.weight": a1, "a2.weight": a2, "b1.weight": b1, "b2.weight": b2}
+    return (
+        TO_K,
+        layer(TO_K, **factors, alpha=torch.tensor(1.5)),
+        LINEAR,
+        (LINEAR @ a1 @ a2 + b1 @ b2) * 1.5 / R,
+    )
+
+
 def boft() -> tuple[str, dict[str, Tensor], Tensor, Tensor]:
     # A butterfly's block turns the other way than OFT's, and takes halves of it in turn.
     blocks, halves = normal(1, 1, 10, 10), torch.arange(10).view(2, 5).t().flatten()
@@ -219,7 +230,7 @@ CASES = {
         linear_lora, no_alpha, conv_lora, tucker_lora, dora_per_output, dora_per_input, loha,
         loha_tucker, lokr_full,
         lokr_factored, ia3_outputs, ia3_inputs, full_difference, norm_difference,
-        oft, oft_bounded, boft,
+        oft, oft_bounded, boft, glora,
     )
 }  # fmt: skip
 
@@ -500,10 +511,21 @@ def test_kinds_have_plain_names(tmp_path: Path) -> None:
         "full_difference",
         "oft",
         "boft",
+        "glora",
     ):
         report = inspect_file(save(tmp_path / "x.safetensors", CASES[case]()[1]))
         kinds |= report.layer_kinds
-    assert set(kinds) == {"lora", "lora+dora", "loha", "lokr", "ia3", "diff", "oft", "boft"}
+    assert set(kinds) == {
+        "lora",
+        "lora+dora",
+        "loha",
+        "lokr",
+        "ia3",
+        "diff",
+        "oft",
+        "boft",
+        "glora",
+    }
     # The last comes in Custom Diffusion's files alone.
     assert {kind.about.name for kind in KINDS} - set(kinds) == {"whole"}
 

@@ -5,6 +5,7 @@ form, its tensors in files, and how it is trained where konomi trains it. All ar
 
 from konomi.adapters.kinds.butterfly import Butterfly
 from konomi.adapters.kinds.difference import Difference
+from konomi.adapters.kinds.generalized import Generalized
 from konomi.adapters.kinds.hadamard import Hadamard
 from konomi.adapters.kinds.kind import (
     About,
@@ -27,6 +28,7 @@ __all__ = [
     "About",
     "Butterfly",
     "Difference",
+    "Generalized",
     "Hadamard",
     "Kind",
     "Kronecker",
@@ -50,6 +52,7 @@ KINDS: tuple[Kind, ...] = (
     Rescale,
     Orthogonal,
     Butterfly,
+    Generalized,
     Replacement,
 )
 """Every kind that konomi knows. Where tensors of several kinds lie together, the first one's error
