@@ -192,8 +192,10 @@ def read_config(table: Mapping[str, Any], where: str) -> PeftConfig:
             ),
             "",
         )
+        others = [kind.about.peft_type for kind in KINDS if kind.about.peft is not None]
         raise FileFormatError(
-            f"{where}: PEFT type {str(declared)[:40]} is not read; only {wanted} is.{known}"
+            f"{where}: PEFT type {str(declared)[:40]} is not read; "
+            f"{', '.join([wanted, *others])} are.{known}"
         )
     for name, why in _CHANGING.items():
         if table.get(name):

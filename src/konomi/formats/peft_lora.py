@@ -35,6 +35,14 @@ from konomi.formats.peft_config import (
     read_config,
     split_parts,
 )
+from konomi.formats.peft_kinds import (
+    by_part,
+    canonical,
+    kind_of_config,
+    kind_to_write,
+    read_kind,
+    tensors_and_config,
+)
 from konomi.formats.peft_start import StartError, start_of
 from konomi.formats.source import PEFT_CONFIG_NAME, PEFT_WEIGHTS, Parsed, Source, fault, open_source
 from konomi.formats.unused import joined, prefixed, with_unused_named
@@ -118,20 +126,36 @@ def write(
         raise FileFormatError(
             f"{path}: PEFT folders hold no token embeddings. Convert with --to kohya or diffusers."
         )
-    parts = split_parts(adapter, str(path))
-    if not parts:
+    kind = kind_to_write(adapter)
+    if not adapter.layers:
         raise FileFormatError(f"{path}: the adapter has no layers, so there is no LoRA to write.")
     family = adapter.family or family_of(adapter)
     names = folder_of_part(family)
+    if kind is None:
+        contents = {
+            part: _lora_contents(layers, family if part == "denoiser" else "", base_name)
+            for part, layers in split_parts(adapter, str(path)).items()
+        }
+    else:
+        contents = {
+            part: tensors_and_config(kind, layers, base_name, path)
+            for part, layers in by_part(adapter).items()
+        }
     with write_folder(path, replace=replace_folder) as temporary:
-        for part, layers in parts.items():
-            folder = temporary if list(parts) == ["denoiser"] else temporary / names[part]
+        for part, (tensors, table) in contents.items():
+            folder = temporary if list(contents) == ["denoiser"] else temporary / names[part]
             folder.mkdir(exist_ok=True)
-            tensors = peft_tensors(layers, family if part == "denoiser" else "")
-            tensors = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
             write_tensors(folder / PEFT_WEIGHTS[0], cast_floats(tensors, dtype), {"format": "pt"})
-            config = json.dumps(_config(layers, base_name), indent=2) + "\n"
+            config = json.dumps(table, indent=2) + "\n"
             (folder / PEFT_CONFIG_NAME).write_text(config, encoding="utf-8")
+
+
+def _lora_contents(
+    layers: dict[str, LowRank], family: str, base_name: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors = peft_tensors(layers, family)
+    named_tensors = {f"{_PREFIX}{name}": tensor for name, tensor in tensors.items()}
+    return named_tensors, _config(layers, base_name)
 
 
 def _config(layers: dict[str, LowRank], base_name: str) -> dict[str, Any]:
@@ -172,11 +196,18 @@ def _part_folders(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _read_part(part: str, folder: Path, weight_of: WeightOf | None) -> Parsed:
-    config = read_config(_read_json(folder / PEFT_CONFIG_NAME), str(folder / PEFT_CONFIG_NAME))
+    table, where = _read_json(folder / PEFT_CONFIG_NAME), str(folder / PEFT_CONFIG_NAME)
+    kind = kind_of_config(table)
+    config = read_config(table, where) if kind is None else None
     path = next((folder / name for name in PEFT_WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise FileFormatError(f"{folder}: holds {PEFT_CONFIG_NAME} but no {PEFT_WEIGHTS[0]}.")
     source = open_source(path, alone=True)
+    if kind is not None:
+        part = part or _FOLDERS.get(folder.name, "")
+        found = read_kind(kind, part, source, table, where)
+        return with_unused_named(source, replace(found, ignored=prefixed(found.ignored, CONFIG)))
+    assert config is not None
     parsed = with_unused_named(source, _read_weights(source, part, config))
     return _less_initial(parsed, part, folder, config, weight_of) if config.init else parsed
 
@@ -291,7 +322,6 @@ def _read_weights(source: Source, part: str, config: PeftConfig) -> Parsed:
     part = part or _part_of(source.path.parent, halves)
     layers: dict[str, LayerUpdate] = {}
     ranks: dict[str, int] = {}
-    whole = part
     for module, parts in halves.items():
         magnitude = parts.pop("dora_scale", None)
         try:
@@ -301,16 +331,8 @@ def _read_weights(source: Source, part: str, config: PeftConfig) -> Parsed:
                 source.path, f"{module} ({error.part})" if error.part else module, error.what
             ) from error
         assert layer is not None
-        component, _, inner = module.partition(".")
-        part, inner = (
-            (_FOLDERS[component], inner) if component in _FOLDERS and inner else (whole, module)
-        )
-        if part != "denoiser" and inner.startswith(("encoder.", "embeddings.", "final_layer_norm")):
-            canonical = f"{part}.text_model.{inner}"
-        else:
-            canonical = f"{part}.{inner}"
         alpha = config.alpha_of(module, layer.down.shape[0])
-        layers[canonical] = layer_from_peft(layer, magnitude, alpha)
+        layers[canonical(module, part)] = layer_from_peft(layer, magnitude, alpha)
         ranks[module] = layer.down.shape[0]
     notes = config.contradictions(ranks)
     return Parsed(

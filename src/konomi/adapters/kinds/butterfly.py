@@ -9,12 +9,12 @@ Shapes: M stages, N blocks of b x b, O output, I input, K kernel.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from konomi.adapters.kinds.kind import About, not_available
+from konomi.adapters.kinds.kind import About, PeftForm, not_available
 from konomi.adapters.kinds.orthogonal import check_blocks
 from konomi.adapters.kinds.parts import LayerError, alpha_of, present, scalar
 from konomi.adapters.kinds.rotation import (
@@ -51,6 +51,16 @@ class Butterfly:
         },
         complete=(frozenset({"oft_blocks"}), frozenset({"boft_R"})),
         peft_type="BOFT",
+        peft=PeftForm(
+            lambda update, table: update,
+            lambda layers: _to_peft(layers),
+            settings=frozenset(
+                {
+                    *("boft_block_size", "boft_block_num", "boft_n_butterfly_factor"),
+                    "boft_dropout",
+                }
+            ),
+        ),
         algo="boft",
         training=training("boft", lambda *parts: Butterfly(*parts), lambda *size: _zeros(*size)),
         at_strength=lambda update, strength: replace(update, strength=strength),
@@ -171,3 +181,28 @@ def _zeros(width: int, wanted: int) -> Tensor | None:
         return None
     count = width // size
     return torch.zeros(count.bit_length(), count, size, size)
+
+
+def _to_peft(
+    layers: Mapping[str, Butterfly],
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    shapes = {(update.blocks.shape[0], update.blocks.shape[2]) for update in layers.values()}
+    found = {}
+    for path, update in layers.items():
+        if update.side == "output":
+            raise LayerError(path, "rotates outputs (LyCORIS' BOFT), and PEFT's rotates inputs")
+        if update.constraint or len(shapes) > 1:
+            raise LayerError(path, "has a bound, or blocks of its own, which PEFT's BOFT has not")
+        if update.rescale is None:
+            raise LayerError(path, "has no lengths, which PEFT's BOFT always has")
+        found[path] = {
+            "boft_R": -skew(update.blocks),
+            "boft_s": update.rescale.reshape(-1, 1).contiguous(),
+        }
+    stages, size = shapes.pop()
+    return found, {
+        "boft_block_size": size,
+        "boft_block_num": 0,
+        "boft_n_butterfly_factor": stages,
+        "boft_dropout": 0.0,
+    }

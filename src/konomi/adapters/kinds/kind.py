@@ -95,6 +95,21 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True)
+class PeftForm:
+    """How PEFT's folders have a kind, where they hold it. Its parts are among the kind's."""
+
+    read: Callable[[Any, Mapping[str, Any]], Any]
+    """(update of its parts, `adapter_config.json`) -> what it means there. Raises LayerError."""
+    write: Callable[[Mapping[str, Any]], tuple[dict[str, dict[str, Tensor]], dict[str, Any]]]
+    """Module path -> update, of all layers -> (path -> PEFT's names and tensors, settings for all).
+    Raises LayerError (path, reason) where PEFT has no such layers."""
+    settings: frozenset[str]
+    """What `read` looks at, and what says only how it was trained."""
+    refused: Mapping[str, Any] = field(default_factory=dict)
+    """Settings with which the tensors mean something that konomi does not do -> usual value."""
+
+
+@dataclass(frozen=True, slots=True)
 class About:
     """What is known of a kind without an update: what it is called, here and elsewhere, and how it
     is trained.
@@ -111,6 +126,9 @@ class About:
     """How other programs call the same parts -> kohya's name."""
     peft_type: str = ""
     """In PEFT's `adapter_config.json`; "" where PEFT has no such kind."""
+    peft: PeftForm | None = None
+    """How it is read and written there; None where it is not, and for LoRA, which has formats of
+    its own."""
     algo: str = ""
     """In LyCORIS' network arguments; "" for what kohya's own `networks.lora` trains."""
     training: Training | None = None

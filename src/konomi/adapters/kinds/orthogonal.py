@@ -9,13 +9,13 @@ Shapes: N blocks of b x b, O output, I input, K kernel.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from konomi.adapters.kinds.kind import About, not_available
+from konomi.adapters.kinds.kind import About, PeftForm, not_available
 from konomi.adapters.kinds.parts import LayerError, alpha_of, present, scalar
 from konomi.adapters.kinds.rotation import (
     Side,
@@ -44,6 +44,17 @@ class Orthogonal:
         complete=(frozenset({"oft_blocks"}), frozenset({"oft_R"})),
         spellings={"oft_R.weight": "oft_R", "oft_R.default.weight": "oft_R"},
         peft_type="OFT",
+        peft=PeftForm(
+            lambda update, table: _from_peft(update, table),
+            lambda layers: _to_peft(layers),
+            settings=frozenset(
+                {
+                    *("oft_block_size", "use_cayley_neumann", "num_cayley_neumann_terms"),
+                    *("block_share", "module_dropout", "eps"),
+                }
+            ),
+            refused={"coft": False},
+        ),
         algo="diag-oft",
         training=training("oft", lambda *parts: Orthogonal(*parts), lambda *size: _zeros(*size)),
     )
@@ -150,3 +161,45 @@ def _unpacked(packed: Tensor) -> Tensor:
     blocks = packed.new_zeros(packed.shape[0], size, size)
     blocks[:, rows, columns] = packed
     return blocks
+
+
+def _from_peft(update: Orthogonal, table: Mapping[str, Any]) -> Orthogonal:
+    series = table.get("use_cayley_neumann", True)
+    terms = table.get("num_cayley_neumann_terms", 5) if series else 0
+    if type(terms) is not int or not 0 <= terms <= 100:
+        raise LayerError("", f"has {str(terms)[:40]} terms of the Cayley series; 0 to 100 are read")
+    return replace(update, side="input", terms=terms)
+
+
+def _to_peft(
+    layers: Mapping[str, Orthogonal],
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """PEFT takes one block size for all layers, and of each layer the divisor next to it."""
+    terms = {update.terms for update in layers.values()}
+    size = max(update.blocks.shape[1] for update in layers.values())
+    for path, update in layers.items():
+        if update.side == "output":
+            raise LayerError(path, "rotates outputs (kohya's OFT), and PEFT's OFT rotates inputs")
+        if update.rescale is not None or update.constraint or len(terms) > 1:
+            raise LayerError(path, "has a bound or lengths, which PEFT's OFT has not")
+        count, own = update.blocks.shape[:2]
+        if own != nearest_divisor(count * own, size):
+            raise LayerError(
+                path, f"has blocks of {own}, which PEFT would not choose beside {size}"
+            )
+    own_terms = terms.pop()
+    return {path: {"oft_R.weight": update.packed()} for path, update in layers.items()}, {
+        "r": 0,
+        "oft_block_size": size,
+        "use_cayley_neumann": own_terms > 0,
+        "num_cayley_neumann_terms": own_terms or 5,
+        "block_share": False,
+        "coft": False,
+        "module_dropout": 0.0,
+    }
+
+
+def nearest_divisor(width: int, wanted: int) -> int:
+    """The divisor of a width next to `wanted`, the smaller of two, as PEFT adjusts block sizes."""
+    divisors = [size for size in range(1, width + 1) if width % size == 0]
+    return min(divisors, key=lambda size: (abs(size - wanted), size))
