@@ -55,13 +55,8 @@ def test_candidates_are_trained_alike_and_measured_beside_the_base(compared, tmp
     assert all("likeness" in one.scores and not one.failure for one in summary.candidates)
     assert Path(events[-1].path).exists()
 
-    # The same again trains nothing, and finds the same.
     found = (tmp_path / "out" / "summary.json").read_bytes()
-    again = compared("lora", "textual_inversion")
-    assert steps_of(again) == {}
-    assert (tmp_path / "out" / "summary.json").read_bytes() == found
     assert str(tmp_path).encode() not in found
-
     # On a full disk it ends with one line, and what was trained and drawn is kept.
     gone = tmp_path / "out" / "pictures" / "lora-step2@1" / "0-0.png"
     gone.unlink()
@@ -78,6 +73,7 @@ def test_candidates_are_trained_alike_and_measured_beside_the_base(compared, tmp
         f"{gone.relative_to(tmp_path)}: the disk is full. Free some space or choose another output "
         "folder."
     )
+    # The same again trains nothing, and finds the same.
     assert steps_of(compared("lora", "textual_inversion")) == {}
     assert (tmp_path / "out" / "summary.json").read_bytes() == found
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
