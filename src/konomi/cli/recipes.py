@@ -353,7 +353,7 @@ def _from_method(what: str, options: argparse.Namespace, changes: list[str]) -> 
 
 
 def _looks_like_file(what: str) -> bool:
-    return what.endswith(".toml") or "/" in what or "\\" in what or Path(what).is_file()
+    return what.endswith((".toml", ".png")) or "/" in what or "\\" in what or Path(what).is_file()
 
 
 def _similar(path: Path) -> str:

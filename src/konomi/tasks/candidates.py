@@ -92,7 +92,7 @@ def _name(word: str | Path | Recipe) -> str:
 
 def _is_file(word: str | Path) -> bool:
     text = str(word)
-    return isinstance(word, Path) or text.endswith(".toml") or "/" in text or "\\" in text
+    return isinstance(word, Path) or text.endswith((".toml", ".png")) or "/" in text or "\\" in text
 
 
 def _recipe(word: str | Path | Recipe, asked: Asked) -> Recipe:
