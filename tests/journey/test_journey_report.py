@@ -1,7 +1,9 @@
 """The page that a run ends with: there, true to the run, and never in its way."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -131,3 +133,21 @@ def test_the_command_says_where_the_page_is(tmp_path, capsys, monkeypatch):
     assert "no browser" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "absent")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_caption_of_something_else_is_found_among_others(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    shutil.copytree(Path(konomi.__file__).parent / "builtin" / "mascot", photos)
+    (photos / "mascot-2.txt").write_text("two red cars next to a tree at night")
+    words = ["lora", "--images", str(photos), "--base", "tiny", "--steps", "1", "--output",
+             str(tmp_path / "run"), f"data.cache.folder={tmp_path / 'cache'}"]  # fmt: skip
+    assert main(["train", *words]) == 0
+    capsys.readouterr()
+    assert main(["check", "--run", str(tmp_path / "run"), "--captions", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found[0]["name"] == "mascot-2.png" and found[0]["excess"] > 0
+    assert main(["check", "--captions"]) == 2
+    (photos / "mascot-1.png").unlink()
+    assert main(["check", "--run", str(tmp_path / "run"), "--captions"]) == 1
+    assert "there are 4 and 4" in capsys.readouterr().err

@@ -121,7 +121,7 @@ def check(arguments: list[str]) -> int:
         prog="konomi check",
         usage="konomi check RECIPE|CARD [key=value ...] [--time] [--json] [--all]\n"
         "       konomi check [METHOD] --images DIR [--base BASE] [options] [key=value ...]\n"
-        "       konomi check --run RUN [--json]",
+        "       konomi check --run RUN [--captions] [--json]",
         description="Per image the final caption, bucket, crop, repeats and problems; steps and "
         "time to expect.",
         allow_abbrev=False,
@@ -145,12 +145,21 @@ def check(arguments: list[str]) -> int:
     parser.add_argument(
         "--run", metavar="RUN", type=Path, help="list a run's images that have too high a loss"
     )
+    parser.add_argument(
+        "--captions",
+        action="store_true",
+        help="with --run: try each image with captions of others, to find those that are not of it",
+    )
     options = parser.parse_intermixed_args(arguments)
+    if options.captions and options.run is None:
+        parser.error("--captions needs --run RUN")
     if options.run is not None:
-        from konomi.cli.losses_view import print_losses
+        from konomi.cli.losses_view import print_captions, print_losses
 
         if options.what or options.images:
             parser.error("--run looks at what a run has noted; leave recipe and images out")
+        if options.captions:
+            return print_captions(options.run, as_json=options.json)
         return print_losses(options.run, as_json=options.json)
     names = [word for word in options.what if "=" not in word or Path(word).is_file()]
     if not names and not options.images:

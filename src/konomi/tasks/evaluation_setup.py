@@ -224,6 +224,18 @@ def loss_pictures(setup: EvaluationSetup) -> LossPictures:
     return LossPictures(recipe, count, training, held_out)
 
 
+def training_captioned(
+    setup: EvaluationSetup, most: int
+) -> tuple[Captioned, list[Record], tuple[str, ...]]:
+    """At most so many of the pictures that were trained on, with their captions and records; and
+    a line on those that cannot be read.
+    """
+    recipe = setup.recipe or Recipe(base=setup.base, method=LoraConfig())
+    images, there, notes = _load(setup.training[:most], setup.background)
+    captions = tuple(_caption(record, setup.subject, recipe) for record in there)
+    return Captioned(images, captions), there, notes
+
+
 def _caption(record: Record, subject: Subject, recipe: Recipe) -> str:
     """A picture that no source of the run names is called as those of the run are."""
     if not record.trigger and not record.class_noun:

@@ -56,6 +56,7 @@ PAIRS = {
     "diffusers, custom, webui; by default chosen by OUT's name": "diffusers、custom、webui(既定: OUT の名前から判断)",
     "files of Custom Diffusion that were trained apart": "別々に学習した Custom Diffusion のファイル",
     "Write a recipe with every setting explained.": "すべての設定に説明の付いたレシピを作ります。",
+    "--captions needs --run RUN": "--captions には --run RUN が必要です",
     "the recipe in a recipe card (NAME.card.png), or import settings: an sd-scripts TOML or command line, OneTrainer JSON, ai-toolkit YAML": "レシピカード(NAME.card.png)の中のレシピを取り出す。または設定を引き継ぐ: sd-scripts の TOML かコマンドライン、OneTrainer の JSON、ai-toolkit の YAML",
     "the model to start from (default: tiny)": "ベースモデル(既定: tiny)",
     "folder of images (default: photos)": "画像のフォルダ(既定: photos)",
