@@ -79,6 +79,8 @@ OTHER_VALUES = {
     "method.start": "dog",
     "method.low_guidance": 1.5,
     "method.reconstruction": 0.5,
+    "method.max_norm": 1e-5,
+    "method.lora.max_norm": 1e-5,
     "method.word_steps": 2.0,
     "method.word_rate": 1e-3,
 }

@@ -10,6 +10,7 @@ from torch import nn
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.kinds import LayerSpec, LayerUpdate, TrainableLayer
+from konomi.adapters.kinds.kind import LimitsNorm
 from konomi.adapters.live import paused
 from konomi.diffusion.random import Rng
 from konomi.errors import ModelError
@@ -42,9 +43,12 @@ class TrainedLayers:
 
     def begin_step(self, rng: Rng) -> None:
         """Dropout acts while the base's module is in training mode. A pass over fewer samples than
-        keys uses the first keys; over more, each key serves several samples.
+        keys uses the first keys; over more, each key serves several samples. Updates beyond their
+        largest norm are scaled back first.
         """
         for key, layer in self.layers.items():
+            if isinstance(layer, LimitsNorm):
+                layer.limit_norm()
             if layer.spec.has_dropout:
                 layer.rng = rng.fork(key)
 

@@ -68,6 +68,7 @@ def settings_of(
         module_dropout=config.module_dropout,
         rs_lora=config.scaling == "sqrt_rank",
         dora=config.has_dora,
+        max_norm=config.max_norm if config.uses("max_norm") else 0.0,
         dora_axis=dora_axis,
         init=config.init if config.uses("init") else "zero",
         own=getattr(config, config.algorithm, None),

@@ -74,6 +74,10 @@ class LoraConfig:
     of the update, as in LyCORIS."""
     module_dropout: Fraction = 0.0
     """Probability of skipping a layer's whole update during training."""
+    max_norm: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """The largest norm (Frobenius) of a layer's update; what is larger is scaled back after each
+    step (`scale_weight_norms` of sd-scripts, 1 there), which keeps files usable together. 0: no
+    bound."""
     b_rate_ratio: Annotated[float, Field(ge=1, le=64)] = 1.0
     """Ratio of B's learning rate to A's (LoRA+: 16)."""
     scaling: Literal["rank", "sqrt_rank"] = "rank"
@@ -138,6 +142,8 @@ def unused_settings(config: LoraConfig, start: Start | None, *, text: bool) -> d
         kept = "the layers of method.start keep their scale, and no others are trained."
         only = config.targets == LoraConfig().targets
         found |= {"method.alpha": kept, "method.init": kept} if only else {}
+    if config.init != "zero" and config.uses("init"):
+        found["method.max_norm"] = "method.init starts from factors that are not small."
     if not config.conv_rank:
         found["method.conv_alpha"] = "method.conv_rank is 0, so convolutions are left alone."
     if not config.text_rank:

@@ -2,6 +2,7 @@
 whichever way is taken inside.
 """
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,8 @@ from konomi.adapters.delta import delta
 from konomi.adapters.kinds import LayerSettings, tensors_of
 from konomi.adapters.kinds.change_layer import ChangeLayer
 from konomi.adapters.kinds.magnitude import lengths_of
+from konomi.adapters.layers import inject
+from konomi.diffusion.random import Rng
 from konomi.errors import ModelError
 from konomi.methods.lora_settings import ALGORITHMS
 
@@ -126,3 +129,36 @@ def test_goes_on_with_the_scale_of_the_file_and_refuses_other_parts() -> None:
         layer_of("loha").load(file)
     with pytest.raises(ModelError, match="is made of"):
         layer_of("full").load(replace(layer_of("full").export(), bias=None))
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr", "full"])
+def test_an_update_beyond_its_norm_is_scaled_back_once(algorithm: str) -> None:
+    torch.manual_seed(0)
+    base = nn.Linear(64, 96).requires_grad_(False)
+    layers = {
+        largest: inject(
+            {"denoiser.x": copy.deepcopy(base)},
+            lambda key, most=largest: ALGORITHMS[algorithm].spec(
+                LayerSettings(2, 3.0, max_norm=most)
+            ),
+            seed=1,
+        )
+        for largest in (0.0, 0.5, 1e3)
+    }
+    for one in layers.values():
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for parameter in one.parameters.values():
+                parameter.add_(torch.randn(parameter.shape, generator=generator))
+    free, bounded, wide = (
+        delta(one.export().layers["denoiser.x"], base.weight) for one in layers.values()
+    )
+    assert float(free.norm()) > 1 and torch.equal(wide, free)
+    # sd-scripts: the whole update times largest / norm.
+    torch.testing.assert_close(bounded, free * (0.5 / free.norm()), rtol=1e-4, atol=1e-6)
+    layers[0.5].begin_step(Rng.for_step(0, 0).for_samples(torch.arange(1)))
+    once = {name: value.clone() for name, value in layers[0.5].parameters.items()}
+    layers[0.5].begin_step(Rng.for_step(0, 1).for_samples(torch.arange(1)))
+    assert all(torch.equal(once[n], p) for n, p in layers[0.5].parameters.items())
+    again = delta(layers[0.5].export().layers["denoiser.x"], base.weight)
+    torch.testing.assert_close(again, bounded, rtol=1e-5, atol=1e-7)

@@ -20,6 +20,7 @@ from konomi.adapters.dropout import dropout, for_batch, keep_mask, keep_scale
 from konomi.adapters.kinds.change_product import Pullback, changed_product, product
 from konomi.adapters.kinds.kind import LayerSettings, LayerUpdate, tensors_of
 from konomi.adapters.kinds.magnitude import gain_of, lengths_of, load_lengths, with_gain
+from konomi.adapters.kinds.max_norm import shrink, shrinking
 from konomi.adapters.kinds.module import copy_into, generator_of, linear_or_conv
 from konomi.adapters.kinds.window import Window, window_of
 from konomi.diffusion.random import Rng
@@ -196,9 +197,24 @@ class ChangeLayer(nn.Module):
 
     def export(self) -> LayerUpdate:
         """A float32 copy."""
+        by = dict.fromkeys((name for name in self.names if name != BIAS), self._shrinking())
         return self._with(
-            {name: tensor.detach().clone() for name, tensor in self.named_parameters()}
+            {name: tensor.detach() * by.get(name, 1.0) for name, tensor in self.named_parameters()}
         )
+
+    def limit_norm(self) -> None:
+        """Of kinds whose change is a product of all parameters; see `Training.uses`."""
+        shrink(self._of_weight(), self._shrinking())
+
+    @torch.no_grad()
+    def _shrinking(self) -> float:
+        parameters = [parameter.detach() for parameter in self._of_weight()]
+
+        def norm() -> float:
+            found = self._with(self._named(parameters)).norm()
+            return found or float(self.change(self.base.weight, parameters).norm())
+
+        return shrinking(norm, self.spec.settings.max_norm, len(parameters))
 
     @torch.no_grad()
     def load(self, update: LayerUpdate) -> None:

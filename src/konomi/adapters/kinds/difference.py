@@ -35,7 +35,7 @@ class Difference:
         training=Training(
             "full",
             lambda settings: ChangeSpec("full", settings, _start),
-            uses=frozenset({"dropout", "rank_dropout", "module_dropout"}),
+            uses=frozenset({"dropout", "rank_dropout", "module_dropout", "max_norm"}),
             learning_rate=1e-5,
         ),
     )

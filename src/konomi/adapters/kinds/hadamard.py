@@ -56,7 +56,7 @@ class Hadamard:
             uses=frozenset(
                 {
                     *("rank", "alpha", "scaling", "dora"),
-                    *("dropout", "rank_dropout", "module_dropout"),
+                    *("dropout", "rank_dropout", "module_dropout", "max_norm"),
                 }
             ),
         ),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -39,6 +39,8 @@ class LayerSettings:
     """Scale by alpha / sqrt(R) in place of alpha / R."""
     dora: bool = False
     """Also learn the lengths of weights (DoRA)."""
+    max_norm: float = 0.0
+    """The largest Frobenius norm of the update; 0: none."""
     dora_axis: Literal["output", "input"] = "output"
     """Whose lengths: each output's weights (the paper, PEFT, diffusers) or each input's (A1111,
     LyCORIS' first)."""
@@ -67,6 +69,7 @@ Use = Literal[
     "module_dropout",
     "dora",
     "b_rate_ratio",
+    "max_norm",
     "init",
 ]
 """A setting that acts on some kinds and not on others, as recipes name it."""
@@ -276,6 +279,17 @@ class TrainableLayer(Protocol):
     def load(self, update: LayerUpdate) -> None:
         """Go on from an earlier update. Raises ModelError where it is of another kind, rank or
         shape.
+        """
+        ...
+
+
+@runtime_checkable
+class LimitsNorm(Protocol):
+    """A trained layer whose update can be kept from growing beyond a norm."""
+
+    def limit_norm(self) -> None:
+        """Scale the parameters back where the update is larger than `LayerSettings.max_norm`; a
+        second time in a row it does nothing.
         """
         ...
 

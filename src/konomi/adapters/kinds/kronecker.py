@@ -74,7 +74,7 @@ class Kronecker:
             uses=frozenset(
                 {
                     *("rank", "alpha", "scaling", "dora"),
-                    *("dropout", "rank_dropout", "module_dropout"),
+                    *("dropout", "rank_dropout", "module_dropout", "max_norm"),
                 }
             ),
             settings=LokrSettings,
@@ -160,7 +160,14 @@ class Kronecker:
     def bias_delta(self, bias: Tensor) -> Tensor | None:
         return fit_bias(self.bias, bias)
 
-    difference = as_low_rank = norm = not_available
+    def norm(self) -> float:
+        """The product of the factors' norms."""
+        first = _factor(self.w1, self.w1_a, self.w1_b, None)
+        second = _factor(self.w2, self.w2_a, self.w2_b, self.t2)
+        scale = self.alpha / self.rank if self.alpha is not None and self.rank else 1.0
+        return abs(scale) * float(first.double().norm() * second.double().norm())
+
+    difference = as_low_rank = not_available
     """Only the weight tells the shape of the change."""
 
 

@@ -30,6 +30,7 @@ from konomi.adapters.kinds.magnitude import (
     load_lengths,
     with_gain,
 )
+from konomi.adapters.kinds.max_norm import shrink, shrinking
 from konomi.adapters.kinds.module import check_rank, copy_into, generator_of, linear_or_conv
 from konomi.adapters.kinds.parts import SHARED, LayerError, alpha_of, bias_of, present, scalar
 from konomi.adapters.kinds.window import window_of
@@ -93,7 +94,7 @@ class LowRank:
             uses=frozenset(
                 {
                     *("rank", "alpha", "scaling", "dora", "b_rate_ratio", "init"),
-                    *("dropout", "rank_dropout", "module_dropout"),
+                    *("dropout", "rank_dropout", "module_dropout", "max_norm"),
                 }
             ),
             b_factors=frozenset({"up"}),
@@ -362,13 +363,20 @@ class LoraLayer(nn.Module):
 
     def export(self) -> LowRank:
         """A float32 copy; alpha is such that alpha / R is this layer's scale."""
-        down, up = self._factors()
+        (down, up), by = self._factors(), self._shrinking()
         return LowRank(
-            down=down.detach().clone(),
-            up=up.detach().clone(),
+            down=down.detach() * by,
+            up=up.detach() * by,
             alpha=self.scale * down.shape[0],
             magnitude=None if self.magnitude is None else self.magnitude.detach().clone(),
         )
+
+    def limit_norm(self) -> None:
+        shrink((self.down, self.up), self._shrinking())
+
+    def _shrinking(self) -> float:
+        now = LowRank(self.down.detach(), self.up.detach(), self.scale * self.spec.rank)
+        return shrinking(now.norm, self.spec.max_norm * (self.first is None), 2)
 
     @torch.no_grad()
     def load(self, update: LayerUpdate) -> None:

@@ -54,4 +54,5 @@ PAIRS = {
     '{section}.start goes on with a LoRA, and {section2}.algorithm is "{name}". Leave one of them out.': '{section}.start は LoRA の続きから学習しますが、{section2}.algorithm が "{name}" です。どちらかを省略してください。',
     'method.algorithm is "{name}", which has no such setting.': 'method.algorithm が "{name}" で、この設定がありません。',
     "save.format is {name}, which holds LoRA alone, and method.algorithm is \"{algorithm}\". Use 'kohya'.": "save.format が {name} ですが、この形式には LoRA しか保存できず、method.algorithm が \"{algorithm}\" です。'kohya' を使ってください。",
+    "method.init starts from factors that are not small.": "method.init では小さくない因子から学習を始めます。",
 }  # fmt: skip
