@@ -348,4 +348,5 @@ def _sum(changes: list[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def _add(parameter: nn.Parameter, change: Tensor) -> None:
-    parameter.copy_(change.add_(parameter.detach().to(change.dtype)))
+    # Half precision is converted on the way, without a copy of the weight.
+    parameter.copy_(change.add_(parameter.detach()))

@@ -26,9 +26,14 @@ def delta(update: LayerUpdate, weight: Tensor) -> Tensor:
 def delta_at(update: LayerUpdate, weight: Tensor, strength: float) -> Tensor:
     """The same at a strength, in a tensor of its own: for most kinds strength times the change."""
     at_strength = update.about.at_strength
-    if at_strength is None or strength == 1.0:
-        return delta(update, weight) * strength
-    return delta(at_strength(update, strength), weight)
+    if at_strength is not None and strength != 1.0:
+        return delta(at_strength(update, strength), weight)
+    change = delta(update, weight)
+    given = [weight, *tensors_of(update).values()]
+    if any(change.untyped_storage().data_ptr() == t.untyped_storage().data_ptr() for t in given):
+        return change * strength
+    # New memory for a large weight takes longer than the multiplication.
+    return change if strength == 1.0 else change.mul_(strength)
 
 
 def bias_delta(update: LayerUpdate, bias: Tensor) -> Tensor | None:
