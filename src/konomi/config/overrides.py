@@ -93,7 +93,8 @@ def named_method(name: str, method_configs: Sequence[type]) -> tuple[type, dict[
         return shorthands[name]
     if name in kinds:
         return kinds[name], {}
-    raise RecipeError(not_a_choice("method.kind", name, [*kinds, *(shorthands.keys() - kinds)]))
+    words = dict.fromkeys([*kinds, *shorthands])
+    raise RecipeError(not_a_choice("method.kind", name, list(words)))
 
 
 def read_value(text: str, shape: Shape) -> Any:
