@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from konomi.tasks import benchmark_dreambooth as benchmark_dreambooth
     from konomi.tasks import branch as branch
     from konomi.tasks import check as check
+    from konomi.tasks import collect as collect
     from konomi.tasks import compare as compare
     from konomi.tasks import convert as convert
     from konomi.tasks import demo as demo

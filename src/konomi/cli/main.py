@@ -29,6 +29,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
         "konomi.cli.training",
         "train three methods on the built-in base and images, and say which to keep",
     ),
+    ("collect", "konomi.cli.collecting", "collect pictures and tags from a site"),
     ("new", "konomi.cli.recipes", "write a commented recipe"),
     ("check", "konomi.cli.recipes", "check images, captions, sizes and steps before training"),
     ("train", "konomi.cli.training", "train from a recipe, or a method and a folder of images"),

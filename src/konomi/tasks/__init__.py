@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from konomi.tasks.checking import CheckReport as CheckReport
     from konomi.tasks.checking import CheckRow as CheckRow
     from konomi.tasks.checking import check as check
+    from konomi.tasks.collecting import collect as collect
     from konomi.tasks.comparing import compare as compare
     from konomi.tasks.demonstration import demo as demo
     from konomi.tasks.evaluating import evaluate as evaluate
@@ -59,6 +60,7 @@ VERBS = {
     "benchmark_dreambooth": "benchmarking",
     "bake": "baking",
     "check": "checking",
+    "collect": "collecting",
     "compare": "comparing",
     "convert": "files",
     "demo": "demonstration",
