@@ -55,7 +55,6 @@ EXCEPTIONS: dict[str, str] = {
     r"^(hold out|fixed noise|konomi cache 1|made up|bold red"
     r"|sample\.width, height|Input should be )$": "not shown",
     r"^class images/": "not shown",
-    r"^konomi/": "the program's name for sites",
     r"^(Prodigy|schedule-free|Lion) optimiser$|^\.tar shards$|^Reading \.tar "
     r"shards$|pip install": "a name",
     r"^\{\}, Sheet of: |\nno previews were drawn$": "written into a picture",
