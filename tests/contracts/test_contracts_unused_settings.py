@@ -82,6 +82,7 @@ OTHER_VALUES = {
     "method.max_norm": 1e-5,
     "method.lora.max_norm": 1e-5,
     "method.word_steps": 2.0,
+    "method.state_steps": 2.0,
     "method.word_rate": 1e-3,
 }
 SILENT = {
@@ -114,7 +115,7 @@ def trained(place, kind, *overrides):
     """(weights after three steps, what was said before)."""
     recipe = recipe_from_flags(
         kind,
-        images=[place / "dog"],
+        images=[place / "dog" / "0.png" if kind == "imagic" else place / "dog"],
         base=str(place / "base"),
         trigger="sks",
         class_noun="dog",
@@ -127,6 +128,7 @@ def trained(place, kind, *overrides):
                 else ["data.resolution=64"]
             ),
             *(["prior.source=none"] if kind == "dreambooth" else []),
+            *(["method.prompt=a cat"] if kind == "imagic" else []),
             "run.device=cpu",
             "run.precision=fp32",
             *overrides,

@@ -73,7 +73,9 @@ def _of_images(run: Situation) -> Iterator[str]:
         )
     epochs = run.summary.steps / max(run.summary.steps_per_epoch, 1)
     times = epochs * seen / max(len(run.training), 1)
-    if times > LEARNED_BY_HEART and not _learns_words_alone(run):
+    # To know its one picture by heart is what an edit is about.
+    meant = _learns_words_alone(run) or bool(run.needs.edits_towards)
+    if times > LEARNED_BY_HEART and not meant:
         yield (
             f"each image is seen {times:.0f} times: so often that it is memorised, pose and "
             "background included (overfitting). Use more images, or fewer steps (run.steps)."

@@ -249,7 +249,8 @@ def _of_optimizer(run: Situation) -> Reasons:
     elif (
         schedule in ("constant", "rates")
         and not 0 < optimizer.warmup < 1
-        and run.recipe.method.kind != "pivotal"
+        # Those have phases, whose shares are of that length.
+        and run.recipe.method.kind not in ("pivotal", "imagic")
     ):
         found["optimizer.schedule_steps"] = (
             "neither optimizer.schedule nor optimizer.warmup depends on a length."

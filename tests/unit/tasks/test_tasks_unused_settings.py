@@ -44,9 +44,13 @@ def notes(place):
     def found(
         method, *overrides, images="plain", trigger="sks", class_noun="dog", steps=50, **flags
     ):
+        sources = [place / images]
+        if method == "imagic":  # One picture, and what becomes of it.
+            sources = sorted(sources[0].rglob("*.png"))[:1]
+            overrides = ("method.prompt=a cat", *overrides)
         recipe = recipe_from_flags(
             method,
-            images=[place / images],
+            images=sources,
             base=str(place / "base"),
             trigger=trigger,
             class_noun=class_noun,
