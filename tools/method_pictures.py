@@ -103,6 +103,19 @@ def textual_inversion(work: Path) -> Image.Image:
     return before_and_after(train("textual_inversion", work, []), WORD_PROMPTS)
 
 
+def imagic(work: Path) -> Image.Image:
+    """One picture of the mascot on its way to a red background."""
+    recipe = konomi.recipe_from_flags(
+        "imagic",
+        images=[MASCOT / "mascot-1.png"],
+        base="tiny",
+        output=str(work / "imagic"),
+        overrides=["method.prompt=a creature, red background"],
+    )
+    *_, finished = konomi.train(recipe, overwrite=True)
+    return Image.open(next(path for path in finished.pictures if path.endswith(".etas.png")))
+
+
 def pivotal(work: Path) -> Image.Image:
     """The same prompts, with word and LoRA."""
     return before_and_after(train("pivotal", work, []), WORD_PROMPTS)
@@ -116,6 +129,7 @@ PICTURES: dict[str, Callable[[Path], Image.Image]] = {
     "dreambooth": dreambooth,
     "custom_diffusion": custom_diffusion,
     "hypernetwork": hypernetwork,
+    "imagic": imagic,
     "textual_inversion": textual_inversion,
     "pivotal": pivotal,
 }
