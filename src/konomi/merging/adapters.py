@@ -14,17 +14,10 @@ from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths
 from konomi.adapters.conversion import HasModule, as_differences
 from konomi.adapters.kinds import Difference, LayerUpdate, LowRank
+from konomi.adapters.spectrum import Spectrum, spectrum, spectrum_of_product, truncated
 from konomi.config.parse import parse_json
 from konomi.errors import RecipeError
-from konomi.merging.low_rank import (
-    RankChoice,
-    Spectrum,
-    added,
-    shared_out,
-    spectrum,
-    spectrum_of_product,
-    truncated,
-)
+from konomi.merging.low_rank import RankChoice, added, shared_out
 
 MERGED = "konomi.merged_from"
 _TRIGGER, _TAGS = "modelspec.trigger_phrase", "ss_tag_frequency"

@@ -9,18 +9,12 @@ import torch
 from torch import Tensor
 
 from konomi.adapters.kinds import LayerUpdate
+from konomi.adapters.spectrum import Spectrum, error_of, spectrum, truncated
 from konomi.errors import ModelError
 from konomi.families.family import VAE
 from konomi.families.selectors import selects
 from konomi.merging.kronecker import nearest_kronecker
-from konomi.merging.low_rank import (
-    RankChoice,
-    Spectrum,
-    error_of,
-    shared_out,
-    spectrum,
-    truncated,
-)
+from konomi.merging.low_rank import RankChoice, shared_out
 from konomi.merging.model_file import ModelFile
 from konomi.storage.tensor_file import is_finite
 

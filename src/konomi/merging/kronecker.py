@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from konomi.adapters.kinds.kronecker import Kronecker
-from konomi.merging.low_rank import spectrum
+from konomi.adapters.spectrum import spectrum
 
 
 def nearest_kronecker(

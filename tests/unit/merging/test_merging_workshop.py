@@ -10,9 +10,10 @@ from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
 from konomi.adapters.delta import delta
 from konomi.adapters.kinds import Difference, Hadamard, LowRank
+from konomi.adapters.spectrum import error_of, spectrum, truncated
 from konomi.errors import KonomiError, ModelError, RecipeError
 from konomi.formats.adapter_file import read_adapter, write_adapter
-from konomi.merging.low_rank import error_of, shared_out, spectrum, truncated
+from konomi.merging.low_rank import shared_out
 from konomi.models.load import load_base
 from konomi.models.save import save_single_file
 from konomi.storage.tensor_file import read_header
