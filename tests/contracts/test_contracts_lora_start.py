@@ -1,12 +1,16 @@
-"""Going on from a LoRA file: what it changes, its ranks and its layers stay."""
+"""Going on from a file: what it changes, its ranks and its layers stay, or what is lost is said."""
 
+import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.apply import Strengths, attach
+from konomi.adapters.delta import delta
+from konomi.config.blocks import LoraBlocks
 from konomi.errors import ModelError, RecipeError
 from konomi.formats.adapter_file import write_adapter
 from konomi.methods.dreamartist import DreamArtistConfig
@@ -103,25 +107,95 @@ def test_layers_that_the_recipe_names_are_trained_beside_the_files(kit, trained)
     assert all(".ff." in key and spec.rank == 3 for key, spec in added.items())
 
 
-@pytest.mark.parametrize(("setting", "rank"), [("rank", 3), ("conv_rank", 2), ("text_rank", 5)])
-def test_another_rank_is_refused_by_the_name_of_its_setting(kit, trained, setting, rank):
-    path, _ = trained()
-    # Before anything is loaded or encoded, so `check` says it as well.
-    with pytest.raises(
-        RecipeError,
-        match=rf"method\.{setting} is 7, and .* has rank {rank} .*Leave method\.{setting}",
-    ):
-        built(kit, LoraConfig(start=str(path), **{setting: 7}))
-    _, method = built(kit, LoraConfig(start=str(path), **{setting: rank}))
+def best(change, rank):
+    """The nearest matrix of a rank, in float64 (Eckart-Young), and the relative error."""
+    flat = change.flatten(1).double().numpy()
+    u, values, v = np.linalg.svd(flat, full_matrices=False)
+    nearest = (u[:, :rank] * values[:rank]) @ v[:rank]
+    return nearest, np.square(values[rank:]).sum(), np.square(values).sum()
+
+
+def test_other_ranks_are_cut_by_svd_or_widened_and_said(kit, trained):
+    path, old = trained(words=False)
+    blocks = LoraBlocks(ranks={"IN*": 2})
+    base, method = built(kit, LoraConfig(start=str(path), rank=1, conv_rank=4, blocks=blocks))
     method.plan()
+    new, lost, whole = method.export().layers, 0.0, 0.0
+    for key, update in new.items():
+        conv, text = ".resnets." in key or "samplers" in key, not key.startswith("denoiser.")
+        inner = base.layer_block(key).startswith("IN") and not conv and not text
+        rank = 4 if conv else 5 if text else 2 if inner else 1
+        assert update.rank == rank, key
+        change, expected = update.difference().flatten(1).numpy(), old.layers[key].difference()
+        wanted, missed, all_of_it = best(expected, rank)
+        np.testing.assert_allclose(change, wanted, atol=1e-6)
+        if rank < old.layers[key].rank:
+            lost, whole = lost + missed, whole + all_of_it
+    assert new.keys() >= old.layers.keys()
+    notes = kit.needs(kit.base("sd1", lazy=True), method.recipe).notes
+    (cut,) = [note for note in notes if "are truncated to the rank of the recipe" in note]
+    assert f"loses {(lost / whole) ** 0.5:.2g} of what they change" in cut
+    assert any("get the higher rank of the recipe" in note for note in notes)
+    # New directions begin at nothing, and learn.
+    key = next(key for key in new if ".resnets." in key)
+    assert new[key].up.flatten(1)[:, 2:].abs().max() == 0 != new[key].down[2:].abs().min()
 
 
-def test_pivotals_section_is_named(kit, trained):
-    path, _ = trained()
-    base = kit.base("sd1")
-    assert kit.needs(base, kit.recipe(PivotalConfig(lora=LoraConfig(start=str(path))))).notes
-    with pytest.raises(RecipeError, match=r"method\.lora\.text_rank is 7"):
-        kit.method(base, kit.recipe(PivotalConfig(lora=LoraConfig(start=str(path), text_rank=7))))
+def test_layers_that_are_not_to_be_trained_are_left_out(kit, trained):
+    path, old = trained(words=False)
+    base, method = built(kit, LoraConfig(start=str(path), targets=("transformer", "!IN*", "!TE*")))
+    method.plan()
+    blocks = {base.layer_block(key) for key in method.export().layers}
+    assert blocks and not any(block.startswith(("IN", "TE")) for block in blocks)
+    left = [key for key in old.layers if base.layer_block(key).startswith(("IN", "TE"))]
+    notes = kit.needs(base, method.recipe).notes
+    assert any(f"{len(left)} layers of {path} are not to be trained" in note for note in notes)
+
+
+def test_other_kinds_are_converted_and_their_error_is_said(kit, tmp_path):
+    base = kit.base("sd1", small=True)
+    key, conv = (
+        next(iter(base.select_layers("cross_attention"))),
+        "denoiser.mid_block.resnets.0.conv1",
+    )
+    g = torch.Generator().manual_seed(0)
+    files = {}
+    for name in ("loha", "lokr", "ia3", "full"):
+        recipe = kit.recipe(LoraConfig(algorithm=name, rank=2, targets=(key, conv)))
+        method = kit.method(kit.base("sd1", small=True), recipe)
+        method.plan()
+        with torch.no_grad():
+            for parameter in method.layers.parameters.values():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=g))
+        files[name] = method.export(), tmp_path / f"{name}.safetensors"
+        write_adapter(files[name][0], files[name][1], dtype=torch.float32)
+    for name, (old, path) in files.items():
+        fresh = kit.base("sd1", small=True)
+        config = LoraConfig(rank=3, start=str(path))
+        method = kit.method(fresh, kit.recipe(config))
+        method.plan()
+        new, lost, whole = method.export().layers, 0.0, 0.0
+        assert new.keys() == old.layers.keys() == {key, conv}
+        for one, update in new.items():
+            expected = delta(old.layers[one], base.module(one).weight.detach())
+            wanted, missed, all_of_it = best(expected, 3)
+            lost, whole = lost + missed, whole + all_of_it
+            found = update.difference().flatten(1).numpy()
+            np.testing.assert_allclose(found, wanted, atol=2e-5)
+        notes = " ".join(kit.needs(fresh, method.recipe).notes)
+        said = float(re.search(r"which loses (\S+) of what they change", notes)[1])
+        assert said == pytest.approx((lost / whole) ** 0.5, rel=0.06), name
+        # Its own algorithm goes on as it is; `full` takes every kind without loss.
+        for algorithm in {name, "full"}:
+            recipe = kit.recipe(LoraConfig(algorithm=algorithm, rank=2, start=str(path)))
+            method = kit.method(kit.base("sd1", small=True), recipe)
+            method.plan()
+            for one, update in method.export().layers.items():
+                weight = base.module(one).weight.detach()
+                expected = delta(old.layers[one], weight)
+                torch.testing.assert_close(delta(update, weight), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(RecipeError, match=r"is of the kind loha .*own algorithm, or with lora"):
+        kit.method(base, kit.recipe(LoraConfig(algorithm="lokr", start=str(files["loha"][1]))))
 
 
 def test_dora_is_the_files(kit, trained):

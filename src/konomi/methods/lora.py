@@ -10,26 +10,28 @@ in its file in `adapters/kinds/`.
 
 from collections.abc import Iterator
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from konomi.adapters.kinds import LayerUpdate
 from konomi.adapters.layers import inject
 from konomi.config.recipe import Recipe
 from konomi.data.batch import Batch
 from konomi.diffusion.random import Rng
-from konomi.errors import RecipeError
 from konomi.methods.denoising import DenoisingLoss
 from konomi.methods.layer_selectors import check_base_has_layers
 from konomi.methods.lora_choice import LoraChoice, choose_layers
-from konomi.methods.lora_layers import layers_of_start, trained_layers
+from konomi.methods.lora_layers import layers_of_start, rank_named, trained_layers
 from konomi.methods.lora_settings import (
+    TRAINED_KINDS,
     LoraConfig,
     check_format,
     dora_axis,
     trains_text,
     unused_settings,
 )
-from konomi.methods.lora_start import Start, read_start
+from konomi.methods.lora_start import Start, Wish, read_start
 from konomi.methods.method import (
     AdapterMethod,
     Needs,
@@ -61,10 +63,10 @@ class Lora(AdapterMethod):
         self.section = section
         self.config = config
         self.dora_axis = dora_axis(config, recipe.save.format)
-        self.start = _start_of(config, section, base)
         self.choice = choose_layers(config, base, section)
+        self.start = _start_of(config, section, base, self.choice)
         # Where file and recipe disagree, before images are encoded for a day.
-        self.start_layers = layers_of_start(config, base, self.start, self.dora_axis)
+        self.start_layers = layers_of_start(config, self.start, self.dora_axis)
         self.trains_text = _trains_text(config, self.start, self.choice, base)
         self.denoising = DenoisingLoss(base, recipe)
         self.preserving = PreservingLoss(
@@ -86,7 +88,7 @@ class Lora(AdapterMethod):
             further = {"conv": config.conv_rank, "text": config.text_rank}
             selectors = [*config.targets, *(name for name, rank in further.items() if rank)]
             check_base_has_layers(base, selectors, LoraConfig().targets)
-        start = _start_of(config, section, base)
+        start = _start_of(config, section, base, choice)
         text = _trains_text(config, start, choice, base)
         return Needs(
             trains_text=text,
@@ -94,7 +96,7 @@ class Lora(AdapterMethod):
             predicts_prior=True,
             unused=unused_settings(config, start, text=text),
             notes=(
-                *(() if start is None else _start_notes(start)),
+                *(() if start is None else _start_notes(start, choice)),
                 *(() if choice is None else (choice.summary.note,)),
             ),
             chosen=None if choice is None else choice.summary,
@@ -122,7 +124,7 @@ class Lora(AdapterMethod):
             seed=self.recipe.run.seed,
         )
         if self.start is not None:
-            self.layers.load(self.start.layers)
+            self.layers.load(self._started(self.start))
         return (
             Phase(
                 name="lora", groups=self._groups(), loss=self.loss, modules=tuple(self._modules())
@@ -132,6 +134,14 @@ class Lora(AdapterMethod):
     def loss(self, batch: Batch, rng: Rng) -> Tensor:
         begin_step(self.layers, batch, rng)
         return self.preserving(batch, rng)
+
+    def _started(self, start: Start) -> dict[str, LayerUpdate]:
+        """What the file's layers begin with."""
+        trained = {key: layer for key, layer in self.layers.layers.items() if key in start.layers}
+        return {
+            key: start.widened_like(key, dict(layer.named_parameters()))
+            for key, layer in trained.items()
+        }
 
     def _groups(self) -> tuple[ParameterGroup, ...]:
         """One group per learning rate: denoiser or text, and the factors with larger steps."""
@@ -175,23 +185,46 @@ def _trains_text(
     return choice.has_text or (start is not None and start.has_text)
 
 
-def _start_of(config: LoraConfig, section: str, base: BaseModel) -> Start | None:
+_starts: WeakKeyDictionary[BaseModel, dict[str, Start]] = WeakKeyDictionary()
+"""What was converted for a base that is still in use: `needs` asks for it, then the method."""
+
+
+def _start_of(
+    config: LoraConfig, section: str, base: BaseModel, choice: LoraChoice | None
+) -> Start | None:
     """Raises RecipeError where the file holds nothing that can be gone on with."""
     if not config.start:
         return None
-    if config.algorithm != "lora":
-        raise RecipeError(
-            f"{section}.start goes on with a LoRA, and {section}.algorithm is "
-            f'"{config.algorithm}". Leave one of them out.'
+    known, name = _starts.setdefault(base, {}), f"{section} {config!r}"
+    if name not in known:
+        wish = Wish(
+            kind=TRAINED_KINDS[config.algorithm],
+            algorithm=config.algorithm,
+            rank_of=lambda key: rank_named(config, base, choice, key),
+            usual_rank=config.rank,
+            trains_bias=config.training.trains_bias,
         )
-    return read_start(config.start, section, base)
+        known[name] = read_start(config.start, section, base, wish)
+    return known[name]
 
 
-def _start_notes(start: Start) -> tuple[str, ...]:
-    ranks = sorted({update.down.shape[0] for update in start.layers.values()})
-    shown = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+def _start_notes(start: Start, choice: LoraChoice | None) -> tuple[str, ...]:
+    left_out = [key for key in start.layers if choice is not None and key in choice.excluded]
+    found = {
+        key: start.widened.get(key, update.rank or 0)
+        for key, update in start.layers.items()
+        if key not in left_out
+    }
+    ranks = sorted(set(found.values()))
+    shown = "no rank" if not any(ranks) else f"ranks {ranks[0]} to {ranks[-1]}"
+    shown = f"rank {ranks[0]}" if len(ranks) == 1 and ranks[0] else shown
     parts = "the text encoder too" if start.has_text else "without the text encoder"
-    notes = [f"goes on from {start.path}: {len(start.layers)} layers of {shown}, {parts}."]
+    notes = [f"goes on from {start.path}: {len(found)} layers of {shown}, {parts}."]
+    if left_out:
+        notes.append(
+            f"{len(left_out)} layers of {start.path} are not to be trained: what they learned is "
+            "left out."
+        )
     if start.words:
         notes.append(
             f"{start.path} also holds learned words ({', '.join(start.words)}), which are not "

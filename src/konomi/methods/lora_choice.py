@@ -28,6 +28,8 @@ class LoraChoice:
     """Canonical key -> rank and alpha (None: as large as the rank)."""
     factors: Mapping[str, float]
     """Canonical key of any layer -> factor on its learning rate; 1 for those that are not there."""
+    named_ranks: Mapping[str, int]
+    """Canonical key of any layer -> rank that `blocks.ranks` names for it."""
     excluded: frozenset[str]
     """Keys of layers that are not to be trained, whatever a file brings along."""
     summary: ChosenLayers
@@ -67,13 +69,20 @@ def choose_layers(config: LoraConfig, base: BaseModel, section: str) -> LoraChoi
             f"{section}.targets and {section}.blocks leave no layer to train. Choose fewer to "
             "leave out."
         )
+    named = {layer.key: _named(tables["ranks"], base.spec, layer) for layer in layers}
     left_out = frozenset(
         layer.key
         for layer in layers
-        if choices.excluded(base.spec, layer) or not factors[layer.key]
+        if choices.excluded(base.spec, layer) or 0 in (factors[layer.key], named[layer.key])
     )
     trained = [layer for layer in layers if layer.key in ranks]
-    return LoraChoice(ranks, factors, left_out, summary_of(trained, layers_of(base)))
+    return LoraChoice(
+        ranks,
+        factors,
+        {key: int(rank) for key, rank in named.items() if rank},
+        left_out,
+        summary_of(trained, layers_of(base)),
+    )
 
 
 def _chosen(
@@ -115,13 +124,16 @@ def _sizes(
         rank, alpha = config.text_rank, config.text_alpha
     elif config.conv_rank and selects(family, "conv", layer.key):
         rank, alpha = config.conv_rank, config.conv_alpha
-
-    def linear(one: Layer) -> bool:
-        return not selects(family, "conv", one.key)
-
-    own_rank = last_fitting(tables["ranks"], family, layer, usual=linear)
-    own_alpha = last_fitting(tables["alphas"], family, layer, usual=linear)
+    own_rank = _named(tables["ranks"], family, layer)
+    own_alpha = _named(tables["alphas"], family, layer)
     return (
         rank if own_rank is None else int(own_rank),
         alpha if own_alpha is None else own_alpha,
     )
+
+
+def _named(table: Sequence[tuple[Choices, float]], family: Family, layer: Layer) -> float | None:
+    def linear(one: Layer) -> bool:
+        return not selects(family, "conv", one.key)
+
+    return last_fitting(table, family, layer, usual=linear)

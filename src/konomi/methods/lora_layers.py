@@ -76,7 +76,7 @@ def settings_of(
 
 
 def layers_of_start(
-    config: LoraConfig, base: BaseModel, start: Start | None, dora_axis: Literal["input", "output"]
+    config: LoraConfig, start: Start | None, dora_axis: Literal["input", "output"]
 ) -> dict[str, LayerSettings]:
     """Canonical key -> how the layers are trained that a file to go on from brings along. Raises
     RecipeError where file and recipe disagree.
@@ -84,14 +84,19 @@ def layers_of_start(
     if start is None:
         return {}
     # What was learned goes on from where it is.
-    like = replace(settings_of(config, 1, 1.0, dora_axis), init="zero")
-    found = {}
-    for key in start.layers:
-        if not key.startswith("denoiser."):
-            setting, given = "text_rank", config.text_rank
-        elif selects(base.spec, "conv", key):
-            setting, given = "conv_rank", config.conv_rank
-        else:
-            setting, given = "rank", 0 if config.rank == LoraConfig().rank else config.rank
-        found[key] = start.settings(key, like, setting=setting, given=given)
-    return found
+    like = replace(settings_of(config, config.rank, config.alpha, dora_axis), init="zero")
+    return {key: start.settings(key, like) for key in start.layers}
+
+
+def rank_named(config: LoraConfig, base: BaseModel, choice: LoraChoice | None, key: str) -> int:
+    """The rank that a recipe names for a layer that a file brings along; 0 where it leaves it to
+    the file.
+    """
+    named = 0 if choice is None else choice.named_ranks.get(key, 0)
+    if named:
+        return named
+    if not key.startswith("denoiser."):
+        return config.text_rank
+    if selects(base.spec, "conv", key):
+        return config.conv_rank
+    return 0 if config.rank == LoraConfig().rank else config.rank

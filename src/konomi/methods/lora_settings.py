@@ -8,7 +8,7 @@ from pydantic import Field
 
 from konomi.adapters.kinds import KINDS, Training
 from konomi.adapters.kinds.dylora import DyloraSettings
-from konomi.adapters.kinds.kind import Use
+from konomi.adapters.kinds.kind import Kind, Use
 from konomi.adapters.kinds.kronecker import LokrSettings
 from konomi.adapters.kinds.rescale import Ia3Settings
 from konomi.adapters.kinds.rotation import RotationSettings
@@ -25,6 +25,13 @@ ALGORITHMS: Mapping[str, Training] = {
     if training is not None
 }
 """Every kind of update that can be trained, by its name in a recipe."""
+TRAINED_KINDS: Mapping[str, Kind] = {
+    training.algorithm: kind
+    for kind in KINDS
+    for training in (kind.about.training, *kind.about.also_trained)
+    if training is not None
+}
+"""The kind of update that each of them ends as."""
 if TYPE_CHECKING:
     Algorithm = str
 else:
@@ -96,9 +103,11 @@ class LoraConfig:
     blocks: LoraBlocks = field(default_factory=LoraBlocks)
     """Ranks, scales and learning rates by block."""
     start: str = ""
-    """A LoRA file to continue from instead of starting at zero. Its layers keep their ranks and
-    scales, including those in the text encoder and convolutions; other layers are trained in
-    addition if `targets`, `conv_rank` or `text_rank` ask for them."""
+    """An adapter's file to continue from instead of starting at zero (`--start FILE`). Its layers
+    keep their ranks and scales, including those in the text encoder and convolutions, unless the
+    recipe names ranks: then they are truncated (SVD) or widened. Other layers are trained in
+    addition if `targets`, `conv_rank` or `text_rank` ask for them. Files of other kinds are
+    converted; what is lost is said."""
     lokr: LokrSettings = field(default_factory=LokrSettings)
     """Of the algorithm lokr."""
     ia3: Ia3Settings = field(default_factory=Ia3Settings)

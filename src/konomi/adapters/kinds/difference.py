@@ -32,11 +32,13 @@ class Difference:
             frozenset({"b_norm"}),
         ),
         algo="full",
+        nearest=lambda change, rank: Difference(change),
         training=Training(
             "full",
             lambda settings: ChangeSpec("full", settings, _start),
             uses=frozenset({"dropout", "rank_dropout", "module_dropout", "max_norm"}),
             learning_rate=1e-5,
+            trains_bias=True,
         ),
     )
     alpha: ClassVar[None] = None

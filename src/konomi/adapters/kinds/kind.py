@@ -90,6 +90,8 @@ class Training:
     algorithm."""
     learning_rate: float = 1e-4
     """The usual one, of the denoiser."""
+    trains_bias: bool = False
+    """Biases are trained as well."""
     b_factors: frozenset[str] = frozenset()
     """The parameters whose steps `b_rate_ratio` makes larger."""
     network_module: str = ""
@@ -138,6 +140,9 @@ class About:
     """How it is trained; None where konomi does not train it."""
     also_trained: tuple[Training, ...] = ()
     """Other algorithms whose result is the same kind of update."""
+    nearest: Callable[[Tensor, int], Any] | None = None
+    """(change of a weight [O, ...], rank) -> the update of this kind that comes nearest to it; None
+    where there is no closed form."""
     at_strength: Callable[[Any, float], Any] | None = None
     """(update, strength) -> the update at it, where that is not strength times the change; None
     where it is."""

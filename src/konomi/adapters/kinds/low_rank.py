@@ -88,6 +88,7 @@ class LowRank:
             "lora_magnitude_vector.weight": "dora_scale",
         },
         peft_type="LORA",
+        nearest=lambda change, rank: _nearest(change, rank),
         training=Training(
             "lora",
             lambda settings: _spec(settings, unit=0),
@@ -256,6 +257,12 @@ class LowRank:
 def _spec(settings: LayerSettings, *, unit: int) -> LoraSpec:
     shared = {f.name: getattr(settings, f.name) for f in fields(settings)}
     return LoraSpec(**shared, unit=min(unit, settings.rank))
+
+
+def _nearest(change: Tensor, rank: int) -> LowRank:
+    from konomi.adapters.spectrum import spectrum, truncated  # Made of this kind themselves.
+
+    return truncated(spectrum(change, rank), rank, change.shape, torch.float32)
 
 
 class LoraLayer(nn.Module):
