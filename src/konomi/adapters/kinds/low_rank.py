@@ -32,6 +32,7 @@ from konomi.adapters.kinds.magnitude import (
 )
 from konomi.adapters.kinds.max_norm import shrink, shrinking
 from konomi.adapters.kinds.module import check_rank, copy_into, generator_of, linear_or_conv
+from konomi.adapters.kinds.nearest import nearest_low_rank
 from konomi.adapters.kinds.parts import SHARED, LayerError, alpha_of, bias_of, present, scalar
 from konomi.adapters.kinds.window import window_of
 from konomi.diffusion.random import Rng
@@ -88,7 +89,7 @@ class LowRank:
             "lora_magnitude_vector.weight": "dora_scale",
         },
         peft_type="LORA",
-        nearest=lambda change, rank: _nearest(change, rank),
+        nearest=nearest_low_rank,
         training=Training(
             "lora",
             lambda settings: _spec(settings, unit=0),
@@ -105,10 +106,7 @@ class LowRank:
                 "dylora",
                 lambda settings: _spec(settings, unit=(settings.own or DyloraSettings()).unit),
                 uses=frozenset(
-                    {
-                        *("rank", "alpha", "scaling", "b_rate_ratio"),
-                        *("dropout", "module_dropout"),
-                    }
+                    {"rank", "alpha", "scaling", "b_rate_ratio", "dropout", "module_dropout"}
                 ),
                 settings=DyloraSettings,
                 network_module="networks.dylora",
@@ -257,12 +255,6 @@ class LowRank:
 def _spec(settings: LayerSettings, *, unit: int) -> LoraSpec:
     shared = {f.name: getattr(settings, f.name) for f in fields(settings)}
     return LoraSpec(**shared, unit=min(unit, settings.rank))
-
-
-def _nearest(change: Tensor, rank: int) -> LowRank:
-    from konomi.adapters.spectrum import spectrum, truncated  # Made of this kind themselves.
-
-    return truncated(spectrum(change, rank), rank, change.shape, torch.float32)
 
 
 class LoraLayer(nn.Module):
