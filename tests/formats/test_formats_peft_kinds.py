@@ -13,6 +13,8 @@ from konomi.adapters.delta import delta
 from konomi.adapters.kinds import Butterfly, Orthogonal
 from konomi.errors import FileFormatError
 from konomi.formats.adapter_file import inspect_file, read_adapter, write_adapter
+from konomi.tasks import files
+from konomi.tasks.files import convert
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -47,8 +49,16 @@ def unet() -> nn.Module:
     ).requires_grad_(False)
 
 
+class Base:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def module(self, key: str) -> nn.Module:
+        return self.model.get_submodule(key.removeprefix("denoiser."))
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_both_ways(name, tmp_path):
+def test_both_ways(name, tmp_path, monkeypatch):
     plain = unet()
     with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(3)
@@ -76,6 +86,13 @@ def test_both_ways(name, tmp_path):
     with pytest.raises(FileFormatError, match=r"rotates its inputs .* --base BASE"):
         write_adapter(adapter, tmp_path / "x.safetensors", "kohya")
     if name == "oft":
+        monkeypatch.setattr(files, "load_base", lambda base, needs_vae: Base(plain))
+        convert(tmp_path / "theirs", tmp_path / "plain.safetensors", to="kohya", base="it")
+        for key, update in read_adapter(tmp_path / "plain.safetensors").layers.items():
+            weight = plain.get_submodule(key.removeprefix("denoiser.")).weight
+            exact = delta(adapter.layers[key], weight)
+            assert update.about.name == "diff"
+            torch.testing.assert_close(delta(update, weight), exact, rtol=1e-6, atol=1e-6)
         config = tmp_path / "theirs" / "adapter_config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"coft": True}))
         with pytest.raises(FileFormatError, match="coft is True"):

@@ -120,7 +120,10 @@ def tensors_and_config(
     try:
         parts, settings = form.write(layers)
     except LayerError as error:
-        raise FileFormatError(f"{where}: {error.part} {error.what}.") from error
+        raise FileFormatError(
+            f"{where}: {error.part} {error.what}. To make a LoRA of it, with the error said: "
+            "konomi resize FILE -o OUT --rank R --base BASE."
+        ) from error
     tensors = {
         f"{_PREFIX}{path}.{name}": tensor
         for path, layer in parts.items()

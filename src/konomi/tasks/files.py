@@ -8,8 +8,9 @@ import torch
 
 from konomi.adapters.conversion import as_differences, weights_of, with_origins
 from konomi.adapters.conversion import compress as compressed
+from konomi.adapters.kinds import LayerUpdate
 from konomi.adapters.kinds.magnitude import per_output
-from konomi.errors import KonomiError, RecipeError
+from konomi.errors import FileFormatError, KonomiError, RecipeError
 from konomi.formats import aesthetic
 from konomi.formats.adapter_file import inspect_file, read_adapter, write_adapter
 from konomi.formats.readers import sentences
@@ -126,7 +127,10 @@ def convert(
             "--base BASE."
         )
     magnitudes = [key for key, update in adapter.layers.items() if per_output(update.magnitude)]
-    as_plain = whole + (magnitudes if to in (None, "kohya", "webui") else [])
+    as_plain = list(whole)
+    if to in (None, "kohya", "webui"):
+        turned = [k for k, u in adapter.layers.items() if u.whole is None and not _has_parts(u)]
+        as_plain += [*magnitudes, *turned]
     if belongs_to is not None and as_plain and compress is None:
         adapter = as_differences(belongs_to, adapter, as_plain)
     if compress is not None:
@@ -135,6 +139,15 @@ def convert(
         to = target_by_name(target)
     write_adapter(adapter, target, to=to, dtype=dtype)
     return target
+
+
+def _has_parts(update: LayerUpdate) -> bool:
+    """Whether kohya's files hold it as it is; PEFT's rotations of inputs they do not."""
+    try:
+        update.to_parts(norm=False)
+    except FileFormatError:
+        return False
+    return True
 
 
 def target_by_name(path: Path) -> Target:

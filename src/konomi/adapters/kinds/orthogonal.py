@@ -8,14 +8,16 @@ Shapes: N blocks of b x b, O output, I input, K kernel.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from konomi.adapters.kinds.kind import About, PeftForm, not_available
+from konomi.adapters.kinds.change_product import Pullback
+from konomi.adapters.kinds.kind import About, PeftForm, not_available, tensors_of
 from konomi.adapters.kinds.parts import LayerError, alpha_of, present, scalar
 from konomi.adapters.kinds.rotation import (
     Side,
@@ -56,7 +58,12 @@ class Orthogonal:
             refused={"coft": False},
         ),
         algo="diag-oft",
-        training=training("oft", lambda *parts: Orthogonal(*parts), lambda *size: _zeros(*size)),
+        training=training(
+            "oft",
+            lambda *parts: Orthogonal(*parts),
+            lambda *size: _zeros(*size),
+            lambda *layer: _merged(*layer),
+        ),
     )
     alpha: ClassVar[None] = None
     magnitude: ClassVar[None] = None
@@ -136,6 +143,32 @@ def _zeros(width: int, wanted: int) -> Tensor | None:
     sizes = range(min(wanted, math.isqrt(width)), 1, -1)
     size = next((size for size in sizes if width % size == 0), None)
     return None if size is None else torch.zeros(width // size, size, size)
+
+
+def _merged(
+    update: Orthogonal, weight: Tensor, parameters: Sequence[Tensor]
+) -> tuple[Tensor, Pullback]:
+    """R W in one pass over the weight, and dL/dW' back to the blocks: with M = (I + Q)^-1 the
+    rotation is 2 M - I, and dL/dQ = -2 M^T dL/dR M^T.
+    """
+    blocks, *others = parameters
+    if others or update.constraint or update.terms or update.side == "input":
+        with torch.enable_grad():
+            leaves = [parameter.detach().requires_grad_() for parameter in parameters]
+            given: dict[str, Any] = dict(zip(tensors_of(update), leaves, strict=True))
+            change = replace(update, **given).delta(weight)
+        return weight + change.detach(), partial(torch.autograd.grad, change, leaves)
+    count, size = blocks.shape[:2]
+    eye = torch.eye(size, device=blocks.device)
+    inverse = torch.linalg.inv_ex(eye + skew(blocks.detach())).inverse
+    rows = weight.reshape(count, size, -1)
+
+    def pullback(grad: Tensor) -> tuple[Tensor]:
+        of_turn = grad.reshape(count, size, -1) @ rows.transpose(1, 2)
+        of_skew = inverse.transpose(1, 2) @ of_turn @ inverse.transpose(1, 2)
+        return (2 * (of_skew.transpose(1, 2) - of_skew),)
+
+    return torch.bmm(2 * inverse - eye, rows).view(weight.shape), pullback
 
 
 def check_blocks(blocks: Tensor, name: str, rescale: Tensor | None) -> None:

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from konomi.adapters.kinds.change_layer import ChangeSpec, Start
+from konomi.adapters.kinds.change_layer import ChangeSpec, Shortcut, Start
 from konomi.adapters.kinds.kind import LayerSettings, Training
 from konomi.config.bounds import STRICT
 from konomi.errors import ModelError, RecipeError
@@ -119,7 +119,10 @@ class RotationSettings:
 
 
 def training(
-    algorithm: str, kind: Callable[..., Any], blocks: Callable[[int, int], Tensor | None]
+    algorithm: str,
+    kind: Callable[..., Any],
+    blocks: Callable[[int, int], Tensor | None],
+    shortcut: Shortcut | None = None,
 ) -> Training:
     """How a kind of rotations is trained, from none at all. `kind`: (blocks, constraint, rescale)
     -> update; `blocks`: (width, largest size) -> blocks of zeros, None where none fit.
@@ -144,7 +147,7 @@ def training(
     from_start: Start = start
     return Training(
         algorithm,
-        lambda settings: ChangeSpec(algorithm, settings, from_start),
+        lambda settings: ChangeSpec(algorithm, settings, from_start, shortcut=shortcut),
         uses=frozenset({"dropout", "rank_dropout", "module_dropout"}),
         settings=RotationSettings,
     )

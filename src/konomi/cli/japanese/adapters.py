@@ -113,6 +113,7 @@ PAIRS = {
     "{name} has blocks of {own}, which PEFT would not choose beside {size}.": "{name} のブロックは {own} ですが、{size} と並べたとき PEFT はその大きさを選びません。",
     "{name} has {count} terms of the Cayley series; 0 to 100 are read.": "{name} のケイリー級数の項数が {count} です。読めるのは 0〜100 です。",
     "{path}: {setting} is {value}, and konomi does not do that.": "{path}: {setting} が {value} ですが、対応していません。",
+    "To make a LoRA of it, with the error said: konomi resize FILE -o OUT --rank R --base BASE.": "LoRA に変換して誤差を表示するには: konomi resize FILE -o OUT --rank R --base BASE",
     "{name} has no factors to join.": "{name} に結合する因子がありません。",
     "a layer is given as a whole weight, which this format does not hold.": "重み全体で与えられた層があり、この形式では保存できません。",
     "{name} is for the text encoder {part}: a word for a family that konomi lacks.": "{name} は未対応の系統のテキストエンコーダ {part} 用の言葉です。",
