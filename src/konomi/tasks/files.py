@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from konomi.adapters.adapter import Adapter
 from konomi.adapters.conversion import as_differences, weights_of, with_origins
 from konomi.adapters.conversion import compress as compressed
-from konomi.adapters.kinds import LayerUpdate
 from konomi.adapters.kinds.magnitude import per_output
 from konomi.errors import FileFormatError, KonomiError, RecipeError
 from konomi.formats import aesthetic
@@ -126,11 +126,7 @@ def convert(
             "no other format holds. Name the base they belong to, and they become differences: "
             "--base BASE."
         )
-    magnitudes = [key for key, update in adapter.layers.items() if per_output(update.magnitude)]
-    as_plain = list(whole)
-    if to in (None, "kohya", "webui"):
-        turned = [k for k, u in adapter.layers.items() if u.whole is None and not _has_parts(u)]
-        as_plain += [*magnitudes, *turned]
+    as_plain = whole + (_not_in_kohya(adapter) if to in (None, "kohya", "webui") else [])
     if belongs_to is not None and as_plain and compress is None:
         adapter = as_differences(belongs_to, adapter, as_plain)
     if compress is not None:
@@ -141,13 +137,21 @@ def convert(
     return target
 
 
-def _has_parts(update: LayerUpdate) -> bool:
-    """Whether kohya's files hold it as it is; PEFT's rotations of inputs they do not."""
-    try:
-        update.to_parts(norm=False)
-    except FileFormatError:
-        return False
-    return True
+def _not_in_kohya(adapter: Adapter) -> list[str]:
+    """Layers that kohya's files do not hold as they are: magnitudes per output, PEFT's rotations of
+    inputs. Whole weights are none of them.
+    """
+    found = []
+    for key, update in adapter.layers.items():
+        if update.whole is not None:
+            continue
+        try:
+            update.to_parts(norm=False)
+        except FileFormatError:
+            found.append(key)
+        else:
+            found += [key] if per_output(update.magnitude) else []
+    return found
 
 
 def target_by_name(path: Path) -> Target:
