@@ -12,12 +12,13 @@ from konomi.config.card import KEYWORD, last_name, recipe_for_others
 from konomi.config.overrides import method_title
 from konomi.config.recipe import Recipe
 from konomi.errors import DataError
+from konomi.generation.fonts import unknown_note
 from konomi.generation.grid import make_grid, stacked
 from konomi.generation.infotext import read_infotext
 from konomi.generation.request import Request
 from konomi.storage.atomic import write_file
 from konomi.tasks.preparing import Job
-from konomi.tasks.previewing import preview_paths
+from konomi.tasks.previewing import preview_paths, preview_prompts
 from konomi.training.optional_work import optional_work
 
 SUFFIX = ".card.png"
@@ -43,6 +44,7 @@ def card_of_run(job: Job, folder: Path, step: int, notes: list[str]) -> str:
         encoded = _encoded(_picture(job, folder / "previews", step), job.recipe)
         with write_file(path) as temporary:
             temporary.write_bytes(encoded)
+        notes += unknown_note([_title(job, step), *preview_prompts(job)], "the recipe card")
         return str(path)
     return ""
 

@@ -14,5 +14,6 @@ PAIRS = {
     "{card}: names images in {folder}, which are not here. Name yours with --images DIR.": "{card}: 画像は {folder} にあることになっていますが、ここにはありません。--images DIR で指定してください。",
     "{card}: names class images in {folder}, which are not here. Name yours with --prior DIR.": "{card}: クラス画像は {folder} にあることになっていますが、ここにはありません。--prior DIR で指定してください。",
     "no font on this machine has {letters}: {picture} shows {mark} in their place. Install a font for that script, such as Noto Sans CJK.": "{letters} のあるフォントがこのマシンにないため、{picture} では {mark} になります。Noto Sans CJK など、その文字のフォントを入れてください。",
+    "the recipe card": "レシピカード",
     "the sheet of all pictures": "一覧の画像",
 }  # fmt: skip
