@@ -3,6 +3,7 @@
 import copy
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.delta import delta
-from konomi.adapters.kinds import Butterfly, Orthogonal
+from konomi.adapters.kinds import Butterfly, Hadamard, Orthogonal
 from konomi.errors import FileFormatError
 from konomi.formats.adapter_file import inspect_file, read_adapter, write_adapter
 from konomi.tasks import files
@@ -32,6 +33,9 @@ CONFIGS = {
     ),
     "boft": lambda: peft.BOFTConfig(
         target_modules=["to_k", "to_out.0"], boft_block_size=4, init_weights=False
+    ),
+    "loha": lambda: peft.LoHaConfig(
+        target_modules=["to_k", "to_out.0"], r=3, alpha=5, init_weights=False
     ),
 }
 
@@ -65,7 +69,7 @@ def test_both_ways(name, tmp_path, monkeypatch):
         model = peft.get_peft_model(copy.deepcopy(plain), CONFIGS[name]())
     model.save_pretrained(tmp_path / "theirs")
     adapter = read_adapter(tmp_path / "theirs")
-    kind = Butterfly if name == "boft" else Orthogonal
+    kind = {"boft": Butterfly, "loha": Hadamard}.get(name, Orthogonal)
     assert {*adapter.layers} == {f"denoiser.{PATH}{n}" for n in NAMES}
     assert all(type(update) is kind for update in adapter.layers.values())
     report = inspect_file(tmp_path / "theirs")
@@ -83,6 +87,13 @@ def test_both_ways(name, tmp_path, monkeypatch):
         got = ours.base_model.model.get_submodule(f"{PATH}{layer}")
         got.merge()
         torch.testing.assert_close(got.base_layer.weight, wanted, rtol=1e-5, atol=1e-5)
+    if name == "loha":
+        write_adapter(adapter, tmp_path / "x.safetensors", "kohya")
+        odd = dict(adapter.layers)
+        odd[next(iter(odd))] = replace(next(iter(odd.values())), alpha=1.0)
+        with pytest.raises(FileFormatError, match="another rank or alpha"):
+            write_adapter(replace(adapter, layers=odd), tmp_path / "odd", "peft")
+        return
     with pytest.raises(FileFormatError, match=r"rotates its inputs .* --base BASE"):
         write_adapter(adapter, tmp_path / "x.safetensors", "kohya")
     if name == "oft":

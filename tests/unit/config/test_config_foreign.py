@@ -65,7 +65,7 @@ def test_a_command_line_of_sd_scripts(tmp_path):
     assert (recipe.objective.weighting, recipe.objective.max_timestep) == ("min_snr", 999)
     assert not recipe.data.buckets.upscale and recipe.data.captions.shuffle
     left = "\n".join(found.left)
-    expected = ("xformers", "color_aug", "flux_thing", "algo", "cache_latents", "max_train_steps")
+    expected = ("xformers", "color_aug", "flux_thing", "cache_latents", "max_train_steps")
     assert all(name in left for name in expected)
 
 
@@ -153,7 +153,8 @@ def test_a_field_of_sd_scripts_means_the_same(start, line, setting, value, tmp_p
         ("xformers = false\nflip_aug = false\nzero_terminal_snr = false", ""),
         ("network_dim = 5000", "at most 1024"),
         ("noise_offset = 3.0\nmin_timestep = 5000", "min_timestep"),
-        ('network_args = ["algo=loha"]', "whatever it says"),
+        ('network_args = ["algo=loha"]\nscale_weight_norms = 1.0', ""),
+        ('network_args = ["algo=diag-oft"]', "algo"),
         ("sample_every_n_epochs = 1", "counted in steps"),
         ('network_args = ["up_lr_weight=sine+.25"]', "is a curve"),
         ('network_args = ["conv_block_dims=1,2"]', "2 numbers; konomi reads lists of 25 or 19"),

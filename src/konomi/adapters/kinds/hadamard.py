@@ -4,9 +4,9 @@ Shapes: O output, I input, K kernel, R rank.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from konomi.adapters.kinds.change_layer import ChangeSpec
 from konomi.adapters.kinds.change_product import Pullback, recomputed
 from konomi.adapters.kinds.change_product import product as layer_product
 from konomi.adapters.kinds.closed_form import fit_bias, product
-from konomi.adapters.kinds.kind import About, LayerSettings, Training, not_available
+from konomi.adapters.kinds.kind import About, LayerSettings, PeftForm, Training, not_available
 from konomi.adapters.kinds.magnitude import change_of
 from konomi.adapters.kinds.module import check_rank
 from konomi.adapters.kinds.parts import (
@@ -25,6 +25,7 @@ from konomi.adapters.kinds.parts import (
     alpha_of,
     bias_of,
     check_core,
+    peft_scale,
     present,
     scalar,
 )
@@ -47,6 +48,14 @@ class Hadamard:
         | SHARED,
         complete=(frozenset(f"hada_{name}" for name in _FACTORS),),
         peft_type="LOHA",
+        peft=PeftForm(
+            read=lambda update, table: replace(update, alpha=peft_scale(table) * update.rank),
+            write=lambda layers: _to_peft(layers),
+            settings=frozenset(
+                {"r", "alpha", "rank_dropout", "module_dropout", "use_effective_conv2d"}
+            ),
+            refused={"rank_pattern": {}, "alpha_pattern": {}},
+        ),
         algo="loha",
         training=Training(
             "loha",
@@ -200,3 +209,20 @@ def _pairs_product(
     down = (w1_b[:, None] * w2_b[None]).flatten(0, 1)
     up = (w1_a[:, :, None] * w2_a[:, None] * scale).flatten(1)
     return F.linear(F.linear(x, down.to(x.dtype)), up.to(x.dtype))
+
+
+def _to_peft(
+    layers: Mapping[str, Hadamard],
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The same tensors; PEFT has one rank and one alpha for all layers."""
+    first = next(iter(layers.values()))
+    for path, update in layers.items():
+        if update.t1 is not None or update.magnitude is not None or update.bias is not None:
+            raise LayerError(path, "has a Tucker core, DoRA lengths or a bias, which PEFT does not")
+        if (update.rank, update.alpha) != (first.rank, first.alpha):
+            raise LayerError(path, "has another rank or alpha than others; PEFT's LoHa has one")
+    parts = {
+        path: {f"hada_{name}": getattr(update, name) for name in _FACTORS}
+        for path, update in layers.items()
+    }
+    return parts, {"r": first.rank, "alpha": first.alpha, "use_effective_conv2d": False}

@@ -5,6 +5,7 @@ Shapes: O output, I input, R rank, K kernel.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,3 +61,15 @@ def scalar(value: float, like: Tensor) -> Tensor:
 def present(parts: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     """Those that there are."""
     return {name: tensor for name, tensor in parts.items() if tensor is not None}
+
+
+def peft_scale(table: Mapping[str, Any]) -> float:
+    """alpha / r of PEFT's LyCORIS kinds, whatever the ranks of the tensors; both are 8 there where
+    they are not said. Raises LayerError for what are no numbers.
+    """
+    alpha, rank = table.get("alpha", 8), table.get("r", 8)
+    if not all(type(value) in (int, float) and abs(value) < 1e9 for value in (alpha, rank)):
+        raise LayerError("", "has settings r and alpha that are no numbers")
+    if rank < 1:
+        raise LayerError("", "has a setting r below 1")
+    return float(alpha / rank)

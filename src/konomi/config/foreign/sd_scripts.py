@@ -57,6 +57,7 @@ TABLE: Table = {
     "resolution": To("data.resolution", _size),
     "max_train_steps": To("run.steps", whole),
     "max_train_epochs": To("run.epochs", whole),
+    "scale_weight_norms": To("method.max_norm", float),
     "learning_rate": To("optimizer.learning_rate", float),
     "unet_lr": To("optimizer.learning_rate", float),
     "text_encoder_lr": To("optimizer.text_learning_rate", _rate),
@@ -173,7 +174,22 @@ _NETWORK_ARGS: Table = {
     "loraplus_lr_ratio": To("method.b_rate_ratio", float),
     "loraplus_unet_lr_ratio": To("method.b_rate_ratio", float),
     "dora_wd": To("method.dora", switch),
-    "algo": Left("konomi trains a LoRA (LoCon with conv_dim), whatever it says"),
+    "algo": To(
+        "method.algorithm",
+        one_of(
+            lora="lora",
+            locon="lora",
+            loha="loha",
+            lokr="lokr",
+            ia3="ia3",
+            full="full",
+            dylora="dylora",
+        ),
+    ),
+    "factor": To("method.lokr.factor", whole),
+    "decompose_both": To("method.lokr.decompose_both", switch),
+    "full_matrix": To("method.lokr.full_matrix", switch),
+    "train_on_input": To("method.ia3.on_input", switch),
 }
 _OPTIMIZER_ARGS: Table = {
     "weight_decay": To("optimizer.weight_decay", float),
