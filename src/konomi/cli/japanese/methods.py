@@ -58,4 +58,7 @@ PAIRS = {
     'method.algorithm is "{name}", which has no such setting.': 'method.algorithm が "{name}" で、この設定がありません。',
     "save.format is {name}, which holds LoRA alone, and method.algorithm is \"{algorithm}\". Use 'kohya'.": "save.format が {name} ですが、この形式には LoRA しか保存できず、method.algorithm が \"{algorithm}\" です。'kohya' を使ってください。",
     "method.init starts from factors that are not small.": "method.init では小さくない因子から学習を始めます。",
+    "has a Tucker core, DoRA lengths or a bias, which PEFT does not": "Tucker コア、DoRA の大きさ、バイアスのいずれかがあり、PEFT では表せません",
+    "has another rank or alpha than others; PEFT's LoHa has one": "ランクか alpha がほかの層と違います。PEFT の LoHa では 1 つだけです",
+    "has settings r and alpha that are no numbers": "設定の r と alpha が数値ではありません",
 }  # fmt: skip
