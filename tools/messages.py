@@ -69,7 +69,7 @@ EXCEPTIONS: dict[str, str] = {
     r"^(another file|not noted|out of all bounds)$": "a value",
     r"et al\. [12]\d{3}": "a paper",
     r"^Aesthetic [a-z ]+$": "a name that A1111 reads",
-    r"^konomi train aesthetic$": "a command",
+    r"^konomi (train aesthetic|learn-start)$": "a command",
     r"^(Weighted sum|Add difference)$|^extracted from \{\} against": "words in metadata",
 }
 """Patterns of texts that are no messages by themselves, and what they are."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from konomi.tasks import grid as grid
     from konomi.tasks import identifiers as identifiers
     from konomi.tasks import inspect as inspect
+    from konomi.tasks import learn_start as learn_start
     from konomi.tasks import load_base as load_base
     from konomi.tasks import merge_adapters as merge_adapters
     from konomi.tasks import merge_custom as merge_custom

@@ -45,6 +45,11 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ),
     ("grid", "konomi.cli.gridding", "draw settings against each other"),
     ("identifiers", "konomi.cli.identifying", "list rare words that can serve as identifiers"),
+    (
+        "learn-start",
+        "konomi.cli.learning",
+        "learn a network that guesses a word's first embedding",
+    ),
     ("inspect", "konomi.cli.files", "show what a model or adapter file is"),
     ("convert", "konomi.cli.files", "write a file in another tool's format"),
     ("merge", "konomi.cli.merging", "merge several files into one"),
@@ -126,7 +131,9 @@ def _dispatch(arguments: list[str]) -> int:
     name, *rest = arguments
     for command, module, _ in COMMANDS:
         if command == name:
-            run: Callable[[list[str]], int] = getattr(importlib.import_module(module), command)
+            run: Callable[[list[str]], int] = getattr(
+                importlib.import_module(module), command.replace("-", "_")
+            )
             return run(rest)
     close = difflib.get_close_matches(name, [command for command, _, _ in COMMANDS], 1)
     meant = f" Did you mean {close[0]}?" if close else " `konomi --help` lists the commands."

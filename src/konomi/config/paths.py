@@ -9,7 +9,10 @@ from typing import Any
 
 from konomi.config.weighted_file import weighted_file
 
-ALWAYS = ("data.sources.N.path", "data.cache.folder", "validation.path", "run.output")
+ALWAYS = (
+    "data.sources.N.path", "data.cache.folder", "validation.path", "run.output",
+    "method.initial_file", "method.words.initial_file", "method.start_file",
+)  # fmt: skip
 """Settings that are paths."""
 WHERE_THERE = ("base", "vae", "prior.clip", "method.start", "method.lora.start")
 """Settings that are a path or a name (`tiny`, a hub id, a word): a path where something lies

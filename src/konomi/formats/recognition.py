@@ -1,10 +1,12 @@
-"""What a file is that holds no LoRA: checkpoints, aesthetic embeddings, folders."""
+"""What a file is that holds no LoRA: checkpoints, aesthetic embeddings, networks of starts,
+folders.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from konomi.families.recognition import (
     family_of_single_file,
     family_of_vectors,
 )
-from konomi.formats import aesthetic
+from konomi.formats import aesthetic, start_network
 from konomi.formats.source import Source
 from konomi.formats.unsupported import holds_updates, other_family, other_kind
 from konomi.storage.sniff import FileKind
@@ -54,6 +56,8 @@ def recognise(source: Source) -> Recognised:
     """Tell what a source is; kind "unknown tensors" if nothing fits."""
     if source.kind is FileKind.FOLDER:
         return _folder(source)
+    if start_network.recognise(source):
+        return _start_network(source)
     return _aesthetic(source) if aesthetic.recognise(source) else _table(source)
 
 
@@ -163,6 +167,14 @@ def _aesthetic(source: Source) -> Recognised:
     family = _name(family_of_vectors({"text_encoder": tensor.shape[-1]}))
     facts = dict(source.metadata)
     return Recognised(aesthetic.KIND, form, family, facts=facts, tensors=lambda: tensors)
+
+
+def _start_network(source: Source) -> Recognised:
+    known = asdict(start_network.read_facts(source.path))
+    facts = {name: str(value) for name, value in known.items()}
+    family = _name(family_of_vectors(known["widths"]))
+    kind, name = start_network.KIND, known["base"]
+    return Recognised(kind, "safetensors", family, name, facts=facts, tensors=source.tensors)
 
 
 def _folder(source: Source) -> Recognised:

@@ -23,6 +23,7 @@ from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.methods.base_requirements import require_added_tokens, require_layers
 from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
+from konomi.methods.learned_start import leap_start, unused_network
 from konomi.methods.method import (
     AdapterMethod,
     Needs,
@@ -53,8 +54,12 @@ class CustomDiffusionConfig:
     words: tuple[str, ...] = ()
     """The words to learn, one per subject; by default the triggers of the sources."""
     initial: tuple[str, ...] = ()
-    """What each word's embedding is initialised from: words of one token each. By default rare ones
-    (ktn, pll, ucd, ...)."""
+    """What each word's embedding is initialised from: words of one token each; or `leap` alone, a
+    network's guess from each subject's images (`konomi learn-start`). By default rare ones (ktn,
+    pll, ucd, ...)."""
+    initial_file: str = ""
+    """The network of `initial = ["leap"]`; by default the one that `konomi learn-start` wrote for
+    the base, or konomi's own for `tiny`."""
     size_augmentation: bool = True
     """Also show subjects far away and close up, with captions that say so. Images are then encoded
     in every step."""
@@ -75,6 +80,9 @@ class CustomDiffusion(AdapterMethod):
         self.recipe = recipe
         self.config = config
         self.names = _names(config, recipe)
+        self.learned_start = leap_start(
+            base, recipe.base, _initial(config), config.initial_file, self.names
+        )
         # A picture's own mask counts if the recipe says so; where it was pasted counts always.
         self.denoising = DenoisingLoss(
             base, replace(recipe, objective=replace(recipe.objective, masked=True))
@@ -86,7 +94,12 @@ class CustomDiffusion(AdapterMethod):
         require_layers(base, config.kind, ("cross_attention.kv",))
         _names(config, recipe)
         pixels = config.size_augmentation or base.inpainting
-        return Needs(trains_text=True, pixels=pixels, makes="custom diffusion")
+        return Needs(
+            trains_text=True,
+            pixels=pixels,
+            makes="custom diffusion",
+            unused=unused_network(_initial(config), config.initial_file),
+        )
 
     def default_steps(self, num_images: int) -> int:
         return min(max(100 * num_images, 500), 2000)
@@ -146,6 +159,9 @@ class CustomDiffusion(AdapterMethod):
 
     def _start(self, name: str, index: int) -> dict[str, Tensor]:
         """Part -> [1, D] for word number `index`."""
+        if self.learned_start is not None:
+            tables = {part: self.base.token_embedding(part) for part in self.base.text_encoders}
+            return self.learned_start.start(name, 1, tables)
         given = self.config.initial
         if given and len(given) != len(self.names):
             raise RecipeError(
@@ -167,6 +183,10 @@ class CustomDiffusion(AdapterMethod):
     def _single_token(self, word: str) -> dict[str, Tensor] | None:
         vectors = dict(self.base.token_vectors(word))
         return vectors if all(len(vectors_nD) == 1 for vectors_nD in vectors.values()) else None
+
+
+def _initial(config: CustomDiffusionConfig) -> str:
+    return config.initial[0] if len(config.initial) == 1 else ""
 
 
 def _pictures_in_a_step(recipe: Recipe) -> int:

@@ -36,6 +36,7 @@ from konomi.formats.embedding_metadata import NEGATIVE
 from konomi.methods.base_requirements import require_added_tokens
 from konomi.methods.denoising import DenoisingLoss, Noised, subject_and_prior_loss
 from konomi.methods.layer_selectors import chosen_modules
+from konomi.methods.learned_start import leap_start, unused_network
 from konomi.methods.method import (
     AdapterMethod,
     Needs,
@@ -66,7 +67,11 @@ class DreamArtistConfig:
     negative_vectors: Vectors = 6
     """Number of tokens for its counterpart in the negative prompt, called WORD-neg."""
     start: str = "*"
-    """What both are initialised from: a word that the base knows."""
+    """What both are initialised from: a word that the base knows. With `leap` the word starts from
+    a network's guess from the image (`konomi learn-start`), its counterpart from `*`."""
+    start_file: str = ""
+    """The network of `start = "leap"`; by default the one that `konomi learn-start` wrote for the
+    base, or konomi's own for `tiny`."""
     guidance: Guidance = 3.0
     """Guidance scale s, from the negative word's prediction to the positive one's; 5 in the paper's
     APT."""
@@ -102,6 +107,14 @@ class DreamArtist(AdapterMethod):
         self.negative_word = self.word + NEGATIVE
         self.denoising = DenoisingLoss(base, recipe)
         self.lora: BranchLayers | None = None
+        self.learned_start = leap_start(
+            base,
+            recipe.base,
+            config.start,
+            config.start_file,
+            (self.word,),
+            setting="method.start_file",
+        )
 
     @staticmethod
     def needs(config: DreamArtistConfig, base: BaseModel, recipe: Recipe) -> Needs:
@@ -204,7 +217,10 @@ class DreamArtist(AdapterMethod):
     def _start(self, *, negative: bool) -> dict[str, Tensor]:
         """Part -> vectors [n, D]."""
         count = self.config.negative_vectors if negative else self.config.vectors
-        known = self.base.token_vectors(self.config.start)
+        learned = self.learned_start
+        known = self.base.token_vectors(self.config.start if learned is None else "*")
+        if learned is not None and not negative:
+            return learned.start(self.word, count, known)
         start = {part: repeated(known_nD, count) for part, known_nD in known.items()}
         if not negative:
             return start
@@ -253,6 +269,7 @@ def _unused(config: DreamArtistConfig) -> dict[str, str]:
             f"method.{name}": reason for name in ("lora_rate", "negative_lora_rate", "targets")
         }
         found["optimizer.weight_decay"] = "words are not pulled towards zero."
+    found |= unused_network(config.start, config.start_file, section_setting="start_file")
     if config.low_guidance == config.guidance:
         found["method.low_guidance"] = "it is the same as method.guidance."
     return found

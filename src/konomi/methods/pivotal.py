@@ -19,6 +19,7 @@ from konomi.data.batch import Batch, Examples
 from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.methods.base_requirements import require_added_tokens
+from konomi.methods.learned_start import LearnedStart
 from konomi.methods.lora import Lora, LoraConfig
 from konomi.methods.method import (
     AdapterMethod,
@@ -71,8 +72,13 @@ class Pivotal(AdapterMethod):
         self.base = base
         self.recipe = recipe
         self.config = config
-        self.inversion = TextualInversion(config.words, base, recipe)
+        self.inversion = TextualInversion(config.words, base, recipe, section="method.words")
         self.lora = Lora(config.lora, base, recipe, section="method.lora")
+
+    @property
+    def learned_start(self) -> LearnedStart | None:
+        """Of the words."""
+        return self.inversion.learned_start
 
     @staticmethod
     def needs(config: PivotalConfig, base: BaseModel, recipe: Recipe) -> Needs:

@@ -24,6 +24,7 @@ from konomi.diffusion.random import Rng
 from konomi.errors import RecipeError
 from konomi.methods.base_requirements import require_added_tokens
 from konomi.methods.denoising import DenoisingLoss, subject_and_prior_loss
+from konomi.methods.learned_start import leap_start, unused_network
 from konomi.methods.method import (
     AdapterMethod,
     Needs,
@@ -79,8 +80,12 @@ class TextualInversionConfig:
     a prompt's 75 tokens."""
     initial: str = ""
     """What the vectors are initialised from: words that the base knows, repeated if there are fewer
-    of them than vectors. If empty, the class noun, and without one, noise with the statistics of
-    the base's token embeddings."""
+    of them than vectors; or `leap`, a network's guess from the images (`konomi learn-start`; the
+    word itself is written `Leap`). If empty, the class noun, and without one, noise with the
+    statistics of the base's token embeddings."""
+    initial_file: str = ""
+    """The network of `initial = "leap"`; by default the one that `konomi learn-start` wrote for the
+    base, or konomi's own for `tiny`."""
     keep_norm: KeepNorm = "none"
     """Norm of the vectors: unconstrained, `clip` to at most the mean norm of the base's token
     embeddings, or `rescale` to it. Keeps the word from overpowering the rest of a prompt."""
@@ -95,18 +100,34 @@ class TextualInversion(AdapterMethod):
     config_type: ClassVar = TextualInversionConfig
     default_learning_rate: ClassVar = 5e-3
 
-    def __init__(self, config: TextualInversionConfig, base: BaseModel, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        config: TextualInversionConfig,
+        base: BaseModel,
+        recipe: Recipe,
+        *,
+        section: str = "method",
+    ) -> None:
         self.base = base
         self.recipe = recipe
         self.config = config
         self.sources = sources_by_word(recipe, config.word)
         self.denoising = DenoisingLoss(base, recipe)
+        self.learned_start = leap_start(
+            base,
+            recipe.base,
+            config.initial,
+            config.initial_file,
+            tuple(self.sources),
+            setting=f"{section}.initial_file",
+        )
 
     @staticmethod
     def needs(config: TextualInversionConfig, base: BaseModel, recipe: Recipe) -> Needs:
         require_added_tokens(base, config.kind)
         sources = sources_by_word(recipe, config.word)
         unused = {"optimizer.weight_decay": "words are not pulled towards zero."}
+        unused |= unused_network(config.initial, config.initial_file)
         if config.word not in sources:
             unused["method.word"] = (
                 f"the triggers of the sources are the words: {', '.join(sources)}."
@@ -200,6 +221,8 @@ class TextualInversion(AdapterMethod):
     def _start(self, word: str, tables: dict[str, Tensor]) -> dict[str, Tensor]:
         """Part -> [n, D]."""
         source, count = self.sources[word], self.config.vectors
+        if self.learned_start is not None:
+            return self.learned_start.start(word, count, tables)
         initial = self.config.initial or (source.class_noun if source else "")
         if initial:
             known = self.base.token_vectors(initial)

@@ -1,6 +1,7 @@
-"""Paths as people write them: `~` at the start, and short."""
+"""Paths as people write them: `~` at the start, and short; and the folder of caches."""
 
 import os
+import sys
 from pathlib import Path
 
 
@@ -22,3 +23,14 @@ def shown(path: Path) -> str:
         return Path(os.path.relpath(path)).as_posix()
     except ValueError:
         return str(path)
+
+
+def cache_root() -> Path:
+    """The system's usual place for what can be made again."""
+    if sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        root = Path.home() / "Library" / "Caches"
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "konomi"

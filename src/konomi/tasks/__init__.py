@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from konomi.tasks.gridding import grid as grid
     from konomi.tasks.identifying import Identifier as Identifier
     from konomi.tasks.identifying import identifiers as identifiers
+    from konomi.tasks.learning_start import StartLearned as StartLearned
+    from konomi.tasks.learning_start import learn_start as learn_start
     from konomi.tasks.machine import DoctorReport as DoctorReport
     from konomi.tasks.machine import DoctorRow as DoctorRow
     from konomi.tasks.machine import doctor as doctor
@@ -71,6 +73,7 @@ VERBS = {
     "grid": "gridding",
     "identifiers": "identifying",
     "inspect": "files",
+    "learn_start": "learning_start",
     "load_base": "generating",
     "merge_adapters": "merging_adapters",
     "merge_custom": "merging",
@@ -106,6 +109,7 @@ _ANSWERS = {
     "Rewritten": "baking",
     "SavesMerge": "merging_saves",
     "Split": "splitting",
+    "StartLearned": "learning_start",
 }
 """What some of them return."""
 

@@ -1,8 +1,6 @@
 """From a recipe to a run that is ready to start: base, images, steps, method, caches."""
 
 import json
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +30,7 @@ from konomi.methods.denoising import check_objective
 from konomi.methods.method import Method, Needs
 from konomi.models.base import BaseModel
 from konomi.models.load import load_base
-from konomi.storage.home import expanded
+from konomi.storage.home import cache_root, expanded
 from konomi.tasks.attached import Attached, keep_attached, training_note
 from konomi.tasks.data_split import (
     check_one_image,
@@ -271,13 +269,7 @@ def cache_folder(recipe: Recipe) -> Path:
     """Where caches lie: the recipe's folder, or the system's usual place."""
     if recipe.data.cache.folder:
         return expanded(recipe.data.cache.folder)
-    if sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "konomi"
+    return cache_root()
 
 
 def _with_dataset_values(recipe: Recipe) -> Recipe:

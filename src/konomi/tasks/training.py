@@ -24,6 +24,7 @@ from konomi.tasks.branching import (
 )
 from konomi.tasks.checkpointing import Checkpoints
 from konomi.tasks.class_images import draw_class_images, with_class_images
+from konomi.tasks.predicted_start import predict_starts
 from konomi.tasks.preparing import Job, open_stream, prepare
 from konomi.tasks.run_folder import (
     AT_THE_END,
@@ -242,6 +243,7 @@ def _events(
     if stream is None:
         raise AssertionError("open_stream ends with a stream")
     yield from validation.measure_base(checkpoint, identity)
+    yield from predict_starts(job)
     checkpoints = Checkpoints(folder, job.recipe.run.keep_checkpoints, identity)
     phases = job.method.plan()
     try:
