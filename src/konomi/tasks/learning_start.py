@@ -122,27 +122,16 @@ def learn_start(
         facts += (opened.fingerprint("denoiser"),)
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
     work = path.absolute().with_name(f".{path.stem}-{key}")
+    where = choose_device(device)
+    known: list[StartSubject] = []
+    for found in _subjects(opened, subjects, work, words, pictures):
+        if isinstance(found, list):
+            known = found
+        else:
+            yield found
     with explained(work):
         work.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(work)
-    where = choose_device(device)
-    known: list[StartSubject] = []
-    if subjects:
-        for found in subjects_of_folder(opened, Path(subjects)):
-            if isinstance(found, list):
-                known = found
-            else:
-                yield found
-    else:
-        known = [
-            subject_of_word(opened, word, word_pictures(work, word, pictures))
-            for word in words_of(opened, words)
-        ]
-    if len({one.name for one in known}) < FEWEST:
-        raise RecipeError(
-            f"{len({one.name for one in known})} subjects are too few to learn from; at least "
-            f"{FEWEST} are needed."
-        )
     if not subjects:
         opened.place(where, choose_precision(precision, where))
         yield from draw_words(opened, [one.name for one in known], work, pictures, seed)
@@ -159,6 +148,30 @@ def learn_start(
     write_start_network(best, path)
     shutil.rmtree(work, ignore_errors=True)
     yield StartLearned(str(path), best.facts.kind, tuple(measured))
+
+
+def _subjects(
+    base: BaseModel, folder: str | Path, work: Path, words: int, pictures: int
+) -> Iterator[Warned | list[StartSubject]]:
+    """Ends with the list; the pictures of words need not be there yet."""
+    known: list[StartSubject] = []
+    if folder:
+        for found in subjects_of_folder(base, Path(folder)):
+            if isinstance(found, list):
+                known = found
+            else:
+                yield found
+    else:
+        known = [
+            subject_of_word(base, word, word_pictures(work, word, pictures))
+            for word in words_of(base, words)
+        ]
+    names = {one.name for one in known}
+    if len(names) < FEWEST:
+        raise RecipeError(
+            f"{len(names)} subjects are too few to learn from; at least {FEWEST} are needed."
+        )
+    yield known
 
 
 def _check(

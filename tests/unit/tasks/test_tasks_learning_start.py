@@ -97,41 +97,43 @@ def test_what_is_asked_wrongly_is_said_in_one_line(subjects, tmp_path, capsys):
         (["--words", "0"], "--words is 0; at least 1 is needed"),
         (["--rate", "0"], "--rate is 0; it must lie above 0"),
         (["--output", "n.pt"], "is written as .safetensors"),
-        (["--subjects", str(subjects), "--network", "features", "--clip", str(few)], "config"),
     ):
         assert main([*asked, *more]) == 1
         error = capsys.readouterr().err
         assert said in error
         assert len([line for line in error.splitlines() if not line.startswith("note: ")]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["few"]
+    assert main([*asked, "--subjects", str(subjects), "--network=features", f"--clip={few}"]) == 1
+    assert f"{few / 'config.json'}: is missing" in capsys.readouterr().err
 
 
 def test_the_linear_network_is_ridge_regression():
-    """Against scikit-learn's, with the same folds."""
-    linear_model = pytest.importorskip("sklearn.linear_model")
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(60, 6, generator=g)
-    y = x @ torch.randn(6, 4, generator=g) + 2 * torch.randn(60, 4, generator=g) + 1
+    """Against numpy's least squares in float64, with a row for each penalty."""
+    g = np.random.default_rng(0)
+    x = g.normal(size=(60, 6))
+    y = x @ g.normal(size=(6, 4)) + 2 * g.normal(size=(60, 4)) + 1
     groups = [number // 2 for number in range(60)]
 
-    def fit(rows, ridge):
-        centred = (x[rows] - x[rows].mean(0)).double()
-        strength = ridge * float((centred**2).sum(0).mean())
-        return linear_model.Ridge(alpha=strength, solver="cholesky").fit(
-            x[rows].double().numpy(), y[rows].double().numpy()
+    def said(inside, outside, ridge):
+        centred, mean = x[inside] - x[inside].mean(0), y[inside].mean(0)
+        penalty = np.sqrt(ridge * (centred**2).sum(0).mean()) * np.eye(6)
+        rows, wanted = (
+            np.vstack([centred, penalty]),
+            np.vstack([y[inside] - mean, np.zeros((6, 4))]),
         )
+        return (x[outside] - x[inside].mean(0)) @ np.linalg.lstsq(rows, wanted)[0] + mean
 
-    folds = torch.tensor([group % FOLDS for group in groups])
-    guesses = {}
+    folds, errors = np.array([group % FOLDS for group in groups]), {}
     for ridge in RIDGES:
         guess = np.zeros((60, 4))
         for fold in range(FOLDS):
-            guess[folds == fold] = fit(folds != fold, ridge).predict(x[folds == fold].double())
-        guesses[ridge] = guess
-    best = min(RIDGES, key=lambda ridge: ((guesses[ridge] - y.numpy()) ** 2).sum())
-    expected = fit(slice(None), best).predict(x.double())
-    found = fit_features(x, y, groups)
-    said = (x - found["mean"]) @ found["weight"] + found["bias"]
-    np.testing.assert_allclose(said.numpy(), expected, atol=1e-4)
+            guess[folds == fold] = said(folds != fold, folds == fold, ridge)
+        errors[ridge] = ((guess - y) ** 2).sum()
+    best = min(RIDGES, key=errors.__getitem__)
+    assert RIDGES[0] < best < RIDGES[-1]
+    found = fit_features(torch.tensor(x).float(), torch.tensor(y).float(), groups)
+    answer = (torch.tensor(x).float() - found["mean"]) @ found["weight"] + found["bias"]
+    np.testing.assert_allclose(answer.numpy(), said(slice(None), slice(None), best), atol=1e-4)
 
 
 def test_the_convolutional_network_goes_on_to_the_same_bits(tmp_path, monkeypatch):
