@@ -1,9 +1,9 @@
 """How long a LoRA takes to put on a base, to change its strength and to take off, beside peft.
 
-Run: python bench/attach.py [--family sd1] [--size full] [--rank 44] [--rounds 3] [--precision fp16]
+Run: python bench/attach.py [--family sd1] [--size full] [--rank 142] [--rounds 3] [--precision fp16]
 
 Both have the same random U-Net and the same LoRA on all its linear layers of attention and feed
-forward, 100 MiB in fp16 at rank 44 on SD1, and take turns in one process. What is measured is what
+forward, 100 MiB in fp16 at rank 142 on SD1, and take turns in one process. What is measured is what
 each needs until the next picture can be drawn at full speed: konomi's `attach` adds the change to
 the weights and keeps what was there; peft merges (`merge_adapter`) and unmerges. peft's injection,
 which is needed once for a file, is told beside it. CPU time, so that other work on the machine
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--family", default="sd1")
     parser.add_argument("--size", default="full", choices=("full", "tiny"))
-    parser.add_argument("--rank", type=int, default=44)
+    parser.add_argument("--rank", type=int, default=142)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", default="fp16", choices=PRECISIONS)
     options = parser.parse_args()
