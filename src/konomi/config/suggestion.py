@@ -29,7 +29,7 @@ class SuggestionConfig:
     """Limit: how much pictures of the class alone, or of other things, may move towards the
     subject, as a fraction of how much pictures of the subject itself did. 1 allows every dog to
     become this one dog."""
-    drift: Annotated[float, Field(ge=0)] = 0.75
+    drift: Annotated[float, Field(ge=0)] = 1.0
     """Limit: how far pictures of the class alone and of other things may be from the base's own, in
     units of the distance between two of the base's pictures of one prompt. 1: as far as a different
     seed."""
