@@ -1,6 +1,6 @@
 """How long a LoRA takes to put on a base, to change its strength and to take off, beside peft.
 
-Run: python bench/attach.py [--family sd1] [--size full] [--rank 142] [--rounds 3] [--precision fp16]
+Run: python bench/attach.py [--family sd1] [--size full] [--rank 142] [--rounds 3] [--precision P]
 
 Both have the same random U-Net and the same LoRA on all its linear layers of attention and feed
 forward, 100 MiB in fp16 at rank 142 on SD1, and take turns in one process. What is measured is what
