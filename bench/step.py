@@ -272,11 +272,15 @@ def with_lycoris_layers(unet: Any, job: Job) -> list[Any]:
     """LyCORIS' layers, float32 as its scripts keep them, in the order that kohya's network has."""
     from lycoris.wrapper import network_module_dict
 
+    from konomi.methods.lora_settings import ALGORITHMS
+
+    own = ALGORITHMS[job.algorithm].settings
+    # What is a size of blocks there goes by the name of the rank.
+    size = getattr(own(), "block_size", job.rank) if own is not None else job.rank
+    make = network_module_dict[{"oft": "diag-oft"}.get(job.algorithm, job.algorithm)]
     layers = []
     for key, base in transformer_layers(unet).items():
-        layer = network_module_dict[job.algorithm](
-            key, base, 1.0, job.rank, job.rank, weight_decompose=job.dora
-        )
+        layer = make(key, base, 1.0, size, size, weight_decompose=job.dora)
         layer.train()
         layer.apply_to()
         layers.append(layer)

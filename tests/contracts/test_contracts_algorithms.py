@@ -123,7 +123,7 @@ def test_what_an_algorithm_does_not_have_is_named_and_does_nothing(kit):
     assert "method.rank_dropout" not in usual
     plain = kit.needs(base, kit.recipe(LoraConfig(algorithm="loha"))).unused
     assert "method.b_rate_ratio" in plain and "method.rank" not in plain
-    with pytest.raises(RecipeError, match="which holds LoRA alone"):
+    with pytest.raises(RecipeError, match="a run saves LoRA alone"):
         from dataclasses import replace
 
         recipe = kit.recipe(LoraConfig(algorithm="full"))

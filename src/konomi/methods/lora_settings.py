@@ -211,9 +211,10 @@ def dora_axis(config: LoraConfig, file_format: str) -> Literal["input", "output"
 
 
 def check_format(config: LoraConfig, file_format: str) -> None:
-    """Raises RecipeError where a format holds LoRA and no other update."""
+    """Raises RecipeError where a run's updates are not saved in a format."""
     if config.algorithm != "lora" and file_format in ("diffusers", "peft"):
         raise RecipeError(
-            f"save.format is {file_format!r}, which holds LoRA alone, and method.algorithm is "
-            f"\"{config.algorithm}\". Use 'kohya'."
+            f"save.format is {file_format!r}, in which a run saves LoRA alone, and "
+            f"method.algorithm is \"{config.algorithm}\". Use 'kohya'; konomi convert writes other "
+            "formats that hold it."
         )

@@ -56,7 +56,7 @@ PAIRS = {
     "the class image cannot be read ({why}). Start again: it is drawn anew.": "クラス画像を読めません({why})。もう一度始めると描き直されます。",
     "{layer} is made of {names} in the file to go on from; this recipe trains {names2}.": "続きから学習するファイルの {layer} は {names} でできていますが、このレシピで学習するのは {names2} です。",
     'method.algorithm is "{name}", which has no such setting.': 'method.algorithm が "{name}" で、この設定がありません。',
-    "save.format is {name}, which holds LoRA alone, and method.algorithm is \"{algorithm}\". Use 'kohya'.": "save.format が {name} ですが、この形式には LoRA しか保存できず、method.algorithm が \"{algorithm}\" です。'kohya' を使ってください。",
+    "save.format is {name}, in which a run saves LoRA alone, and method.algorithm is \"{algorithm}\". Use 'kohya'; konomi convert writes other formats that hold it.": "save.format が {name} ですが、学習時にこの形式で保存できるのは LoRA だけで、method.algorithm が \"{algorithm}\" です。'kohya' を使ってください。他に保存できる形式があれば konomi convert で変換できます。",
     "method.init starts from factors that are not small.": "method.init では小さくない因子から学習を始めます。",
     "has a Tucker core, DoRA lengths or a bias, which PEFT does not": "Tucker コア、DoRA の大きさ、バイアスのいずれかがあり、PEFT では表せません",
     "has another rank or alpha than others; PEFT's LoHa has one": "ランクか alpha がほかの層と違います。PEFT の LoHa では 1 つだけです",
