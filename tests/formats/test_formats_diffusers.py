@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from konomi.adapters.adapter import Adapter
 from konomi.adapters.delta import delta
-from konomi.adapters.kinds import Hadamard, LayerUpdate, LowRank
+from konomi.adapters.kinds import LayerUpdate, LowRank, Rescale
 from konomi.errors import FileFormatError
 from konomi.formats.adapter_file import convert_adapter, inspect_file, read_adapter, write_adapter
 
@@ -365,14 +365,13 @@ def test_tokens_become_files_beside_the_diffusers_file(tmp_path: Path) -> None:
 
 
 def test_what_a_format_cannot_hold_is_said_and_nothing_is_written(tmp_path: Path) -> None:
-    w = torch.ones(4, 1), torch.ones(1, 4)
     key = "denoiser.mid_block.attentions.0.proj_in"
-    loha: dict[str, LayerUpdate] = {key: Hadamard(*w, *w, alpha=1.0)}
+    ia3: dict[str, LayerUpdate] = {key: Rescale(torch.ones(6), on_input=False)}
     per_input: dict[str, LayerUpdate] = {
-        key: LowRank(w[1], torch.ones(6, 1), 1.0, None, torch.ones(1, 4))
+        key: LowRank(torch.ones(1, 4), torch.ones(6, 1), 1.0, None, torch.ones(1, 4))
     }
     for layers, message in (
-        (loha, "kind loha"),
+        (ia3, "kind ia3"),
         (per_input, "DoRA norms per input"),
         ({}, "no layers"),
     ):
@@ -383,7 +382,7 @@ def test_what_a_format_cannot_hold_is_said_and_nothing_is_written(tmp_path: Path
 
 
 BAD_CONFIGS = {
-    "other kind": ({"peft_type": "LOHA"}, "PEFT type LOHA"),
+    "other kind": ({"peft_type": "LOKR"}, "PEFT type LOKR"),
     "text alpha": ({"lora_alpha": "8"}, "must be numbers"),
     "infinite alpha": ({"lora_alpha": float("inf")}, "must be numbers"),
     "endless pattern": ({"alpha_pattern": {"(?=a)": 1}}, "looks around"),

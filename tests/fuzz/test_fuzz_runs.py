@@ -92,7 +92,7 @@ def test_any_number_of_a_state(name, value):
 @fuzzed
 @given(
     then=st.dictionaries(
-        st.sampled_from(["recipe", "data", "base", "versions", "dataset_files"]), values
+        st.sampled_from(["recipe", "data", "base", "versions", "dataset_files", "adapters"]), values
     )
 )
 def test_any_identity_can_be_compared(then):
@@ -101,6 +101,7 @@ def test_any_identity_can_be_compared(then):
         "data": data_identity([], []),
         "dataset_files": {"a.toml": {"run.batch_size": 2}},
         "base": "x",
+        "adapters": ["style 0123456789ab at 0.8"],
         "versions": {"konomi": "1", "torch": "2"},
     }
     assert all(isinstance(line, str) for line in differences(then, now))

@@ -118,4 +118,6 @@ def test_the_command_says_where_it_is_and_what_has_no_effect(
     found = json.loads(capsys.readouterr().out)
     assert found["picture"].endswith("grid.png")
     assert len(list((tmp_path / "grids").iterdir())) == 1
-    assert main(["grid", "a dog", "--x", "seed=1:2", "--base", "tiny"]) == 2
+    assert main(["grid", "a dog", "--base", "tiny"]) == 2
+    assert main(["grid", "a dog", "--x", "seed=1:2", "--base", "tiny"]) == 1
+    assert "seed stands on two axes" in capsys.readouterr().err
