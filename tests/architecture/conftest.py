@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "konomi"
 def copied(tmp_path):
     """A copy of the package that can be changed, and a way to run its command line."""
     package = tmp_path / "src" / "konomi"
-    shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(SOURCE, package)
     environment = os.environ | {
         "PYTHONPATH": str(package.parent),
         "OMP_NUM_THREADS": "1",

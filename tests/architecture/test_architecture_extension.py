@@ -271,14 +271,14 @@ TOY = replace(
     denoiser=replace(SD1.denoiser, kohya_prefix="lora_toy", context_width=32),
     text_encoders=(replace(encoder, kohya_prefix="lora_toytext", width=32),),
     variants=(replace(variant, architecture="toy-v1", base_model_version="toy_v1"),),
-    recognise_folder=lambda config, folders: config.get("act_fn") == "gelu",
+    recognise_folder=lambda config, folders: config.get("norm_eps") == 2e-5,
     recognise_single_file=lambda shapes: False,
     recognise_metadata=lambda metadata: metadata.get("ss_base_model_version") == "toy_v1",
     published={
         folder: json.loads((CONFIGS / f"{folder}.json").read_text(encoding="utf-8"))
         for folder in FOLDERS
     },
-    random_configs={**SD1.random_configs, "unet": {**SD1.random_configs["unet"], "act_fn": "gelu"}},
+    random_configs={**SD1.random_configs, "unet": {**SD1.random_configs["unet"], "norm_eps": 2e-5}},
 )
 """
 
@@ -447,6 +447,7 @@ def test_a_new_family_is_its_file_and_one_tuple(copied, add_line, tmp_path):
     for path in (result, tmp_path / "base"):
         told = run("inspect", path, "--json")
         assert '"family": "toy"' in told.stdout, told.stderr
-    assert (
-        run("generate", "a cat", "--base", "base", "--add", result, "--steps", "2").returncode == 0
+    drawn = run(
+        "generate", "a cat", "--base", "base", "--add", result, "--steps", "2", "--size", "64"
     )
+    assert drawn.returncode == 0, drawn.stderr

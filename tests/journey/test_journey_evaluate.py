@@ -103,12 +103,12 @@ def test_every_save_of_a_run_is_measured_beside_the_base(evaluated, run, tmp_pat
     assert all("trained on" in scorer.note for scorer in summary.scorers if "like" in scorer.name)
     for candidate in summary.candidates:
         assert {"likeness", "prompt_following"} <= candidate.scores.keys()
-        assert len(candidate.pictures) == 6
+        assert len(candidate.pictures) == 8
         assert all((tmp_path / "out" / path).is_file() for path in candidate.pictures.values())
     last = [event for event in events if isinstance(event, Prepared)]
-    assert [(e.done, e.total) for e in last if e.what == "pictures"][-1] == (30, 30)
+    assert [(e.done, e.total) for e in last if e.what == "pictures"][-1] == (40, 40)
     rows = (tmp_path / "out" / "scores.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(rows) == 30
+    assert len(rows) == 40
     text = (tmp_path / "out" / "summary.json").read_text(encoding="utf-8")
     assert str(tmp_path) not in json.loads(text)["candidates"][1]["pictures"]["0-0"]
 
