@@ -10,6 +10,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,11 +88,11 @@ class Message(NamedTuple):
     text: str
 
 
-def messages() -> Iterator[Message]:
+@cache
+def messages() -> tuple[Message, ...]:
     """All of the source but the catalogue itself."""
-    for path in sorted(SOURCE.rglob("*.py")):
-        if path.parent.name != "japanese":
-            yield from _of_file(path)
+    paths = [path for path in sorted(SOURCE.rglob("*.py")) if path.parent.name != "japanese"]
+    return tuple(message for path in paths for message in _of_file(path))
 
 
 def has_japanese(message: Message) -> bool:
@@ -163,6 +164,7 @@ def _kind(node: ast.AST, above: dict[ast.AST, ast.AST]) -> str:
     return ""
 
 
+@cache
 def _templates() -> str:
     from konomi.cli.japanese import PAIRS
 

@@ -1,11 +1,13 @@
 """Every message has its Japanese: what lacks one is named here, with the place where it goes."""
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 TOOL = Path(__file__).parents[2] / "tools" / "messages.py"
 
 
+@cache
 def tool():
     spec = importlib.util.spec_from_file_location("messages", TOOL)
     module = importlib.util.module_from_spec(spec)

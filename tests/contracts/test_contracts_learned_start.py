@@ -63,7 +63,7 @@ def recipe_of(kit, config):
     return replace(kit.recipe(config), data=DataConfig(sources=(source,)))
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("family", ["sd1", pytest.param("sd2", marks=pytest.mark.slow), "sdxl"])
 def test_words_start_where_the_network_says(kit, tmp_path, family):
     base = kit.base(family, small=family == "sd1")
     network, path = network_for(base), tmp_path / "start.safetensors"

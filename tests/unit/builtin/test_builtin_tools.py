@@ -256,6 +256,7 @@ def test_a_stage_that_was_stopped_ends_as_one_that_was_not(
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the emoji sprites are not on this machine")
+@pytest.mark.slow
 def test_the_clip_inside_names_drawings_among_all_names() -> None:
     """Scenes of their own, on any background; chance is one in three hundred."""
     from konomi.models.clip import load_clip
