@@ -1,7 +1,7 @@
 """The network of starts inside konomi: pictures of concepts that `tiny` has words for, and what it
 learned from them.
 
-    python -m tools.tiny.start --data ../shared/data --work /tmp/subjects
+    python -m tools.tiny.start --data ../shared/data --work SUBJECTS
 
 Each drawing of a concept whose name is one token is a subject: four scenes of it, in a folder
 called by the name and the style. The novel concepts are not among them, and nothing of OpenMoji.
