@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from konomi.curation.collection import Collection, NotAPicture, kind_of, md5_of, open_collection
+from konomi.curation.collection import Collection, NotAPicture, examine, open_collection
 from konomi.curation.fetching import Elsewhere, Fetcher, TooLarge
 from konomi.curation.sites import Post, Refused, Site
 from konomi.curation.sites.site import RATINGS
@@ -155,15 +155,16 @@ class Collector:
             refused = self.fetcher.save(post.url, part, limit=wish.max_mib << 20)
             if refused is not None:
                 return _file_refusal(refused), None
-            kind_of(part)
-            md5 = md5_of(part)
-            if post.md5 and md5 != post.md5:
+            found = examine(part)
+            if post.md5 and found.md5 != post.md5:
                 return "the file is not what the site says it is", None
-            if md5 in collection.hashes:
+            if found.md5 in collection.hashes:
                 return "the same picture again", None
             grouped = wish.captions == "grouped"
             caption = caption_of(post, grouped=grouped, trigger=wish.trigger)
-            return "", collection.add(post, part, None if wish.captions == "none" else caption)
+            return "", collection.add(
+                post, part, found, None if wish.captions == "none" else caption
+            )
         except TooLarge:
             return f"larger than {wish.max_mib} MiB", None
         except Elsewhere:

@@ -34,6 +34,17 @@ _SIGNS = (
 _PIECE = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A fetched picture."""
+
+    suffix: str
+    """Of its kind, by its first bytes."""
+    md5: str
+    """As sites tell it."""
+    sha256: str
+
+
 @dataclass(slots=True)
 class Collection:
     """What a folder holds of one site."""
@@ -47,14 +58,14 @@ class Collection:
     present: int = 0
     """Pictures of this site that are still there."""
 
-    def add(self, post: Post, file: Path, caption: str | None) -> Path:
+    def add(self, post: Post, file: Path, found: Examined, caption: str | None) -> Path:
         """Move a fetched file to its place, write its caption and then its line.
 
-        Raises NotAPicture for what is none, RunError for a disk that refuses.
+        found: what `examine` said of the file.
+
+        Raises RunError for a disk that refuses.
         """
-        suffix = kind_of(file)
-        md5, sha256 = _digests(file)
-        name = f"{self.site}-{post.id}{suffix}"
+        name = f"{self.site}-{post.id}{found.suffix}"
         with explained(self.folder / name):
             file.replace(self.folder / name)
         if caption is not None:
@@ -67,8 +78,8 @@ class Collection:
             "artist": list(post.groups.get("artist", ())),
             "rating": post.rating,
             "score": post.score,
-            "md5": md5,
-            "sha256": sha256,
+            "md5": found.md5,
+            "sha256": found.sha256,
             "tags": {group: list(tags) for group, tags in post.groups.items()}
             or {"all": list(post.tags)},
         }
@@ -77,7 +88,7 @@ class Collection:
             table.flush()
             os.fsync(table.fileno())
         self.known.add(post.id)
-        self.hashes.add(md5)
+        self.hashes.add(found.md5)
         self.present += 1
         return self.folder / name
 
@@ -107,30 +118,25 @@ def open_collection(folder: Path, site: str) -> Collection:
     return collection
 
 
-def kind_of(file: Path) -> str:
-    """The suffix of a picture, by its first bytes. Raises NotAPicture for what is none."""
+def examine(file: Path) -> Examined:
+    """What a fetched file is. Raises NotAPicture for what is none."""
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     with file.open("rb") as stream:
-        head = stream.read(32)
+        suffix = _suffix_of(stream.read(32))
+        stream.seek(0)
+        while piece := stream.read(_PIECE):
+            md5.update(piece)
+            sha256.update(piece)
+    return Examined(suffix, md5.hexdigest(), sha256.hexdigest())
+
+
+def _suffix_of(head: bytes) -> str:
     for sign, place, suffix in _SIGNS:
         if head[place : place + len(sign)] == sign:
             return suffix
     if head.lstrip()[:1] == b"<":
         raise NotAPicture("a page in HTML in place of a picture")
     raise NotAPicture("no picture")
-
-
-def md5_of(file: Path) -> str:
-    """As sites tell it."""
-    return _digests(file)[0]
-
-
-def _digests(file: Path) -> tuple[str, str]:
-    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
-    with file.open("rb") as stream:
-        while piece := stream.read(_PIECE):
-            md5.update(piece)
-            sha256.update(piece)
-    return md5.hexdigest(), sha256.hexdigest()
 
 
 def _row(line: bytes, where: str) -> dict[str, Any]:

@@ -71,7 +71,6 @@ def collect(
     check_wish(wish)
     account = accounts(wish.site)
     fetcher = Fetcher(wish.site.domain, wish.site.seconds_between, tell)
-    wish.output.mkdir(parents=True, exist_ok=True)
     try:
         with RunLock(wish.output):
             yield from Collector(wish, account, fetcher).run()

@@ -38,7 +38,7 @@ class Clock:
 
 
 def collected(fake, folder, *, program=DANBOORU, clock=None, stop_after=None, account=None, **wish):
-    site = program.at(fake.address)
+    site = chosen_site(f"{program.name}:{fake.address}")
     asked = Wish(**({"tags": ("cat_ears",), "site": site, "output": folder, "limit": 1000} | wish))
     fetcher = (clock or Clock()).fetcher(site)
     report, done = None, 0
@@ -248,6 +248,12 @@ def test_wishes_that_cannot_be(tmp_path, monkeypatch, asked, told):
     assert told in str(raised.value) and not (tmp_path / "new").exists()
 
 
+def test_a_folder_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KonomiError, match="file"):
+        list(konomi.collect("cat", output=tmp_path / "file" / "new"))
+
+
 def test_half_an_account_is_none():
     with pytest.raises(RecipeError, match="only DANBOORU_LOGIN is set"):
         accounts(DANBOORU, {"DANBOORU_LOGIN": "a"})
@@ -276,9 +282,9 @@ KILLED = """
 import sys
 from konomi.curation.collecting import Collector, Wish
 from konomi.curation.fetching import Fetcher
-from konomi.curation.sites import SITES
+from konomi.curation.sites import chosen_site
 from pathlib import Path
-site = SITES[0].at(sys.argv[1])
+site = chosen_site(f"danbooru:{sys.argv[1]}")
 wish = Wish(tags=("cat_ears",), site=site, output=Path(sys.argv[2]), limit=10**6)
 for news in Collector(wish, {}, Fetcher(site.domain, 0.0, print)).run():
     pass

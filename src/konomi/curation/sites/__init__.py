@@ -1,5 +1,8 @@
 """Picture sites that can be searched by tags, one file for each program that runs them."""
 
+from dataclasses import replace
+from urllib.parse import urlsplit
+
 from konomi.curation.sites.danbooru import Danbooru
 from konomi.curation.sites.gelbooru import Gelbooru
 from konomi.curation.sites.gelbooru_0_2 import Gelbooru02
@@ -8,7 +11,7 @@ from konomi.errors import RecipeError, printable
 
 __all__ = ["SITES", "Post", "Refused", "Site", "chosen_site"]
 
-SITES: tuple[Site, ...] = (
+SITES: tuple[Danbooru | Gelbooru02 | Gelbooru, ...] = (
     Danbooru("danbooru", "https://danbooru.donmai.us", "donmai.us"),
     Gelbooru02("safebooru", "https://safebooru.org", "safebooru.org"),
     Gelbooru("gelbooru", "https://gelbooru.com", "gelbooru.com"),
@@ -27,7 +30,8 @@ def chosen_site(text: str) -> Site:
     if name in known and not colon:
         return known[name]
     if name in known and address.startswith(("https://", "http://")):
-        return known[name].at(address)
+        host = urlsplit(address).hostname or ""
+        return replace(known[name], name=host, address=address.rstrip("/"), domain=host)
     names = ", ".join(known)
     raise RecipeError(
         f"--from {printable(text)}: it takes one of {names}, or NAME:URL for another site that "

@@ -4,9 +4,8 @@ Its listing takes `page=bID`, posts with smaller numbers, which has no end as nu
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from konomi.curation.sites.reading import number_of, page, text, whole, words
 from konomi.curation.sites.site import GROUPS, WORDS, Post, Refused
@@ -28,10 +27,6 @@ class Danbooru:
     needs_account: ClassVar[bool] = False
     tells_groups: ClassVar[bool] = True
     most_tags: ClassVar[int] = 2
-
-    def at(self, address: str) -> Self:
-        host = urlsplit(address).hostname or ""
-        return replace(self, name=host, address=address.rstrip("/"), domain=host)
 
     def search(
         self,

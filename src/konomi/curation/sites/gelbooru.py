@@ -4,9 +4,8 @@ Pages are limited to 20,000 posts, so posts with smaller numbers are searched fo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from typing import ClassVar
 
 from konomi.curation.sites.gelbooru_0_2 import post_of
 from konomi.curation.sites.reading import page
@@ -25,10 +24,6 @@ class Gelbooru:
     needs_account: ClassVar[bool] = True
     tells_groups: ClassVar[bool] = False
     most_tags: ClassVar[int] = 1000
-
-    def at(self, address: str) -> Self:
-        host = urlsplit(address).hostname or ""
-        return replace(self, name=host, address=address.rstrip("/"), domain=host)
 
     def search(
         self,

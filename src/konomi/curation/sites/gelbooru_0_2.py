@@ -3,9 +3,9 @@
 import html
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
-from urllib.parse import quote, urlsplit
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from urllib.parse import quote
 
 from konomi.curation.sites.reading import number_of, page, text, whole
 from konomi.curation.sites.site import WORDS, Post, Refused
@@ -24,10 +24,6 @@ class Gelbooru02:
     needs_account: ClassVar[bool] = False
     tells_groups: ClassVar[bool] = False
     most_tags: ClassVar[int] = 1000
-
-    def at(self, address: str) -> Self:
-        host = urlsplit(address).hostname or ""
-        return replace(self, name=host, address=address.rstrip("/"), domain=host)
 
     def search(
         self,

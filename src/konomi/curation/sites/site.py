@@ -4,7 +4,7 @@ its refusals mean.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol
 
 RATINGS = ("general", "sensitive", "questionable", "explicit")
 GROUPS = ("character", "copyright", "artist", "general", "meta")
@@ -106,10 +106,6 @@ class Site(Protocol):
 
     def is_free(self, tag: str) -> bool:
         """Whether a search word does not count among `most_tags`."""
-        ...
-
-    def at(self, address: str) -> Self:
-        """The same program at another address."""
         ...
 
     def search(
